@@ -1,0 +1,338 @@
+"""`EquilibriumReasoner`: the operator as a torch.nn.Module with the official state-dict keys."""
+
+from __future__ import annotations
+
+import math
+from os import PathLike
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from eqr_kernels import noise, reference
+from eqr_kernels.config import EqRConfig, swiglu_size
+from eqr_kernels.reference import BlockWeights, OperatorWeights, Rope
+
+if TYPE_CHECKING:
+    from eqr_kernels.checkpoint import ModelCard
+    from eqr_kernels.solve import SolveResult
+
+
+class LatentState(NamedTuple):
+    """The latent state of n trajectories and the counters that key their noise; rows are independent.
+
+    Attributes:
+        z_H, z_L: [n, S, d], the dtype of the weights.
+        seed, ids, restart, step: int64 [n]; step counts the outer steps already done.
+    """
+
+    z_H: Tensor
+    z_L: Tensor
+    seed: Tensor
+    ids: Tensor
+    restart: Tensor
+    step: Tensor
+
+    @property
+    def rng(self) -> Tensor:
+        """Counters as `eqr_kernels.noise` takes them: int64 [n, 4]."""
+        return torch.stack([self.seed, self.restart, self.ids, self.step], 1)
+
+
+def _linear(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
+    # Skips nn.Linear's own initialisation: reset_parameters below draws the official one.
+    return nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)
+
+
+class SwiGLU(nn.Module):
+    """Weights of a SwiGLU on an axis of `size`: `gate_up_proj` [2k, size], `down_proj` [size, k]."""
+
+    def __init__(self, size: int, expansion: float) -> None:
+        super().__init__()
+        hidden = swiglu_size(size, expansion)
+        self.gate_up_proj = _linear(size, 2 * hidden)
+        self.down_proj = _linear(hidden, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., size] -> [..., size]."""
+        return reference.swiglu(x, self.gate_up_proj.weight, self.down_proj.weight)
+
+
+class Attention(nn.Module):
+    """Weights of the self-attention: `qkv_proj` [3d, d] (q heads, k heads, v heads) and `o_proj` [d, d]."""
+
+    def __init__(self, config: EqRConfig) -> None:
+        super().__init__()
+        self.qkv_proj = _linear(config.hidden_size, 3 * config.hidden_size)
+        self.o_proj = _linear(config.hidden_size, config.hidden_size)
+
+
+class ReasoningBlock(nn.Module):
+    """One block: `mlp_t` or `self_attn` mixes tokens, `mlp` mixes features."""
+
+    def __init__(self, config: EqRConfig) -> None:
+        super().__init__()
+        self.config = config
+        if config.mlp_t:
+            self.mlp_t = SwiGLU(config.seq_len, config.expansion)
+        else:
+            self.self_attn = Attention(config)
+        self.mlp = SwiGLU(config.hidden_size, config.expansion)
+
+    def weights(self) -> BlockWeights:
+        if self.config.mlp_t:
+            mixer = self.mlp_t.gate_up_proj.weight, self.mlp_t.down_proj.weight
+        else:
+            mixer = self.self_attn.qkv_proj.weight, self.self_attn.o_proj.weight
+        return BlockWeights(*mixer, self.mlp.gate_up_proj.weight, self.mlp.down_proj.weight)
+
+    def forward(self, u: Tensor, rope: Rope | None = None) -> Tensor:
+        """u [n, S, d] -> [n, S, d]."""
+        return reference.block(u, self.weights(), rope, self.config)
+
+
+class ReasoningModule(nn.Module):
+    """The weight-tied module's `L_layers` blocks."""
+
+    def __init__(self, config: EqRConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(ReasoningBlock(config) for _ in range(config.L_layers))
+
+
+class TokenEmbedding(nn.Module):
+    """`embedding_weight` [V, d]."""
+
+    def __init__(self, config: EqRConfig) -> None:
+        super().__init__()
+        self.embedding_weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+
+
+class EquilibriumReasoner(nn.Module):
+    """An Equilibrium Reasoner (EqR, arXiv 2605.21488): a weight-tied operator iterated to its fixed point.
+
+    Calling the module runs one outer step; `solve` runs each trajectory until it has settled. The state dict has the
+    keys of the official checkpoints.
+
+    Args:
+        config: the operator's sizes; weights are drawn at random as the official code draws them.
+
+    Attributes:
+        card: what is known of the weights (training data, calibrated tolerance), see `ModelCard`.
+
+    Example:
+        >>> model = EquilibriumReasoner(EqRConfig.sudoku_small()).eval()
+        >>> state = model.initial_state(n=2, seed=0)
+        >>> state, logits, q_halt = model(torch.ones(2, 81, dtype=torch.long), state)
+        >>> logits.shape, q_halt.shape
+        (torch.Size([2, 81, 11]), torch.Size([2]))
+    """
+
+    H_init: Tensor | None
+    L_init: Tensor | None
+
+    def __init__(self, config: EqRConfig, *, card: ModelCard | None = None) -> None:
+        super().__init__()
+        if not isinstance(config, EqRConfig):
+            kind = type(config).__name__
+            raise TypeError(f"config must be an EqRConfig, got {kind}; use EqRConfig.from_dict for a dict")
+        self.config = config
+        self.card = card
+        self.embed_tokens = TokenEmbedding(config)
+        self.lm_head = _linear(config.hidden_size, config.vocab_size)
+        self.q_head = _linear(config.hidden_size, 2, bias=True)
+        self.L_level = ReasoningModule(config)
+        for name in ("H_init", "L_init"):
+            self.register_buffer(name, torch.empty(config.hidden_size) if config.fixed_init else None)
+        self._rope_cache: dict[tuple[torch.device, torch.dtype], Rope | None] = {}
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draws the weights afresh from torch's global generator.
+
+        Truncated normals: linear layers of std 1/sqrt(fan_in), the embedding of std 1/sqrt(d), the fixed start states
+        (TRM) of std `H_init_std` and `L_init_std`; the q head has weight 0 and biases -5.
+        """
+
+        def draw(tensor: Tensor, std: float) -> None:
+            uniform = torch.rand(tensor.shape, dtype=torch.float32).clamp(2.0**-24, 1 - 2.0**-24)
+            tensor.copy_(noise.truncated_normal(uniform) * std)
+
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                draw(module.weight, 1 / math.sqrt(module.in_features))
+        draw(self.embed_tokens.embedding_weight, 1 / math.sqrt(self.config.hidden_size))
+        self.q_head.weight.zero_()
+        self.q_head.bias.fill_(-5)
+        if self.H_init is not None and self.L_init is not None:
+            draw(self.H_init, self.config.H_init_std)
+            draw(self.L_init, self.config.L_init_std)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights, and so of the latent state."""
+        return self.lm_head.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.lm_head.weight.device
+
+    def weights(self) -> OperatorWeights:
+        """The weights as `eqr_kernels.reference` takes them; shares memory with the parameters."""
+        blocks = tuple(layer.weights() for layer in self.L_level.layers)  # type: ignore[operator]
+        return OperatorWeights(
+            self.embed_tokens.embedding_weight, self.lm_head.weight, self.q_head.weight, self.q_head.bias, blocks
+        )
+
+    def rope(self) -> Rope | None:
+        """Rotary angles [S, head_dim] in float32 (float64 for a float64 model), or None."""
+        dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        key = (self.device, dtype)
+        if key not in self._rope_cache:
+            self._rope_cache[key] = reference.rope_angles(self.config, *key)
+        return self._rope_cache[key]
+
+    def initial_state(
+        self, n: int | Tensor, seed: int = 0, *, ids: Tensor | None = None, restart: int | Tensor = 0
+    ) -> LatentState:
+        """Start states: random ones (RI), or the buffers `H_init`, `L_init` of a model with `fixed_init`.
+
+        Args:
+            n: number of rows, or the tokens [n, S] themselves, from which ids are hashed as `solve` does.
+            seed: 0 to 2**32 - 1.
+            ids: int64 [n], key the random stream; default 0..n-1, or the hash of the tokens.
+            restart: int or int64 [n], number of the trajectory of its puzzle.
+
+        Raises:
+            TypeError, ValueError: an argument has the wrong type or is out of range.
+        """
+        noise.check_word("seed", seed, 32)
+        if isinstance(n, Tensor):
+            tokens = check_tokens(n, self.config).to(self.device)
+            count = tokens.shape[0]
+            default = noise.hash_tokens(tokens)
+        else:
+            if isinstance(n, bool) or not isinstance(n, int):
+                raise TypeError(f"n must be an int or a tokens tensor [n, S], got {type(n).__name__}")
+            if n < 1:
+                raise ValueError(f"n must be at least 1, got {n}")
+            count, default = n, torch.arange(n, device=self.device)
+        if ids is None:
+            ids = default
+        ids = check_ids(ids, count).to(self.device)
+        if isinstance(restart, int):
+            noise.check_word("restart", restart, 32)
+        restart = torch.as_tensor(restart, dtype=torch.int64, device=self.device).expand(count)
+        seeds, step = torch.full_like(ids, seed), torch.zeros_like(ids)
+        rng = noise.make_rng(seeds, restart, ids, step)
+        z_H, z_L = self.start(rng)
+        return LatentState(z_H, z_L, seeds, ids, restart.clone(), step)
+
+    def start(self, rng: Tensor) -> tuple[Tensor, Tensor]:
+        """Start states z_H, z_L [n, S, d] of trajectories with counters `rng`, int64 [n, 4]."""
+        shape = (self.config.seq_len, self.config.hidden_size)
+        if self.H_init is not None and self.L_init is not None:
+            full = (rng.shape[0], *shape)
+            return self.H_init.to(self.dtype).expand(full).clone(), self.L_init.to(self.dtype).expand(full).clone()
+        high = torch.float64 if self.dtype == torch.float64 else torch.float32
+        z_H = noise.start(rng, noise.START_H, shape, high) * self.config.H_init_std
+        z_L = noise.start(rng, noise.START_L, shape, high) * self.config.L_init_std
+        return z_H.to(self.dtype), z_L.to(self.dtype)
+
+    def forward(self, tokens: Tensor, state: LatentState) -> tuple[LatentState, Tensor, Tensor]:
+        """One outer step; the state that comes back is detached, as in segmented online training.
+
+        Args:
+            tokens: integers [n, S] in 0..V-1.
+            state: of the same n rows.
+
+        Returns:
+            The next state, logits [n, S, V] in the dtype of the weights, q_halt [n] in float32. Gradients flow
+            through the last latent recursion only.
+
+        Raises:
+            TypeError, ValueError: tokens have the wrong dtype, shape or (outside torch.compile) range.
+        """
+        tokens = check_tokens(tokens, self.config, values=not torch.compiler.is_compiling())
+        if tokens.shape[0] != state.z_H.shape[0]:
+            raise ValueError(f"tokens have {tokens.shape[0]} rows and state has {state.z_H.shape[0]}; they must agree")
+        config, weights, rng = self.config, self.weights(), state.rng
+
+        def update(z: Tensor, u: Tensor, number: int) -> Tensor:
+            eps = None
+            if config.noise_scale:
+                eps = noise.normal(rng, noise.FIRST_UPDATE + number, tuple(z.shape[1:]), z.dtype)
+            return reference.damped_update(z, u, eps, config.lambda_, config.noise_scale)
+
+        e = reference.embed(tokens, weights)
+        z_H, z_L = reference.outer_step(state.z_H, state.z_L, e, weights, self.rope(), config, update)
+        logits, q_halt = reference.heads(z_H, weights)
+        return state._replace(z_H=z_H.detach(), z_L=z_L.detach(), step=state.step + 1), logits, q_halt
+
+    def solve(self, tokens: Tensor, **options: Any) -> SolveResult:
+        """Iterates each row to its fixed point; see `eqr_kernels.solve.solve` for the options."""
+        from eqr_kernels.solve import solve
+
+        return solve(self, tokens, **options)
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | PathLike[str], config: EqRConfig | None = None, *, revision: str | None = None
+    ) -> EquilibriumReasoner:
+        """A model, in eval mode, from a shipped name, an official `.pth`, a `.safetensors`, a folder or a hub id.
+
+        See `eqr_kernels.checkpoint.load_checkpoint` for what each may hold and for the errors.
+        """
+        from eqr_kernels.checkpoint import load_checkpoint
+
+        loaded = load_checkpoint(source, config, revision=revision)
+        model = cls(loaded.config, card=loaded.card).to(loaded.dtype)
+        model.load_state_dict(loaded.state_dict)
+        return model.eval()
+
+    def save_pretrained(self, path: str | PathLike[str]) -> None:
+        """Writes weights (safetensors) and card (JSON) to a folder or a `.safetensors` path, atomically."""
+        from eqr_kernels.checkpoint import save_checkpoint
+
+        save_checkpoint(path, self.state_dict(), self.config, self.card)
+
+
+def check_tokens(tokens: Tensor, config: EqRConfig, *, values: bool = True) -> Tensor:
+    """`tokens` [n, S] as int64.
+
+    Raises:
+        TypeError: not an integer tensor.
+        ValueError: wrong shape, or (with `values`) a token outside 0..V-1.
+    """
+    if not isinstance(tokens, Tensor):
+        kind = type(tokens).__name__
+        raise TypeError(f"tokens must be a torch.Tensor [n, {config.seq_len}], got {kind}; use torch.as_tensor")
+    if tokens.dtype.is_floating_point or tokens.dtype.is_complex or tokens.dtype == torch.bool:
+        raise TypeError(f"tokens must be an integer tensor, got {tokens.dtype}; use tokens.long()")
+    if tokens.ndim != 2 or tokens.shape[1] != config.seq_len or tokens.shape[0] < 1:
+        raise ValueError(f"tokens must have shape [n >= 1, {config.seq_len}], got {list(tokens.shape)}")
+    tokens = tokens.to(torch.int64)
+    if values:
+        low, high = (int(v) for v in tokens.aminmax())
+        if low < 0 or high >= config.vocab_size:
+            row = int(((tokens < 0) | (tokens >= config.vocab_size)).any(1).nonzero()[0])
+            raise ValueError(
+                f"tokens must be in 0..{config.vocab_size - 1}, got {low if low < 0 else high} in row {row}; "
+                "eqr_kernels.tasks encodes puzzles as tokens"
+            )
+    return tokens
+
+
+def check_ids(ids: Tensor, n: int) -> Tensor:
+    """`ids` [n] as int64.
+
+    Raises:
+        TypeError, ValueError: not an integer tensor, or not of shape [n].
+    """
+    if not isinstance(ids, Tensor) or ids.dtype.is_floating_point or ids.dtype == torch.bool:
+        got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+        raise TypeError(f"ids must be an int64 tensor [{n}], got {got}")
+    if tuple(ids.shape) != (n,):
+        raise ValueError(f"ids must have shape [{n}], one for each row of tokens, got {list(ids.shape)}")
+    return ids.to(torch.int64)
