@@ -1,0 +1,5 @@
+"""Tasks: how puzzles become tokens, are generated, augmented and checked.
+
+`sudoku` and `maze` read and write puzzles, know their rules and their symmetries; `sudoku_generator` makes Sudoku with
+an exact solver; `common` and `files` hold what both share. Everything here is NumPy; nothing needs torch.
+"""

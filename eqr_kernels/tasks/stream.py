@@ -1,0 +1,102 @@
+"""An endless stream of augmented training puzzles, with a curriculum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from eqr_kernels.tasks.common import PuzzleSet, Tokens
+
+Augment = Callable[[Tokens, Tokens, np.random.Generator], tuple[Tokens, Tokens]]
+Reveal = Callable[[Tokens, Tokens, Any, np.random.Generator], Tokens]
+
+
+@dataclass(frozen=True)
+class RevealPoint:
+    """From training step `step` on, puzzles show at least a number of clues drawn from `low`..`high`."""
+
+    step: int
+    low: int
+    high: int
+
+
+def parse_curriculum(text: str) -> tuple[RevealPoint, ...]:
+    """A curriculum from text such as "0:34-50,2500:30-48,6000:17-42"; between points, the ends are interpolated.
+
+    Raises:
+        ValueError: text of another form, or steps that do not rise from 0.
+    """
+    points = []
+    for part in text.split(","):
+        try:
+            step, clues = part.split(":")
+            low, high = clues.split("-")
+            points.append(RevealPoint(int(step), int(low), int(high)))
+        except ValueError:
+            raise ValueError(f'curriculum: {part!r} is not STEP:LOW-HIGH, as in "0:34-50,2500:17-42"') from None
+    steps = [point.step for point in points]
+    if steps[0] != 0 or sorted(set(steps)) != steps:
+        raise ValueError(f"curriculum: steps must rise from 0, got {steps}")
+    for point in points:
+        if not 0 <= point.low <= point.high <= 81:
+            raise ValueError(f"curriculum: clues must be 0 <= LOW <= HIGH <= 81, got {point.low}-{point.high}")
+    return tuple(points)
+
+
+class PuzzleStream:
+    """Draws puzzles at random, each under a random symmetry and, with a curriculum, with more clues revealed.
+
+    Args:
+        puzzles: with labels.
+        augment: applies a random symmetry to each row.
+        reveal, curriculum: `reveal(inputs, labels, clues, rng)` and when to show how many clues; empty shows none.
+        seed: int or ints that key the stream.
+
+    Raises:
+        ValueError: puzzles without labels, or an empty set.
+    """
+
+    def __init__(
+        self,
+        puzzles: PuzzleSet,
+        augment: Augment,
+        *,
+        reveal: Reveal | None = None,
+        curriculum: Sequence[RevealPoint] = (),
+        seed: int | Sequence[int] = 0,
+    ) -> None:
+        if puzzles.labels is None or not len(puzzles):
+            raise ValueError(f"puzzles must have labels and not be empty to train on, got {len(puzzles)} puzzles")
+        if curriculum and reveal is None:
+            raise ValueError("curriculum needs a task that can reveal clues (sudoku)")
+        self.inputs, self.labels = puzzles.inputs, puzzles.labels
+        self.augment, self.reveal, self.curriculum = augment, reveal, tuple(curriculum)
+        self.rng = np.random.default_rng(seed)
+
+    def clue_range(self, step: int) -> tuple[int, int]:
+        """The least and the greatest number of clues to show at training step `step`."""
+        steps = [point.step for point in self.curriculum]
+        low = np.interp(step, steps, [point.low for point in self.curriculum])
+        high = np.interp(step, steps, [point.high for point in self.curriculum])
+        return round(float(low)), round(float(high))
+
+    def draw(self, n: int, step: int) -> tuple[Tokens, Tokens]:
+        """n fresh puzzles for training step `step`: inputs and labels, uint8 [n, S]."""
+        index = self.rng.integers(len(self.inputs), size=n)
+        inputs, labels = self.augment(self.inputs[index], self.labels[index], self.rng)
+        if self.reveal is not None and self.curriculum:
+            low, high = self.clue_range(step)
+            inputs = self.reveal(inputs, labels, self.rng.integers(low, high + 1, size=n), self.rng)
+        return inputs, labels
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The generator's state, ready for JSON; assign it to continue the same stream."""
+        return dict(self.rng.bit_generator.state)
+
+    @state.setter
+    def state(self, value: dict[str, Any]) -> None:
+        self.rng.bit_generator.state = value
