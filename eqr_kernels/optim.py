@@ -1,0 +1,92 @@
+"""AdamATan2, the exponential moving average of the weights, and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+class AdamATan2(torch.optim.Optimizer):
+    """Adam with the division replaced by atan2, so that it has no epsilon and is invariant to the gradient's scale.
+
+    p *= 1 - lr * weight_decay;  p -= lr / (1 - b1^t) * atan2(m, sqrt(v) / sqrt(1 - b2^t)), with m and v the moving
+    averages of the gradient and of its square (Adam-atan2 of Everett et al., "Scaling exponents across
+    parameterizations and optimizers", arXiv 2407.05872, in the form that EqR and its predecessors train with).
+
+    Args:
+        params: parameters to train.
+        lr: learning rate.
+        betas: decay of m and of v.
+        weight_decay: decoupled, multiplied by lr.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 1.0,
+    ) -> None:
+        if lr < 0 or weight_decay < 0:
+            raise ValueError(f"lr and weight_decay must not be negative, got {lr} and {weight_decay}")
+        if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1):
+            raise ValueError(f"betas must be in [0, 1), got {betas}")
+        super().__init__(params, dict(lr=lr, betas=betas, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            lr, (beta1, beta2), decay = group["lr"], group["betas"], group["weight_decay"]
+            params = [p for p in group["params"] if p.grad is not None]
+            for p in params:
+                if not self.state[p]:
+                    self.state[p].update(step=0, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+            for p in params:
+                state, grad = self.state[p], p.grad
+                state["step"] += 1
+                m: Tensor = state["exp_avg"].lerp_(grad, 1 - beta1)
+                v: Tensor = state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+                scale = math.sqrt(1 - beta2 ** state["step"])
+                p.mul_(1 - lr * decay)
+                p.add_(torch.atan2(m, v.sqrt().div_(scale)), alpha=-lr / (1 - beta1 ** state["step"]))
+        return loss
+
+
+class EMA:
+    """Exponential moving average of a module's parameters; evaluation uses it.
+
+    Args:
+        module: whose parameters are followed; the average starts at their values.
+        rate: weight of the old average at every update.
+    """
+
+    def __init__(self, module: nn.Module, rate: float = 0.999) -> None:
+        if not 0 <= rate < 1:
+            raise ValueError(f"rate must be in [0, 1), got {rate}")
+        self.rate = rate
+        self.shadow = {name: p.detach().clone() for name, p in module.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """Takes in the module's present parameters."""
+        params = dict(module.named_parameters())
+        for name, average in self.shadow.items():
+            average.lerp_(params[name].detach(), 1 - self.rate)
+
+
+def learning_rate(step: int, *, lr: float, warmup: int, total: int | None, min_ratio: float) -> float:
+    """Linear warm-up from 0 over `warmup` steps, then a cosine to `min_ratio * lr` at `total` (constant when None)."""
+    if step < warmup:
+        return lr * step / warmup
+    if total is None or min_ratio >= 1:
+        return lr
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return lr * (min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -1,0 +1,324 @@
+"""Segmented online training of an Equilibrium Reasoner (EqR, arXiv 2605.21488).
+
+Every training step is one outer step from the detached state of the step before. A row that halts, or has had
+`halt_max_steps`, is replaced by a fresh puzzle with a fresh random start, so one batch holds rows of every age.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from eqr_kernels import noise, reference
+from eqr_kernels.modules import EquilibriumReasoner
+from eqr_kernels.optim import EMA, AdamATan2, learning_rate
+from eqr_kernels.tasks.stream import PuzzleStream
+
+
+def stablemax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy under stablemax, s(x) = x + 1 for x >= 0 and 1 / (1 - x) below, in float64 (EqR, section 3).
+
+    Args:
+        logits: [n, S, V], any float dtype.
+        labels: int64 [n, S]; 0 is padding and adds nothing.
+
+    Returns:
+        float64 [n], the mean over each row's labelled tokens (0 for a row without any).
+    """
+    x = logits.to(torch.float64)
+    # The clamps keep the branch that `where` does not take finite, or its gradient would be NaN at x = 1.
+    s = torch.where(x < 0, 1 / (1 - x.clamp(max=0)), x.clamp(min=0) + 1)
+    log_p = torch.log(s / s.sum(-1, keepdim=True))
+    loss = -log_p.gather(-1, labels[..., None])[..., 0]
+    labelled = labels != 0
+    return torch.where(labelled, loss, 0).sum(1) / labelled.sum(1).clamp(min=1)
+
+
+def objective(logits: Tensor, q_halt: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Training loss of a batch: (sum of token losses + 0.5 * halting BCE) / n, and which rows are exactly right.
+
+    Args:
+        logits: [n, S, V]; q_halt: float32 [n]; labels: int64 [n, S], 0 is padding.
+
+    Returns:
+        The loss, float64 scalar, and bool [n]: every labelled token right (never for an all-pad row).
+    """
+    with torch.no_grad():
+        labelled = labels != 0
+        exact = ((logits.argmax(-1) == labels) | ~labelled).all(1) & labelled.any(1)
+    halting = F.binary_cross_entropy_with_logits(q_halt, exact.to(q_halt.dtype), reduction="sum")
+    return (stablemax_cross_entropy(logits, labels).sum() + 0.5 * halting) / labels.shape[0], exact
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Defaults are the published schedule of the `sudoku` preset.
+
+    Attributes:
+        batch_size: rows of this process; torchrun multiplies it by the number of processes.
+        lr, lr_warmup_steps, lr_min_ratio: see `eqr_kernels.optim.learning_rate`; 1.0 keeps the rate constant.
+        beta1, beta2, weight_decay: of AdamATan2.
+        ema_rate: of the averaged weights that are saved as the model.
+        total_steps: where the cosine ends and training stops; None trains until the time limit.
+        forward_dtype: "float32" or "bfloat16"; parameters and optimizer stay in float32.
+        compile: compile the step with torch.compile.
+        seed: of weights, data, starts and noise.
+    """
+
+    batch_size: int = 768
+    lr: float = 1e-4
+    lr_warmup_steps: int = 2000
+    lr_min_ratio: float = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 1.0
+    ema_rate: float = 0.999
+    total_steps: int | None = 50_000
+    forward_dtype: str = "float32"
+    compile: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.forward_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f'forward_dtype must be "float32" or "bfloat16", got {self.forward_dtype!r}')
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.total_steps is not None and self.total_steps < 1:
+            raise ValueError(f"total_steps must be at least 1 or None, got {self.total_steps}")
+
+
+@dataclass
+class Rows:
+    """The n rows in flight: their puzzles, latent states and ages."""
+
+    tokens: Tensor  # int64 [n, S]
+    labels: Tensor  # int64 [n, S], 0 is padding
+    z_H: Tensor  # [n, S, d] in the forward dtype
+    z_L: Tensor  # [n, S, d] in the forward dtype
+    steps: Tensor  # int64 [n], outer steps since the row was replaced
+    halted: Tensor  # bool [n], to be replaced before the next step
+
+
+@dataclass
+class Progress:
+    """Means over the training steps since the last report."""
+
+    step: int
+    loss: float
+    exact: float  # share of the rows that left, exactly right when they left
+    steps: float  # outer steps that a row had when it left
+    residual: float
+    samples_per_second: float
+    lr: float
+
+
+@dataclass
+class _Sums:
+    """Sums since the last report, kept on the device so that a step never waits for the host."""
+
+    values: Tensor  # float64 [5]: loss, rows that left, exact rows that left, their steps, residual
+    count: int = 0
+    since: float = field(default_factory=time.perf_counter)
+
+
+class Trainer:
+    """Trains a model in place, one outer step a call.
+
+    Args:
+        model: with float32 parameters, on the device to train on.
+        stream: yields fresh puzzles.
+        config: how to train.
+
+    Raises:
+        TypeError: the model's parameters are not float32.
+    """
+
+    def __init__(self, model: EquilibriumReasoner, stream: PuzzleStream, config: TrainConfig) -> None:
+        if model.dtype != torch.float32:
+            raise TypeError(
+                f"model must have float32 parameters, got {model.dtype}; call model.float() and set forward_dtype"
+            )
+        self.model, self.stream, self.config = model.train(), stream, config
+        self.step = 0
+        self.optimizer = AdamATan2(model.parameters(), config.lr, (config.beta1, config.beta2), config.weight_decay)
+        self.ema = EMA(model, config.ema_rate)
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.generator = torch.Generator(model.device).manual_seed(config.seed * 1_000_003 + self.rank)
+        self.forward_dtype = getattr(torch, config.forward_dtype)
+        self.rows = self._empty_rows()
+        self._sums = self._fresh_sums()
+        self._loss: Callable[..., Any] = (
+            torch.compile(self._loss_of_step, dynamic=False) if config.compile else self._loss_of_step
+        )
+
+    def _empty_rows(self) -> Rows:
+        n, c, device = self.config.batch_size, self.model.config, self.model.device
+        z = torch.zeros(n, c.seq_len, c.hidden_size, dtype=self.forward_dtype, device=device)
+        tokens = torch.zeros(n, c.seq_len, dtype=torch.int64, device=device)
+        steps = torch.zeros(n, dtype=torch.int64, device=device)
+        return Rows(tokens, tokens.clone(), z, z.clone(), steps, torch.ones(n, dtype=torch.bool, device=device))
+
+    def _fresh_sums(self) -> _Sums:
+        return _Sums(torch.zeros(5, dtype=torch.float64, device=self.model.device))
+
+    def _replace_halted(self) -> None:
+        """Gives every halted row a fresh puzzle and a fresh start."""
+        rows, c = self.rows, self.model.config
+        index = rows.halted.nonzero()[:, 0]
+        if not len(index):
+            return
+        tokens, labels = self.stream.draw(len(index), self.step)
+        rows.tokens[index] = torch.from_numpy(tokens).to(rows.tokens)
+        rows.labels[index] = torch.from_numpy(labels).to(rows.labels)
+        for z, fixed, std in ((rows.z_H, self.model.H_init, c.H_init_std), (rows.z_L, self.model.L_init, c.L_init_std)):
+            if fixed is not None:
+                z[index] = fixed.to(z.dtype)
+            else:
+                shape = (len(index), c.seq_len, c.hidden_size)
+                uniform = torch.rand(shape, generator=self.generator, device=z.device).clamp_(2.0**-24, 1 - 2.0**-24)
+                z[index] = (noise.truncated_normal(uniform) * std).to(z.dtype)
+        rows.steps[index] = 0
+
+    def _loss_of_step(
+        self, z_H: Tensor, z_L: Tensor, tokens: Tensor, labels: Tensor, eps: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Loss, next z_H and z_L, q_halt [n], exact [n], residual [n]; eps [updates, n, S, d] or None."""
+        model, config = self.model, self.model.config
+        weights = model.weights().to(self.forward_dtype)
+
+        def update(z: Tensor, u: Tensor, number: int) -> Tensor:
+            return reference.damped_update(
+                z, u, None if eps is None else eps[number], config.lambda_, config.noise_scale
+            )
+
+        e = reference.embed(tokens, weights)
+        new_H, new_L = reference.outer_step(z_H, z_L, e, weights, model.rope(), config, update)
+        logits, q_halt = reference.heads(new_H, weights)
+        loss, exact = objective(logits, q_halt, labels)
+        new_H, new_L = new_H.detach(), new_L.detach()
+        squares = [x.float().square().sum((1, 2)) for x in (new_H - z_H, new_L - z_L, new_H, new_L)]
+        residual = torch.sqrt((squares[0] + squares[1]) / (squares[2] + squares[3]))
+        return loss, new_H, new_L, q_halt.detach(), exact, residual
+
+    def train_step(self) -> None:
+        """One training step: one outer step of every row, one update of the weights."""
+        config, rows = self.config, self.rows
+        self._replace_halted()
+        eps = None
+        if self.model.config.noise_scale:
+            shape = (self.model.config.updates_per_step, *rows.z_H.shape)
+            eps = torch.randn(shape, generator=self.generator, device=rows.z_H.device, dtype=self.forward_dtype)
+        loss, rows.z_H, rows.z_L, q_halt, exact, residual = self._loss(
+            rows.z_H, rows.z_L, rows.tokens, rows.labels, eps
+        )
+        loss.backward()
+        self._average_gradients()
+        self.optimizer.param_groups[0]["lr"] = learning_rate(
+            self.step + 1,
+            lr=config.lr,
+            warmup=config.lr_warmup_steps,
+            total=config.total_steps,
+            min_ratio=config.lr_min_ratio,
+        )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(self.model)
+        self.step += 1
+        self._decide_halting(q_halt)
+        left = rows.halted.double()
+        self._sums.values += torch.stack(
+            [loss.detach(), left.sum(), (left * exact).sum(), (left * rows.steps).sum(), residual.double().mean()]
+        )
+        self._sums.count += 1
+
+    def _decide_halting(self, q_halt: Tensor) -> None:
+        """A row leaves when q_halt > 0 or at `halt_max_steps`, but not below a minimum that some rows draw."""
+        rows, c = self.rows, self.model.config
+        rows.steps += 1
+        explores = torch.rand(q_halt.shape, generator=self.generator, device=q_halt.device) < c.halt_exploration_prob
+        drawn = torch.randint(
+            min(2, c.halt_max_steps), c.halt_max_steps + 1, q_halt.shape, generator=self.generator, device=q_halt.device
+        )
+        rows.halted = ((q_halt > 0) | (rows.steps >= c.halt_max_steps)) & (rows.steps >= explores * drawn)
+
+    def _average_gradients(self) -> None:
+        if self.world == 1:
+            return
+        params = [p for p in self.model.parameters() if p.grad is not None]
+        flat = torch.cat([p.grad.flatten() for p in params])  # type: ignore[union-attr]
+        dist.all_reduce(flat)
+        flat /= self.world
+        for p, grad in zip(params, flat.split([p.numel() for p in params]), strict=True):
+            p.grad = grad.view_as(p)
+
+    def report(self) -> Progress:
+        """Means since the last report; starts new ones. Waits for the device."""
+        loss, left, exact, steps, residual = self._sums.values.tolist()
+        count = max(1, self._sums.count)
+        seconds = time.perf_counter() - self._sums.since
+        rate = self._sums.count * self.config.batch_size * self.world / seconds
+        self._sums = self._fresh_sums()
+        return Progress(
+            self.step, loss / count, exact / max(1, left), steps / max(1, left), residual / count, rate,
+            self.optimizer.param_groups[0]["lr"],
+        )  # fmt: skip
+
+    def run(self, *, minutes: float | None = None, log_every: int = 50) -> Iterator[Progress]:
+        """Trains until `total_steps` or the time limit, whichever comes first, and reports every `log_every` steps."""
+        deadline = None if minutes is None else time.monotonic() + 60 * minutes
+        total = self.config.total_steps
+        while (total is None or self.step < total) and (deadline is None or time.monotonic() < deadline):
+            self.train_step()
+            if self.step % log_every == 0:
+                yield self.report()
+        if self._sums.count:
+            yield self.report()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that resuming needs, as named tensors; see `load_state_dict`."""
+        state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        state |= {f"ema.{name}": value for name, value in self.ema.shadow.items()}
+        for name, p in self.model.named_parameters():
+            for key in ("exp_avg", "exp_avg_sq"):
+                if self.optimizer.state[p]:
+                    state[f"optimizer.{key}.{name}"] = self.optimizer.state[p][key]
+        state |= {f"rows.{name}": value for name, value in vars(self.rows).items()}
+        state["generator"] = self.generator.get_state()
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor], step: int) -> None:
+        """Continues from `state_dict()` of a trainer of the same config after `step` steps.
+
+        Raises:
+            RuntimeError: the state belongs to another model or batch size; the message names the entry.
+        """
+        expected = {name: value.shape for name, value in self.state_dict().items()}
+        for name, shape in expected.items():
+            if name not in state or state[name].shape != shape:
+                got = list(state[name].shape) if name in state else "nothing"
+                raise RuntimeError(
+                    f"the training state does not fit: {name} should have shape {list(shape)}, got {got}; "
+                    "resume with the config and the batch size that the run began with"
+                )
+        device = self.model.device
+        self.model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+        for name, average in self.ema.shadow.items():
+            average.copy_(state[f"ema.{name}"])
+        for name, p in self.model.named_parameters():
+            key = f"optimizer.exp_avg.{name}"
+            if key in state:
+                self.optimizer.state[p].update(
+                    step=step,
+                    exp_avg=state[key].to(device),
+                    exp_avg_sq=state[f"optimizer.exp_avg_sq.{name}"].to(device),
+                )
+        self.rows = Rows(**{k.removeprefix("rows."): v.to(device) for k, v in state.items() if k.startswith("rows.")})
+        self.generator.set_state(state["generator"].cpu())
+        self.step = step

@@ -1,0 +1,97 @@
+"""A training run on disk: split into small files, complete or not there at all, resumable to the same result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from eqr_kernels.training import Trainer
+
+PART_BYTES = 15 * 2**20
+_PREFIX = "state-"
+
+
+def save_state(
+    trainer: Trainer, folder: str | os.PathLike[str], settings: dict[str, Any], part_bytes: int = PART_BYTES
+) -> Path:
+    """Writes the run's state to `folder/state-STEP/`, in files of at most `part_bytes`, and removes older states.
+
+    The folder is renamed into place when it is complete, so an interruption leaves the state before.
+
+    Args:
+        trainer: between two steps.
+        settings: JSON values that describe the run (configs, data); `load_state` compares them.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    data = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in trainer.state_dict().items()})
+    parts = [data[i : i + part_bytes] for i in range(0, len(data), part_bytes)]
+    temporary = Path(tempfile.mkdtemp(prefix="incomplete-", dir=folder))
+    try:
+        manifest = {
+            "step": trainer.step,
+            "settings": settings,
+            "stream": trainer.stream.state,
+            "parts": [hashlib.sha256(part).hexdigest() for part in parts],
+        }
+        for i, part in enumerate(parts):
+            (temporary / f"part-{i:03d}").write_bytes(part)
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        target = folder / f"{_PREFIX}{trainer.step:09d}"
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in _states(folder):
+        if old != target:
+            shutil.rmtree(old)
+    return target
+
+
+def _states(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob(f"{_PREFIX}*") if (p / "manifest.json").is_file())
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest (step, settings, ...) of the newest state under `folder`.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    states = _states(Path(folder))
+    if not states:
+        raise FileNotFoundError(
+            f"no training state under {folder}: expected {_PREFIX}STEP/manifest.json; start a run with eqr train"
+        )
+    return json.loads((states[-1] / "manifest.json").read_text())
+
+
+def load_state(trainer: Trainer, folder: str | os.PathLike[str]) -> None:
+    """Continues the newest run under `folder`: weights, averages, optimizer, rows in flight and random streams.
+
+    Raises:
+        FileNotFoundError: there is no state.
+        RuntimeError: a part is missing or damaged, or the state belongs to another model or batch size.
+    """
+    manifest = read_manifest(folder)
+    path = _states(Path(folder))[-1]
+    data = bytearray()
+    for i, digest in enumerate(manifest["parts"]):
+        part = path / f"part-{i:03d}"
+        if not part.is_file():
+            raise RuntimeError(f"{part} is missing ({len(manifest['parts'])} parts belong to this state); copy it back")
+        content = part.read_bytes()
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise RuntimeError(f"{part} is damaged (its SHA-256 differs from the manifest's); copy it back")
+        data += content
+    trainer.load_state_dict(safetensors.torch.load(bytes(data)), manifest["step"])
+    trainer.stream.state = manifest["stream"]

@@ -1,0 +1,53 @@
+"""Fixtures: small models, one of which contracts (random weights do not), and the real puzzles where they are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from eqr_kernels import EqRConfig, EquilibriumReasoner
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def tiny_config(**changes: object) -> EqRConfig:
+    """Six tokens of sixteen features: an outer step takes a millisecond."""
+    tiny = dict(seq_len=6, vocab_size=7, hidden_size=16, num_heads=2, H_cycles=2, L_cycles=2, L_layers=1, noise_scale=0.0)
+    return EqRConfig.from_dict({**tiny, **changes})
+
+
+def make_contractive(config: EqRConfig, seed: int = 0) -> EquilibriumReasoner:
+    """A model whose blocks are weak, so that damping and normalisation pull every row to a fixed point."""
+    torch.manual_seed(seed)
+    model = EquilibriumReasoner(config).eval()
+    with torch.no_grad():
+        for weights in model.weights().blocks:
+            for weight in weights:
+                weight.mul_(0.1)
+        model.q_head.weight.normal_()
+        model.q_head.bias.zero_()
+    return model
+
+
+@pytest.fixture
+def contractive() -> EquilibriumReasoner:
+    return make_contractive(tiny_config())
+
+
+@pytest.fixture
+def puzzles() -> torch.Tensor:
+    """Tokens [12, 6] of the tiny config, all rows different."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(1, 7, (12, 6), generator=generator)
+
+
+@pytest.fixture(scope="session")
+def sudoku_data() -> Path:
+    """Folder of train.csv.gz and dev.csv.gz; the test skips where it is missing."""
+    folder = Path(os.environ.get("EQR_SUDOKU_DATA", REPOSITORY.parent / "shared" / "data" / "sudoku"))
+    if not (folder / "dev.csv.gz").is_file():
+        pytest.skip(f"needs real puzzles: {folder}/dev.csv.gz is not there; set EQR_SUDOKU_DATA to their folder")
+    return folder

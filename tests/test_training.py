@@ -1,0 +1,291 @@
+"""The objective, the optimizer, the batch that renews itself, and resuming."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_config
+
+from eqr_kernels import EquilibriumReasoner
+from eqr_kernels.optim import EMA, AdamATan2, learning_rate
+from eqr_kernels.tasks.common import PuzzleSet
+from eqr_kernels.tasks.stream import PuzzleStream, parse_curriculum
+from eqr_kernels.training import TrainConfig, Trainer, objective, stablemax_cross_entropy
+from eqr_kernels.training_state import load_state, read_manifest, save_state
+
+
+def toy_puzzles(n: int = 40) -> PuzzleSet:
+    """Six tokens in 1..6; the answer is the input shifted by one value."""
+    inputs = np.random.default_rng(0).integers(1, 7, (n, 6)).astype(np.uint8)
+    labels = (inputs % 6 + 1).astype(np.uint8)
+    return PuzzleSet(inputs, labels, np.array(["toy"] * n), np.zeros(n, np.int64))
+
+
+def keep(inputs, labels, rng):
+    return inputs, labels
+
+
+def make_trainer(seed: int = 0, **changes: object) -> Trainer:
+    config = TrainConfig(batch_size=8, lr=3e-3, lr_warmup_steps=2, total_steps=None, compile=False, seed=seed)
+    torch.manual_seed(seed)
+    model = EquilibriumReasoner(tiny_config(noise_scale=0.01, halt_max_steps=4))
+    return Trainer(model, PuzzleStream(toy_puzzles(), keep, seed=[seed, 0]), replace(config, **changes))
+
+
+def test_stablemax_by_hand():
+    # s(1) = 2, s(0) = 1, s(-1) = 1/2: probabilities 4/7, 2/7, 1/7. The third token is padding.
+    logits = torch.tensor([[[1.0, 0.0, -1.0], [1.0, 0.0, -1.0], [9.0, 9.0, 9.0]]])
+    labels = torch.tensor([[1, 2, 0]])
+    expected = (math.log(7 / 2) + math.log(7 / 1)) / 2
+    assert stablemax_cross_entropy(logits, labels).item() == pytest.approx(expected, rel=1e-14)
+    assert stablemax_cross_entropy(logits, torch.zeros(1, 3, dtype=torch.long)).item() == 0
+
+
+def test_stablemax_gradient_is_finite_everywhere():
+    logits = torch.tensor([[[1.0, 0.0, -1.0, 1e4, -1e4]]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: stablemax_cross_entropy(x, torch.tensor([[1]])), (logits + 0.1,))
+    stablemax_cross_entropy(logits, torch.tensor([[4]])).sum().backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_objective_by_hand():
+    logits = torch.tensor([[[0.0, 1.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]])
+    labels = torch.tensor([[1, 1], [1, 1], [0, 0]])  # right; second token wrong; all padding
+    q = torch.tensor([2.0, 2.0, 2.0])
+    loss, exact = objective(logits, q, labels)
+    assert exact.tolist() == [True, False, False]
+    token = [math.log(3 / 2), (math.log(3 / 2) + math.log(3)) / 2, 0]
+    halting = [math.log(1 + math.exp(-2)), math.log(1 + math.exp(2)), math.log(1 + math.exp(2))]
+    assert loss.item() == pytest.approx((sum(token) + 0.5 * sum(halting)) / 3, rel=1e-6)
+
+
+def test_adam_atan2_by_hand():
+    p = torch.nn.Parameter(torch.tensor([2.0], dtype=torch.float64))
+    optimizer = AdamATan2([p], lr=0.1, betas=(0.9, 0.95), weight_decay=0.5)
+    expected, m, v = 2.0, 0.0, 0.0
+    for t, gradient in enumerate([3.0, -1.0, 1e-30], start=1):
+        p.grad = torch.tensor([gradient], dtype=torch.float64)
+        optimizer.step()
+        m, v = 0.9 * m + 0.1 * gradient, 0.95 * v + 0.05 * gradient**2
+        expected *= 1 - 0.1 * 0.5
+        expected -= 0.1 / (1 - 0.9**t) * math.atan2(m, math.sqrt(v) / math.sqrt(1 - 0.95**t))
+        assert p.item() == pytest.approx(expected, rel=1e-14)
+    # The very first step is scale-free: atan2(0.1 g, |g|) whatever g is.
+    first = 2.0 * (1 - 0.05) - 0.1 / 0.1 * math.atan2(0.3, 3.0)
+    q = torch.nn.Parameter(torch.tensor([2.0], dtype=torch.float64))
+    q.grad = torch.tensor([3e-12], dtype=torch.float64)
+    AdamATan2([q], lr=0.1, weight_decay=0.5).step()
+    assert q.item() == pytest.approx(first, rel=1e-9)
+
+
+def test_learning_rate_and_average():
+    schedule = dict(lr=1.0, warmup=4, total=12, min_ratio=0.1)
+    assert [learning_rate(s, **schedule) for s in (0, 2, 4, 12, 99)] == pytest.approx([0, 0.5, 1, 0.1, 0.1])
+    assert learning_rate(8, **schedule) == pytest.approx(0.55)
+    assert learning_rate(10**6, lr=2.0, warmup=4, total=None, min_ratio=0.1) == 2.0
+    module = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(module.weight, 1.0)
+    ema = EMA(module, 0.75)
+    torch.nn.init.constant_(module.weight, 5.0)
+    ema.update(module)
+    assert ema.shadow["weight"].item() == pytest.approx(2.0)
+    with pytest.raises(ValueError, match="rate must be in"):
+        EMA(module, 1.0)
+
+
+def test_only_the_last_latent_recursion_carries_a_gradient():
+    trainer = make_trainer()
+    trainer._replace_halted()
+    rows = trainer.rows
+    z_H, z_L = rows.z_H.clone().requires_grad_(), rows.z_L.clone().requires_grad_()
+    loss, *_ = trainer._loss(z_H, z_L, rows.tokens, rows.labels, None)
+    loss.backward()
+    assert z_H.grad is None and z_L.grad is None
+    assert all(p.grad is not None for p in trainer.model.parameters())
+
+
+def test_training_learns_the_toy():
+    trainer = make_trainer()
+    first = None
+    for progress in trainer.run(log_every=40):
+        first = first or progress
+        if trainer.step >= 800 or progress.exact > 0.95:
+            break
+    assert progress.loss < first.loss / 3 and progress.exact > 0.9, (first, progress)
+
+
+def test_rows_are_renewed_when_they_halt():
+    trainer = make_trainer()
+    trainer.model.q_head.bias.data.fill_(-50.0)  # never halts by itself
+    ages, replaced = [], []
+    for _ in range(9):
+        before = trainer.rows.tokens.clone()
+        halted = trainer.rows.halted.clone()
+        trainer.train_step()
+        ages.append(trainer.rows.steps.tolist())
+        replaced.append((before != trainer.rows.tokens).any(1).tolist())
+        assert not (torch.tensor(replaced[-1]) & ~halted).any()
+        trainer.model.q_head.bias.data.fill_(-50.0)
+    assert [a[0] for a in ages] == [1, 2, 3, 4, 1, 2, 3, 4, 1]
+    trainer.model.q_head.bias.data.fill_(50.0)  # wants to halt at once; some rows draw a minimum
+    trainer.train_step()
+    trainer._decide_halting(torch.full((8,), 1.0))
+    assert trainer.rows.halted.any()
+
+
+def test_exploration_keeps_a_share_of_the_rows():
+    trainer = make_trainer(batch_size=4000)
+    trainer.rows.steps.fill_(0)
+    trainer._decide_halting(torch.ones(4000))  # age 1, wants to halt, minimum 2..4 with probability 0.1
+    assert 0.07 < 1 - trainer.rows.halted.float().mean().item() < 0.13
+    trainer.rows.steps.fill_(2)
+    trainer._decide_halting(torch.ones(4000))  # age 3: only a minimum of 4 holds back
+    assert 0.015 < 1 - trainer.rows.halted.float().mean().item() < 0.055
+
+
+def states_equal(a: Trainer, b: Trainer) -> None:
+    left, right = a.state_dict(), b.state_dict()
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+    assert a.stream.state == b.stream.state and a.step == b.step
+
+
+def test_resuming_is_exact(tmp_path):
+    whole = make_trainer()
+    for _ in range(12):
+        whole.train_step()
+    first = make_trainer()
+    for _ in range(7):
+        first.train_step()
+    save_state(first, tmp_path, {"note": "seven"}, part_bytes=4096)
+    files = [f for f in tmp_path.rglob("*") if f.is_file()]
+    assert len(files) > 3 and all(f.stat().st_size <= 4096 for f in files if f.name.startswith("part"))
+    second = make_trainer(seed=5)
+    load_state(second, tmp_path)
+    states_equal(first, second)
+    for _ in range(5):
+        second.train_step()
+    states_equal(whole, second)
+
+
+def test_a_crash_while_saving_leaves_the_state_before(tmp_path, monkeypatch):
+    trainer = make_trainer()
+    trainer.train_step()
+    save_state(trainer, tmp_path, {})
+    trainer.train_step()
+
+    def crash(*_: object, **__: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("eqr_kernels.training_state.json.dumps", crash)
+    with pytest.raises(KeyboardInterrupt):
+        save_state(trainer, tmp_path, {})
+    monkeypatch.undo()
+    assert read_manifest(tmp_path)["step"] == 1
+    assert len(list(tmp_path.iterdir())) == 1
+    save_state(trainer, tmp_path, {})
+    assert read_manifest(tmp_path)["step"] == 2 and len(list(tmp_path.iterdir())) == 1
+
+
+def test_damaged_states_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no training state under"):
+        load_state(make_trainer(), tmp_path)
+    trainer = make_trainer()
+    path = save_state(trainer, tmp_path, {}, part_bytes=4096)
+    with pytest.raises(RuntimeError, match="batch size"):
+        load_state(make_trainer(batch_size=4), tmp_path)
+    part = path / "part-001"
+    content = bytearray(part.read_bytes())
+    content[7] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(RuntimeError, match="part-001 is damaged"):
+        load_state(make_trainer(), tmp_path)
+    part.unlink()
+    with pytest.raises(RuntimeError, match="part-001 is missing"):
+        load_state(make_trainer(), tmp_path)
+
+
+def test_curriculum():
+    points = parse_curriculum("0:34-50,100:20-40")
+    stream = PuzzleStream(toy_puzzles(), keep, reveal=lambda i, lab, c, r: i, curriculum=points)
+    assert [stream.clue_range(s) for s in (0, 50, 100, 999)] == [(34, 50), (27, 45), (20, 40), (20, 40)]
+    for text in ("", "5:1-2", "0:9-3", "0:1-2,0:3-4", "0:1-99", "0:a-b", "0-3"):
+        with pytest.raises(ValueError, match="curriculum"):
+            parse_curriculum(text)
+
+
+def test_stream_needs_answers():
+    unlabelled = replace(toy_puzzles(), labels=None)
+    with pytest.raises(ValueError, match="must have labels"):
+        PuzzleStream(unlabelled, keep)
+
+
+def test_bad_settings():
+    for options, message in (
+        (dict(forward_dtype="float16"), "forward_dtype"),
+        (dict(batch_size=0), "batch_size"),
+        (dict(total_steps=0), "total_steps"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TrainConfig(**options)
+    with pytest.raises(TypeError, match="float32 parameters"):
+        model = EquilibriumReasoner(tiny_config()).bfloat16()
+        Trainer(model, PuzzleStream(toy_puzzles(), keep), TrainConfig())
+
+
+def test_bfloat16_forward_keeps_float32_weights():
+    trainer = make_trainer(forward_dtype="bfloat16")
+    before = trainer.model.lm_head.weight.clone()
+    trainer.train_step()
+    trainer.train_step()
+    assert trainer.rows.z_H.dtype == torch.bfloat16
+    assert trainer.model.lm_head.weight.dtype == torch.float32
+    assert (trainer.model.lm_head.weight != before).any() and trainer.report().loss < 10
+
+
+@pytest.mark.slow
+def test_compiled_step_trains_like_the_eager_one():
+    eager, compiled = make_trainer(), make_trainer(compile=True)
+    for _ in range(3):
+        eager.train_step()
+        compiled.train_step()
+    for (name, p), (_, q) in zip(eager.model.named_parameters(), compiled.model.named_parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-5, msg=name)
+    assert torch.equal(eager.rows.tokens, compiled.rows.tokens)
+
+
+RANK = """
+import json, sys, torch, torch.distributed as dist
+sys.path.insert(0, {tests!r})
+torch.set_num_threads(1)
+from test_training import make_trainer, toy_puzzles, keep
+from eqr_kernels.tasks.stream import PuzzleStream
+dist.init_process_group("gloo")
+trainer = make_trainer()
+trainer.stream = PuzzleStream(toy_puzzles(), keep, seed=[0, dist.get_rank()])
+for _ in range(3):
+    trainer.train_step()
+print(json.dumps([float(p.double().sum()) for p in trainer.model.parameters()] + [trainer.rows.tokens.tolist()]))
+dist.destroy_process_group()
+"""
+
+
+def test_ranks_keep_the_same_weights_on_different_data():
+    script = RANK.format(tests=os.path.dirname(__file__))
+    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533", "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", script], env={**env, "RANK": str(r)}, stdout=subprocess.PIPE, text=True)
+        for r in range(2)
+    ]
+    outputs = [json.loads(rank.communicate(timeout=240)[0]) for rank in ranks]
+    assert outputs[0][:-1] == outputs[1][:-1]
+    assert outputs[0][-1] != outputs[1][-1]
