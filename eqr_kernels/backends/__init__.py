@@ -1,0 +1,58 @@
+"""The registry of backends: which there are, which can run a model here, and why another cannot."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+
+from eqr_kernels.backends.base import Backend, FixedPointProblem, Recorder, Snapshot, Status
+from eqr_kernels.backends.reference import ReferenceBackend
+
+if TYPE_CHECKING:
+    from eqr_kernels.modules import EquilibriumReasoner
+
+__all__ = ["Backend", "FixedPointProblem", "Recorder", "Snapshot", "Status", "available", "choose"]
+
+# In the order in which "auto" prefers them.
+_BACKENDS: tuple[Backend, ...] = (ReferenceBackend(),)
+_PLANNED = {
+    "cpu": "the fused CPU kernels are planned and not part of this version",
+    "triton": "the Triton kernels are planned and not part of this version",
+    "cuda": "the CUDA kernels are planned and not part of this version",
+}
+
+
+def available(model: EquilibriumReasoner, dtype: torch.dtype) -> dict[str, str | None]:
+    """Every backend's name, with None where it can run `model` in `dtype`, else the reason why not."""
+    return {**{b.name: b.why_not(model, dtype) for b in _BACKENDS}, **_PLANNED}
+
+
+def choose(name: str, model: EquilibriumReasoner, dtype: torch.dtype) -> tuple[Backend, str]:
+    """The backend for `model` and the reason for it.
+
+    Args:
+        name: a backend, or "auto": the environment variable EQR_BACKEND where it is set, else the fastest that can run.
+
+    Raises:
+        ValueError: no such backend.
+        RuntimeError: the named backend cannot run here; the message says why and what to do.
+    """
+    asked = f"backend={name!r}"
+    if name == "auto" and os.environ.get("EQR_BACKEND", "auto") != "auto":
+        name = os.environ["EQR_BACKEND"]
+        asked = f"EQR_BACKEND={name!r}"
+    reasons = available(model, dtype)
+    if name == "auto":
+        for backend in _BACKENDS:
+            if reasons[backend.name] is None:
+                passed = [f"{other}: {why}" for other, why in reasons.items() if why]
+                return backend, "; ".join([f"auto chose {backend.name}: {backend.describe(model, dtype)}", *passed])
+    if name not in reasons:
+        raise ValueError(f"{asked} is not a backend; known: auto, {', '.join(reasons)}")
+    if reasons[name] is not None:
+        usable = [other for other, why in reasons.items() if why is None]
+        raise RuntimeError(f"{asked} cannot run here: {reasons[name]}; can run: {', '.join(usable) or 'none'}")
+    backend = next(b for b in _BACKENDS if b.name == name)
+    return backend, f"{asked}: {backend.describe(model, dtype)}"

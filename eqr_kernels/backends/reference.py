@@ -1,0 +1,261 @@
+"""The reference backend: the fixed-point loop in plain PyTorch, with dynamic scheduling over slots."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from eqr_kernels import noise, ops, reference
+from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder, Snapshot, Status
+from eqr_kernels.reference import OperatorWeights, Rope
+
+if TYPE_CHECKING:
+    from eqr_kernels.modules import EquilibriumReasoner
+
+
+class _Rows(NamedTuple):
+    """The n trajectories in flight, one a row."""
+
+    number: Tensor  # int64 [n], of the trajectories
+    rng: Tensor  # int64 [n, 4]: seed, restart, id, outer steps done
+    e: Tensor  # [n, S, d] input injection
+    z_H: Tensor  # [n, S, d]
+    z_L: Tensor  # [n, S, d]
+    logits: Tensor  # float32 [n, S, V] of the step before
+    changes: Tensor  # float32 [n, window], the last changes of the logits, newest last
+    streak: Tensor  # int64 [n], consecutive steps at or below the tolerance
+
+    def take(self, rows: Tensor) -> _Rows:
+        return _Rows(*(field[rows] for field in self))
+
+    def join(self, other: _Rows) -> _Rows:
+        return _Rows(*(torch.cat(pair) for pair in zip(self, other, strict=True)))
+
+
+def _no_damped_update(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why `ops.damped_update` cannot serve here, or None when it can."""
+    built, reason = ops.extension_status()
+    if not built:
+        return reason
+    if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+        return f"damped_update is compiled for float32 and bfloat16 on CPU, not for {dtype} on {device.type}"
+    return None
+
+
+def bucket(n: int) -> int:
+    """Rows that a step of n trajectories computes: a power of two, so that few shapes of arithmetic occur."""
+    return 1 << (n - 1).bit_length()
+
+
+def _pad(rows: _Rows) -> _Rows:
+    """Rows up to the bucket, by repeating some: padding must not meet numbers that no trajectory meets."""
+    n = len(rows.number)
+    return rows if bucket(n) == n else rows.take(torch.arange(bucket(n), device=rows.number.device) % n)
+
+
+class ReferenceBackend:
+    """Plain PyTorch on any device; damping and noise in `ops.damped_update` where the extension has it."""
+
+    name = "reference"
+
+    def why_not(self, model: EquilibriumReasoner, dtype: torch.dtype) -> str | None:
+        return None
+
+    def describe(self, model: EquilibriumReasoner, dtype: torch.dtype) -> str:
+        why_not = _no_damped_update(model.device, dtype)
+        if why_not is None:
+            return "plain PyTorch with the compiled damped_update"
+        return f"plain PyTorch throughout ({why_not})"
+
+    @torch.no_grad()
+    def fixed_point(
+        self, model: EquilibriumReasoner, problem: FixedPointProblem, recorder: Recorder, proceed: Proceed
+    ) -> None:
+        _Loop(model, problem, recorder, proceed).run()
+
+
+class _Loop:
+    def __init__(
+        self, model: EquilibriumReasoner, problem: FixedPointProblem, recorder: Recorder, proceed: Proceed
+    ) -> None:
+        self.model, self.problem, self.recorder, self.proceed = model, problem, recorder, proceed
+        self.weights: OperatorWeights = model.weights().to(problem.dtype)
+        self.rope: Rope | None = model.rope()
+        self.compiled = _no_damped_update(model.device, problem.dtype) is None
+        self.queued = 0  # trajectories taken from the queue so far
+        self.finished = 0
+        self.spent = 0  # outer steps of all trajectories
+        # For a race: the fewest steps in which a trajectory of the puzzle has halted so far, and its restart.
+        n, device = problem.tokens.shape[0], model.device
+        self.best_steps = torch.full((n,), problem.depth + 1, dtype=torch.int64, device=device)
+        self.best_restart = torch.full((n,), problem.breadth, dtype=torch.int64, device=device)
+
+    def run(self) -> None:
+        rows = self._admit(self.problem.slots)
+        while True:
+            going = self.proceed(self.finished, self.spent)
+            if not going:
+                self._cancel_all(rows)
+                return
+            if not len(rows.number) and self.queued == self.problem.trajectories:
+                return
+            if len(rows.number):
+                rows = self._step(rows)
+            free = self.problem.slots - len(rows.number)
+            if free and self.queued < self.problem.trajectories:
+                rows = rows.join(self._admit(free))
+
+    def _admit(self, free: int) -> _Rows:
+        """The next trajectories of the queue, at their starts."""
+        p = self.problem
+        number = torch.arange(self.queued, min(self.queued + free, p.trajectories), device=p.tokens.device)
+        self.queued += len(number)
+        if p.race:
+            hopeless = self._cannot_win(number, torch.zeros_like(number))
+            self._cancel_unstarted(number[hopeless])
+            number = number[~hopeless]
+        return self._start(number)
+
+    def _start(self, number: Tensor) -> _Rows:
+        p, c = self.problem, self.model.config
+        n, device = len(number), number.device
+        puzzle, restart = number // p.breadth, number % p.breadth
+        rng = noise.make_rng(p.seed, restart, p.ids[puzzle], 0)
+        z_H, z_L = self.model.start(rng)
+        return _Rows(
+            number, rng, reference.embed(p.tokens[puzzle], self.weights), z_H.to(p.dtype), z_L.to(p.dtype),
+            torch.zeros(n, c.seq_len, c.vocab_size, device=device), torch.full((n, p.window), torch.nan, device=device),
+            torch.zeros(n, dtype=torch.int64, device=device),
+        )  # fmt: skip
+
+    def _outer_step(self, rows: _Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """Next z_H, z_L and the residual of the rows, padded to a bucket: [bucket, S, d], [bucket]."""
+        c, p = self.model.config, self.problem
+        rows = _pad(rows)
+        last = c.updates_per_step - 1
+        parked = {last: rows.z_H, last - 1: rows.z_L}  # the last updates of z_H and of z_L close the outer step
+        squares = []
+
+        def update(z: Tensor, u: Tensor, m: int) -> Tensor:
+            z_prev = parked.get(m)
+            stream = noise.FIRST_UPDATE + m
+            if self.compiled:
+                out, change, size = ops.damped_update(z, u, rows.rng, stream, c.lambda_, p.noise_scale, z_prev)
+            else:
+                eps = noise.normal(rows.rng, stream, tuple(z.shape[1:]), z.dtype) if p.noise_scale else None
+                out = reference.damped_update(z, u, eps, c.lambda_, p.noise_scale)
+                if z_prev is not None:
+                    change, size = ((out - z_prev).float().square().sum((1, 2)), out.float().square().sum((1, 2)))
+            if z_prev is not None:
+                squares.append((change, size))
+            return out
+
+        z_H, z_L = reference.outer_step(rows.z_H, rows.z_L, rows.e, self.weights, self.rope, c, update)
+        residual = torch.sqrt((squares[0][0] + squares[1][0]) / (squares[0][1] + squares[1][1]))
+        return z_H, z_L, residual
+
+    def _step(self, rows: _Rows) -> _Rows:
+        """One outer step of every row in flight; records those that end and returns the others."""
+        p = self.problem
+        z_H, z_L, residual = self._outer_step(rows)
+        n = len(rows.number)
+        forward_logits, q_halt = reference.heads(z_H, self.weights)
+        logits, q_halt = forward_logits[:n].float(), q_halt[:n].float()
+        z_H, z_L, residual = z_H[:n], z_L[:n], residual[:n]
+        self.spent += n
+        if p.trace:
+            self.recorder.residual(rows.number, rows.rng[:, 3], residual)
+        first = rows.rng[:, 3] == 0
+        change = torch.where(first, residual, (logits - rows.logits).norm(dim=-1).mean(-1))
+        # At depth 1 there is no difference yet: the residual stands in, and leaves with the first difference.
+        history = torch.where((rows.rng[:, 3] == 1)[:, None], torch.nan, rows.changes)
+        changes = torch.cat([history[:, 1:], change[:, None]], 1)
+        score = changes.nanmean(1)
+        steps = rows.rng[:, 3] + 1
+        finite = residual.isfinite() & logits.isfinite().all(-1).all(-1) & q_halt.isfinite()
+        streak = torch.where(residual <= p.tol, rows.streak + 1, 0)
+        going = -1
+        status = torch.full_like(steps, going)
+        status[steps == p.depth] = Status.MAX_DEPTH
+        if p.halt == "q":
+            status[q_halt > 0] = Status.HALTED
+        elif p.halt == "residual":
+            status[streak >= p.patience] = Status.CONVERGED
+        status[~finite] = Status.DIVERGED
+        if p.race:
+            status = self._race(rows.number, steps, status, going)
+        kept = torch.where(finite[:, None, None], logits, rows.logits)
+        rng = torch.cat([rows.rng[:, :3], steps[:, None]], 1)
+        snapshot = Snapshot(rows.number, kept.argmax(-1), kept, q_halt, residual, score, steps, status)
+        self._record(snapshot, status != going)
+        return _Rows(rows.number, rng, rows.e, z_H, z_L, kept, changes, streak).take((status == going).nonzero()[:, 0])
+
+    def _record(self, snapshot: Snapshot, ended: Tensor) -> None:
+        def pick(mask: Tensor) -> Snapshot:
+            return Snapshot(*(field[mask] for field in snapshot))
+
+        for depth in self.problem.checkpoints:
+            # A trajectory that has ended stays as it is at every later checkpoint.
+            reached = (snapshot.steps == depth) | (ended & (snapshot.steps < depth))
+            if reached.any():
+                self.recorder.checkpoint(depth, pick(reached))
+        if ended.any():
+            self.finished += int(ended.sum())
+            self.recorder.finished(pick(ended))
+
+    def _race(self, number: Tensor, steps: Tensor, status: Tensor, going: int) -> Tensor:
+        """Takes in those that have just halted, then cancels the siblings that cannot be first any more."""
+        b = self.problem.breadth
+        for row in ((status == Status.CONVERGED) | (status == Status.HALTED)).nonzero()[:, 0].tolist():
+            puzzle, entry = int(number[row]) // b, (int(steps[row]), int(number[row]) % b)
+            if entry < (int(self.best_steps[puzzle]), int(self.best_restart[puzzle])):
+                self.best_steps[puzzle], self.best_restart[puzzle] = entry
+        lost = (status == going) & self._cannot_win(number, steps)
+        return torch.where(lost, int(Status.CANCELLED), status)
+
+    def _cannot_win(self, number: Tensor, steps: Tensor) -> Tensor:
+        """bool [n]: halting at the next step would already be too late. number, steps: int64 [n]."""
+        puzzle, restart = number // self.problem.breadth, number % self.problem.breadth
+        best = self.best_steps[puzzle]
+        return (steps + 1 > best) | ((steps + 1 == best) & (restart > self.best_restart[puzzle]))
+
+    def _cancel_unstarted(self, number: Tensor) -> None:
+        """Records trajectories that never ran: no steps, no answer (all pad), residual and score NaN."""
+        if not len(number):
+            return
+        m, c, device = len(number), self.model.config, number.device
+        nan = torch.full((m,), torch.nan, device=device)
+        zeros = torch.zeros(m, dtype=torch.int64, device=device)
+        logits = torch.zeros(m, c.seq_len, c.vocab_size, device=device)
+        preds = torch.zeros(m, c.seq_len, dtype=torch.int64, device=device)
+        status = torch.full_like(zeros, Status.CANCELLED)
+        snapshot = Snapshot(number, preds, logits, nan, nan, nan, zeros, status)
+        self._record(snapshot, torch.ones(m, dtype=torch.bool, device=device))
+
+    def _cancel_all(self, rows: _Rows) -> None:
+        """The caller wants no more: rows in flight keep the answers that they have."""
+        n = len(rows.number)
+        if n:
+            fresh = rows.rng[:, 3] == 0
+            self._cancel_unstarted(rows.number[fresh])
+            rows = rows.take((~fresh).nonzero()[:, 0])
+        if len(rows.number):
+            nan = torch.full((len(rows.number),), torch.nan, device=rows.number.device)
+            status = torch.full_like(rows.number, Status.CANCELLED)
+            q_halt = reference.heads(rows.z_H, self.weights)[1].float()
+            snapshot = Snapshot(
+                rows.number,
+                rows.logits.argmax(-1),
+                rows.logits,
+                q_halt,
+                nan,
+                rows.changes.nanmean(1),
+                rows.rng[:, 3],
+                status,
+            )
+            self._record(snapshot, torch.ones_like(status, dtype=torch.bool))
+        left = torch.arange(self.queued, self.problem.trajectories, device=self.problem.tokens.device)
+        self.queued = self.problem.trajectories
+        self._cancel_unstarted(left)
