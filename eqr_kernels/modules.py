@@ -221,9 +221,13 @@ class EquilibriumReasoner(nn.Module):
         if ids is None:
             ids = default
         ids = check_ids(ids, count).to(self.device)
-        if isinstance(restart, int):
-            noise.check_word("restart", restart, 32)
-        restart = torch.as_tensor(restart, dtype=torch.int64, device=self.device).expand(count)
+        if isinstance(restart, Tensor):
+            noise.check_words("restart", restart, 32)
+            if restart.shape not in ((), (count,)):
+                raise ValueError(f"restart must be an int or have shape [{count}], got {list(restart.shape)}")
+            restart = restart.to(self.device).expand(count)
+        else:
+            restart = torch.full_like(ids, noise.check_word("restart", restart, 32))
         seeds, step = torch.full_like(ids, seed), torch.zeros_like(ids)
         rng = noise.make_rng(seeds, restart, ids, step)
         z_H, z_L = self.start(rng)
@@ -248,15 +252,14 @@ class EquilibriumReasoner(nn.Module):
             state: of the same n rows.
 
         Returns:
-            The next state, logits [n, S, V] in the dtype of the weights, q_halt [n] in float32. Gradients flow
-            through the last latent recursion only.
+            The next state, logits [n, S, V] in the dtype of the weights, q_halt [n] in float32 (float64 for a float64
+            model). Gradients flow through the last latent recursion only.
 
         Raises:
-            TypeError, ValueError: tokens have the wrong dtype, shape or (outside torch.compile) range.
+            TypeError, ValueError: tokens or state have the wrong dtype, shape or (outside torch.compile) range.
         """
         tokens = check_tokens(tokens, self.config, values=not torch.compiler.is_compiling())
-        if tokens.shape[0] != state.z_H.shape[0]:
-            raise ValueError(f"tokens have {tokens.shape[0]} rows and state has {state.z_H.shape[0]}; they must agree")
+        self._check_state(state, tokens.shape[0])
         config, weights, rng = self.config, self.weights(), state.rng
 
         def update(z: Tensor, u: Tensor, number: int) -> Tensor:
@@ -269,6 +272,18 @@ class EquilibriumReasoner(nn.Module):
         z_H, z_L = reference.outer_step(state.z_H, state.z_L, e, weights, self.rope(), config, update)
         logits, q_halt = reference.heads(z_H, weights)
         return state._replace(z_H=z_H.detach(), z_L=z_L.detach(), step=state.step + 1), logits, q_halt
+
+    def _check_state(self, state: LatentState, n: int) -> None:
+        shape = (n, self.config.seq_len, self.config.hidden_size)
+        for name, z in (("z_H", state.z_H), ("z_L", state.z_L)):
+            if tuple(z.shape) != shape or z.dtype != self.dtype:
+                raise ValueError(
+                    f"state.{name} must be {self.dtype} of shape {list(shape)} for these tokens and this model, "
+                    f"got {z.dtype} {list(z.shape)}; start from initial_state"
+                )
+        if not torch.compiler.is_compiling():
+            for name, bits in (("seed", 32), ("restart", 32), ("step", 24)):
+                noise.check_words(f"state.{name}", getattr(state, name), bits)
 
     def solve(self, tokens: Tensor, **options: Any) -> SolveResult:
         """Iterates each row to its fixed point; see `eqr_kernels.solve.solve` for the options."""

@@ -57,6 +57,19 @@ def check_word(name: str, value: int, bits: int) -> int:
     return value
 
 
+def check_words(name: str, values: Tensor, bits: int) -> None:
+    """Checks an int64 tensor of any shape whose entries must fit in `bits` unsigned bits; waits for the device.
+
+    Raises:
+        TypeError, ValueError: it is no int64 tensor, or an entry does not fit.
+    """
+    if values.dtype != torch.int64:
+        raise TypeError(f"{name} must be int64, got {values.dtype}; use {name}.long()")
+    low, high = (int(v) for v in values.aminmax())
+    if low < 0 or high >= 1 << bits:
+        raise ValueError(f"{name} must be in 0..2**{bits} - 1, got {low if low < 0 else high}")
+
+
 def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
     # The 64-bit product wraps in int64; its bits are right, and the mask undoes the arithmetic shift.
     product = b * a

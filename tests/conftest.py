@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pytest
-import torch
+# Tensors here are tiny: threads cost more than they give, and spin when the machine is busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from eqr_kernels import EqRConfig, EquilibriumReasoner
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from eqr_kernels import EqRConfig, EquilibriumReasoner  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def tiny_config(**changes: object) -> EqRConfig:
     """Six tokens of sixteen features: an outer step takes a millisecond."""
-    tiny = dict(seq_len=6, vocab_size=7, hidden_size=16, num_heads=2, H_cycles=2, L_cycles=2, L_layers=1, noise_scale=0.0)
-    return EqRConfig.from_dict({**tiny, **changes})
+    sizes = dict(seq_len=6, vocab_size=7, hidden_size=16, num_heads=2, H_cycles=2, L_cycles=2, L_layers=1)
+    return EqRConfig.from_dict({**sizes, "noise_scale": 0.0, **changes})
 
 
 def make_contractive(config: EqRConfig, seed: int = 0) -> EquilibriumReasoner:
