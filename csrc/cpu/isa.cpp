@@ -1,0 +1,66 @@
+#include "isa.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+namespace eqr::cpu {
+namespace {
+
+constexpr int undecided = -1;
+std::atomic<int> chosen{undecided};
+
+bool runs(Isa isa) {
+#ifdef EQR_X86
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (isa == Isa::avx2) return avx2;
+  if (isa == Isa::avx512)
+    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
+  return isa == Isa::portable;
+}
+
+std::vector<Isa> available() {
+  std::vector<Isa> found;
+  for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512})
+    if (runs(isa)) found.push_back(isa);
+  return found;
+}
+
+Isa parse(const std::string& name, const std::string& source) {
+  std::string known;
+  for (Isa isa : available()) {
+    if (name == isa_name(isa)) return isa;
+    known += std::string(known.empty() ? "" : ", ") + isa_name(isa);
+  }
+  throw std::invalid_argument(source + " is '" + name + "', which this build or this machine does not have; choose " +
+                              "from " + known + ", or leave it unset for the best");
+}
+
+}  // namespace
+
+const char* isa_name(Isa isa) {
+  return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "portable";
+}
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (Isa isa : available()) names.emplace_back(isa_name(isa));
+  return names;
+}
+
+Isa isa() {
+  int value = chosen.load(std::memory_order_relaxed);
+  if (value == undecided) {
+    const char* wanted = std::getenv("EQR_CPU_ISA");
+    value = int(wanted && *wanted ? parse(wanted, "the environment variable EQR_CPU_ISA") : available().back());
+    chosen.store(value, std::memory_order_relaxed);
+  }
+  return Isa(value);
+}
+
+void set_isa(const std::string& name) { chosen.store(int(parse(name, "isa")), std::memory_order_relaxed); }
+
+}  // namespace eqr::cpu

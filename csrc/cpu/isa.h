@@ -1,0 +1,39 @@
+// Which instruction set the CPU kernels run with, chosen at run time.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace eqr::cpu {
+
+enum class Isa { portable, avx2, avx512 };
+
+// The instruction sets that this build holds and this machine runs, best last.
+std::vector<std::string> available_isas();
+
+// The one in use: the best available, or what EQR_CPU_ISA or set_isa asked for.
+// Throws std::invalid_argument when EQR_CPU_ISA names one that is not available.
+Isa isa();
+const char* isa_name(Isa isa);
+
+// Throws std::invalid_argument when `name` is not available.
+void set_isa(const std::string& name);
+
+}  // namespace eqr::cpu
+
+// A kernel is declared and defined once in each of the namespaces eqr::cpu::{portable,avx2,avx512} (EQR_FOR_EACH_ISA
+// inside eqr::cpu); EQR_DISPATCH calls the one in use.
+#ifdef EQR_X86
+#define EQR_FOR_EACH_ISA(declarations) \
+  namespace portable { declarations } \
+  namespace avx2 { declarations } \
+  namespace avx512 { declarations }
+#define EQR_DISPATCH(kernel, ...) \
+  (::eqr::cpu::isa() == ::eqr::cpu::Isa::avx512 ? ::eqr::cpu::avx512::kernel(__VA_ARGS__) \
+   : ::eqr::cpu::isa() == ::eqr::cpu::Isa::avx2 ? ::eqr::cpu::avx2::kernel(__VA_ARGS__) \
+                                                : ::eqr::cpu::portable::kernel(__VA_ARGS__))
+#else
+#define EQR_FOR_EACH_ISA(declarations) \
+  namespace portable { declarations }
+#define EQR_DISPATCH(kernel, ...) ::eqr::cpu::portable::kernel(__VA_ARGS__)
+#endif
