@@ -1,0 +1,91 @@
+# `make solve` and `make test` each do all the set-up they need in .venv, and are quick the second time.
+#
+#   PYTHON   the Python to make .venv with. Where it already has a suitable torch (2.11 to 2.13), .venv uses that one.
+#   TORCH    what to give to `pip install` for torch otherwise; naming it always installs it, for example
+#            make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+#   OFFLINE  set to 1 to install nothing from an index: all that is needed must be in PYTHON; a missing linter is named
+#            and skipped.
+#   BENCH    the benchmark files of `make bench`.    PYTEST_ARGS   more arguments for pytest.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+OFFLINE ?=
+BENCH ?= $(sort $(wildcard benchmarks/test_*.py))
+PYTEST_ARGS ?=
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet $(if $(OFFLINE),--no-index --no-deps)
+STAMPS := $(VENV)/.stamps
+BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
+
+# Prints the folder that holds a suitable torch, and the Python version that it is for; fails where there is none.
+define FIND_TORCH
+import importlib.metadata as m, re, sys
+d = m.distribution("torch")
+ok = (2, 11) <= tuple(map(int, re.match(r"(\d+)\.(\d+)", d.version).groups())) < (2, 14)
+sys.exit(not ok or print(d.locate_file(""), *sys.version_info[:2], sep="\n"))
+endef
+export FIND_TORCH
+
+.PHONY: solve test lint bench dist build clean distclean
+
+solve: build
+	$(VENV)/bin/eqr solve --demo
+
+test: build lint
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: build
+	@for tool in ruff mypy; do \
+	  if $(PY) -c "import $$tool" 2>/dev/null; then :; \
+	  elif [ -n "$(OFFLINE)" ]; then echo "lint: $$tool is not installed, skipped (OFFLINE=$(OFFLINE))"; continue; \
+	  else echo "lint: $$tool is not installed; run: $(PY) -m pip install $$tool"; exit 1; fi; \
+	  case $$tool in ruff) $(PY) -m ruff check . ;; mypy) $(PY) -m mypy ;; esac; \
+	done
+
+# Each file in a fresh process: what one leaves in the allocator changes the timings of the next.
+bench: build
+	@for file in $(BENCH); do $(PY) -m pytest $$file --results benchmarks/results $(PYTEST_ARGS); done
+
+dist: build
+	$(PY) -m build --no-isolation
+
+build: $(STAMPS)/build
+
+# (The setuptools that venv brings up to Python 3.11 is too old, and would hide the one of PYTHON.)
+$(STAMPS)/torch:
+	@test -x $(PY) || { echo "make: creating $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
+	@mkdir -p $(STAMPS)
+	@if [ -n "$(filter-out file,$(origin TORCH))" ]; then \
+	  echo "make: installing $(TORCH)"; $(PIP) $(TORCH); \
+	elif $(PY) -c "$$FIND_TORCH" >/dev/null 2>&1; then :; \
+	elif there=$$($(PYTHON) -c "$$FIND_TORCH" 2>/dev/null) && \
+	     [ "$${there#*$$'\n'}" = "$$($(PY) -c 'import sys; print(*sys.version_info[:2], sep="\n")')" ]; then \
+	  echo "make: using the torch of $(PYTHON) in $${there%%$$'\n'*}"; \
+	  echo "$${there%%$$'\n'*}" > "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch-of-python.pth"; \
+	  if [ -n "$(OFFLINE)" ]; then $(PY) -m pip uninstall -q -y setuptools 2>/dev/null; fi; \
+	else echo "make: installing $(TORCH)"; $(PIP) $(TORCH); fi
+	@$(PY) -c "$$FIND_TORCH" >/dev/null 2>&1 || \
+	  { echo "make: $(VENV) has no torch 2.11 to 2.13; run: make distclean, then name one with TORCH=..."; exit 1; }
+	@touch $@
+
+$(STAMPS)/build: $(STAMPS)/torch $(BUILD_INPUTS)
+	@echo "make: installing eqr_kernels in $(VENV)"
+	@$(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+	  > $(STAMPS)/build-requires.txt
+	$(if $(OFFLINE),,@$(PIP) -r $(STAMPS)/build-requires.txt)
+	@$(PIP) --no-build-isolation -e '.[dev]'
+	@$(PY) -c 'from eqr_kernels.ops import extension_status; print("make:", *extension_status()[1:])'
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache $(STAMPS)/build
+	rm -f eqr_kernels/_C*.so eqr_kernels/_no_extension.txt
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
