@@ -1,9 +1,37 @@
 """Fixed-point iteration for Equilibrium Reasoners: deeper and broader, and stopping when a row has settled."""
 
-from eqr_kernels.backends import Status
-from eqr_kernels.config import EqRConfig
-from eqr_kernels.modules import EquilibriumReasoner, LatentState
-from eqr_kernels.solve import Recorded, SolveResult, solve
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["EqRConfig", "EquilibriumReasoner", "LatentState", "Recorded", "SolveResult", "Status", "solve"]
+if TYPE_CHECKING:
+    from eqr_kernels.backends import Status
+    from eqr_kernels.checkpoint import ModelCard
+    from eqr_kernels.config import EqRConfig
+    from eqr_kernels.modules import EquilibriumReasoner, LatentState
+    from eqr_kernels.solve import Recorded, SolveResult
+
 __version__ = "0.1.0"
+__all__ = ["EqRConfig", "EquilibriumReasoner", "LatentState", "ModelCard", "Recorded", "SolveResult", "Status"]
+
+_HOMES = {
+    "EqRConfig": "config",
+    "EquilibriumReasoner": "modules",
+    "LatentState": "modules",
+    "ModelCard": "checkpoint",
+    "Recorded": "solve",
+    "SolveResult": "solve",
+    "Status": "backends",
+}
+
+
+# Names are imported when they are first asked for: `eqr --help` then costs no import of torch.
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'eqr_kernels' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(import_module(f"eqr_kernels.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

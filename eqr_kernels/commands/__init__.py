@@ -1,0 +1,1 @@
+"""The commands of `eqr`, a module each; torch is imported only when one of them runs."""

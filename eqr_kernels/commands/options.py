@@ -1,0 +1,44 @@
+"""Options that several commands have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MODEL = "sudoku-small"
+
+Model = Annotated[
+    str, typer.Option(help="Name of a shipped model, a folder of save_pretrained, a .safetensors, a .pth or a hub id.")
+]
+Depth = Annotated[int, typer.Option(help="Outer steps at most.")]
+Breadth = Annotated[int, typer.Option(help="Trajectories of each puzzle, from other random starts.")]
+Select = Annotated[str, typer.Option(help="Which trajectory answers: residual, vote, q or first.")]
+Window = Annotated[int | None, typer.Option(help="Differences of the logits in a score; default the card's.")]
+NoiseScale = Annotated[
+    float | None, typer.Option(help="Noise injected at each update; default the card's, else the config's.")
+]
+Seed = Annotated[int, typer.Option(help="Of random starts and noise, and of the clues that --reveal picks.")]
+Slots = Annotated[int | None, typer.Option(help="Trajectories in flight at a time.", show_default="64")]
+BackendName = Annotated[str, typer.Option("--backend", help="auto, reference, ...; `eqr info` says which can run.")]
+AnsweredFile = Annotated[
+    str | None, typer.Argument(metavar="FILE", help="Puzzles with answers: CSV, puzzle,answer lines, a folder, or -.")
+]
+Precision = Annotated[str, typer.Option(help="auto (of the weights), fp32 or bf16.")]
+Device = Annotated[str, typer.Option(help="auto (the GPU if there is one), cpu, cuda, ...")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Take the first puzzles only.")]
+Reveal = Annotated[
+    int | None,
+    typer.Option(min=0, max=81, metavar="CLUES", help="Sudoku: show random clues until there are so many."),
+]
+Format = Annotated[str, typer.Option("--format", help="Of the puzzles: auto, lines, csv, npy or folder.")]
+Values = Annotated[str, typer.Option(help="What a Sudoku .npy holds: auto, digits (0 blank) or tokens (1 blank).")]
+Split = Annotated[str | None, typer.Option(help="train or test, of a folder that has both.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="File for the JSON object, written whole or not at all.")
+]
+ShowProgress = Annotated[
+    bool | None, typer.Option("--progress/--no-progress", help="Progress on stderr.", show_default="on a terminal")
+]

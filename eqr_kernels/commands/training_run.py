@@ -1,0 +1,273 @@
+"""A training run: its processes, its loop, its log, and what it leaves in its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+from eqr_kernels.checkpoint import ModelCard, save_checkpoint
+from eqr_kernels.commands.console import code_commit
+from eqr_kernels.commands.puzzles import SUDOKU, Task
+from eqr_kernels.config import EqRConfig
+from eqr_kernels.modules import EquilibriumReasoner
+from eqr_kernels.tasks import sudoku
+from eqr_kernels.tasks.common import PuzzleSet
+from eqr_kernels.tasks.stream import PuzzleStream, parse_curriculum
+from eqr_kernels.training import Progress, TrainConfig, Trainer
+from eqr_kernels.training_state import load_state, read_manifest, save_state
+
+_GO_ON, _SAVE, _STOP, _INTERRUPT = range(4)
+
+
+# processes -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among those that torchrun started; control agrees on what to do next without waiting for a GPU."""
+
+    rank: int
+    world: int
+    device: torch.device
+    control: Any = None
+
+    def agree(self, wish: int) -> int:
+        """The greatest of all processes' wishes."""
+        if self.world == 1:
+            return wish
+        shared = torch.tensor([wish])
+        dist.all_reduce(shared, dist.ReduceOp.MAX, group=self.control)
+        return int(shared)
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self.agree(0)
+
+
+@contextlib.contextmanager
+def processes(device: str) -> Iterator[Process]:
+    """Joins the process group when torchrun (RANK, WORLD_SIZE in the environment) started this process.
+
+    Args:
+        device: "auto" takes CUDA where there is some; under torchrun each process takes its own.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield Process(0, 1, torch.device(device))
+        return
+    chosen = torch.device(device)
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Process(dist.get_rank(), dist.get_world_size(), chosen, dist.new_group(backend="gloo"))
+    finally:
+        dist.destroy_process_group()
+
+
+class StopRequest:
+    """Turns Ctrl-C and SIGTERM into a wish to stop between two steps; a later second one stops at once, unsaved."""
+
+    def __init__(self) -> None:
+        self.asked_at: float | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        # Only the main thread may set handlers; elsewhere the caller's own stay.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked_at is None:
+            self.asked_at = time.monotonic()
+            # print may be what was interrupted, and must not be entered twice.
+            os.write(2, b"\nstopping after this step; once more stops at once, without saving\n")
+        elif time.monotonic() - self.asked_at > 1:  # torchrun passes on the Ctrl-C that the terminal has sent already
+            raise KeyboardInterrupt("stopped at once; the state is that of the last save")
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+# logs ----------------------------------------------------------------------------------------------------------------
+
+
+class Log(Protocol):
+    def __call__(self, progress: Progress) -> None:
+        """Takes one report."""
+
+
+class TextLog:
+    """A line for each report."""
+
+    def __call__(self, progress: Progress) -> None:
+        p = progress
+        print(
+            f"step {p.step:>7,}  loss {p.loss:.4f}  exact {100 * p.exact:5.1f} %  steps {p.steps:4.1f}  "
+            f"residual {p.residual:.4f}  lr {p.lr:.2e}  {p.samples_per_second:6.1f} samples/s",
+            flush=True,
+        )
+
+
+class JsonLog:
+    """A JSON object on a line for each report."""
+
+    def __call__(self, progress: Progress) -> None:
+        print(json.dumps(dataclasses.asdict(progress)), flush=True)
+
+
+class TensorBoardLog:
+    """Scalars for TensorBoard.
+
+    Raises:
+        ImportError: tensorboard is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError(f"--tensorboard needs tensorboard: pip install 'eqr_kernels[train]' ({error})") from error
+        self.writer = SummaryWriter(str(folder))
+
+    def __call__(self, progress: Progress) -> None:
+        for name, value in dataclasses.asdict(progress).items():
+            if name != "step":
+                self.writer.add_scalar(f"train/{name}", value, progress.step)
+        self.writer.flush()
+
+
+# the run -------------------------------------------------------------------------------------------------------------
+
+
+class TrainingRun:
+    """One process's part of a run. Rank 0 keeps its state in `out`, the others in `out/ranks`, and rank 0 the model.
+
+    Args:
+        settings: the fields of `TrainConfig`, curriculum, and what else the state should remember.
+        data: name of the data, for the card.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        puzzles: PuzzleSet,
+        config: EqRConfig,
+        settings: dict[str, Any],
+        out: Path,
+        process: Process,
+        data: str,
+    ) -> None:
+        self.settings, self.out, self.process, self.data = settings, out, process, f"{data}: {len(puzzles)} puzzles"
+        curriculum = parse_curriculum(settings["curriculum"]) if settings["curriculum"] else ()
+        reveal = sudoku.reveal if task is SUDOKU else None
+        seed = settings["seed"]
+        stream = PuzzleStream(
+            puzzles, task.module.augment, reveal=reveal, curriculum=curriculum, seed=[seed, process.rank]
+        )
+        fields = {field.name for field in dataclasses.fields(TrainConfig)}
+        train_config = TrainConfig(**{name: value for name, value in settings.items() if name in fields})
+        # The same weights in every process: gradients are averaged, weights are not.
+        torch.manual_seed(seed)
+        model = EquilibriumReasoner(config).to(process.device)
+        self.trainer = Trainer(model, stream, train_config)
+
+    def train(self, minutes: float | None, save_every: float, log_every: int, logs: Sequence[Log]) -> bool:
+        """Trains to the end or the time limit, saves, and tells whether it was interrupted.
+
+        Args:
+            minutes, save_every: in minutes.
+            log_every: in steps.
+        """
+        trainer, total = self.trainer, self.trainer.config.total_steps
+        begun = saved = time.monotonic()
+        reported = trainer.step
+        with StopRequest() as request:
+            while True:
+                now = time.monotonic()
+                wish = _GO_ON
+                if request.asked_at is not None:
+                    wish = _INTERRUPT
+                elif total is not None and trainer.step >= total:
+                    wish = _STOP
+                elif self.process.rank == 0:
+                    if minutes is not None and now - begun >= 60 * minutes:
+                        wish = _STOP
+                    elif now - saved >= 60 * save_every:
+                        wish = _SAVE
+                agreed = self.process.agree(wish)
+                if trainer.step > reported and (agreed >= _STOP or trainer.step % log_every == 0):
+                    self._report(logs)
+                    reported = trainer.step
+                if agreed >= _SAVE:
+                    self.save()
+                    saved = time.monotonic()
+                if agreed >= _STOP:
+                    return agreed == _INTERRUPT
+                trainer.train_step()
+
+    def _report(self, logs: Sequence[Log]) -> None:
+        progress = self.trainer.report()
+        if self.process.rank == 0:
+            for log in logs:
+                log(progress)
+
+    def _folder_of(self, step: int) -> Path:
+        return self.out / "ranks" / f"step-{step:09d}" / f"rank-{self.process.rank}"
+
+    def save(self) -> None:
+        """Writes the state of every process, then the model.
+
+        Rank 0's state counts: the others' of the step before stay until it is in its place.
+        """
+        step, rank = self.trainer.step, self.process.rank
+        if rank:
+            save_state(self.trainer, self._folder_of(step), self.settings)
+        self.process.wait()
+        if rank == 0:
+            save_state(self.trainer, self.out, self.settings)
+            self._save_model()
+            for old in (self.out / "ranks").glob("step-*"):
+                if old != self._folder_of(step).parent:
+                    shutil.rmtree(old)
+        self.process.wait()
+
+    def load(self) -> None:
+        """Continues the newest state.
+
+        Raises:
+            FileNotFoundError, RuntimeError: there is none, or it is damaged or does not fit.
+        """
+        if self.process.rank == 0:
+            load_state(self.trainer, self.out)
+        else:
+            load_state(self.trainer, self._folder_of(read_manifest(self.out)["step"]))
+
+    def _save_model(self) -> None:
+        trainer, config = self.trainer, self.trainer.model.config
+        weights = {**trainer.model.state_dict(), **trainer.ema.shadow}
+        settings = {name: value for name, value in self.settings.items() if name != "config"}
+        card = ModelCard(
+            config, data=self.data, steps=trainer.step, commit=code_commit(), extra={"training": settings},
+            notes=f"Averaged weights of `eqr train` after {trainer.step} steps.",
+        )  # fmt: skip
+        save_checkpoint(self.out, weights, config, card)
