@@ -1,0 +1,97 @@
+"""What every benchmark file shares: where results go, what they say of the machine, and how two things are compared.
+
+`pytest benchmarks/test_x.py --results DIR` writes DIR/<device>/x.json: device, versions, commit, command, and a row for
+each benchmark. `make bench` does so for every file, each in a fresh process.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+
+import eqr_kernels
+from eqr_kernels import ops
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--results", metavar="DIR", help="write the results as JSON to DIR/<device>/<file>.json")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    folder = config.getoption("--results")
+    if folder is None:
+        return
+    stems = {Path(argument.partition("::")[0]).stem.removeprefix("test_") for argument in config.args}
+    path = Path(folder) / re.sub(r"[^a-z0-9]+", "-", device().lower()).strip("-") / f"{'+'.join(sorted(stems))}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config.option.benchmark_json = str(path)
+
+
+def cpu() -> str:
+    found = re.search(r"model name\s*:\s*(.+)", _read("/proc/cpuinfo"))
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def device() -> str:
+    """The GPU's name, or the CPU's with its logical cores."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{cpu()}, {torch.get_num_threads()} threads"
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    built, reason = ops.extension_status()
+    flags = re.search(r"flags\s*:\s*(.+)", _read("/proc/cpuinfo"))
+    machine_info.clear()  # the plugin's own includes the host's name
+    machine_info.update(
+        device=device(),
+        cpu=cpu(),
+        cpu_features=sorted(f for f in (flags[1].split() if flags else []) if f.startswith(("avx", "fma", "amx"))),
+        threads=torch.get_num_threads(),
+        load_before=_read("/proc/loadavg").split()[:1],
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+        torch=torch.__version__,
+        numpy=numpy.__version__,
+        eqr_kernels=eqr_kernels.__version__,
+        extension=reason,
+        cpu_isa=ops.cpu_isa() if built else None,
+    )
+
+
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]) -> None:
+    output_json["command"] = shlex.join(["python", "-m", "pytest", *sys.argv[1:]])
+    for row in output_json["benchmarks"]:
+        row["stats"].pop("data", None)  # every single timing
+
+
+def median_seconds(candidates: dict[str, Callable[[], object]], seconds: float = 1.0) -> dict[str, float]:
+    """Median time of a call of each, in turn, so that whatever else the machine does meets them all alike."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for call in candidates.values():
+        call()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
+        for name, call in candidates.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(taken) for name, taken in times.items()}

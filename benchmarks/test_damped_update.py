@@ -1,0 +1,84 @@
+"""The op damped_update against the eager PyTorch lines that it replaces, and against a copy of as many bytes.
+
+Ratios and bandwidths are medians of interleaved calls in this run. The op draws its own counter-based noise and rounds
+once; the eager lines draw with `torch.randn_like`.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import median_seconds
+from torch import Tensor
+
+from eqr_kernels import noise, ops, reference
+
+LAMBDA, STREAM = 0.95, 2
+SHAPES = {"sudoku": (8, 81, 512), "sudoku-small": (32, 81, 128), "sudoku-alone": (1, 81, 512)}
+
+
+def eager(
+    z: Tensor, u: Tensor, noise_scale: float, z_prev: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """z, u, z_prev [n, S, d] -> out [n, S, d] and the two squared norms [n]"""
+    out = (1 - LAMBDA) * z + LAMBDA * u
+    if noise_scale:
+        out = out + noise_scale * torch.randn_like(z)
+    if z_prev is None:
+        return out, None, None
+    wide = out.float()
+    return out, (wide - z_prev.float()).square().sum((1, 2)), wide.square().sum((1, 2))
+
+
+def check(z: Tensor, u: Tensor, rng: Tensor, noise_scale: float, z_prev: Tensor | None) -> None:
+    """The op's error against float64 is at most 1.1 times that of the reference in the same dtype."""
+    shape = tuple(z.shape[1:])
+    exact = reference.damped_update(
+        z.double(), u.double(), noise.normal(rng, STREAM, shape, torch.float64), LAMBDA, noise_scale
+    )
+    same = reference.damped_update(z, u, noise.normal(rng, STREAM, shape, z.dtype), LAMBDA, noise_scale)
+    out, diff_sq, norm_sq = ops.damped_update(z, u, rng, STREAM, LAMBDA, noise_scale, z_prev)
+    assert (out - exact).norm() <= 1.1 * (same - exact).norm()
+    if z_prev is not None:
+        torch.testing.assert_close(norm_sq.double(), out.double().square().sum((1, 2)), rtol=1e-6, atol=0)
+        torch.testing.assert_close(diff_sq.double(), (out.double() - z_prev).square().sum((1, 2)), rtol=1e-6, atol=0)
+
+
+@pytest.mark.skipif(not ops.extension_status()[0], reason=ops.extension_status()[1])
+@pytest.mark.parametrize("residual", [False, True], ids=["update", "update+norms"])
+@pytest.mark.parametrize("noise_scale", [0.01, 0.0], ids=["noise", "quiet"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("size", SHAPES)
+@torch.no_grad()
+def test_damped_update(benchmark, size: str, dtype: torch.dtype, noise_scale: float, residual: bool) -> None:
+    torch.manual_seed(0)
+    n = SHAPES[size][0]
+    z, u, z_prev = (torch.randn(SHAPES[size]).to(dtype) for _ in range(3))
+    previous = z_prev if residual else None
+    rng = noise.make_rng(0, 0, torch.arange(n), 0)
+    check(z, u, rng, noise_scale, previous)
+
+    def op() -> object:
+        return ops.damped_update(z, u, rng, STREAM, LAMBDA, noise_scale, previous)
+
+    moved = (4 if residual else 3) * z.nbytes  # read z, u and perhaps z_prev, write out
+    source = torch.empty(moved // 2, dtype=torch.uint8).random_()
+    target = torch.empty_like(source)
+    seconds = median_seconds(
+        {"op": op, "eager": lambda: eager(z, u, noise_scale, previous), "copy": lambda: target.copy_(source)}
+    )
+    benchmark.extra_info.update(
+        shape=list(SHAPES[size]),
+        dtype=str(dtype),
+        backend="cpu",
+        isa=ops.cpu_isa(),
+        threads=torch.get_num_threads(),
+        op_us=round(seconds["op"] * 1e6, 1),
+        eager_us=round(seconds["eager"] * 1e6, 1),
+        times_faster_than_eager=round(seconds["eager"] / seconds["op"], 2),
+        bytes_moved=moved,
+        gb_per_s=round(moved / seconds["op"] / 1e9, 2),
+        copy_gb_per_s=round(moved / seconds["copy"] / 1e9, 2),
+        share_of_copy_bandwidth=round(seconds["copy"] / seconds["op"], 3),
+    )
+    benchmark(op)
