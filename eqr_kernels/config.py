@@ -95,6 +95,12 @@ class EqRConfig:
                 raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})")
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        for name in ("board_height", "board_width"):
+            side = getattr(self, name)
+            if side is not None and (isinstance(side, bool) or not isinstance(side, int)):
+                raise TypeError(f"{name} must be an int or None, got {side!r} ({type(side).__name__})")
+            if side is not None and side < 1:
+                raise ValueError(f"{name} must be at least 1 or None, got {side}")
         for name in _NUMBERS:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -328,10 +328,13 @@ def calibrate(
     *,
     candidates: Sequence[float] | None = None,
     max_loss: float = 0.0,
+    trust: float = 0.0,
     patience: int = 1,
     floor: float = 0.0,
 ) -> Calibration:
     """Finds the loosest tolerance up to which halting answers no fewer puzzles right than the full depth does.
+
+    With `trust` it must also mean something to have settled: of the trajectories that do, at least that share is right.
 
     Every tighter candidate has to hold too: a looser one that makes up by chance for what a tighter one loses is no
     safer than it.
@@ -340,18 +343,20 @@ def calibrate(
         residuals: float32 [N, D]; exact: bool [N, D], the answer after that many steps is right.
         candidates: tolerances to try; by default `tolerance_grid(residuals)`.
         max_loss: share of the N puzzles that halting may lose, net of those that it gains.
+        trust: least share of the settled puzzles that must be right.
         patience: of the halting rule.
         floor: tolerances below it are not tried, such as those that the noise keeps out of reach.
 
     Raises:
-        ValueError: the shapes differ, `max_loss` is not in 0..1, there is no candidate, or nothing is right at the
-            full depth, so that every tolerance would do.
+        ValueError: the shapes differ, `max_loss` or `trust` is not in 0..1, there is no candidate, or nothing is right
+            at the full depth, so that every tolerance would do.
     """
     r, right = np.asarray(residuals, np.float32), np.asarray(exact, bool)
     if r.ndim != 2 or r.shape != right.shape or not r.size:
         raise ValueError(f"residuals and exact must both be [N >= 1, D >= 1], got {r.shape} and {right.shape}")
-    if not 0 <= max_loss <= 1:
-        raise ValueError(f"max_loss must be a share in 0..1, got {max_loss}")
+    for name, share in (("max_loss", max_loss), ("trust", trust)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} must be a share in 0..1, got {share}")
     full = right[:, -1]
     if not full.any():
         raise ValueError(
@@ -363,7 +368,11 @@ def calibrate(
         raise ValueError(f"no residual or candidate lies at or above floor={floor:g}, so no tolerance can be chosen")
     measured = tuple(_measure(r, right, tol, patience) for tol in tried)
     least = full.sum() - max_loss * len(r) - 1e-9
-    held = list(itertools.takewhile(lambda t: t.correct >= least, measured))
+
+    def holds(t: Tolerance) -> bool:
+        return t.correct >= least and t.right_when_converged >= trust * t.converged
+
+    held = list(itertools.takewhile(holds, measured))
     # A tolerance that nothing meets loses nothing either, and is of no use.
     chosen = held[-1] if held and held[-1].converged else None
     return Calibration(len(r), r.shape[1], int(full.sum()), measured, chosen)

@@ -190,7 +190,9 @@ class EquilibriumReasoner(nn.Module):
         dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         key = (self.device, dtype)
         if key not in self._rope_cache:
-            self._rope_cache[key] = reference.rope_angles(self.config, *key)
+            # An inference tensor in the cache would spoil every later backward pass.
+            with torch.inference_mode(False):
+                self._rope_cache[key] = reference.rope_angles(self.config, *key)
         return self._rope_cache[key]
 
     def initial_state(
@@ -207,7 +209,7 @@ class EquilibriumReasoner(nn.Module):
         Raises:
             TypeError, ValueError: an argument has the wrong type or is out of range.
         """
-        noise.check_word("seed", seed, 32)
+        seed = noise.check_word("seed", seed, 32)
         if isinstance(n, Tensor):
             tokens = check_tokens(n, self.config).to(self.device)
             count = tokens.shape[0]
@@ -246,6 +248,8 @@ class EquilibriumReasoner(nn.Module):
 
     def forward(self, tokens: Tensor, state: LatentState) -> tuple[LatentState, Tensor, Tensor]:
         """One outer step; the state that comes back is detached, as in segmented online training.
+
+        The noise is the config's; `solve` takes the card's recommendation where there is one.
 
         Args:
             tokens: integers [n, S] in 0..V-1.

@@ -15,6 +15,7 @@ alone or in any company.
 from __future__ import annotations
 
 import math
+import numbers
 
 import torch
 from torch import Tensor
@@ -44,17 +45,18 @@ def make_rng(seed: Tensor | int, restart: Tensor | int, ids: Tensor, step: Tenso
     )
 
 
-def check_word(name: str, value: int, bits: int) -> int:
+def check_word(name: str, value: object, bits: int) -> int:
     """`value` if it is an int that fits in `bits` unsigned bits.
 
     Raises:
         TypeError, ValueError: it does not.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})")
-    if not 0 <= value < 1 << bits:
-        raise ValueError(f"{name} must be in 0..2**{bits} - 1, got {value}")
-    return value
+    number = int(value)
+    if not 0 <= number < 1 << bits:
+        raise ValueError(f"{name} must be in 0..2**{bits} - 1, got {number}")
+    return number
 
 
 def check_words(name: str, values: Tensor, bits: int) -> None:

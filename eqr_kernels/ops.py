@@ -127,9 +127,7 @@ def damped_update(
             )
         if tensor is not None and tensor.device.type != "cpu":
             raise ValueError(f"{name} is on {tensor.device}, and damped_update runs on CPU only; move it with .cpu()")
-    out, diff_sq, norm_sq = torch.ops.eqr_kernels.damped_update.default(
-        z, u, rng, stream, lambda_, noise_scale, z_prev
-    )
+    out, diff_sq, norm_sq = torch.ops.eqr_kernels.damped_update.default(z, u, rng, stream, lambda_, noise_scale, z_prev)
     return out, diff_sq, norm_sq
 
 

@@ -54,14 +54,15 @@ class Rope(NamedTuple):
     sin: Tensor
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """x in float32, or in float64 where it is that already; any shape."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) over the last axis, any shape; no learned weight."""
-    wide = _wide(x)
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    high = wide(x)
+    return (high * torch.rsqrt(high.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
 def swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
@@ -99,11 +100,11 @@ def _rope_axis(size: int, position: Tensor, theta: float, dtype: torch.dtype) ->
 def _rotate(x: Tensor, rope: Rope, config: EqRConfig) -> Tensor:
     """Rotate-half RoPE of x [n, S, h, head_dim]."""
     parts = 2 if config.pos_encodings == "rope2d" else 1
-    wide = _wide(x)
-    split = wide.unflatten(-1, (parts, 2, -1))
+    high = wide(x)
+    split = high.unflatten(-1, (parts, 2, -1))
     half = torch.stack([-split[..., 1, :], split[..., 0, :]], -2).flatten(-3)
-    cos, sin = (angle.to(wide.dtype)[:, None] for angle in rope)  # [S, 1, head_dim]
-    return (wide * cos + half * sin).to(x.dtype)
+    cos, sin = (angle.to(high.dtype)[:, None] for angle in rope)  # [S, 1, head_dim]
+    return (high * cos + half * sin).to(x.dtype)
 
 
 def attention(x: Tensor, weights: BlockWeights, rope: Rope | None, config: EqRConfig) -> Tensor:
@@ -169,7 +170,7 @@ def embed(tokens: Tensor, weights: OperatorWeights) -> Tensor:
 def heads(z_H: Tensor, weights: OperatorWeights) -> tuple[Tensor, Tensor]:
     """Logits [n, S, V] in the forward dtype and the halting logit q_halt [n] in float32 (float64 stays float64)."""
     q = F.linear(z_H[:, 0], weights.q_weight, weights.q_bias)
-    return F.linear(z_H, weights.lm_head), _wide(q)[:, 0]
+    return F.linear(z_H, weights.lm_head), wide(q)[:, 0]
 
 
 def damped_update(z: Tensor, u: Tensor, eps: Tensor | None, lambda_: float, noise_scale: float) -> Tensor:

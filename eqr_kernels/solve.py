@@ -158,7 +158,7 @@ def solve(
     _check_choice("select", select, selection.RULES)
     if select == "first" and halt == "none":
         raise ValueError('select="first" needs a halting rule, got halt="none"; use halt="residual" or halt="q"')
-    noise.check_word("seed", seed, 32)
+    seed = noise.check_word("seed", seed, 32)
     if noise_scale is None:
         noise_scale = model.config.noise_scale if card is None or card.noise_scale is None else card.noise_scale
     _check_number("noise_scale", noise_scale)
@@ -171,8 +171,8 @@ def solve(
     ids = noise.hash_tokens(tokens) if ids is None else check_ids(ids, n).to(model.device)
     chosen, reason = backends.choose(backend, model, dtype)
     problem = FixedPointProblem(
-        tokens, ids, seed, breadth, depth, halt, tolerance, patience, window, noise_scale, select == "first",
-        checkpoints, min(slots or DEFAULT_SLOTS, n * breadth), trace, dtype,
+        tokens, ids, seed, breadth, depth, halt, tolerance, patience, min(window, depth), noise_scale,
+        select == "first", checkpoints, min(slots or DEFAULT_SLOTS, n * breadth), trace, dtype,
     )  # fmt: skip
     collector = _Collector(problem, model.config.vocab_size, select)
 
@@ -277,8 +277,9 @@ class _Collector:
         self.logits.offer(rows)
 
     def checkpoint(self, depth: int, rows: Snapshot) -> None:
-        going = rows.status < 0
-        status = torch.where(going, int(Status.MAX_DEPTH), rows.status)
+        # One that is cancelled at this very depth had reached it, as a run of this depth would have.
+        here = (rows.status < 0) | ((rows.status == Status.CANCELLED) & (rows.steps == depth))
+        status = torch.where(here, int(Status.MAX_DEPTH), rows.status)
         self.at[depth].put(rows._replace(status=status))
 
     def residual(self, index: Tensor, step: Tensor, residual: Tensor) -> None:

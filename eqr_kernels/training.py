@@ -7,7 +7,7 @@ Every training step is one outer step from the detached state of the step before
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -203,7 +203,8 @@ class Trainer:
         logits, q_halt = reference.heads(new_H, weights)
         loss, exact = objective(logits, q_halt, labels)
         new_H, new_L = new_H.detach(), new_L.detach()
-        squares = [x.float().square().sum((1, 2)) for x in (new_H - z_H, new_L - z_L, new_H, new_L)]
+        changes = new_H.float() - z_H.float(), new_L.float() - z_L.float()
+        squares = [x.float().square().sum((1, 2)) for x in (*changes, new_H, new_L)]
         residual = torch.sqrt((squares[0] + squares[1]) / (squares[2] + squares[3]))
         return loss, new_H, new_L, q_halt.detach(), exact, residual
 
@@ -270,17 +271,6 @@ class Trainer:
             self.optimizer.param_groups[0]["lr"],
         )  # fmt: skip
 
-    def run(self, *, minutes: float | None = None, log_every: int = 50) -> Iterator[Progress]:
-        """Trains until `total_steps` or the time limit, whichever comes first, and reports every `log_every` steps."""
-        deadline = None if minutes is None else time.monotonic() + 60 * minutes
-        total = self.config.total_steps
-        while (total is None or self.step < total) and (deadline is None or time.monotonic() < deadline):
-            self.train_step()
-            if self.step % log_every == 0:
-                yield self.report()
-        if self._sums.count:
-            yield self.report()
-
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that resuming needs, as named tensors; see `load_state_dict`."""
         state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
@@ -297,15 +287,21 @@ class Trainer:
         """Continues from `state_dict()` of a trainer of the same config after `step` steps.
 
         Raises:
-            RuntimeError: the state belongs to another model or batch size; the message names the entry.
+            RuntimeError: the state belongs to another model, batch size or dtype, or lacks the optimizer's moments; the
+                message names the entry.
         """
-        expected = {name: value.shape for name, value in self.state_dict().items()}
-        for name, shape in expected.items():
-            if name not in state or state[name].shape != shape:
-                got = list(state[name].shape) if name in state else "nothing"
+        expected = {name: (value.dtype, list(value.shape)) for name, value in self.state_dict().items()}
+        if step:
+            for name, p in self.model.named_parameters():
+                for key in ("exp_avg", "exp_avg_sq"):
+                    expected[f"optimizer.{key}.{name}"] = (p.dtype, list(p.shape))
+        for name, entry in expected.items():
+            found = (state[name].dtype, list(state[name].shape)) if name in state else None
+            if found != entry:
                 raise RuntimeError(
-                    f"the training state does not fit: {name} should have shape {list(shape)}, got {got}; "
-                    "resume with the config and the batch size that the run began with"
+                    f"the training state does not fit: {name} should be {entry[0]} {entry[1]}, got "
+                    f"{'nothing' if found is None else f'{found[0]} {found[1]}'}; "
+                    "resume with the config, dtype and batch size that the run began with"
                 )
         device = self.model.device
         self.model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})

@@ -250,3 +250,15 @@ def test_tolerance_grid_spans_the_residuals_in_even_steps():
     assert np.allclose(ratios, 10 ** (1 / 40), rtol=0.01)
     assert all(float(f"{tol:.3g}") == tol for tol in grid)
     assert ev.tolerance_grid(np.full((1, 2), NAN)) == []
+
+
+def test_trust_asks_that_those_who_settle_are_right():
+    # Puzzle 0 is right and settles at 0.02; puzzle 1 is wrong at every depth and comes down to 0.1.
+    residuals = np.array([[0.5, 0.02, 0.02], [0.5, 0.3, 0.1]], np.float32)
+    exact = np.array([[False, True, True], [False, False, False]])
+    candidates = (0.02, 0.05, 0.1, 0.3)
+    assert ev.calibrate(residuals, exact, candidates=candidates).chosen.tol == pytest.approx(0.3)
+    trusted = ev.calibrate(residuals, exact, candidates=candidates, trust=0.9)
+    assert trusted.chosen.tol == pytest.approx(0.05) and trusted.chosen.right_when_converged == 1
+    with pytest.raises(ValueError, match="trust must be a share"):
+        ev.calibrate(residuals, exact, trust=1.5)

@@ -119,3 +119,13 @@ def test_presets_have_the_published_sizes():
 def test_the_config_must_be_one():
     with pytest.raises(TypeError, match="EqRConfig.from_dict"):
         EquilibriumReasoner({"seq_len": 81})
+
+
+def test_inference_mode_leaves_the_module_trainable():
+    model = make_contractive(tiny_config(mlp_t=False, pos_encodings="rope"))
+    tokens = torch.ones(2, 6, dtype=torch.long)
+    with torch.inference_mode():
+        model.solve(tokens, depth=1, halt="none")
+    _, logits, _ = model.train()(tokens, model.initial_state(2))
+    logits.sum().backward()
+    assert model.lm_head.weight.grad is not None

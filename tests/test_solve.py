@@ -339,3 +339,38 @@ def test_float64_model_runs(puzzles):
     model: EquilibriumReasoner = make_contractive(tiny_config(noise_scale=0.01)).double()
     result = model.solve(puzzles, depth=2, halt="none")
     assert result.logits.dtype == torch.float32 and "plain PyTorch throughout" in result.backend_reason
+
+
+def test_a_races_checkpoints_are_the_shallower_races(contractive, puzzles):
+    options = dict(breadth=6, tol=TOL, select="first")
+    for slots in (1, 3, 64):
+        deep = contractive.solve(puzzles, depth=20, checkpoints=range(1, 21), slots=slots, **options)
+        for depth, at in deep.at.items():
+            shallow = contractive.solve(puzzles, depth=depth, slots=slots, **options)
+            assert torch.equal(at.restart, shallow.restart), (slots, depth)
+            assert torch.equal(at.preds, shallow.preds), (slots, depth)
+
+
+def test_cancelling_keeps_the_checkpoints_that_were_reached(contractive, puzzles):
+    calls = []
+    options = dict(depth=6, halt="none", checkpoints=(2, 3, 5))
+    full = contractive.solve(puzzles, **options)
+    result = contractive.solve(puzzles, progress=lambda *seen: calls.append(seen) or len(calls) < 4, **options)
+    for depth in (2, 3):
+        for field in ("all_preds", "all_residual", "all_score", "all_steps", "all_status"):
+            assert torch.equal(getattr(result.at[depth], field), getattr(full.at[depth], field)), (depth, field)
+    assert (result.at[5].all_status == Status.CANCELLED).all() and (result.at[5].all_steps == 3).all()
+
+
+def test_a_state_that_is_zero_has_settled(puzzles):
+    model = make_contractive(tiny_config(fixed_init=True))
+    with torch.no_grad():
+        for tensor in (model.H_init, model.L_init, model.embed_tokens.embedding_weight):
+            tensor.zero_()
+    result = model.solve(puzzles, depth=3, tol=TOL)
+    assert (result.residual == 0).all() and result.converged.all() and (result.steps == 1).all()
+
+
+def test_a_window_wider_than_the_run_costs_nothing(contractive, puzzles):
+    wide = contractive.solve(puzzles, depth=3, halt="none", window=10**11)
+    assert torch.equal(wide.score, contractive.solve(puzzles, depth=3, halt="none", window=3).score)

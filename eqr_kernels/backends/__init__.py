@@ -40,8 +40,9 @@ def choose(name: str, model: EquilibriumReasoner, dtype: torch.dtype) -> tuple[B
         RuntimeError: the named backend cannot run here; the message says why and what to do.
     """
     asked = f"backend={name!r}"
-    if name == "auto" and os.environ.get("EQR_BACKEND", "auto") != "auto":
-        name = os.environ["EQR_BACKEND"]
+    wanted = os.environ.get("EQR_BACKEND") or "auto"
+    if name == "auto" and wanted != "auto":
+        name = wanted
         asked = f"EQR_BACKEND={name!r}"
     reasons = available(model, dtype)
     if name == "auto":

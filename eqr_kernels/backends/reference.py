@@ -147,13 +147,16 @@ class _Loop:
                 eps = noise.normal(rows.rng, stream, tuple(z.shape[1:]), z.dtype) if p.noise_scale else None
                 out = reference.damped_update(z, u, eps, c.lambda_, p.noise_scale)
                 if z_prev is not None:
-                    change, size = ((out - z_prev).float().square().sum((1, 2)), out.float().square().sum((1, 2)))
+                    change = (reference.wide(out) - reference.wide(z_prev)).square().sum((1, 2))
+                    size = reference.wide(out).square().sum((1, 2))
             if z_prev is not None:
                 squares.append((change, size))
             return out
 
         z_H, z_L = reference.outer_step(rows.z_H, rows.z_L, rows.e, self.weights, self.rope, c, update)
-        residual = torch.sqrt((squares[0][0] + squares[1][0]) / (squares[0][1] + squares[1][1]))
+        change, size = squares[0][0] + squares[1][0], squares[0][1] + squares[1][1]
+        # A state that is zero and stays so has settled: 0 / 0 counts as 0.
+        residual = torch.where((change == 0) & (size == 0), 0.0, torch.sqrt(change / size)).float()
         return z_H, z_L, residual
 
     def _step(self, rows: _Rows) -> _Rows:
@@ -189,16 +192,20 @@ class _Loop:
         kept = torch.where(finite[:, None, None], logits, rows.logits)
         rng = torch.cat([rows.rng[:, :3], steps[:, None]], 1)
         snapshot = Snapshot(rows.number, kept.argmax(-1), kept, q_halt, residual, score, steps, status)
-        self._record(snapshot, status != going)
+        self._record(snapshot, status != going, at=snapshot.steps)
         return _Rows(rows.number, rng, rows.e, z_H, z_L, kept, changes, streak).take((status == going).nonzero()[:, 0])
 
-    def _record(self, snapshot: Snapshot, ended: Tensor) -> None:
+    def _record(self, snapshot: Snapshot, ended: Tensor, at: Tensor | None = None) -> None:
+        """Hands over trajectories that have ended (bool [n]); `at`, int64 [n], are the depths just reached."""
+
         def pick(mask: Tensor) -> Snapshot:
             return Snapshot(*(field[mask] for field in snapshot))
 
         for depth in self.problem.checkpoints:
             # A trajectory that has ended stays as it is at every later checkpoint.
-            reached = (snapshot.steps == depth) | (ended & (snapshot.steps < depth))
+            reached = ended & (snapshot.steps < depth)
+            if at is not None:
+                reached |= at == depth
             if reached.any():
                 self.recorder.checkpoint(depth, pick(reached))
         if ended.any():
@@ -258,4 +265,6 @@ class _Loop:
             self._record(snapshot, torch.ones_like(status, dtype=torch.bool))
         left = torch.arange(self.queued, self.problem.trajectories, device=self.problem.tokens.device)
         self.queued = self.problem.trajectories
-        self._cancel_unstarted(left)
+        # In parts, or the rows that never ran would take more memory than those that did.
+        for part in left.split(self.problem.slots):
+            self._cancel_unstarted(part)

@@ -27,6 +27,7 @@ def calibrate(
     max_loss: Annotated[
         float, typer.Option(help="Share of the puzzles that halting may lose; 0.01 is one in 100.")
     ] = 0.0,
+    trust: Annotated[float, typer.Option(help="Least share of the settled puzzles that must be right.")] = 0.0,
     patience: Annotated[int, typer.Option(help="Of the halting rule that the tolerance is for.")] = 1,
     noise_scale: opt.NoiseScale = None,
     seed: opt.Seed = 0,
@@ -54,6 +55,11 @@ def calibrate(
     from eqr_kernels.commands import puzzles as puz
 
     check_output(output)
+    if write and patience != 1:
+        raise ValueError(
+            f"--write stores a tolerance for the default rule, patience 1, and --patience is {patience}; a tolerance "
+            "found for a greater patience is too loose for it: pass it to solve with its patience instead"
+        )
     weights = _writable(model) if write else None
     reasoner = puz.load_model(model, device, progress)
     config, card = reasoner.config, reasoner.card
@@ -73,15 +79,15 @@ def calibrate(
             reasoner, puzzles.inputs, puzzles.labels, depth=depth, progress=bar.update, **settings
         )
     found = evaluation.calibrate(
-        run.residuals, run.exact, max_loss=max_loss, patience=patience, floor=math.sqrt(2) * noise_scale
+        run.residuals, run.exact, max_loss=max_loss, trust=trust, patience=patience, floor=math.sqrt(2) * noise_scale
     )
     candidates = [dataclasses.asdict(candidate) for candidate in found.candidates]
     report: dict[str, Any] = {
         "command": "calibrate",
         "model": model,
         "settings": {
-            **settings, "depth": depth, "max_loss": max_loss, "patience": patience, "device": str(reasoner.device),
-            "reveal": reveal,
+            **settings, "depth": depth, "max_loss": max_loss, "trust": trust, "patience": patience,
+            "device": str(reasoner.device), "reveal": reveal,
         },
         "backend": run.backend,
         "puzzles": found.puzzles,
@@ -98,7 +104,7 @@ def calibrate(
             drawing.tolerances(_condensed(candidates, None), found.puzzles, None)
         raise ValueError(
             f"no tolerance that some puzzle meets keeps the {found.correct} right answers of depth {depth}; "
-            "allow a loss with --max-loss, or lower --noise-scale"
+            "allow a loss with --max-loss, ask for less --trust, or lower --noise-scale"
         )
     if weights is not None:
         report["written"] = str(_write(weights, found, report, str(file)))
@@ -139,7 +145,9 @@ def _write(weights: Path, found: Calibration, report: dict[str, Any], data: str)
     told = {
         "data": Path(data).name,
         "puzzles": found.puzzles,
-        **{name: settings[name] for name in ("depth", "reveal", "seed", "max_loss", "patience", "noise_scale")},
+        **{
+            name: settings[name] for name in ("depth", "reveal", "seed", "max_loss", "trust", "patience", "noise_scale")
+        },
         "correct_at_full_depth": found.correct,
         **{name: report["chosen"][name] for name in ("correct", "mean_steps", "converged")},
     }
