@@ -1,7 +1,8 @@
 # `make solve` and `make test` each do all the set-up they need in .venv, and are quick the second time.
 #
 #   PYTHON   the Python to make .venv with. Where it already has a suitable torch (2.11 to 2.13), .venv uses that one.
-#   TORCH    what to give to `pip install` for torch otherwise; naming it always installs it, for example
+#   TORCH    what to give to `pip install` for torch otherwise; naming one that was not named the time before installs
+#            it, for example
 #            make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 #   OFFLINE  set to 1 to install nothing from an index: all that is needed must be in PYTHON; a missing linter is named
 #            and skipped.
@@ -20,6 +21,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet $(if $(OFFLINE),--no-index --no-deps)
 STAMPS := $(VENV)/.stamps
+# The torch stamp holds this: empty where none was named.
+export NAMED_TORCH := $(if $(filter-out file,$(origin TORCH)),$(strip $(TORCH)))
 BUILD_INPUTS := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
 # Prints the folder that holds a suitable torch, and the Python version that it is for; fails where there is none.
@@ -31,7 +34,7 @@ sys.exit(not ok or print(d.locate_file(""), *sys.version_info[:2], sep="\n"))
 endef
 export FIND_TORCH
 
-.PHONY: solve test lint bench dist build clean distclean
+.PHONY: solve test lint bench dist build clean distclean named-anew
 
 solve: build
 	$(VENV)/bin/eqr solve --demo
@@ -56,11 +59,17 @@ dist: build
 
 build: $(STAMPS)/build
 
+ifneq ($(NAMED_TORCH),)
+ifneq ($(NAMED_TORCH),$(strip $(shell cat $(STAMPS)/torch 2>/dev/null)))
+$(STAMPS)/torch: named-anew
+endif
+endif
+
 # (The setuptools that venv brings up to Python 3.11 is too old, and would hide the one of PYTHON.)
 $(STAMPS)/torch:
 	@test -x $(PY) || { echo "make: creating $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
 	@mkdir -p $(STAMPS)
-	@if [ -n "$(filter-out file,$(origin TORCH))" ]; then \
+	@if [ -n "$$NAMED_TORCH" ]; then \
 	  echo "make: installing $(TORCH)"; $(PIP) $(TORCH); \
 	elif $(PY) -c "$$FIND_TORCH" >/dev/null 2>&1; then :; \
 	elif there=$$($(PYTHON) -c "$$FIND_TORCH" 2>/dev/null) && \
@@ -71,7 +80,7 @@ $(STAMPS)/torch:
 	else echo "make: installing $(TORCH)"; $(PIP) $(TORCH); fi
 	@$(PY) -c "$$FIND_TORCH" >/dev/null 2>&1 || \
 	  { echo "make: $(VENV) has no torch 2.11 to 2.13; run: make distclean, then name one with TORCH=..."; exit 1; }
-	@touch $@
+	@printf '%s\n' "$$NAMED_TORCH" > $@
 
 $(STAMPS)/build: $(STAMPS)/torch $(BUILD_INPUTS)
 	@echo "make: installing eqr_kernels in $(VENV)"

@@ -17,7 +17,7 @@ from eqr_kernels import EqRConfig, EquilibriumReasoner, noise, reference
 from eqr_kernels.config import swiglu_size
 
 PRESETS = {"sudoku-small": EqRConfig.sudoku_small(), "sudoku": EqRConfig.sudoku()}
-DEPTH = 3
+DEPTH = 2
 
 
 def flops(config: EqRConfig) -> int:

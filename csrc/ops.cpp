@@ -13,7 +13,9 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/block.h"
 #include "cpu/damped_update.h"
+#include "cpu/isa.h"
 #include "cpu/philox.h"
 #include "cpu/tree_sum.h"
 
@@ -22,8 +24,9 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kBlock = 1024;  // elements of a work item, as in cpu/normal_block.h
-constexpr int64_t kGrain = 8;     // work items below which a second thread costs more than it saves
+using eqr::cpu::kBlock;
+
+constexpr int64_t kGrain = 8;  // work items below which a second thread costs more than it saves
 
 template <class... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
@@ -100,6 +103,7 @@ std::tuple<Tensor, Tensor, Tensor> damped_update(const Tensor& z, const Tensor& 
       .lambda = float(lambda_),
       .noise_scale = float(noise_scale),
   };
+  eqr::cpu::isa();  // what it throws must not come from another thread, where the message is lost
   torch::stable::parallel_for(0, n * blocks, kGrain, [&](int64_t begin, int64_t end) {
     if (bf16)
       EQR_DISPATCH(damped_update<uint16_t>, a, begin, end);
@@ -125,6 +129,7 @@ Tensor fill_random(const Tensor& rng, int64_t stream, int64_t numel, ScalarType 
   Tensor out = torch::stable::new_empty(rng, {n, numel}, dtype);
   const eqr::cpu::Philox a{rng.const_data_ptr<int64_t>(), numel, blocks, uint32_t(stream)};
   T* data = out.mutable_data_ptr<T>();
+  eqr::cpu::isa();  // as in damped_update
   torch::stable::parallel_for(0, n * blocks, kGrain, [&](int64_t begin, int64_t end) { kernel(a, data, begin, end); });
   return out;
 }

@@ -23,11 +23,12 @@ def save_state(
 ) -> Path:
     """Writes the run's state to `folder/state-STEP/`, in files of at most `part_bytes`, and removes older states.
 
-    The folder is renamed into place when it is complete, so an interruption leaves the state before.
+    The folder is renamed into place when it is complete, so an interruption leaves the state before. A state of the
+    same step gives way to it.
 
     Args:
         trainer: between two steps.
-        settings: JSON values that describe the run (configs, data); `load_state` compares them.
+        settings: JSON values that describe the run (configs, data); `read_manifest` gives them back to compare.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,12 +46,22 @@ def save_state(
             (temporary / f"part-{i:03d}").write_bytes(part)
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
         target = folder / f"{_PREFIX}{trainer.step:09d}"
+        replaced = folder / f"replaced-{target.name}"
         if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
+            # Left by a run that was killed while it removed this.
+            shutil.rmtree(replaced, ignore_errors=True)
+            target.rename(replaced)
+        try:
+            temporary.rename(target)
+        except BaseException:
+            if replaced.exists():
+                replaced.rename(target)
+            raise
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    if replaced.exists():
+        shutil.rmtree(replaced)
     for old in _states(folder):
         if old != target:
             shutil.rmtree(old)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
+import subprocess
 from pathlib import Path
 
 # Tensors here are tiny: threads cost more than they give, and spin when the machine is busy.
@@ -15,6 +18,30 @@ import torch  # noqa: E402
 from eqr_kernels import EqRConfig, EquilibriumReasoner  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+needs_compiler = pytest.mark.skipif(
+    not any(shutil.which(name) for name in ("c++", "g++", "clang++")),
+    reason="needs a C++ compiler: none of c++, g++ and clang++ is there",
+)
+
+
+def free_ports(n: int) -> list[str]:
+    """Ports that nothing listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
+    ports = [str(s.getsockname()[1]) for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def outputs_of(processes: list[subprocess.Popen[str]], timeout: float) -> list[str]:
+    """What each wrote to stdout, when all have ended; none outlives this."""
+    try:
+        return [process.communicate(timeout=timeout)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def tiny_config(**changes: object) -> EqRConfig:

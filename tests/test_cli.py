@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, make_contractive
+from conftest import REPOSITORY, free_ports, make_contractive, outputs_of
 from typer.testing import CliRunner
 
 from eqr_kernels import EqRConfig, EquilibriumReasoner
@@ -519,6 +518,43 @@ def test_train_saves_when_it_is_interrupted(data, tmp_path, monkeypatch):
     assert files(whole) == files(parts)
 
 
+def test_train_that_diverges_keeps_its_last_good_state(data, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    arguments = [*TRAIN, *SETS, "--data", data, "--out", out]
+    eqr(*arguments, "--steps", 2)
+    good = files(out)
+    step = Trainer.train_step
+
+    def poison(self: Trainer) -> None:
+        step(self)
+        self.model.lm_head.weight.data[0, 0] = torch.nan
+
+    def poison_loss(self: Trainer) -> None:
+        step(self)
+        self._sums.values[0] = torch.inf
+
+    told = f"the state of step 2 in {out} is kept"
+    for change, wrong in ((poison, "model.lm_head.weight is not finite"), (poison_loss, "the loss is inf")):
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "train_step", change)
+            stderr = eqr(*arguments, "--resume", "--steps", 3, code=2).stderr
+        assert f"diverged at step 3: {wrong};" in stderr and told in stderr and "a lower --lr than 0.001" in stderr
+        assert files(out) == good and load_checkpoint(out).card.steps == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", poison)
+        stderr = eqr(*arguments[:-1], tmp_path / "new", "--steps", 1, code=2).stderr
+    assert "no state has been saved" in stderr and not list((tmp_path / "new").iterdir())
+
+
+def test_train_without_a_compiler_says_what_to_do(data, tmp_path):
+    arguments = [part for part in TRAIN if part != "--no-compile"] + SETS
+    command = [sys.executable, "-m", "eqr_kernels.cli", *arguments, "--data", data, "--out", tmp_path, "--steps", 1]
+    # In a process of its own, whose cache holds nothing compiled yet.
+    environment = dict(os.environ, CXX="/nonexistent", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "needs a C++ compiler" in done.stderr and "--no-compile" in done.stderr, done.stderr
+
+
 def test_train_resume_is_strict_about_settings(data, tmp_path):
     out = tmp_path / "run"
     arguments = [*TRAIN, *SETS, "--data", data, "--out", out]
@@ -596,17 +632,13 @@ def test_train_in_two_processes_resumes_to_the_same_result(data, tmp_path):
             os.environ["MASTER_PORT"] = port
             assert app([*sys.argv[7:], "--data", data, "--out", *run], standalone_mode=False) == 0
     """
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    arguments = [data, tmp_path / "whole", tmp_path / "parts", *ports, *TRAIN, *SETS]
+    arguments = [data, tmp_path / "whole", tmp_path / "parts", *free_ports(3), *TRAIN, *SETS]
     command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
     environment = dict(os.environ, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", OMP_NUM_THREADS="1")
     started = [
         subprocess.Popen(command, env={**environment, "RANK": str(r)}, stdout=-1, stderr=-2, text=True) for r in (0, 1)
     ]
-    outputs = [process.communicate(timeout=300)[0] for process in started]
+    outputs = outputs_of(started, timeout=300)
     assert [process.returncode for process in started] == [0, 0], "\n".join(outputs)
     assert "2 process(es)" in outputs[0] and outputs[1] == ""
     whole, parts = tmp_path / "whole", tmp_path / "parts"

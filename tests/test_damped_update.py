@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -140,6 +144,28 @@ def test_same_bits_for_any_threads_isa_and_company(dtype: torch.dtype, restore: 
     for rows in ([0], [4], [3, 1], [4, 3, 2, 1, 0], [2, 2]):
         alone = ops.damped_update(z[rows], u[rows], rng[rows], 2, 0.95, 0.01, z_prev[rows])
         assert same(alone, tuple(x[rows] for x in expected)), rows
+
+
+def test_an_unknown_isa_in_the_environment_is_named() -> None:
+    # In a process of its own, with tensors large enough for several threads.
+    script = """
+import torch
+from eqr_kernels import noise, ops
+torch.set_num_threads(2)
+rng = noise.make_rng(0, 0, torch.arange(64), 0)
+z = torch.zeros(64, 8, 1024)
+for call in (lambda: ops.damped_update(z, z, rng, 2, 0.95, 0.01), lambda: ops.philox_normal(rng, 2, 8192)):
+    try:
+        call()
+    except ValueError as error:
+        print(error)
+"""
+    environment = {**os.environ, "EQR_CPU_ISA": "avx1024"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.splitlines()
+    expected = "EQR_CPU_ISA is 'avx1024', which this build or this machine does not have; choose from "
+    assert len(told) == 2 and all(expected + ", ".join(ISAS) in line for line in told), told
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

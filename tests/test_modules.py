@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import make_contractive, tiny_config
+from conftest import make_contractive, needs_compiler, tiny_config
 
 from eqr_kernels import EqRConfig, EquilibriumReasoner
 
 
 @pytest.mark.slow
+@needs_compiler
 @pytest.mark.parametrize("mixer", [dict(), dict(mlp_t=False, pos_encodings="rope")], ids=["mlp_t", "attention"])
 def test_compiled_module_equals_eager(puzzles, mixer):
     model = make_contractive(tiny_config(noise_scale=0.01, **mixer))

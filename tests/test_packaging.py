@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import needs_compiler
 
 import eqr_kernels
 from eqr_kernels import ops
@@ -170,7 +171,11 @@ def test_sdist(source: Path) -> None:
             "EQR_BUILD_EXTENSION='MAYBE' is not known; set it to 1, 0, or leave it unset",
         ),
         ({"EQR_BUILD_EXTENSION": "1", "CXX": "/nonexistent"}, "no C++ compiler was found"),
-        ({"EQR_BUILD_EXTENSION": "1", "EQR_TORCH_DIR": "/nonexistent"}, "is no folder of a torch package"),
+        pytest.param(
+            {"EQR_BUILD_EXTENSION": "1", "EQR_TORCH_DIR": "/nonexistent"},
+            "is no folder of a torch package",
+            marks=needs_compiler,
+        ),
         ({"CXX": shutil.which("false") or "false"}, "or set EQR_BUILD_EXTENSION=0 to install without the extension"),
     ],
 )
@@ -179,6 +184,28 @@ def test_a_build_that_fails_says_so(source: Path, environment: dict[str, str], m
     assert done.returncode != 0
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_make_installs_a_torch_that_is_named_anew(source: Path, tmp_path: Path) -> None:
+    """What make would do, after a first make."""
+    shutil.copy(source / "Makefile", tmp_path)
+    stamps = tmp_path / ".venv" / ".stamps"
+    stamps.mkdir(parents=True)
+    hidden = ("TORCH", "NAMED_TORCH", "MAKEFLAGS", "MAKELEVEL")  # of a make that runs these tests
+    environment = {k: v for k, v in os.environ.items() if k not in hidden}
+
+    def installs(named_before: str, *arguments: str) -> bool:
+        (stamps / "torch").write_text(f"{named_before}\n")
+        command = ["make", "-n", ".venv/.stamps/torch", *arguments]
+        told = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        return "make: installing" in told.stdout
+
+    assert not installs("") and not installs("torch==2.12.0")
+    assert installs("", "TORCH=torch==2.12.0") and installs("torch==2.11.0", "TORCH=torch==2.12.0")
+    url = "torch==2.12.0 --index-url https://download.pytorch.org/whl/cpu"
+    assert not installs("torch==2.12.0", "TORCH=torch==2.12.0") and not installs(url, f"TORCH={url}")
+    assert installs("torch==2.12.0", f"TORCH={url}")
 
 
 def test_no_compiler_installs_without_extension(source: Path, tmp_path: Path) -> None:

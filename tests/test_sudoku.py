@@ -287,6 +287,14 @@ def test_csv_bad_rows() -> None:
     }
 
 
+def test_csv_comments_are_whole_lines() -> None:
+    rows = [f"set#1,{EASY},{EASY_ANSWER}", "# a comment", f" # {EASY}", f"b,{HARDEST},{HARDEST_ANSWER}"]
+    puzzles, errors = read("# made by hand\nsource,question,answer\n" + "\n".join(rows))
+    assert errors == [] and puzzles.source.tolist() == ["set#1", "b"]
+    assert puzzles.line is not None and puzzles.line.tolist() == [3, 6]
+    assert [decode(grid) for grid in puzzles.inputs] == [EASY, HARDEST]
+
+
 def test_labels_are_none_without_answers() -> None:
     assert read(EASY)[0].labels is None
     assert read(f"question\n{EASY}")[0].labels is None

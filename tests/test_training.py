@@ -8,11 +8,12 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import free_ports, needs_compiler, outputs_of, tiny_config
 
 from eqr_kernels import EquilibriumReasoner
 from eqr_kernels.optim import EMA, AdamATan2, learning_rate
@@ -196,6 +197,33 @@ def test_a_crash_while_saving_leaves_the_state_before(tmp_path, monkeypatch):
     assert read_manifest(tmp_path)["step"] == 2 and len(list(tmp_path.iterdir())) == 1
 
 
+def test_saving_a_step_again_never_lacks_a_state(tmp_path, monkeypatch):
+    trainer = make_trainer()
+    save_state(trainer, tmp_path, {"note": "first"})
+    trainer.model.lm_head.weight.data.fill_(0.5)
+    rename = Path.rename
+
+    def crash(self: Path, target: Path) -> Path:
+        if self.name.startswith("incomplete-"):
+            # Until the new state is in its place, the one before must be somewhere.
+            notes = [json.loads(m.read_text())["settings"]["note"] for m in tmp_path.glob("replaced-*/manifest.json")]
+            assert notes == ["first"]
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", crash)
+    with pytest.raises(KeyboardInterrupt):
+        save_state(trainer, tmp_path, {"note": "second"})
+    monkeypatch.undo()
+    assert read_manifest(tmp_path)["settings"] == {"note": "first"} and len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "replaced-state-000000000" / "left").mkdir(parents=True)  # by a run that was killed
+    save_state(trainer, tmp_path, {"note": "second"})
+    assert read_manifest(tmp_path)["settings"] == {"note": "second"} and len(list(tmp_path.iterdir())) == 1
+    other = make_trainer(seed=5)
+    load_state(other, tmp_path)
+    assert (other.model.lm_head.weight == 0.5).all()
+
+
 def test_damaged_states_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no training state under"):
         load_state(make_trainer(), tmp_path)
@@ -253,6 +281,7 @@ def test_bfloat16_forward_keeps_float32_weights():
 
 
 @pytest.mark.slow
+@needs_compiler
 def test_compiled_step_trains_like_the_eager_one():
     eager, compiled = make_trainer(), make_trainer(compile=True)
     for _ in range(3):
@@ -281,11 +310,11 @@ dist.destroy_process_group()
 
 def test_ranks_keep_the_same_weights_on_different_data():
     script = RANK.format(tests=os.path.dirname(__file__))
-    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533", "WORLD_SIZE": "2"}
+    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_ports(1)[0], "WORLD_SIZE": "2"}
     ranks = [
         subprocess.Popen([sys.executable, "-c", script], env={**env, "RANK": str(r)}, stdout=subprocess.PIPE, text=True)
         for r in range(2)
     ]
-    outputs = [json.loads(rank.communicate(timeout=240)[0]) for rank in ranks]
+    outputs = [json.loads(output) for output in outputs_of(ranks, timeout=240)]
     assert outputs[0][:-1] == outputs[1][:-1]
     assert outputs[0][-1] != outputs[1][-1]

@@ -11,10 +11,10 @@
 #endif
 
 #include "../philox.h"
+#include "block.h"
 
 namespace eqr::cpu {
 
-constexpr int kBlock = 1024;          // elements
 constexpr int kCounters = kBlock / 4;
 
 // A work item: one block of one trajectory.

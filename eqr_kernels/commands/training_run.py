@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -159,6 +160,16 @@ class TensorBoardLog:
 # the run -------------------------------------------------------------------------------------------------------------
 
 
+def _missing_compiler(error: BaseException | None) -> str:
+    """torch's complaint that there is no C++ compiler, when that is the error or its cause; "" otherwise."""
+    while error is not None:
+        # By name: torch._inductor is private, and is imported only by a compiled run.
+        if type(error).__name__ == "InvalidCxxCompiler":
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return ""
+
+
 class TrainingRun:
     """One process's part of a run. Rank 0 keeps its state in `out`, the others in `out/ranks`, and rank 0 the model.
 
@@ -223,13 +234,52 @@ class TrainingRun:
                     saved = time.monotonic()
                 if agreed >= _STOP:
                     return agreed == _INTERRUPT
-                trainer.train_step()
+                self._train_step()
+
+    def _train_step(self) -> None:
+        try:
+            self.trainer.train_step()
+        except RuntimeError as error:
+            missing = _missing_compiler(error)
+            if not missing:
+                raise
+            raise RuntimeError(
+                f"compiling the training step needs a C++ compiler, and torch found none ({missing}); "
+                "install one (g++ or clang++) or name it in CXX, or train without: --no-compile"
+            ) from error
 
     def _report(self, logs: Sequence[Log]) -> None:
         progress = self.trainer.report()
+        self._require([] if math.isfinite(progress.loss) else [f"the loss is {progress.loss}", *self._not_finite()])
         if self.process.rank == 0:
             for log in logs:
                 log(progress)
+
+    def _not_finite(self) -> list[str]:
+        """What among the weights and their averages holds NaN or infinity."""
+        model = [(f"model.{name}", p) for name, p in self.trainer.model.named_parameters()]
+        ema = [(f"ema.{name}", average) for name, average in self.trainer.ema.shadow.items()]
+        return [f"{name} is not finite" for name, value in model + ema if not value.isfinite().all()]
+
+    def _require(self, wrong: list[str]) -> None:
+        """Stops all processes when something is wrong in one of them.
+
+        Raises:
+            RuntimeError: what is wrong, and what to continue from.
+        """
+        if not self.process.agree(len(wrong)):
+            return
+        told = ", ".join(wrong[:4]) or "another process tells what is not finite"
+        more = f" (and {len(wrong) - 4} more)" if len(wrong) > 4 else ""
+        try:
+            kept = f"the state of step {read_manifest(self.out)['step']} in {self.out} is kept"
+        except FileNotFoundError:
+            kept = f"no state has been saved in {self.out} yet"
+        raise RuntimeError(
+            f"training has diverged at step {self.trainer.step}: {told}{more}; {kept}, and nothing was written. "
+            f"Train with a lower --lr than {self.settings.get('lr', self.trainer.config.lr):g}, into another --out "
+            "(--resume keeps to the run's own settings)"
+        )
 
     def _folder_of(self, step: int) -> Path:
         return self.out / "ranks" / f"step-{step:09d}" / f"rank-{self.process.rank}"
@@ -238,7 +288,11 @@ class TrainingRun:
         """Writes the state of every process, then the model.
 
         Rank 0's state counts: the others' of the step before stay until it is in its place.
+
+        Raises:
+            RuntimeError: weights are not finite; the state of the last save stays.
         """
+        self._require(self._not_finite())
         step, rank = self.trainer.step, self.process.rank
         if rank:
             save_state(self.trainer, self._folder_of(step), self.settings)

@@ -42,6 +42,7 @@ class Codec:
         cells: the allowed characters, for messages.
         seq_len: cells of a puzzle, or None when any square number will do (the same for all rows of a file).
         spaces_are_cells: then lines are not stripped and '#' starts no comment.
+            Otherwise it starts one anywhere in lines, and in a CSV at the start of a line.
         check: (inputs [N, S], labels [N, S], zeros where unknown) -> per row what breaks the rules, or "".
     """
 
@@ -144,7 +145,7 @@ def _load_text(stream: Iterable[str], name: str, codec: Codec, format: str) -> t
 
 
 def _content_lines(stream: Iterable[str], codec: Codec, errors: list[ParseError]) -> Iterator[tuple[int, str]]:
-    """(line number, text) of the lines that are neither blank nor comments."""
+    """(line number, text) of the lines that are neither blank nor comments as a whole."""
     number = 0
     try:
         for number, line in enumerate(stream, 1):
@@ -152,8 +153,8 @@ def _content_lines(stream: Iterable[str], codec: Codec, errors: list[ParseError]
                 raise TypeError(f"source yields {type(line).__name__}; it must be a text stream: open it in mode 'r'")
             line = (line.removeprefix("\ufeff") if number == 1 else line).rstrip("\r\n")
             if not codec.spaces_are_cells:
-                line = line.partition("#")[0].strip()
-            if line.strip():
+                line = line.strip()
+            if line.strip() and (codec.spaces_are_cells or not line.startswith("#")):
                 yield number, line
     except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as problem:
         errors.append(ParseError(number + 1, "", f"the file cannot be read from here on ({problem}): fetch it again"))
@@ -177,6 +178,9 @@ def _read_rows(
                     f"the CSV header on line {number} has the columns {line!r}, none of which is the puzzle: name one "
                     f"of them {', '.join(QUESTION_COLUMNS)}"
                 )
+        if header is None and not codec.spaces_are_cells:
+            line = line.partition("#")[0].strip()
+            fields = _split(line)
         try:
             if header is None:
                 rows.append(_plain_row(number, line, fields, name))
