@@ -73,9 +73,10 @@ def check_words(name: str, values: Tensor, bits: int) -> None:
 
 
 def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    # The 64-bit product wraps in int64; its bits are right, and the mask undoes the arithmetic shift.
-    product = b * a
-    return (product >> 32) & _LOW, product & _LOW
+    """High and low words of a * b, any shape."""
+    # In halves that stay below 2**50: a product that wraps in int64 is undefined in the C++ that torch.compile writes.
+    low, high = b * (a & 0xFFFF), b * (a >> 16)
+    return (high + (low >> 16)) >> 16, (low + ((high & 0xFFFF) << 16)) & _LOW
 
 
 def philox(

@@ -1,0 +1,56 @@
+"""The shipped model does what its card says, on puzzles that the project generates and on real ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from eqr_kernels import EquilibriumReasoner
+from eqr_kernels.checkpoint import PRETRAINED
+from eqr_kernels.tasks import sudoku, sudoku_generator
+
+NAME = "sudoku-small"
+
+
+@pytest.fixture(scope="module")
+def model() -> EquilibriumReasoner:
+    return EquilibriumReasoner.from_pretrained(NAME)
+
+
+def test_it_is_small_and_its_card_is_complete(model):
+    assert (PRETRAINED / f"{NAME}.safetensors").stat().st_size <= 3 * 2**20
+    card = model.card
+    assert card.tol and card.steps and card.data and card.accuracies and card.licence == "Apache-2.0"
+    assert card.config == model.config
+
+
+def test_easy_puzzles_are_solved_in_a_few_steps_and_hard_ones_need_more(model):
+    steps = {}
+    for difficulty in ("easy", "hard"):
+        puzzles = sudoku_generator.generate(16, difficulty, seed=5)
+        result = model.solve(torch.from_numpy(puzzles.inputs).long(), depth=64)
+        solved = torch.from_numpy(sudoku.is_solution(puzzles.inputs, result.preds.numpy()))
+        steps[difficulty] = result.steps.float().mean().item()
+        if difficulty == "easy":
+            assert solved.all() and result.converged.all() and result.steps.max() <= 16
+        assert solved[result.converged].float().mean() >= 0.9
+    assert steps["hard"] > 1.5 * steps["easy"]
+
+
+def test_five_puzzles_together_and_one_by_one(model):
+    tokens = torch.from_numpy(sudoku_generator.generate(5, "medium", seed=2).inputs).long()
+    together = model.solve(tokens, depth=32, breadth=2)
+    assert together.converged.any()
+    for i in range(5):
+        alone = model.solve(tokens[i : i + 1], depth=32, breadth=2)
+        for field in ("preds", "steps", "residual", "restart", "converged", "nfe", "all_steps"):
+            assert torch.equal(getattr(alone, field)[0], getattr(together, field)[i]), (i, field)
+
+
+def test_real_puzzles_gain_from_depth(model, sudoku_data):
+    puzzles = sudoku.load_csv(sudoku_data / "dev.csv.gz").subset(slice(0, 2500, 50))
+    inputs = sudoku.reveal(puzzles.inputs, puzzles.labels, 32, np.random.default_rng(0))
+    result = model.solve(torch.from_numpy(inputs).long(), depth=32, halt="none", checkpoints=(1, 4, 32))
+    exact = {d: (at.preds.numpy() == puzzles.labels).all(1).mean() for d, at in result.at.items()}
+    assert exact[1] < exact[4] < exact[32] and exact[32] > 0.6, exact
