@@ -13,7 +13,7 @@ from conftest import median_seconds
 from eqr_kernels import EquilibriumReasoner
 from eqr_kernels.tasks import sudoku, sudoku_generator
 
-N, DEPTH = 32, 24
+N, DEPTH = 16, 16
 
 
 @pytest.mark.parametrize("breadth", [1, 4])
