@@ -5,14 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eqr_kernels.backends.base import Snapshot, Status
+from eqr_kernels.backends.base import Snapshot, Status, settled
 
 RULES = ("residual", "vote", "q", "first")
-
-
-def settled(status: Tensor) -> Tensor:
-    """bool, any shape: the halting rule fired (CONVERGED or HALTED)."""
-    return (status == Status.CONVERGED) | (status == Status.HALTED)
 
 
 def sort_key(rule: str, status: Tensor, score: Tensor, q_halt: Tensor, steps: Tensor) -> Tensor:

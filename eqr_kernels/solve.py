@@ -14,6 +14,7 @@ from torch import Tensor
 
 from eqr_kernels import backends, noise, selection
 from eqr_kernels.backends import FixedPointProblem, Snapshot, Status
+from eqr_kernels.backends.base import settled
 from eqr_kernels.modules import check_ids, check_tokens
 
 if TYPE_CHECKING:
@@ -307,7 +308,7 @@ class _Collector:
             score=table.score[row],
             steps=table.steps[row],
             restart=restart,
-            converged=selection.settled(table.status[row]),
+            converged=settled(table.status[row]),
             nfe=self._grid(table.steps).sum(1),
             backend=backend,
             backend_reason=reason,
@@ -326,4 +327,4 @@ class _Collector:
         row = torch.arange(len(restart), device=restart.device) * self.problem.breadth + restart
         fields = (table.preds, table.score, table.q_halt, table.residual, table.steps, table.status)
         grids = (self._grid(f) for f in fields)
-        return Recorded(table.preds[row], restart, selection.settled(table.status[row]), *grids)
+        return Recorded(table.preds[row], restart, settled(table.status[row]), *grids)

@@ -29,6 +29,11 @@ class Status(IntEnum):
     """Its state or its logits became non-finite; logits and preds are the last finite ones."""
 
 
+def settled(status: Tensor) -> Tensor:
+    """bool, any shape: the halting rule fired (CONVERGED or HALTED)."""
+    return (status == Status.CONVERGED) | (status == Status.HALTED)
+
+
 @dataclass(frozen=True)
 class FixedPointProblem:
     """N puzzles x B trajectories to iterate; checked by `solve`, so that a backend need not.

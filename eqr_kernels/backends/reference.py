@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from eqr_kernels import noise, ops, reference
-from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder, Snapshot, Status
+from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder, Snapshot, Status, settled
 from eqr_kernels.reference import OperatorWeights, Rope
 
 if TYPE_CHECKING:
@@ -192,11 +192,11 @@ class _Loop:
         kept = torch.where(finite[:, None, None], logits, rows.logits)
         rng = torch.cat([rows.rng[:, :3], steps[:, None]], 1)
         snapshot = Snapshot(rows.number, kept.argmax(-1), kept, q_halt, residual, score, steps, status)
-        self._record(snapshot, status != going, at=snapshot.steps)
+        self._record(snapshot, status != going, stepped=True)
         return _Rows(rows.number, rng, rows.e, z_H, z_L, kept, changes, streak).take((status == going).nonzero()[:, 0])
 
-    def _record(self, snapshot: Snapshot, ended: Tensor, at: Tensor | None = None) -> None:
-        """Hands over trajectories that have ended (bool [n]); `at`, int64 [n], are the depths just reached."""
+    def _record(self, snapshot: Snapshot, ended: Tensor, stepped: bool = False) -> None:
+        """Hands over trajectories that have ended (bool [n]); `stepped`: their steps are new, not recorded yet."""
 
         def pick(mask: Tensor) -> Snapshot:
             return Snapshot(*(field[mask] for field in snapshot))
@@ -204,8 +204,8 @@ class _Loop:
         for depth in self.problem.checkpoints:
             # A trajectory that has ended stays as it is at every later checkpoint.
             reached = ended & (snapshot.steps < depth)
-            if at is not None:
-                reached |= at == depth
+            if stepped:
+                reached |= snapshot.steps == depth
             if reached.any():
                 self.recorder.checkpoint(depth, pick(reached))
         if ended.any():
@@ -215,7 +215,7 @@ class _Loop:
     def _race(self, number: Tensor, steps: Tensor, status: Tensor, going: int) -> Tensor:
         """Takes in those that have just halted, then cancels the siblings that cannot be first any more."""
         b = self.problem.breadth
-        for row in ((status == Status.CONVERGED) | (status == Status.HALTED)).nonzero()[:, 0].tolist():
+        for row in settled(status).nonzero()[:, 0].tolist():
             puzzle, entry = int(number[row]) // b, (int(steps[row]), int(number[row]) % b)
             if entry < (int(self.best_steps[puzzle]), int(self.best_restart[puzzle])):
                 self.best_steps[puzzle], self.best_restart[puzzle] = entry
