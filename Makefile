@@ -34,7 +34,7 @@ sys.exit(not ok or print(d.locate_file(""), *sys.version_info[:2], sep="\n"))
 endef
 export FIND_TORCH
 
-.PHONY: solve test lint bench dist build clean distclean named-anew
+.PHONY: solve test lint bench sanitize dist build clean distclean named-anew
 
 solve: build
 	$(VENV)/bin/eqr solve --demo
@@ -53,6 +53,17 @@ lint: build
 # Each file in a fresh process: what one leaves in the allocator changes the timings of the next.
 bench: build
 	@for file in $(BENCH); do $(PY) -m pytest $$file --results benchmarks/results $(PYTEST_ARGS); done
+
+# The C++ tests under sanitizers. (ThreadSanitizer cannot place its memory where the kernel randomises too many bits.)
+sanitize:
+	@cmake=$(firstword $(wildcard $(VENV)/bin/cmake) cmake); fixed=; \
+	if setarch -R true 2>/dev/null; then fixed="setarch -R"; fi; \
+	for kind in address,undefined thread; do \
+	  echo "make: C++ tests under the sanitizers $$kind"; folder=build/sanitize-$${kind%,*}; \
+	  $$cmake -S tests/cpp -B $$folder -DEQR_SANITIZE=$$kind >/dev/null; \
+	  $$cmake --build $$folder --parallel $$(nproc) -- --no-print-directory -s; \
+	  UBSAN_OPTIONS=print_stacktrace=1 $$fixed $$folder/eqr_cpp_tests; \
+	done
 
 dist: build
 	$(PY) -m build --no-isolation

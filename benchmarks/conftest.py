@@ -1,7 +1,8 @@
 """What every benchmark file shares: where results go, what they say of the machine, and how two things are compared.
 
 `pytest benchmarks/test_x.py --results DIR` writes DIR/<device>/x.json: device, versions, commit, command, and a row for
-each benchmark. `make bench` does so for every file, each in a fresh process.
+each benchmark. `make bench` does so for every file, each in a fresh process. With --quick, fewer sizes and peers are
+measured, in minutes, and the file is x-quick.json.
 """
 
 from __future__ import annotations
@@ -19,21 +20,30 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from peers.workload import cpu_flags
+from rich.console import Console
+from rich.table import Table
 
 import eqr_kernels
 from eqr_kernels import ops
 
+TABLES = pytest.StashKey[list[Table]]()
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--results", metavar="DIR", help="write the results as JSON to DIR/<device>/<file>.json")
+    parser.addoption("--quick", action="store_true", help="fewer sizes and peers: minutes in place of an hour")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.stash[TABLES] = []
     folder = config.getoption("--results")
     if folder is None:
         return
     stems = {Path(argument.partition("::")[0]).stem.removeprefix("test_") for argument in config.args}
-    path = Path(folder) / re.sub(r"[^a-z0-9]+", "-", device().lower()).strip("-") / f"{'+'.join(sorted(stems))}.json"
+    quick = "-quick" if config.getoption("--quick") else ""
+    name = f"{'+'.join(sorted(stems))}{quick}.json"
+    path = Path(folder) / re.sub(r"[^a-z0-9]+", "-", device().lower()).strip("-") / name
     path.parent.mkdir(parents=True, exist_ok=True)
     config.option.benchmark_json = str(path)
 
@@ -59,12 +69,11 @@ def _read(path: str) -> str:
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     built, reason = ops.extension_status()
-    flags = re.search(r"flags\s*:\s*(.+)", _read("/proc/cpuinfo"))
     machine_info.clear()  # the plugin's own includes the host's name
     machine_info.update(
         device=device(),
         cpu=cpu(),
-        cpu_features=sorted(f for f in (flags[1].split() if flags else []) if f.startswith(("avx", "fma", "amx"))),
+        cpu_features=sorted(f for f in cpu_flags() if f.startswith(("avx", "fma", "amx"))),
         threads=torch.get_num_threads(),
         load_before=_read("/proc/loadavg").split()[:1],
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -81,6 +90,23 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], o
     output_json["command"] = shlex.join(["python", "-m", "pytest", *sys.argv[1:]])
     for row in output_json["benchmarks"]:
         row["stats"].pop("data", None)  # every single timing
+
+
+@pytest.fixture
+def quick(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--quick"))
+
+
+@pytest.fixture
+def tables(request: pytest.FixtureRequest) -> list[Table]:
+    """Tables to print at the end of the run."""
+    return request.config.stash[TABLES]
+
+
+def pytest_terminal_summary(config: pytest.Config) -> None:
+    for table in config.stash[TABLES]:
+        # As wide as it must be: a log has no width.
+        Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def median_seconds(candidates: dict[str, Callable[[], object]], seconds: float = 1.0) -> dict[str, float]:

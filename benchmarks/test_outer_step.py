@@ -1,88 +1,64 @@
-"""One outer step of the reference backend: milliseconds a trajectory-step, and the share of the machine's GEMM rate.
+"""An outer step of the CPU kernel: milliseconds a trajectory-step, share of the registers' peak, ratio to each peer.
 
-A call is `solve` at a fixed depth, divided by that depth, so the starts, heads and noise of a query are in it. The GEMM
-rate is that of `torch.mm` on 2048 x 2048 matrices in float32, measured in the same run.
+Every contender has a process of its own, freshly started; it checks its output against the float64 reference before it
+times anything, and the processes take turns, the meter of the peak among them. A wrong result fails; slowness does not.
+Goals are recorded beside what was measured.
 """
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import cpu, median_seconds
+from measure import PRECISIONS, Field, main_precision
+from peers import BASELINE, PEERS
+from rich.table import Table
 
-from eqr_kernels import EqRConfig, EquilibriumReasoner, noise, reference
-from eqr_kernels.config import swiglu_size
-
-PRESETS = {"sudoku-small": EqRConfig.sudoku_small(), "sudoku": EqRConfig.sudoku()}
-DEPTH = 2
-
-
-def flops(config: EqRConfig) -> int:
-    """Multiply-adds, counted twice, of the matrix products of one outer step of one trajectory."""
-    s, d = config.seq_len, config.hidden_size
-    assert config.mlp_t, "counts the token SwiGLU"
-    token = 3 * s * swiglu_size(s, config.expansion) * d
-    channel = 3 * d * swiglu_size(d, config.expansion) * s
-    return 2 * (token + channel) * config.layers_per_step
+ROUNDS = {False: 7, True: 5}  # by --quick
+DEPTH = 4  # of the solve that pytest-benchmark times by itself
 
 
-def has_bf16() -> bool:
-    return bool({"avx512_bf16", "amx_bf16"} & set(Path("/proc/cpuinfo").read_text().split()))
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("preset", ["sudoku", "maze", "sudoku-small"])
+def test_outer_step(benchmark, tables: list[Table], quick: bool, preset: str, batch: int) -> None:
+    if quick and preset == "maze":
+        pytest.skip("left out by --quick")
+    peers = [BASELINE, "eager-precast"] if quick else list(PEERS)
+    with Field(preset, batch, torch.get_num_threads(), peers) as field:
+        ours = field.find("cpu", main_precision())
+        if ours.process is None:
+            pytest.skip(ours.about["skipped"])
+        field.take_turns(ROUNDS[quick])
+        rows = field.rows()
+        tables.append(table(preset, batch, rows))
+        benchmark.extra_info.update(preset=preset, batch=batch, baseline=BASELINE, solve_depth=DEPTH, rows=rows)
+        benchmark.pedantic(ours.process.request, kwargs={"query": DEPTH}, rounds=3, warmup_rounds=1)
 
 
-def error(model: EquilibriumReasoner, tokens: torch.Tensor, dtype: torch.dtype) -> float:
-    """Relative error of z after one update of z_L against float64, from the same start and the same noise."""
-    rng = noise.make_rng(0, 0, torch.arange(len(tokens)), 0)
-    z_H, z_L = model.start(rng)
-
-    def module(dtype: torch.dtype) -> torch.Tensor:
-        weights = model.weights().to(dtype)
-        u = z_L.to(dtype) + z_H.to(dtype) + reference.embed(tokens, weights)
-        for block in weights.blocks:
-            u = reference.block(u, block, None, model.config)
-        eps = noise.normal(rng, noise.FIRST_UPDATE, tuple(u.shape[1:]), dtype)
-        return reference.damped_update(z_L.to(dtype), u, eps, model.config.lambda_, model.config.noise_scale)
-
-    exact = module(torch.float64)
-    return ((module(dtype).double() - exact).norm() / exact.norm()).item()
-
-
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("batch", [1, 8, 32])
-@pytest.mark.parametrize("preset", PRESETS)
-@torch.no_grad()
-def test_outer_step(benchmark, preset: str, batch: int, dtype: str) -> None:
-    slow = dtype == "bf16" and not has_bf16()
-    if slow and (preset == "sudoku" or batch > 1):
-        pytest.skip(f"{cpu()} has no bf16 instructions, and emulating them would take minutes a call")
-    torch.manual_seed(0)
-    model = EquilibriumReasoner(PRESETS[preset]).eval()
-    tokens = torch.randint(1, model.config.vocab_size, (batch, model.config.seq_len))
-    torch_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-    relative = error(model, tokens, torch_dtype)
-    assert relative < {"fp32": 1e-6, "bf16": 2e-2}[dtype], "the output is wrong: nothing is timed"
-
-    def query() -> object:
-        return model.solve(tokens, depth=DEPTH, halt="none", precision=dtype, ids=torch.arange(batch), slots=batch)
-
-    a = torch.randn(2048, 2048)
-    seconds = median_seconds({"step": query, "gemm": lambda: a @ a}, seconds=0.5)
-    per_step = seconds["step"] / DEPTH / batch
-    gemm_rate = 2 * 2048**3 / seconds["gemm"]
-    benchmark.extra_info.update(
-        preset=preset,
-        batch=batch,
-        dtype=dtype,
-        backend="reference",
-        threads=torch.get_num_threads(),
-        relative_error=float(f"{relative:.2g}"),
-        ms_per_trajectory_step=round(per_step * 1e3, 3),
-        gflop_per_s=round(flops(model.config) / per_step / 1e9, 1),
-        fp32_gemm_gflop_per_s=round(gemm_rate / 1e9, 1),
-        share_of_fp32_gemm_rate=round(flops(model.config) / per_step / gemm_rate, 3),
-    )
-    rounds = max(1, min(5, math.ceil(1.0 / seconds["step"])))
-    benchmark.pedantic(query, rounds=rounds, warmup_rounds=0)
+def table(preset: str, batch: int, rows: list[dict[str, Any]]) -> Table:
+    """A line for each contender; the last columns say how many times as fast as it our precisions are."""
+    ours = {row["precision"]: row for row in rows if row["contender"] == "cpu"}
+    compared = [p for p in PRECISIONS if ours[p].get("times_as_fast_as")]
+    shown = Table(title=f"{preset}, batch {batch}, {rows[0]['threads']} threads")
+    shown.add_column("contender")
+    for name in ("ms a trajectory-step", "its 20-80 %", "share of peak", *(f"cpu {p} is faster" for p in compared)):
+        shown.add_column(name, justify="right")
+    for row in rows:
+        label = f"{row['contender']} {row['precision']}"
+        if "ms_per_trajectory_step" not in row:
+            reason = row.get("skipped", "not measured").splitlines()[-1]
+            shown.add_row(label, "-", reason if len(reason) < 60 else reason[:57] + "...")
+            continue
+        wanted = row.get("goal", {})
+        share = f"{row['share_of_peak']:.1%}" if "share_of_peak" in row else "-"
+        if "share_of_peak" in wanted:
+            share += f" (goal {wanted['share_of_peak']:.0%})"
+        ratios = []
+        for precision in compared:
+            ratio = ours[precision]["times_as_fast_as"].get(row["contender"])
+            goal = ours[precision].get("goal", {}).get("times_as_fast") if row["contender"] == BASELINE else None
+            ratios.append("" if ratio is None else f"{ratio:.2f}x" + (f" (goal {goal}x)" if goal else ""))
+        low, high = row["ms_per_trajectory_step_p20"], row["ms_per_trajectory_step_p80"]
+        shown.add_row(label, f"{row['ms_per_trajectory_step']:.2f}", f"{low:.2f}-{high:.2f}", share, *ratios)
+    return shown

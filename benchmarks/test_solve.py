@@ -1,52 +1,171 @@
-"""Solving real queries with and without early exit: outer steps spent, time, and answers given.
+"""Solving real queries with the shipped model: outer steps spent, time, answers, and what the peers take for them.
 
-Puzzles come from the project's own generator and the model is the shipped one. Early exit must not change how many
-puzzles are solved by more than one in a hundred, or nothing is timed.
+Puzzles come from the project's own generator. The CPU kernel and the reference solve them to the full depth and with
+early exit; the peers run every trajectory to the full depth, as they have no other way. Each is a process of its own,
+and they take turns. Early exit must not change how many puzzles are solved by more than one, or the benchmark fails.
 """
 
 from __future__ import annotations
 
+import statistics
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
-from conftest import median_seconds
+from measure import PRECISIONS, main_precision, share_of_peak, spread
+from peers import BASELINE, PEERS
+from peers.process import Failed, Process
+from peers.workload import PRESETS, operations
+from rich.table import Table
 
-from eqr_kernels import EquilibriumReasoner
 from eqr_kernels.tasks import sudoku, sudoku_generator
 
-N, DEPTH = 16, 16
+MODEL, TRAJECTORIES, DEPTH = "sudoku-small", 16, 16
+ROUNDS = {False: 7, True: 3}  # by --quick
+
+
+class Runners:
+    """The processes, each alive for all of this file's tests."""
+
+    def __init__(self, stack: ExitStack, quick: bool) -> None:
+        self.threads = torch.get_num_threads()
+        cache = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        sizes = ["--preset", MODEL, "--pretrained", "--batch", str(TRAJECTORIES), "--threads", str(self.threads)]
+
+        def start(module: str, *arguments: str) -> Process:
+            return stack.enter_context(Process(module, *arguments, threads=self.threads, cache=cache))
+
+        with Process("benchmarks.peers.solver", MODEL, "--about", threads=self.threads) as process:
+            self.cpu_reasons: dict[str, str | None] = process.about["cpu"]
+        self.meter = start("benchmarks.peers.run", "meter", "--threads", str(self.threads))
+        self.solvers = {name: start("benchmarks.peers.solver", MODEL) for name in ("cpu", "reference")}
+        self.peers: dict[str, Process] = {}
+        self.missing: dict[str, str] = {}
+        for name in [BASELINE, "eager-precast"] if quick else PEERS:
+            try:
+                peer = start("benchmarks.peers.run", name, *sizes, "--dtype", main_precision())
+            except Failed as failure:
+                if "AssertionError" in str(failure):
+                    raise
+                self.missing[name] = f"failed: {failure}"
+                continue
+            if "skipped" in peer.about:
+                self.missing[name] = peer.about["skipped"]
+            else:
+                self.peers[name] = peer
+
+
+@pytest.fixture(scope="module")
+def runners(request: pytest.FixtureRequest) -> Iterator[Runners]:
+    with ExitStack() as stack:
+        yield Runners(stack, bool(request.config.getoption("--quick")))
+
+
+def runs(breadth: int, cpu_reasons: dict[str, str | None]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Name -> process and options of `solve`."""
+    main = main_precision()
+    common = dict(depth=DEPTH, breadth=breadth)
+    found = {}
+    for backend in ("cpu", "reference"):
+        if backend == "cpu" and cpu_reasons[main] is not None:
+            continue
+        options = dict(common, backend=backend, precision=main)
+        found[f"{backend} {main}, full depth"] = backend, dict(options, halt="none")
+        found[f"{backend} {main}, early exit"] = backend, options
+        if breadth > 1:
+            found[f"{backend} {main}, race"] = backend, dict(options, select="first")
+    for precision in PRECISIONS:
+        if precision != main and cpu_reasons[precision] is None:
+            found[f"cpu {precision}, early exit"] = "cpu", dict(common, backend="cpu", precision=precision)
+    return found
 
 
 @pytest.mark.parametrize("breadth", [1, 4])
 @pytest.mark.parametrize("difficulty", ["easy", "hard"])
-def test_solve(benchmark, difficulty: str, breadth: int) -> None:
-    model = EquilibriumReasoner.from_pretrained("sudoku-small")
-    puzzles = sudoku_generator.generate(N // breadth, difficulty, seed=1)
-    tokens = torch.from_numpy(puzzles.inputs).long()
-
-    def fixed() -> object:
-        return model.solve(tokens, depth=DEPTH, breadth=breadth, halt="none")
-
-    def early() -> object:
-        return model.solve(tokens, depth=DEPTH, breadth=breadth)
-
-    def race() -> object:
-        return model.solve(tokens, depth=DEPTH, breadth=breadth, select="first")
-
-    runs = {"fixed": fixed, "early": early, **({"race": race} if breadth > 1 else {})}
-    results = {name: run() for name, run in runs.items()}
-    solved = {name: int(sudoku.is_solution(puzzles.inputs, r.preds.numpy()).sum()) for name, r in results.items()}
-    assert solved["early"] >= solved["fixed"] - max(1, N // breadth // 100), solved
-    seconds = median_seconds(runs, seconds=1.0)
+def test_solve(benchmark, tables: list[Table], quick: bool, runners: Runners, difficulty: str, breadth: int) -> None:
+    puzzles = sudoku_generator.generate(TRAJECTORIES // breadth, difficulty, seed=1)
+    tokens = puzzles.inputs.tolist()
+    wanted = runs(breadth, runners.cpu_reasons)
+    turns: dict[str, list[dict[str, Any]]] = {name: [] for name in [*wanted, *runners.peers, "meter"]}
+    for number in range(ROUNDS[quick] + 1):  # the first warms up
+        for name in turns if number % 2 == 0 else reversed(turns):
+            if name in wanted:
+                solver, options = wanted[name]
+                answer = runners.solvers[solver].request(tokens=tokens, options=options)
+            elif name == "meter":
+                answer = runners.meter.request() if "skipped" not in runners.meter.about else {}
+            else:
+                answer = runners.peers[name].request(query=DEPTH) | {"nfe": TRAJECTORIES * DEPTH}
+            if number:
+                turns[name].append(answer)
+    rows = [_row(name, turns, len(tokens)) for name in turns if name != "meter"]
+    for row in rows:
+        if row["run"] in wanted:
+            row["solved"] = int(sudoku.is_solution(puzzles.inputs, turns[row["run"]][0]["preds"]).sum())
+    solved = {row["run"]: row["solved"] for row in rows if "solved" in row}
+    for name, count in solved.items():
+        backend = name.partition(" ")[0]
+        assert count >= solved[f"{backend} {main_precision()}, full depth"] - 1, solved
+    tables.append(_table(rows, f"{MODEL}, {difficulty}, {len(tokens)} puzzles, breadth {breadth}, depth {DEPTH}"))
     benchmark.extra_info.update(
+        model=MODEL,
         difficulty=difficulty,
         puzzles=len(tokens),
         breadth=breadth,
         depth=DEPTH,
-        backend=results["early"].backend,
-        tol=model.card.tol,
-        solved=solved,
-        nfe={name: int(r.nfe.sum()) for name, r in results.items()},
-        ms_per_puzzle={name: round(taken / len(tokens) * 1e3, 2) for name, taken in seconds.items()},
-        times_faster_by_early_exit=round(seconds["fixed"] / seconds["early"], 2),
+        threads=runners.threads,
+        cpu_reasons=runners.cpu_reasons,
+        missing=runners.missing,
+        rows=rows,
     )
-    benchmark.pedantic(early, rounds=3, warmup_rounds=0)
+    solver, options = next(run for name, run in wanted.items() if name.endswith("early exit"))
+    query = dict(tokens=tokens, options=options)
+    benchmark.pedantic(runners.solvers[solver].request, kwargs=query, rounds=3, warmup_rounds=0)
+
+
+def _row(name: str, turns: dict[str, list[dict[str, Any]]], puzzles: int) -> dict[str, Any]:
+    """What was measured of one run, with a ratio for each run that is not the CPU kernel's."""
+    seconds = [turn["seconds"] for turn in turns[name]]
+    steps = [turn["nfe"] for turn in turns[name]]
+    row: dict[str, Any] = {"run": name, "nfe": statistics.median(steps)}
+    row |= spread("ms_per_puzzle", [s / puzzles * 1e3 for s in seconds])
+    row |= spread("ms_per_trajectory_step", [s / n * 1e3 for s, n in zip(seconds, steps, strict=True)])
+    precision = name.partition(",")[0].split()[-1] if "," in name else main_precision()
+    peaks = [turn["peak"] for turn in turns["meter"] if turn]
+    if peaks:
+        cost = operations(PRESETS[MODEL]())
+        each = zip(peaks, seconds, steps, strict=True)
+        row |= spread("share_of_peak", [share_of_peak(cost, precision, peak, s / n) for peak, s, n in each])
+    if name.startswith("cpu"):
+        row["times_as_fast_as"] = {
+            other: round(statistics.median(t["seconds"] / s for t, s in zip(turns[other], seconds, strict=True)), 3)
+            for other in turns
+            if other != "meter" and not other.startswith("cpu")
+        }
+    return row
+
+
+def _table(rows: list[dict[str, Any]], title: str) -> Table:
+    shown = Table(title=title)
+    shown.add_column("run")
+    reference = f"reference {main_precision()}, full depth"
+    shown_peers = (BASELINE, reference)
+    columns = ("solved", "outer steps", "ms a puzzle", "ms a step", "share of peak")
+    for name in (*columns, f"against {BASELINE}", "against reference, full depth"):
+        shown.add_column(name, justify="right")
+    for row in rows:
+        faster = row.get("times_as_fast_as", {})
+        shown.add_row(
+            row["run"],
+            str(row.get("solved", "")),
+            str(row["nfe"]),
+            f"{row['ms_per_puzzle']:.2f}",
+            f"{row['ms_per_trajectory_step']:.2f}",
+            f"{row['share_of_peak']:.1%}" if "share_of_peak" in row else "",
+            *(f"{faster[peer]:.2f}x" if peer in faster else "" for peer in shown_peers),
+        )
+    return shown

@@ -3,9 +3,17 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <chrono>
+#include <optional>
+#include <string>
+#include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/operator.h"
+#include "cpu/peak.h"
+#include "operator_args.h"
 #include "philox.h"
+#include "poll.h"
 
 namespace py = pybind11;
 
@@ -18,6 +26,11 @@ py::dict build_info() {
   info["build_type"] = EQR_BUILD_TYPE;
   info["torch_headers"] = EQR_TORCH_HEADERS;
   info["torch_target"] = "2.11";
+#ifdef EQR_EMULATE_AVX512
+  info["avx512"] = "emulated";
+#else
+  info["avx512"] = "native";
+#endif
 #ifdef EQR_HAVE_CUDA
   info["cuda"] = EQR_HAVE_CUDA;
 #else
@@ -31,6 +44,82 @@ std::array<uint32_t, 4> philox4x32_10(std::array<uint32_t, 4> counter, std::arra
   return {w.w0, w.w1, w.w2, w.w3};
 }
 
+// One call of with_poll; the innermost of this thread is `polled`.
+struct Polled {
+  py::object ask;
+  std::optional<py::error_already_set> error;  // what a signal handler or `ask` raised
+};
+
+thread_local Polled* polled = nullptr;
+
+// Runs in the middle of an op, which has released the GIL.
+bool poll_python() {
+  Polled& p = *polled;
+  if (p.error) return false;
+  const py::gil_scoped_acquire gil;
+  try {
+    if (PyErr_CheckSignals()) throw py::error_already_set();
+    return p.ask.is_none() || !p.ask().is(py::bool_(false));
+  } catch (py::error_already_set& error) {
+    p.error.emplace(error);
+    return false;
+  }
+}
+
+py::object with_poll(const py::function& run, py::object ask) {
+  Polled call{.ask = std::move(ask), .error = std::nullopt};
+  struct Restore {
+    Polled* outer = polled;
+    bool (*outer_poll)() = eqr::poll;
+    ~Restore() {
+      polled = outer;
+      eqr::poll = outer_poll;
+    }
+  } restore;
+  polled = &call;
+  eqr::poll = &poll_python;
+  py::object result;
+  try {
+    result = run();
+  } catch (py::error_already_set& error) {
+    if (!call.error) throw;
+    PyException_SetContext(call.error->value().ptr(), error.value().inc_ref().ptr());
+  }
+  if (call.error) throw *call.error;
+  return result;
+}
+
+int64_t packed_bytes(const std::vector<int64_t>& sizes, const std::vector<double>& constants,
+                     bool fixed_start, const std::string& precision) {
+  return eqr::cpu::packed_bytes(eqr::shape_of(sizes, constants, fixed_start), eqr::precision_of(precision), eqr::cpu::isa());
+}
+
+// Operations a second of the registers alone, of each of the slices of a few milliseconds that fit into `seconds`, on
+// the calling thread; empty where there is no meter (see cpu/peak.h).
+std::vector<double> peak(const std::string& precision, double seconds) {
+  using Clock = std::chrono::steady_clock;
+  const eqr::cpu::Precision p = eqr::precision_of(precision);
+  const py::gil_scoped_release release;
+  const auto timed = [p](int64_t rounds, double* taken) {
+    const Clock::time_point start = Clock::now();
+    const int64_t operations = EQR_DISPATCH(peak_burst, p, rounds);
+    *taken = std::chrono::duration<double>(Clock::now() - start).count();
+    return operations;
+  };
+  std::vector<double> rates;
+  int64_t rounds = 1000;
+  for (double taken = 0; taken < 1e-3; rounds *= 2)
+    if (!timed(rounds, &taken)) return rates;
+  const auto length = std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  const Clock::time_point end = Clock::now() + length;
+  do {
+    double taken;
+    const int64_t operations = timed(rounds, &taken);
+    rates.push_back(double(operations) / taken);
+  } while (Clock::now() < end);
+  return rates;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -39,5 +128,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_isas", &eqr::cpu::available_isas, "Instruction sets that this build and this machine have, best last.");
   m.def("cpu_isa", [] { return eqr::cpu::isa_name(eqr::cpu::isa()); }, "The instruction set in use.");
   m.def("set_cpu_isa", &eqr::cpu::set_isa, py::arg("name"), "Chooses the instruction set for this process.");
+  m.def("packed_bytes", &packed_bytes, py::arg("sizes"), py::arg("constants"), py::arg("fixed_start"), py::arg("precision"),
+        "Size of what pack_weights gives for the instruction set in use.");
+  m.def("with_poll", &with_poll, py::arg("run"), py::arg("ask"),
+        "run(), whose ops handle signals now and then, call ask() (unless None), and cancel what is left where that "
+        "returns False or raises; what it or a signal handler raises is raised again when run() has returned.");
   m.def("philox4x32_10", &philox4x32_10, py::arg("counter"), py::arg("key"), "Four words of csrc/philox.h.");
+  m.def("peak", &peak, py::arg("precision"), py::arg("seconds"),
+        "Operations a second of multiply-adds in registers alone on this thread, one rate for each few milliseconds; "
+        "empty where the instructions in use have no meter.");
 }

@@ -1,5 +1,6 @@
-// The only file that knows torch: schemas, checks and dispatch of torch.ops.eqr_kernels.*, through torch's stable ABI,
-// so that one build serves torch 2.11 and later. bindings.cpp makes the same library a Python module.
+// The state update and the random numbers as torch ops. ops.cpp, ops_fixed_point.cpp and ops_checks.h are the only files
+// that know torch: schemas, checks and dispatch of torch.ops.eqr_kernels.*, through torch's stable ABI, so that one
+// build serves torch 2.11 and later. bindings.cpp makes the same library a Python module.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -7,9 +8,6 @@
 
 #include <cmath>
 #include <optional>
-#include <sstream>
-#include <stdexcept>
-#include <string>
 #include <tuple>
 #include <vector>
 
@@ -18,28 +16,18 @@
 #include "cpu/isa.h"
 #include "cpu/philox.h"
 #include "cpu/tree_sum.h"
+#include "ops_checks.h"
 
 namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+using eqr::fail;
+using eqr::shape;
 using eqr::cpu::kBlock;
 
 constexpr int64_t kGrain = 8;  // work items below which a second thread costs more than it saves
-
-template <class... Parts>
-[[noreturn]] void fail(const Parts&... parts) {
-  std::ostringstream message;
-  (message << ... << parts);
-  throw std::invalid_argument(message.str());
-}
-
-std::string shape(const Tensor& t) {
-  std::ostringstream out;
-  for (int64_t i = 0; i < t.dim(); ++i) out << (i ? ", " : "[") << t.size(i);
-  return t.dim() ? out.str() + "]" : "[]";
-}
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -7,15 +7,17 @@ why. The ops have no autograd formula: they serve inference.
 from __future__ import annotations
 
 import importlib.machinery
-import math
 import os
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from eqr_kernels import _op_checks as check
 
 DISABLE = "EQR_DISABLE_EXTENSION"
 _REMEDY = "build it with `pip install --no-build-isolation .` in the source folder, beside the torch you use"
@@ -64,7 +66,7 @@ def build_info() -> dict[str, Any]:
 
 
 def cpu_isas() -> list[str]:
-    """The instruction sets that the CPU kernels can use here, best last: of portable, avx2, avx512.
+    """The instruction sets that the CPU kernels can use here, best last: of portable, avx2, avx512, avx512_bf16.
 
     Raises:
         RuntimeError: there is no extension.
@@ -118,15 +120,11 @@ def damped_update(
         TypeError, ValueError: an argument is not as above.
     """
     _require()
-    _check_damped_update(z, u, rng, stream, lambda_, noise_scale, z_prev)
+    check.damped_update(z, u, rng, stream, lambda_, noise_scale, z_prev)
+    check.no_gradient("damped_update", "eqr_kernels.reference.damped_update to train", z=z, u=u, z_prev=z_prev)
     for name, tensor in (("z", z), ("u", u), ("z_prev", z_prev)):
-        if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError(
-                f"{name} requires a gradient, and damped_update has none; call it under torch.no_grad(), "
-                "or use eqr_kernels.reference.damped_update to train"
-            )
-        if tensor is not None and tensor.device.type != "cpu":
-            raise ValueError(f"{name} is on {tensor.device}, and damped_update runs on CPU only; move it with .cpu()")
+        if tensor is not None:
+            check.on_cpu(name, tensor)
     out, diff_sq, norm_sq = torch.ops.eqr_kernels.damped_update.default(z, u, rng, stream, lambda_, noise_scale, z_prev)
     return out, diff_sq, norm_sq
 
@@ -143,7 +141,7 @@ def philox_words(rng: Tensor, stream: int, numel: int) -> Tensor:
         TypeError, ValueError: an argument is out of range.
     """
     _require()
-    _check_rng(rng, stream)
+    check.rng_and_stream(rng, stream)
     words: Tensor = torch.ops.eqr_kernels.philox_words.default(rng, stream, numel)
     return words
 
@@ -154,51 +152,178 @@ def philox_normal(rng: Tensor, stream: int, numel: int) -> Tensor:
     Arguments and errors are those of `philox_words`.
     """
     _require()
-    _check_rng(rng, stream)
+    check.rng_and_stream(rng, stream)
     normals: Tensor = torch.ops.eqr_kernels.philox_normal.default(rng, stream, numel)
     return normals
 
 
-def _check_rng(rng: Tensor, stream: int) -> None:
-    # The ranges of the columns are checked in the kernel: here they would cost a synchronisation and a graph break.
-    if not isinstance(rng, Tensor) or rng.dtype != torch.int64:
-        got = str(rng.dtype) if isinstance(rng, Tensor) else type(rng).__name__
-        raise TypeError(f"rng must be an int64 tensor [n, 4], got {got}; build it with eqr_kernels.noise.make_rng")
-    if rng.ndim != 2 or rng.shape[1] != 4 or not rng.is_contiguous():
-        raise ValueError(
-            f"rng must be contiguous [n, 4] (seed, restart, id, step), got shape {list(rng.shape)}; "
-            "build it with eqr_kernels.noise.make_rng"
-        )
-    if not 0 <= stream <= 255:
-        raise ValueError(f"stream must be in 0..255, got {stream}")
+class FixedPointOutput(NamedTuple):
+    """What `fixed_point` gives: N puzzles, T = N * breadth trajectories, C checkpoints, S tokens, V vocabulary.
+
+    Trajectory t is restart t % breadth of puzzle t // breadth. A status is a number of `eqr_kernels.Status`; at a
+    checkpoint, -1 is a trajectory that was still going. One that ended before a checkpoint is there as it ended.
+    """
+
+    logits: Tensor  # float32 [N, S, V], the winner's
+    winner: Tensor  # int64 [N], the restart that `select` chooses
+    preds: Tensor  # int64 [T, S]
+    q_halt: Tensor  # float32 [T]
+    residual: Tensor  # float32 [T]
+    score: Tensor  # float32 [T]
+    steps: Tensor  # int64 [T]
+    status: Tensor  # int64 [T]
+    at_preds: Tensor  # int64 [C, T, S]
+    at_q_halt: Tensor  # float32 [C, T]
+    at_residual: Tensor  # float32 [C, T]
+    at_score: Tensor  # float32 [C, T]
+    at_steps: Tensor  # int64 [C, T]
+    at_status: Tensor  # int64 [C, T]
+    residuals: Tensor  # float32 [T, depth] with trace, NaN after a trajectory's end; else [0]
 
 
-def _check_damped_update(
-    z: Tensor, u: Tensor, rng: Tensor, stream: int, lambda_: float, noise_scale: float, z_prev: Tensor | None
-) -> None:
-    if not isinstance(z, Tensor) or z.dtype not in (torch.float32, torch.bfloat16):
-        got = str(z.dtype) if isinstance(z, Tensor) else type(z).__name__
-        raise TypeError(f"z must be a float32 or bfloat16 tensor, got {got}; convert it, or use backend='reference'")
-    if z.ndim != 3 or not z.is_contiguous():
-        raise ValueError(f"z must be contiguous [n, S, d], got shape {list(z.shape)}, strides {z.stride()}")
-    for name, tensor in (("u", u), ("z_prev", z_prev)):
-        if tensor is None and name == "z_prev":
-            continue
-        if not isinstance(tensor, Tensor) or tensor.dtype != z.dtype:
-            got = str(tensor.dtype) if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise TypeError(f"{name} must be a tensor of the dtype of z, {z.dtype}, got {got}")
-        if tensor.shape != z.shape or not tensor.is_contiguous():
-            raise ValueError(
-                f"{name} must be contiguous and of the shape of z, {list(z.shape)}, got shape {list(tensor.shape)}, "
-                f"strides {tensor.stride()}; use {name}.contiguous()"
-            )
-    _check_rng(rng, stream)
-    if rng.shape[0] != z.shape[0]:
-        raise ValueError(f"rng must have one row for each of the {z.shape[0]} rows of z, got {rng.shape[0]}")
-    if not math.isfinite(lambda_):
-        raise ValueError(f"lambda_ must be finite, got {lambda_}")
-    if not math.isfinite(noise_scale) or noise_scale < 0:
-        raise ValueError(f"noise_scale must be finite and at least 0, got {noise_scale}")
+def pack_weights(
+    embedding: Tensor,
+    lm_head: Tensor,
+    q_weight: Tensor,
+    q_bias: Tensor,
+    blocks: Sequence[Tensor],
+    rope_cos: Tensor | None,
+    rope_sin: Tensor | None,
+    H_start: Tensor | None,
+    L_start: Tensor | None,
+    sizes: Sequence[int],
+    constants: Sequence[float],
+    precision: str,
+) -> Tensor:
+    """The weights of an operator in the order in which `fixed_point` reads them, for the instruction set in use.
+
+    S tokens, d features, V vocabulary, k(m) hidden units of the SwiGLU on an axis of m, h heads. All tensors are
+    float32, contiguous and on CPU; "bf16" and "int8" round here.
+
+    Args:
+        embedding, lm_head: [V, d]. q_weight: [2, d]. q_bias: [2].
+        blocks: for each layer mixer_in ([2 k(S), S], gate rows first; with attention [3 d, d]: q, k and v heads),
+            mixer_out ([S, k(S)]; with attention [d, d]), gate_up [2 k(d), d] (gate rows first) and down [d, k(d)].
+        rope_cos, rope_sin: [S, d / h], or None.
+        H_start, L_start: [d], the start state of every token, or None for random ones.
+        sizes: tokens, features, vocabulary, mixer_hidden (k(S); 0 with attention), hidden (k(d)), heads (0 without
+            attention), layers, H_cycles, L_cycles, rope_parts (0: no rotation; 1: of whole heads; 2: of their halves).
+        constants: lambda_, rms_norm_eps, H_init_std, L_init_std.
+        precision: "fp32"; "bf16" (operands, with float32 sums and state); "int8" (channel GEMMs, the rest as "bf16").
+
+    Returns:
+        uint8 [bytes], good on this machine and for this instruction set only.
+
+    Raises:
+        RuntimeError: there is no extension, or a gradient is asked for.
+        TypeError, ValueError: an argument is not as above.
+    """
+    _require()
+    optional = (rope_cos, rope_sin, H_start, L_start)
+    check.pack_weights(embedding, lm_head, q_weight, q_bias, blocks, *optional, sizes, constants, precision)
+    named = dict(embedding=embedding, lm_head=lm_head, q_weight=q_weight, q_bias=q_bias)
+    named |= {f"blocks[{i}]": tensor for i, tensor in enumerate(blocks)}
+    check.no_gradient("pack_weights", "backend='reference'", **named, H_start=H_start, L_start=L_start)
+    packed: Tensor = torch.ops.eqr_kernels.pack_weights.default(
+        embedding, lm_head, q_weight, q_bias, blocks, *optional, sizes, constants, precision
+    )
+    return packed
+
+
+def fixed_point(
+    packed: Tensor,
+    tokens: Tensor,
+    ids: Tensor,
+    control: Tensor,
+    *,
+    vocabulary: int,
+    seed: int,
+    breadth: int,
+    depth: int,
+    halt: str,
+    tol: float,
+    patience: int,
+    select: str,
+    window: int,
+    noise_scale: float,
+    checkpoints: Sequence[int] = (),
+    slots: int,
+    trace: bool = False,
+    ask: Callable[[], object] | None = None,
+) -> FixedPointOutput:
+    """Iterates T = N * breadth trajectories, each to its end, in one call on torch's threads.
+
+    The rules are those of `eqr_kernels.solve.solve`. The result does not depend, bit for bit, on the number of threads,
+    on `slots` or on the other rows.
+
+    Args:
+        packed: uint8 [bytes] of `pack_weights`, for the instruction set that it was packed with.
+        tokens: int64 [N, S] in 0..V-1. ids: int64 [N], key the random stream. All contiguous and on CPU.
+        control: int64 [3], written while the op runs, and readable and writable from another thread: [0] cancels what
+            is left when it is not 0, [1] counts the trajectories that have ended, [2] the outer steps spent.
+        vocabulary: V, that of the packed weights.
+        seed: 0 to 2**32 - 1.
+        breadth, depth: trajectories of each puzzle, and outer steps of each at most.
+        halt, tol, patience: "residual" (residual <= tol for `patience` consecutive steps), "q" or "none".
+        select: "residual", "vote", "q" or "first".
+        window: differences of the logits in a score.
+        noise_scale: of the noise injection; 0 draws none.
+        checkpoints: rising depths at which all trajectories are also recorded.
+        slots: trajectories in flight at most.
+        trace: also return every residual.
+        ask: called now and then from this thread while the op runs; returning False cancels what is left.
+
+    Raises:
+        RuntimeError: there is no extension.
+        TypeError, ValueError: an argument is not as above.
+        BaseException: whatever `ask` or the handler of a signal raised (KeyboardInterrupt on Ctrl-C) once the op has
+            stopped, which takes an outer step. Not under torch.compile, where the op runs to its end.
+    """
+    extension = _require()
+    check.fixed_point(
+        packed, tokens, ids, control, vocabulary, seed, breadth, depth, halt, tol, patience, select, window,
+        noise_scale, checkpoints, slots,
+    )  # fmt: skip
+
+    def run() -> tuple[Tensor, ...]:
+        result: tuple[Tensor, ...] = torch.ops.eqr_kernels.fixed_point.default(
+            packed, tokens, ids, control, vocabulary, seed, breadth, depth, halt, tol, patience, select, window,
+            noise_scale, checkpoints, slots, trace,
+        )  # fmt: skip
+        return result
+
+    return FixedPointOutput(*(run() if torch.compiler.is_compiling() else extension.with_poll(run, ask)))
+
+
+def trajectory_bytes(packed: Tensor, window: int = 3) -> int:
+    """Bytes that one trajectory in flight takes in `fixed_point`: its state, its scratch space and its last scores.
+
+    Args:
+        packed: uint8 [bytes] of `pack_weights`.
+        window: as in `fixed_point`.
+
+    Raises:
+        RuntimeError: there is no extension.
+        TypeError, ValueError: an argument is not as above.
+    """
+    _require()
+    check.packed(packed)
+    return int(torch.ops.eqr_kernels.trajectory_bytes.default(packed, window))
+
+
+def fingerprint(tensors: Sequence[Tensor]) -> int:
+    """A 64-bit hash of the bytes, shapes and dtypes of `tensors`, in order: other contents give another number.
+
+    Args:
+        tensors: at least one, of any shapes and dtypes, contiguous and on CPU.
+
+    Raises:
+        RuntimeError: there is no extension.
+        TypeError, ValueError: an argument is not as above.
+    """
+    _require()
+    check.fingerprint(tensors)
+    return int(torch.ops.eqr_kernels.fingerprint.default(tensors))
 
 
 if _extension is not None:
@@ -207,17 +332,84 @@ if _extension is not None:
     def _(
         z: Tensor, u: Tensor, rng: Tensor, stream: int, lambda_: float, noise_scale: float, z_prev: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        _check_damped_update(z, u, rng, stream, lambda_, noise_scale, z_prev)
+        check.damped_update(z, u, rng, stream, lambda_, noise_scale, z_prev)
         rows = 0 if z_prev is None else z.shape[0]
         sums = z.new_empty(rows, dtype=torch.float32)
         return torch.empty_like(z), sums, torch.empty_like(sums)
 
     @torch.library.register_fake("eqr_kernels::philox_words")
     def _(rng: Tensor, stream: int, numel: int) -> Tensor:
-        _check_rng(rng, stream)
+        check.rng_and_stream(rng, stream)
         return rng.new_empty((rng.shape[0], numel))
 
     @torch.library.register_fake("eqr_kernels::philox_normal")
     def _(rng: Tensor, stream: int, numel: int) -> Tensor:
-        _check_rng(rng, stream)
+        check.rng_and_stream(rng, stream)
         return rng.new_empty((rng.shape[0], numel), dtype=torch.float32)
+
+    @torch.library.register_fake("eqr_kernels::pack_weights")
+    def _(
+        embedding: Tensor,
+        lm_head: Tensor,
+        q_weight: Tensor,
+        q_bias: Tensor,
+        blocks: Sequence[Tensor],
+        rope_cos: Tensor | None,
+        rope_sin: Tensor | None,
+        H_start: Tensor | None,
+        L_start: Tensor | None,
+        sizes: Sequence[int],
+        constants: Sequence[float],
+        precision: str,
+    ) -> Tensor:
+        optional = (rope_cos, rope_sin, H_start, L_start)
+        check.pack_weights(embedding, lm_head, q_weight, q_bias, blocks, *optional, sizes, constants, precision)
+        size = _require().packed_bytes(sizes, constants, H_start is not None, precision)
+        return embedding.new_empty(size, dtype=torch.uint8)
+
+    @torch.library.register_fake("eqr_kernels::fixed_point")
+    def _(
+        packed: Tensor,
+        tokens: Tensor,
+        ids: Tensor,
+        control: Tensor,
+        vocabulary: int,
+        seed: int,
+        breadth: int,
+        depth: int,
+        halt: str,
+        tol: float,
+        patience: int,
+        select: str,
+        window: int,
+        noise_scale: float,
+        checkpoints: Sequence[int],
+        slots: int,
+        trace: bool,
+    ) -> tuple[Tensor, ...]:
+        check.fixed_point(
+            packed, tokens, ids, control, vocabulary, seed, breadth, depth, halt, tol, patience, select, window,
+            noise_scale, checkpoints, slots,
+        )  # fmt: skip
+        puzzles, length = tokens.shape
+        trajectories, depths = puzzles * breadth, len(checkpoints)
+
+        def recorded(*sizes: int) -> list[Tensor]:
+            preds = tokens.new_empty((*sizes, length))
+            of_float = [tokens.new_empty(sizes, dtype=torch.float32) for _ in range(3)]
+            return [preds, *of_float, tokens.new_empty(sizes), tokens.new_empty(sizes)]
+
+        logits = tokens.new_empty((puzzles, length, vocabulary), dtype=torch.float32)
+        residuals = tokens.new_empty((trajectories, depth) if trace else 0, dtype=torch.float32)
+        end, at = recorded(trajectories), recorded(depths, trajectories)
+        return logits, tokens.new_empty(puzzles), *end, *at, residuals
+
+    @torch.library.register_fake("eqr_kernels::trajectory_bytes")
+    def _(packed: Tensor, window: int) -> Tensor:
+        check.packed(packed)
+        return packed.new_empty((), dtype=torch.int64)
+
+    @torch.library.register_fake("eqr_kernels::fingerprint")
+    def _(tensors: Sequence[Tensor]) -> Tensor:
+        check.fingerprint(tensors)
+        return tensors[0].new_empty((), dtype=torch.int64)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from eqr_kernels._op_checks import SELECTION_RULES
 from eqr_kernels.backends.base import Snapshot, Status, settled
 
-RULES = ("residual", "vote", "q", "first")
+RULES = SELECTION_RULES
 
 
 def sort_key(rule: str, status: Tensor, score: Tensor, q_halt: Tensor, steps: Tensor) -> Tensor:
@@ -82,7 +83,8 @@ class WinnerLogits:
         self._kept: dict[int, dict[bytes, tuple[list[float], Tensor]]] = {}
 
     def offer(self, rows: Snapshot) -> None:
-        """Takes in trajectories that have ended."""
+        """Takes in trajectories that have ended, with their logits."""
+        assert rows.logits is not None
         keys = sort_key(self.rule, rows.status, rows.score, rows.q_halt, rows.steps).tolist()
         for i, index in enumerate(rows.number.tolist()):
             puzzle, restart = divmod(index, self.breadth)

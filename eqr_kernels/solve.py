@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from eqr_kernels import backends, noise, selection
+from eqr_kernels._op_checks import HALTING_RULES
 from eqr_kernels.backends import FixedPointProblem, Snapshot, Status
 from eqr_kernels.backends.base import settled
 from eqr_kernels.modules import check_ids, check_tokens
@@ -20,8 +21,7 @@ from eqr_kernels.modules import check_ids, check_tokens
 if TYPE_CHECKING:
     from eqr_kernels.modules import EquilibriumReasoner
 
-HALTING_RULES = ("residual", "q", "none")
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 DEFAULT_SLOTS = 64
 
 Progress = Callable[[int, int, int], "bool | None"]
@@ -135,12 +135,14 @@ def solve(
             trajectories in any company.
         checkpoints: depths at which all trajectories are also recorded, see `SolveResult.at`.
         slots: trajectories in flight; None takes 64.
-        backend: "auto", "reference", ...; see `eqr_kernels.backends`.
-        precision: "auto" (the dtype of the weights), "fp32" or "bf16".
+        backend: "auto", "cpu", "reference", ...; see `eqr_kernels.backends`.
+        precision: "auto" (the dtype of the weights), "fp32", "bf16" or "int8" (channel GEMMs with weights scaled per
+            output channel and activations per row; the rest as in "bf16").
         return_all: also return every trajectory's answer.
         trace: also return every residual (the one thing that grows with depth).
-        progress: called at every step with (trajectories finished, of how many, outer steps spent); returning False
-            cancels what is left, and the result holds what there is.
+        progress: called with (trajectories finished, of how many, outer steps spent) at the beginning, now and then (by
+            the reference backend at every step), and at the end; returning False cancels what is left, and the result
+            holds what there is.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or is out of range; the message says what is allowed.
@@ -173,9 +175,9 @@ def solve(
     chosen, reason = backends.choose(backend, model, dtype)
     problem = FixedPointProblem(
         tokens, ids, seed, breadth, depth, halt, tolerance, patience, min(window, depth), noise_scale,
-        select == "first", checkpoints, min(slots or DEFAULT_SLOTS, n * breadth), trace, dtype,
+        select, checkpoints, min(slots or DEFAULT_SLOTS, n * breadth), trace, dtype,
     )  # fmt: skip
-    collector = _Collector(problem, model.config.vocab_size, select)
+    collector = _Collector(problem)
 
     def proceed(finished: int, spent: int) -> bool:
         return progress is None or progress(finished, problem.trajectories, spent) is not False
@@ -232,8 +234,8 @@ def _tolerance(model: EquilibriumReasoner, halt: str, tol: float | str, noise_sc
 def _dtype(model: EquilibriumReasoner, precision: str) -> torch.dtype:
     if precision == "auto":
         return model.dtype
-    if precision in ("int8", "fp8"):
-        raise RuntimeError(f"precision={precision!r} has no backend in this version; use auto, {', '.join(PRECISIONS)}")
+    if precision == "fp8":
+        raise RuntimeError(f"precision='fp8' has no backend in this version; use auto, {', '.join(PRECISIONS)}")
     _check_choice("precision", precision, ("auto", *PRECISIONS))
     return PRECISIONS[precision]
 
@@ -264,18 +266,20 @@ class _Table:
 class _Collector:
     """Records trajectories as they come, and selects at the end."""
 
-    def __init__(self, problem: FixedPointProblem, vocab_size: int, rule: str) -> None:
-        self.problem, self.rule, self.vocab_size = problem, rule, vocab_size
+    def __init__(self, problem: FixedPointProblem) -> None:
+        self.problem = problem
         self.table = _Table(problem)
         self.at = {depth: _Table(problem) for depth in problem.checkpoints}
-        self.logits = selection.WinnerLogits(rule, problem.breadth)
+        self.logits = selection.WinnerLogits(problem.select, problem.breadth)
+        self.won: tuple[Tensor, Tensor] | None = None  # restart [N] and logits [N, S, V], where the backend chose
         self.residuals = None
         if problem.trace:
             self.residuals = torch.full((problem.trajectories, problem.depth), torch.nan, device=problem.tokens.device)
 
     def finished(self, rows: Snapshot) -> None:
         self.table.put(rows)
-        self.logits.offer(rows)
+        if rows.logits is not None:
+            self.logits.offer(rows)
 
     def checkpoint(self, depth: int, rows: Snapshot) -> None:
         # One that is cancelled at this very depth had reached it, as a run of this depth would have.
@@ -287,22 +291,24 @@ class _Collector:
         assert self.residuals is not None
         self.residuals[index, step] = residual
 
+    def winners(self, restart: Tensor, logits: Tensor) -> None:
+        self.won = restart, logits
+
     def _grid(self, flat: Tensor) -> Tensor:
         return flat.unflatten(0, (-1, self.problem.breadth))
 
     def _select(self, table: _Table) -> Tensor:
         fields = (table.preds, table.status, table.score, table.q_halt, table.steps)
-        return selection.select(self.rule, *(self._grid(f) for f in fields))
+        return selection.select(self.problem.select, *(self._grid(f) for f in fields))
 
     def result(self, backend: str, reason: str, return_all: bool) -> SolveResult:
         table, b = self.table, self.problem.breadth
         restart = self._select(table)
         puzzles = torch.arange(len(restart), device=restart.device)
         row = puzzles * b + restart
-        logits = torch.stack([self.logits.winner(p, r) for p, r in enumerate(restart.tolist())])
         return SolveResult(
             preds=table.preds[row],
-            logits=logits,
+            logits=self._winners_logits(restart, backend),
             q_halt=table.q_halt[row],
             residual=table.residual[row],
             score=table.score[row],
@@ -321,6 +327,20 @@ class _Collector:
             at={depth: self._recorded(at) for depth, at in self.at.items()},
             residuals=None if self.residuals is None else self._grid(self.residuals),
         )
+
+    def _winners_logits(self, restart: Tensor, backend: str) -> Tensor:
+        """Logits [N, S, V] of the selected trajectories, restart [N]."""
+        if self.won is None:
+            return torch.stack([self.logits.winner(p, r) for p, r in enumerate(restart.tolist())])
+        chosen, logits = self.won
+        if not torch.equal(chosen, restart):
+            p = int((chosen != restart).nonzero()[0])
+            raise RuntimeError(
+                f"puzzle {p}: backend {backend!r} kept the logits of restart {int(chosen[p])}, but select="
+                f"{self.problem.select!r} gives restart {int(restart[p])}; this is a mistake in the backend: report "
+                "it, and use backend='reference' meanwhile"
+            )
+        return logits
 
     def _recorded(self, table: _Table) -> Recorded:
         restart = self._select(table)

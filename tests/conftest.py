@@ -15,7 +15,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from eqr_kernels import EqRConfig, EquilibriumReasoner  # noqa: E402
+from eqr_kernels import EqRConfig, EquilibriumReasoner, ops  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -66,6 +66,34 @@ def make_contractive(config: EqRConfig, seed: int = 0) -> EquilibriumReasoner:
 @pytest.fixture
 def contractive() -> EquilibriumReasoner:
     return make_contractive(tiny_config())
+
+
+BUILT, WHY_NOT_BUILT = ops.extension_status()
+needs_extension = pytest.mark.skipif(not BUILT, reason=WHY_NOT_BUILT)
+
+
+@pytest.fixture(params=["reference", pytest.param("cpu", marks=needs_extension)])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend that runs here, by name."""
+    return request.param
+
+
+def assert_same(got: torch.Tensor, want: torch.Tensor, backend: str, **tolerance: object) -> None:
+    """Equal, NaN included: bit for bit from a compiled backend, to rounding from the reference."""
+    if backend == "reference":
+        torch.testing.assert_close(got, want, equal_nan=True, **tolerance)
+    else:
+        torch.testing.assert_close(got, want, equal_nan=True, rtol=0, atol=0, msg=tolerance.get("msg"))
+
+
+@pytest.fixture
+def restore():
+    """Puts the instruction set and the number of threads back."""
+    isa, threads = ops.cpu_isa() if BUILT else None, torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    if isa is not None:
+        ops.set_cpu_isa(isa)
 
 
 @pytest.fixture

@@ -10,21 +10,11 @@ namespace {
 constexpr int undecided = -1;
 std::atomic<int> chosen{undecided};
 
-bool runs(Isa isa) {
-#ifdef EQR_X86
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (isa == Isa::avx2) return avx2;
-  if (isa == Isa::avx512)
-    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#endif
-  return isa == Isa::portable;
-}
+constexpr Isa kAll[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_bf16};
 
 std::vector<Isa> available() {
   std::vector<Isa> found;
-  for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512})
+  for (Isa isa : kAll)
     if (runs(isa)) found.push_back(isa);
   return found;
 }
@@ -41,8 +31,31 @@ Isa parse(const std::string& name, const std::string& source) {
 
 }  // namespace
 
+bool runs(Isa isa) {
+#ifdef EQR_X86
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#ifdef EQR_EMULATE_AVX512
+  const bool avx512 = avx2, bf16 = avx2;
+#else
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+#endif
+  if (isa == Isa::avx2) return avx2;
+  if (isa == Isa::avx512) return avx512;
+  if (isa == Isa::avx512_bf16) return bf16;
+#endif
+  return isa == Isa::portable;
+}
+
 const char* isa_name(Isa isa) {
-  return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "portable";
+  switch (isa) {
+    case Isa::avx512_bf16: return "avx512_bf16";
+    case Isa::avx512: return "avx512";
+    case Isa::avx2: return "avx2";
+    default: return "portable";
+  }
 }
 
 std::vector<std::string> available_isas() {

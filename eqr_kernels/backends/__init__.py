@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from eqr_kernels.backends.base import Backend, FixedPointProblem, Recorder, Snapshot, Status
+from eqr_kernels.backends.cpu import CpuBackend
 from eqr_kernels.backends.reference import ReferenceBackend
 
 if TYPE_CHECKING:
@@ -16,9 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["Backend", "FixedPointProblem", "Recorder", "Snapshot", "Status", "available", "choose"]
 
 # In the order in which "auto" prefers them.
-_BACKENDS: tuple[Backend, ...] = (ReferenceBackend(),)
+_BACKENDS: tuple[Backend, ...] = (CpuBackend(), ReferenceBackend())
 _PLANNED = {
-    "cpu": "the fused CPU kernels are planned and not part of this version",
     "triton": "the Triton kernels are planned and not part of this version",
     "cuda": "the CUDA kernels are planned and not part of this version",
 }
@@ -50,6 +50,8 @@ def choose(name: str, model: EquilibriumReasoner, dtype: torch.dtype) -> tuple[B
             if reasons[backend.name] is None:
                 passed = [f"{other}: {why}" for other, why in reasons.items() if why]
                 return backend, "; ".join([f"auto chose {backend.name}: {backend.describe(model, dtype)}", *passed])
+        told = "; ".join(f"{other}: {why}" for other, why in reasons.items())
+        raise RuntimeError(f"{asked} finds no backend that can run here: {told}")
     if name not in reasons:
         raise ValueError(f"{asked} is not a backend; known: auto, {', '.join(reasons)}")
     if reasons[name] is not None:

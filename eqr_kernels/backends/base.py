@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -51,15 +51,20 @@ class FixedPointProblem:
     patience: int
     window: int
     noise_scale: float
-    race: bool  # siblings that cannot be the first to halt may be cancelled
+    select: str  # which trajectory is the answer: "residual", "vote", "q" or "first"
     checkpoints: tuple[int, ...]
     slots: int
     trace: bool
-    dtype: torch.dtype
+    dtype: torch.dtype  # of the arithmetic; int8: the channel GEMMs in int8, the rest as in bfloat16
 
     @property
     def trajectories(self) -> int:
         return self.tokens.shape[0] * self.breadth
+
+    @property
+    def race(self) -> bool:
+        """Siblings that cannot be the first to halt may be cancelled."""
+        return self.select == "first"
 
 
 class Snapshot(NamedTuple):
@@ -67,16 +72,21 @@ class Snapshot(NamedTuple):
 
     number: Tensor  # int64 [m], of the trajectories
     preds: Tensor  # int64 [m, S]
-    logits: Tensor  # float32 [m, S, V]
+    logits: Tensor | None  # float32 [m, S, V]; None where the backend itself keeps the winners'
     q_halt: Tensor  # float32 [m]
     residual: Tensor  # [m]
     score: Tensor  # [m]
     steps: Tensor  # int64 [m]
     status: Tensor  # int64 [m]
 
+    def take(self, rows: Tensor) -> Snapshot:
+        """Those of `rows`, a mask bool [m] or indices."""
+        fields: list[Any] = [None if field is None else field[rows] for field in self]
+        return Snapshot(*fields)
+
 
 class Recorder(Protocol):
-    """Takes the results as they come."""
+    """Takes the results, as they come or all at once."""
 
     def finished(self, rows: Snapshot) -> None:
         """Trajectories that have ended; each is given once."""
@@ -85,11 +95,18 @@ class Recorder(Protocol):
         """Trajectories at a checkpoint; those that ended earlier are given as they ended."""
 
     def residual(self, number: Tensor, step: Tensor, residual: Tensor) -> None:
-        """The residuals [m] of an outer step, numbered from 0 (only for `trace`)."""
+        """Residuals [m] of outer steps numbered from 0 (only for `trace`); or any shapes that broadcast."""
+
+    def winners(self, restart: Tensor, logits: Tensor) -> None:
+        """The restart [N] that `select` chooses for each puzzle and its logits, float32 [N, S, V].
+
+        From a backend that hands over trajectories without their logits, and from no other.
+        """
 
 
 Proceed = Callable[[int, int], bool]
-"""(trajectories finished, outer steps spent) -> False to cancel what is left."""
+"""(trajectories finished, outer steps spent) -> False to cancel what is left. Called at the beginning, now and then (by
+the reference at every step), and with the final numbers at the end."""
 
 
 class Backend(Protocol):

@@ -61,6 +61,8 @@ class ReferenceBackend:
     name = "reference"
 
     def why_not(self, model: EquilibriumReasoner, dtype: torch.dtype) -> str | None:
+        if not dtype.is_floating_point:
+            return "plain PyTorch has no int8 arithmetic for this operator; use backend='cpu', or precision='bf16'"
         return None
 
     def describe(self, model: EquilibriumReasoner, dtype: torch.dtype) -> str:
@@ -197,20 +199,16 @@ class _Loop:
 
     def _record(self, snapshot: Snapshot, ended: Tensor, stepped: bool = False) -> None:
         """Hands over trajectories that have ended (bool [n]); `stepped`: their steps are new, not recorded yet."""
-
-        def pick(mask: Tensor) -> Snapshot:
-            return Snapshot(*(field[mask] for field in snapshot))
-
         for depth in self.problem.checkpoints:
             # A trajectory that has ended stays as it is at every later checkpoint.
             reached = ended & (snapshot.steps < depth)
             if stepped:
                 reached |= snapshot.steps == depth
             if reached.any():
-                self.recorder.checkpoint(depth, pick(reached))
+                self.recorder.checkpoint(depth, snapshot.take(reached))
         if ended.any():
             self.finished += int(ended.sum())
-            self.recorder.finished(pick(ended))
+            self.recorder.finished(snapshot.take(ended))
 
     def _race(self, number: Tensor, steps: Tensor, status: Tensor, going: int) -> Tensor:
         """Takes in those that have just halted, then cancels the siblings that cannot be first any more."""

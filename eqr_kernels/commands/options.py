@@ -21,11 +21,13 @@ NoiseScale = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Of random starts and noise, and of the clues that --reveal picks.")]
 Slots = Annotated[int | None, typer.Option(help="Trajectories in flight at a time.", show_default="64")]
-BackendName = Annotated[str, typer.Option("--backend", help="auto, reference, ...; `eqr info` says which can run.")]
+BackendName = Annotated[
+    str, typer.Option("--backend", help="auto, cpu, reference, ...; `eqr info` says which can run.")
+]
 AnsweredFile = Annotated[
     str | None, typer.Argument(metavar="FILE", help="Puzzles with answers: CSV, puzzle,answer lines, a folder, or -.")
 ]
-Precision = Annotated[str, typer.Option(help="auto (of the weights), fp32 or bf16.")]
+Precision = Annotated[str, typer.Option(help="auto (of the weights), fp32, bf16 or int8.")]
 Device = Annotated[str, typer.Option(help="auto (the GPU if there is one), cpu, cuda, ...")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Take the first puzzles only.")]
 Reveal = Annotated[

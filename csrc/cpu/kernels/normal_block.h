@@ -10,8 +10,8 @@
 #include <immintrin.h>
 #endif
 
-#include "../philox.h"
-#include "block.h"
+#include "../../philox.h"
+#include "../block.h"
 
 namespace eqr::cpu {
 
@@ -97,10 +97,9 @@ EQR_INLINE uint32_t as_bits(float x) {
   return bits;
 }
 
-// sqrt(-2 ln u), u = (top 23 bits of w + 0.5) * 2^-23. ln is split at sqrt(1/2) and fitted (minimax, 6e-9) on
-// ln(1 + f) = f - f^2/2 + f^3 p(f); f is exact, so values close to u = 1 keep their relative accuracy.
-EQR_INLINE float radius(uint32_t w) {
-  const float u = (float(int32_t(w >> 9)) + 0.5f) * 0x1p-23f;
+// ln u for u in (0, 1]. It is split at sqrt(1/2) and fitted (minimax, 6e-9) on ln(1 + f) = f - f^2/2 + f^3 p(f); f is
+// exact, so values close to u = 1 keep their relative accuracy.
+EQR_INLINE float logarithm(float u) {
   const int32_t exponent = int32_t(as_bits(u) - 0x3F3504F3u) >> 23;
   const float f = as_float(as_bits(u) - (uint32_t(exponent) << 23)) - 1.0f;
   float p = -0x1.38b4ccp-4f;
@@ -113,9 +112,13 @@ EQR_INLINE float radius(uint32_t w) {
   p = p * f + 0x1.555554p-2f;
   const float e = float(exponent), f2 = f * f;
   // ln 2 in two parts, the first with trailing zeros so that e times it is exact.
-  const float ln = e * 0x1.62ep-1f + (f + (f2 * (p * f - 0.5f) + e * 0x1.0bfbe8p-15f));
-  return sqrtf(-2.0f * ln);
+  return e * 0x1.62ep-1f + (f + (f2 * (p * f - 0.5f) + e * 0x1.0bfbe8p-15f));
 }
+
+// A word's top 23 bits and a half, in (0, 1).
+EQR_INLINE float uniform(uint32_t w) { return (float(int32_t(w >> 9)) + 0.5f) * 0x1p-23f; }
+
+EQR_INLINE float radius(uint32_t w) { return sqrtf(-2.0f * logarithm(uniform(w))); }
 
 // cos and sin of 2 pi u, u = (k + 0.5) * 2^-23, k the top 23 bits of w. The quadrant comes off in integers, so the
 // rest, r in (-1/2, 1/2) quarter turns, is exact.

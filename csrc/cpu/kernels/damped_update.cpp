@@ -1,5 +1,5 @@
 // Built once per instruction set, with EQR_ISA naming the namespace.
-#include "damped_update.h"
+#include "../damped_update.h"
 
 #include "normal_block.h"
 

@@ -1,0 +1,185 @@
+"""One preset at one batch size: the contenders' turns, and the rows that become JSON and a table."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peers import OURS
+from peers.process import Failed, Process
+from peers.workload import PRESETS, Operations, has_bf16, operations
+
+PRECISIONS = ("fp32", "bf16", "int8")
+# On 2 cores with AVX-512-BF16, in bf16 (int8) against bf16 peers; per preset and batch, None is any batch.
+GOALS: dict[tuple[str, int | None, str], dict[str, float]] = {
+    ("sudoku", 1, "bf16"): {"share_of_peak": 0.88, "times_as_fast": 1.8},
+    ("sudoku", 8, "bf16"): {"share_of_peak": 0.88, "times_as_fast": 1.35},
+    ("sudoku", 1, "int8"): {"times_as_fast": 2.7},
+    ("sudoku", 8, "int8"): {"times_as_fast": 2.1},
+    ("maze", None, "bf16"): {"times_as_fast": 1.5},
+}
+
+
+def main_precision() -> str:
+    """What the goals are compared in: bf16 where PyTorch too has instructions for it, else fp32 for all alike."""
+    return "bf16" if has_bf16() else "fp32"
+
+
+def goal(preset: str, batch: int, precision: str) -> dict[str, float]:
+    if precision == main_precision():
+        precision = "bf16"
+    elif precision != "int8":
+        return {}
+    return GOALS.get((preset, batch, precision)) or GOALS.get((preset, None, precision)) or {}
+
+
+@dataclass
+class Contender:
+    """One process and the answers of its turns."""
+
+    name: str
+    precision: str
+    process: Process | None
+    about: dict[str, Any]
+    turns: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} {self.precision}"
+
+    def seconds(self, key: str = "seconds") -> list[float]:
+        return [turn[key] for turn in self.turns]
+
+
+class Field:
+    """All contenders of one preset and batch size, alive at once; use as a context manager.
+
+    Args:
+        peers: names of `peers.PEERS`; they run in the main precision.
+    """
+
+    def __init__(self, preset: str, batch: int, threads: int, peers: list[str]) -> None:
+        self.preset, self.batch, self.threads = preset, batch, threads
+        self.operations = operations(PRESETS[preset]())
+        self.wanted = [("meter", "all"), *(("cpu", p) for p in PRECISIONS), *((p, main_precision()) for p in peers)]
+        self.contenders: list[Contender] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Field:
+        try:
+            cache = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+            for name, precision in self.wanted:
+                self.contenders.append(self._start(name, precision, cache))
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _start(self, name: str, precision: str, cache: Path) -> Contender:
+        sizes = ["--preset", self.preset, "--batch", str(self.batch), "--threads", str(self.threads)]
+        dtype = [] if name == "meter" else ["--dtype", precision]
+        try:
+            process = Process("benchmarks.peers.run", name, *sizes, *dtype, threads=self.threads, cache=cache)
+        except Failed as failure:
+            # Wrong results must fail; a peer that does not work here is a gap in the table.
+            if name in OURS or name == "meter" or "AssertionError" in str(failure):
+                raise
+            return Contender(name, precision, None, {"skipped": f"failed: {failure}"})
+        self._stack.enter_context(process)
+        return Contender(name, precision, None if "skipped" in process.about else process, process.about)
+
+    def take_turns(self, rounds: int, each: Callable[[], object] = lambda: None) -> None:
+        """Each contender once a round, there and back again, so that a drift of the machine favours none."""
+        for number in range(rounds):
+            order = [c for c in self.contenders if c.process is not None]
+            for contender in order if number % 2 == 0 else reversed(order):
+                assert contender.process is not None
+                contender.turns.append(contender.process.request())
+                each()
+
+    def find(self, name: str, precision: str) -> Contender:
+        return next(c for c in self.contenders if (c.name, c.precision) == (name, precision))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each contender; times are medians over the rounds, and ratios medians of each round's ratio."""
+        rows = [self._row(c) for c in self.contenders if c.name != "meter"]
+        meter = self.find("meter", "all")
+        peaks = [turn["peak"] for turn in meter.turns]
+        for row, contender in zip(rows, (c for c in self.contenders if c.name != "meter"), strict=True):
+            if contender.turns and peaks:
+                row |= self._share(contender, peaks)
+        return rows
+
+    def _row(self, contender: Contender) -> dict[str, Any]:
+        about = {key: value for key, value in contender.about.items() if key not in ("contender", "dtype")}
+        row: dict[str, Any] = {"contender": contender.name, "precision": contender.precision, **about}
+        row |= {"preset": self.preset, "batch": self.batch, "threads": self.threads}
+        if not contender.turns:
+            return row
+        for key, name in (("seconds", "ms_per_trajectory_step"), ("solve_seconds", "ms_per_trajectory_step_of_solve")):
+            if key in contender.turns[0]:
+                row |= spread(name, [seconds / self.batch * 1e3 for seconds in contender.seconds(key)])
+        if contender.name == "cpu":
+            row["times_as_fast_as"], row["notes"] = self._ratios(contender)
+            wanted = goal(self.preset, self.batch, contender.precision)
+            if wanted:
+                row["goal"] = wanted
+                row["goal_is_for_this_machine"] = has_bf16() and self.threads == 2
+        return row
+
+    def _ratios(self, ours: Contender) -> tuple[dict[str, float], list[str]]:
+        main = main_precision()
+        if ours.precision not in (main, "int8"):
+            return {}, [f"not compared: the peers run in {main}, " + _why_main()]
+        notes = [f"peers in {main}: {_why_main()}"] if main == "fp32" else []
+        ratios = {}
+        for peer in self.contenders:
+            if peer.name not in (*OURS, "meter") and peer.turns:
+                pairs = zip(peer.seconds(), ours.seconds(), strict=True)
+                ratios[peer.name] = round(statistics.median(theirs / mine for theirs, mine in pairs), 3)
+        return ratios, notes
+
+    def _share(self, contender: Contender, peaks: list[dict[str, float]]) -> dict[str, Any]:
+        shares = [
+            share_of_peak(self.operations, contender.precision, peak, seconds / self.batch)
+            for peak, seconds in zip(peaks, contender.seconds(), strict=True)
+        ]
+        rate = self.operations.total * self.batch / statistics.median(contender.seconds())
+        return {
+            "gop_per_s": round(rate / 1e9, 1),
+            "peak_gop_per_s": {p: round(statistics.median(peak[p] for peak in peaks) / 1e9, 1) for p in PRECISIONS},
+            **spread("share_of_peak", shares),
+        }
+
+
+def _why_main() -> str:
+    if has_bf16():
+        return "this machine has bf16 instructions"
+    return "this machine has no bf16 instructions, and PyTorch's bf16 is a hundred times as slow without them"
+
+
+def share_of_peak(cost: Operations, precision: str, peak: dict[str, float], seconds: float) -> float:
+    """The time that an outer step's products need at the registers' peak, over the `seconds` that it took.
+
+    With int8 operands the mixer's products stay in bf16, and count at its peak.
+
+    Args:
+        peak: operations a second in each precision.
+    """
+    mixer = "bf16" if precision == "int8" else precision
+    return (cost.channel / peak[precision] + cost.mixer / peak[mixer]) / seconds
+
+
+def spread(name: str, values: list[float]) -> dict[str, float]:
+    """Median and the first and last fifth of at least two values, rounded to four digits."""
+    fifths = statistics.quantiles(values, n=5, method="inclusive")
+    found = {name: statistics.median(values), f"{name}_p20": fifths[0], f"{name}_p80": fifths[-1]}
+    return {key: float(f"{value:.4g}") for key, value in found.items()}

@@ -1,0 +1,77 @@
+// The fixed-point loop: every trajectory of every puzzle to its end, each stopping when it has settled, on however many
+// threads come. S tokens, V vocabulary, N puzzles x B restarts = T trajectories; trajectory t is restart t % B of
+// puzzle t / B.
+#pragma once
+
+#include <stdint.h>
+
+#include <memory>
+
+#include "operator.h"
+
+namespace eqr::cpu {
+
+enum class Halt : int32_t { none, residual, q };
+enum class Select : int32_t { residual, vote, q, first };
+enum Status : int64_t { kConverged = 0, kHalted, kMaxDepth, kCancelled, kDiverged, kGoing = -1 };
+
+// Of T trajectories.
+struct Records {
+  int64_t* preds;                    // [T, S]
+  float *q_halt, *residual, *score;  // [T]
+  int64_t *steps, *status;           // [T]
+};
+
+struct FixedPoint {
+  Engine engine;
+  int64_t puzzles, breadth, depth;  // depth < 2^24, breadth < 2^32
+  const int64_t* tokens;            // [N, S]
+  const int64_t* ids;               // [N], key the random stream
+  int64_t seed;
+  Halt halt;
+  float tol;
+  int64_t patience;  // steps in a row at or below tol
+  Select select;     // with `first`, siblings that cannot be the first to halt are cancelled
+  int64_t window;
+  float noise_scale;
+  const int64_t* checkpoints;  // [C] ascending, each in 1..depth
+  int64_t checkpoint_count;
+  int64_t slots;     // trajectories in flight at most
+  Records end;       // as each ended
+  Records* at;       // [C]: at each checkpoint, kGoing where not at its end; those that ended earlier as they ended
+  float* residuals;  // [T, depth], written up to each one's end, or null
+  int64_t* winner;   // [N], the restart that the select rule chooses
+  float* logits;     // [N, S, V], the winner's
+  // [3], shared with other threads, read and written atomically: [0] set non-zero to cancel; [1] trajectories finished;
+  // [2] outer steps spent. The caller sets them to zero.
+  int64_t* control;
+};
+
+// A trajectory's results do not depend on threads, slots or company, except for when a sibling in a race, or one that
+// the caller cancels, is stopped. The engine must not throw.
+class FixedPointRun {
+ public:
+  // `workers` >= 1: threads that may call `work`. Allocates min(workers, slots, T) workspaces.
+  FixedPointRun(const FixedPoint&, int workers);
+  ~FixedPointRun();
+  FixedPointRun(const FixedPointRun&) = delete;
+  FixedPointRun& operator=(const FixedPointRun&) = delete;
+
+  // Each thread of the pool calls it once; it returns when all trajectories have ended. Fewer than `workers` may come,
+  // and all may be one after another on one thread. `poll` comes from the one thread that may be interrupted (null from
+  // the others); it is called between outer steps and while that thread waits, every 20 ms at most. When it returns
+  // false, what is left is cancelled at the next outer step.
+  void work(bool (*poll)()) noexcept;
+
+  // After every `work` has returned. Writes what can only be known at the end (the winners of a vote), and rethrows
+  // what a worker threw.
+  void finish();
+
+  static int64_t bytes_per_trajectory(const FixedPoint&);
+
+ private:
+  class State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace eqr::cpu

@@ -1,0 +1,118 @@
+#include "trajectory.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace eqr::cpu {
+namespace {
+
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+int64_t ring_size(const FixedPoint& p) { return std::min(p.window, p.depth); }
+
+// ||z_k - z_{k-1}|| / ||z_k||. A state that is zero and stays so has settled: 0 / 0 counts as 0.
+float residual(const StepOutput& out) {
+  return out.change_sq == 0 && out.size_sq == 0 ? 0 : std::sqrt(out.change_sq / out.size_sq);
+}
+
+}  // namespace
+
+Trajectory::Trajectory(const FixedPoint& p)
+    : p_(p), logits_(p.engine.tokens * p.engine.vocabulary), changes_(ring_size(p)) {}
+
+int64_t Trajectory::bytes(const FixedPoint& p) {
+  return sizeof(Trajectory) + sizeof(float) * (p.engine.tokens * p.engine.vocabulary + ring_size(p));
+}
+
+void Trajectory::begin(int64_t number) {
+  number_ = number;
+  steps_ = streak_ = checkpoint_ = 0;
+  status_ = kGoing;
+  residual_ = q_halt_ = kNaN;
+  std::fill(logits_.begin(), logits_.end(), 0.0f);
+  std::fill(changes_.begin(), changes_.end(), kNaN);
+}
+
+void Trajectory::advance(const StepOutput& out) {
+  const int64_t S = p_.engine.tokens, V = p_.engine.vocabulary;
+  residual_ = residual(out);
+  q_halt_ = out.q_halt;
+  bool finite = std::isfinite(residual_) && std::isfinite(q_halt_);
+  double change = 0;
+  for (int64_t s = 0; s < S; ++s) {
+    double sum = 0;
+    for (int64_t i = s * V; i < (s + 1) * V; ++i) {
+      const double difference = double(out.logits[i]) - double(logits_[i]);
+      sum += difference * difference;
+      finite &= std::isfinite(out.logits[i]);
+    }
+    change += std::sqrt(sum);
+  }
+  if (finite) std::copy_n(out.logits, S * V, logits_.begin());
+  if (p_.residuals) p_.residuals[number_ * p_.depth + steps_] = residual_;
+  // At depth 1 there is no difference yet: the residual stands in, and the first difference takes its place.
+  if (steps_ == 0)
+    changes_[0] = residual_;
+  else
+    changes_[(steps_ - 1) % changes_.size()] = float(change / double(S));
+  ++steps_;
+  streak_ = residual_ <= p_.tol ? streak_ + 1 : 0;
+  if (!finite)
+    status_ = kDiverged;
+  else if (p_.halt == Halt::q && q_halt_ > 0)
+    status_ = kHalted;
+  else if (p_.halt == Halt::residual && streak_ >= p_.patience)
+    status_ = kConverged;
+  else if (steps_ == p_.depth)
+    status_ = kMaxDepth;
+}
+
+void Trajectory::cancel() {
+  residual_ = kNaN;
+  status_ = kCancelled;
+}
+
+void Trajectory::record() {
+  const int64_t S = p_.engine.tokens, V = p_.engine.vocabulary;
+  const bool reached = checkpoint_ < p_.checkpoint_count && p_.checkpoints[checkpoint_] == steps_;
+  if (going() && !reached) return;
+  int64_t* preds = p_.end.preds + number_ * S;
+  for (int64_t s = 0; s < S; ++s) {
+    const float* row = logits_.data() + s * V;
+    preds[s] = std::max_element(row, row + V) - row;  // the first of equals
+  }
+  if (reached) write(p_.at[checkpoint_++]);
+  if (going()) return;
+  write(p_.end);
+  while (checkpoint_ < p_.checkpoint_count) write(p_.at[checkpoint_++]);
+}
+
+Ended Trajectory::ended() const {
+  return {puzzle(), restart(), status_, score(), q_halt_, steps_, p_.end.preds + number_ * p_.engine.tokens,
+          logits_.data()};
+}
+
+float Trajectory::score() const {
+  double sum = 0;
+  int64_t count = 0;
+  for (float change : changes_)
+    if (!std::isnan(change)) {
+      sum += change;
+      ++count;
+    }
+  return float(sum / double(count));  // NaN when there is none
+}
+
+// The answers are those in `end`, where `record` has just put them.
+void Trajectory::write(const Records& to) const {
+  const int64_t S = p_.engine.tokens;
+  if (to.preds != p_.end.preds) std::copy_n(p_.end.preds + number_ * S, S, to.preds + number_ * S);
+  to.q_halt[number_] = q_halt_;
+  to.residual[number_] = residual_;
+  to.score[number_] = score();
+  to.steps[number_] = steps_;
+  to.status[number_] = status_;
+}
+
+}  // namespace eqr::cpu

@@ -1,0 +1,49 @@
+// One trajectory in flight: what is known of it besides its state, and what is written down of it.
+#pragma once
+
+#include <stdint.h>
+
+#include <vector>
+
+#include "fixed_point.h"
+#include "selection.h"
+
+namespace eqr::cpu {
+
+class Trajectory {
+ public:
+  explicit Trajectory(const FixedPoint&);
+
+  static int64_t bytes(const FixedPoint&);
+
+  void begin(int64_t number);
+  // Takes in an outer step, and decides whether it was the last. Records the step in `residuals`.
+  void advance(const StepOutput&);
+  // A sibling has won the race.
+  void lose() { status_ = kCancelled; }
+  // The caller wants no more: the trajectory keeps the answer that it has.
+  void cancel();
+  // Writes the checkpoint that has just been reached; once ended, the end and all later checkpoints.
+  void record();
+
+  bool going() const { return status_ == kGoing; }
+  Status status() const { return status_; }
+  int64_t puzzle() const { return number_ / p_.breadth; }
+  int64_t restart() const { return number_ % p_.breadth; }
+  int64_t steps() const { return steps_; }
+  Ended ended() const;  // after `record`
+
+ private:
+  float score() const;
+  void write(const Records&) const;
+
+  const FixedPoint& p_;
+  int64_t number_ = 0, steps_ = 0, streak_ = 0;
+  int64_t checkpoint_ = 0;  // the next one
+  Status status_ = kGoing;
+  float residual_ = 0, q_halt_ = 0;
+  std::vector<float> logits_;   // [S, V], the last finite ones; zero before
+  std::vector<float> changes_;  // [window], a ring of the last changes of the logits
+};
+
+}  // namespace eqr::cpu

@@ -1,0 +1,36 @@
+// The operator in double precision, straight from its definition: row-major, one loop after another, nothing shared
+// with the kernels but the random words.
+#pragma once
+
+#include <stdint.h>
+
+#include <vector>
+
+#include "../../csrc/cpu/operator.h"
+
+namespace eqr::test {
+
+using Matrix = std::vector<double>;
+
+// Weights of a shape, drawn at random: linear layers of standard deviation 1 / sqrt(fan-in).
+struct RandomModel {
+  RandomModel(const cpu::Shape&, uint64_t seed);
+
+  cpu::Shape shape;
+  std::vector<float> embedding, lm_head, q_weight, q_bias, cos, sin, H_start, L_start;
+  std::vector<std::vector<float>> matrices;  // 4 a layer
+  std::vector<cpu::BlockWeights> blocks;
+  cpu::OperatorWeights weights() const;
+};
+
+struct OracleState {
+  Matrix z_H, z_L;  // [S, d]
+  // of the last outer step
+  Matrix logits;  // [S, V]
+  double q_halt = 0, change_sq = 0, size_sq = 0;
+};
+
+OracleState oracle_start(const RandomModel&, const cpu::StepInput&);
+void oracle_outer_step(const RandomModel&, const cpu::StepInput&, OracleState&);
+
+}  // namespace eqr::test

@@ -1,0 +1,197 @@
+// Halting, recording and selection of the fixed-point loop, against the oracle.
+#include <algorithm>
+#include <cmath>
+#include <set>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "problem.h"
+
+namespace {
+
+using namespace eqr::test;
+using eqr::cpu::FixedPointRun;
+
+int64_t count(const Table& table, int64_t status) {
+  return std::count(table.status.begin(), table.status.end(), status);
+}
+
+std::vector<int64_t> every_depth(int64_t depth) {
+  std::vector<int64_t> all;
+  for (int64_t k = 1; k <= depth; ++k) all.push_back(k);
+  return all;
+}
+
+TEST(each_trajectory_stops_when_it_has_settled) {
+  for (int64_t patience : {1, 3}) {
+    Problem p(6);
+    p.patience = patience;
+    p.depth = 9;
+    p.checkpoints = {1, 2, 6, 9};
+    const Result result = solve(p, 2);
+    check_against_oracle(p, Oracle(p), result, "residual");
+    const std::set<int64_t> steps(result.end.steps.begin(), result.end.steps.end());
+    const int64_t converged = count(result.end, eqr::cpu::kConverged);
+    CHECK(steps.size() > 3 && converged > 3 && converged < p.trajectories(), patience, steps.size(), converged);
+  }
+}
+
+TEST(patience_counts_steps_in_a_row) {
+  Problem p(8);
+  p.depth = 60;
+  p.noise_scale = 0.03f;  // residuals that go up and down about the tolerance
+  p.tol = 0.03f;
+  p.patience = 3;
+  const Oracle oracle(p);
+  const Result result = solve(p, 2);
+  check_against_oracle(p, oracle, result, "patience");
+  int interrupted = 0;
+  for (int64_t t = 0; t < p.trajectories(); ++t)
+    for (int64_t k = 1; k < result.end.steps[t] - 3; ++k)
+      interrupted += oracle.residual(t, k - 1) <= p.tol && oracle.residual(t, k) > p.tol;
+  CHECK(interrupted > 5, interrupted);
+}
+
+TEST(q_halting) {
+  Problem p(8);
+  p.depth = 12;
+  p.halt = Halt::q;
+  p.select = Select::q;
+  p.checkpoints = every_depth(12);
+  const Result result = solve(p, 2);
+  check_against_oracle(p, Oracle(p), result, "q");
+  CHECK(count(result.end, eqr::cpu::kHalted) > 3 && count(result.end, eqr::cpu::kMaxDepth) > 3);
+}
+
+TEST(a_fixed_depth_and_its_checkpoints) {
+  Problem p(3);
+  p.halt = Halt::none;
+  p.depth = 9;
+  p.checkpoints = {1, 2, 5, 9};
+  p.select = Select::vote;
+  const Result deep = solve(p, 2);
+  check_against_oracle(p, Oracle(p), deep, "none");
+  CHECK(count(deep.end, eqr::cpu::kMaxDepth) == p.trajectories() && count(deep.at[2], eqr::cpu::kGoing) == p.trajectories());
+  for (size_t c = 0; c < 4; ++c) {
+    Problem shallow(3);
+    shallow.halt = Halt::none;
+    shallow.depth = p.checkpoints[c];
+    Table at = deep.at[c];
+    std::fill(at.status.begin(), at.status.end(), eqr::cpu::kMaxDepth);
+    CHECK(same(solve(shallow, 1).end, at), p.checkpoints[c]);
+  }
+}
+
+TEST(the_score_is_a_mean_over_the_window) {
+  for (int64_t window : {int64_t{1}, int64_t{3}, int64_t{50}, int64_t{100000000000}}) {
+    Problem p(2);
+    p.window = window;
+    p.depth = 8;
+    p.checkpoints = every_depth(8);
+    p.halt = Halt::none;
+    const Result result = solve(p, 1);
+    check_against_oracle(p, Oracle(p), result, "window");
+    CHECK(result.at[0].score == result.at[0].residual);
+  }
+}
+
+Fault faults(int64_t id, int64_t restart, int64_t step) {
+  const int64_t puzzle = (id + (int64_t{1} << 40)) / 1000003 - 1;
+  if (puzzle == 0 && step == 0) return restart == 0 ? Fault::nan_logits : Fault::nan_residual;
+  if (puzzle == 1 && restart == 1 && step == 2) return Fault::infinite_logits;
+  if (puzzle == 2 && restart == 2 && step == 1) return Fault::nan_q;
+  if (puzzle == 3 && restart == 0 && step == 3) return Fault::nan_residual;
+  return Fault::none;
+}
+
+TEST(what_diverges_stops_and_leaves_its_neighbours_alone) {
+  for (Select select : {Select::residual, Select::vote, Select::q}) {
+    Problem p(5);
+    p.depth = 12;
+    p.select = select;
+    p.mock.answers = 2;
+    p.checkpoints = {1, 3, 12};
+    const Result clean = solve(p, 2);
+    p.mock.fault = faults;
+    const Result result = solve(p, 2);
+    check_against_oracle(p, Oracle(p), result, "diverged");
+    CHECK(count(result.end, eqr::cpu::kDiverged) == 6, count(result.end, eqr::cpu::kDiverged));
+    for (int64_t t = 0; t < p.trajectories(); ++t) {
+      if (result.end.status[t] == eqr::cpu::kDiverged) continue;
+      CHECK(result.end.steps[t] == clean.end.steps[t] && result.end.score[t] == clean.end.score[t], t);
+    }
+    for (float x : result.logits) CHECK(std::isfinite(x));
+    for (int64_t s = 0; s < p.mock.tokens; ++s) CHECK(result.end.preds[s] == 0, s);  // no finite logits ever
+  }
+}
+
+TEST(a_state_that_is_zero_has_settled) {
+  Problem p(2);
+  p.mock.zero = true;
+  p.noise_scale = 0;
+  const Result result = solve(p, 2);
+  check_against_oracle(p, Oracle(p), result, "zero");
+  for (int64_t t = 0; t < p.trajectories(); ++t)
+    CHECK(result.end.residual[t] == 0 && result.end.steps[t] == 1 && result.end.status[t] == eqr::cpu::kConverged);
+  // All logits are equal: the first is the answer.
+  for (int64_t pred : result.end.preds) CHECK(pred == 0);
+}
+
+TEST(any_threads_slots_and_order_give_the_same_bits) {
+  Problem p(7);
+  p.depth = 25;
+  p.checkpoints = {1, 4, 25};
+  const Result alone = solve(p, 1);
+  check_against_oracle(p, Oracle(p), alone, "alone");
+  p.mock.sleep_us = 200;
+  for (int threads : {1, 2, 3, 4})
+    for (int64_t slots : {1, 2, 3, 100}) {
+      p.slots = slots;
+      CHECK(same(solve(p, threads), alone), threads, slots);
+    }
+  CHECK(p.mock.mistakes == 0 && p.mock.shared_steps > 0, p.mock.mistakes);
+  std::reverse(p.ids.begin(), p.ids.end());
+  const Result reversed = solve(p, 2);
+  for (int64_t n = 0; n < 7; ++n) {
+    CHECK(reversed.winner[n] == alone.winner[6 - n], n);
+    for (int64_t b = 0; b < p.breadth; ++b) {
+      const int64_t t = n * p.breadth + b, u = (6 - n) * p.breadth + b;
+      CHECK(reversed.end.steps[t] == alone.end.steps[u] && reversed.end.score[t] == alone.end.score[u], t);
+    }
+  }
+}
+
+// Drawn problems, with everything that can be asked for at once.
+TEST(drawn_problems) {
+  uint64_t state = 12345;
+  const auto draw = [&state](int64_t n) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return int64_t(state >> 33) % n;
+  };
+  constexpr Halt kHalts[] = {Halt::none, Halt::residual, Halt::q};
+  constexpr Select kSelects[] = {Select::residual, Select::vote, Select::q};
+  for (int i = 0; i < 60; ++i) {
+    Problem p(1 + draw(5));
+    p.breadth = 1 + draw(5);
+    p.depth = 1 + draw(12);
+    p.halt = kHalts[draw(3)];
+    p.select = kSelects[draw(3)];
+    p.patience = 1 + draw(3);
+    p.window = 1 + draw(5);
+    p.tol = 0.01f * float(1 + draw(10));
+    p.slots = 1 + draw(5);
+    p.seed = draw(1000);
+    p.mock.answers = 1 + int(draw(3));
+    p.mock.sleep_us = draw(2) ? 100 : 0;
+    p.mock.tokens = 1 + draw(kMockTokens);
+    p.mock.vocabulary = 2 + draw(kMockVocabulary - 1);
+    if (draw(2)) p.mock.fault = faults;
+    for (int64_t k = 1; k <= p.depth; ++k)
+      if (draw(3) == 0) p.checkpoints.push_back(k);
+    const int threads = 1 + int(draw(4));
+    check_against_oracle(p, Oracle(p), solve(p, threads), text("problem ", i).c_str());
+  }
+}
+
+}  // namespace
