@@ -60,13 +60,13 @@ class Field:
     """All contenders of one preset and batch size, alive at once; use as a context manager.
 
     Args:
-        peers: names of `peers.PEERS`; they run in the main precision.
+        precisions: of the CPU kernel. peers: names of `peers.PEERS`; they run in the main precision.
     """
 
-    def __init__(self, preset: str, batch: int, threads: int, peers: list[str]) -> None:
+    def __init__(self, preset: str, batch: int, threads: int, precisions: list[str], peers: list[str]) -> None:
         self.preset, self.batch, self.threads = preset, batch, threads
         self.operations = operations(PRESETS[preset]())
-        self.wanted = [("meter", "all"), *(("cpu", p) for p in PRECISIONS), *((p, main_precision()) for p in peers)]
+        self.wanted = [("meter", "all"), *(("cpu", p) for p in precisions), *((p, main_precision()) for p in peers)]
         self.contenders: list[Contender] = []
         self._stack = ExitStack()
 

@@ -1,9 +1,9 @@
 """The shipped model on 1,000 real puzzles: wall time and accuracy of `solve` with early exit on the CPU kernel, against
 the reference running every row to the full depth, as research code does.
 
-The puzzles are drawn with a fixed seed from dev.csv.gz: 500 with clues revealed to 30-50, 300 to 26-32, 200 as they are.
-Every way of solving them has a process of its own; they take turns, class by class, and the quicker ones run before and
-after the reference. It fails for a wrong result: answers that disagree where both converge, or fewer puzzles solved.
+The puzzles are drawn with a fixed seed from dev.csv.gz: 500 with clues revealed to 30-50, 300 to 26-32, 200 as
+published. Every way of solving them has a process of its own; they take turns, class by class, and early exit runs both
+before and after the reference. A wrong result fails: answers that disagree where both converge, or accuracy lost.
 """
 
 from __future__ import annotations
@@ -105,12 +105,15 @@ def compare(classes: list[Class], ours: str, theirs: str) -> dict[str, Any]:
     return found | {"both_converged": len(agree), "agree": int(agree.sum())}
 
 
-def check(found: dict[str, Any], agreement: float) -> None:
-    """Raises AssertionError where answers differ on converged rows, or accuracy was lost that chance does not explain."""
+def check_agreement(found: dict[str, Any], least: float) -> None:
+    """Of the rows that converge in both, at least this share has equal answers; one row may always differ."""
     disagree = found["both_converged"] - found["agree"]
-    assert disagree <= max(1, (1 - agreement) * found["both_converged"]), found
-    lost = found["all"]
-    assert lost["difference_points"] >= -0.2 or lost["p"] > 0.01, found
+    assert disagree <= max(1, (1 - least) * found["both_converged"]), found
+
+
+def check_accuracy(found: dict[str, Any]) -> None:
+    """No accuracy is lost, by more than 0.2 points, that chance does not explain."""
+    assert found["all"]["difference_points"] >= -0.2 or found["all"]["p"] > 0.01, found
 
 
 @pytest.fixture
@@ -133,7 +136,7 @@ def test_end_to_end(benchmark, tables: list[Table], quick: bool, solvers: dict[s
         reasons = process.about["cpu"]
     if reasons[main] is not None:
         pytest.skip(reasons[main])
-    classes = draw(0.1 if quick else 1.0)
+    classes = draw(0.05 if quick else 1.0)
 
     def run(name: str, inputs: np.ndarray, depth: int = DEPTH) -> dict[str, Any]:
         backend, precision, halt = name.split()
@@ -161,7 +164,12 @@ def test_end_to_end(benchmark, tables: list[Table], quick: bool, solvers: dict[s
     easy = classes[0].inputs[:FLOOR_ROWS]
     residuals = {p: run(f"cpu {p} none", easy)["residual"] for p in ("fp32", "bf16", "int8")}
     floors = {precision: float(np.median(values)) for precision, values in residuals.items()}
-    tables += [_timing_table(timing, main), _accuracy_table([accuracy, int8]), _floor_table(floors)]
+    tables += [
+        _timing_table(timing, main),
+        _accuracy_table(accuracy),
+        _accuracy_table(int8),
+        _floor_table(floors, len(easy)),
+    ]
     benchmark.extra_info.update(
         model=MODEL,
         depth=DEPTH,
@@ -171,6 +179,7 @@ def test_end_to_end(benchmark, tables: list[Table], quick: bool, solvers: dict[s
         seed=SEED,
         puzzles={c.name: len(c.inputs) for c in classes},
         reference_solved=rows,
+        runs={name: classes[0].answers[name][0]["backend_reason"] for name in classes[0].answers},
         goal=GOAL,
         timing=timing,
         accuracy=accuracy,
@@ -178,8 +187,9 @@ def test_end_to_end(benchmark, tables: list[Table], quick: bool, solvers: dict[s
         residual_floor={"rows": len(easy), "depth": DEPTH, "median": floors},
     )
     benchmark.pedantic(run, args=(early, easy), rounds=3, warmup_rounds=0)
-    check(accuracy, 0.999)
-    check(int8 | {"all": dict(int8["all"], p=1.0)}, 0.99)  # its difference is reported
+    check_agreement(accuracy, 0.999)
+    check_accuracy(accuracy)
+    check_agreement(int8, 0.99)  # the difference in accuracy is reported
 
 
 def _affordable(run: Any, c: Class, name: str, classes: list[Class]) -> int:
@@ -237,21 +247,18 @@ def _timing_table(rows: list[dict[str, Any]], main: str) -> Table:
     return shown
 
 
-def _accuracy_table(comparisons: list[dict[str, Any]]) -> Table:
-    shown = Table("ours, theirs", "puzzles", "both right", "only ours", "only theirs", "points", "p", title="Accuracy")
-    for found in comparisons:
-        for name, row in [*found["by_class"].items(), ("all", found["all"])]:
-            counts = (str(row[key]) for key in ("both_right", "only_ours_right", "only_theirs_right"))
-            label = f"{found['ours']}, {found['theirs']}"
-            shown.add_row(
-                label, f"{row['rows']} {name}", *counts, f"{row['difference_points']:+.2f}", f"{row['p']:.3f}"
-            )
-        shown.add_row("", "", f"{found['agree']} of {found['both_converged']} that converge in both agree")
-        shown.add_section()
+def _accuracy_table(found: dict[str, Any]) -> Table:
+    agreement = f"where both converge, {found['agree']} of {found['both_converged']} agree"
+    shown = Table(title=f"{found['ours']} and {found['theirs']}: {agreement}")
+    for name in ("puzzles", "both right", "only the first", "only the second", "points", "p"):
+        shown.add_column(name)
+    for name, row in [*found["by_class"].items(), ("all", found["all"])]:
+        counts = (str(row[key]) for key in ("both_right", "only_ours_right", "only_theirs_right"))
+        shown.add_row(f"{row['rows']} {name}", *counts, f"{row['difference_points']:+.2f}", f"{row['p']:.3f}")
     return shown
 
 
-def _floor_table(floors: dict[str, float]) -> Table:
-    shown = Table(*floors, title=f"Median residual after {DEPTH} steps, {FLOOR_ROWS} puzzles with 30-50 clues")
+def _floor_table(floors: dict[str, float], rows: int) -> Table:
+    shown = Table(*floors, title=f"Median residual after {DEPTH} steps, {rows} puzzles with 30-50 clues", min_width=70)
     shown.add_row(*(f"{value:.5f}" for value in floors.values()))
     return shown

@@ -17,7 +17,9 @@ SHALLOW, DEEP = 16, 1024
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
-def test_memory(benchmark, tables: list[Table], precision: str) -> None:
+def test_memory(benchmark, tables: list[Table], quick: bool, precision: str) -> None:
+    if quick and precision != "bf16":
+        pytest.skip("left out by --quick")
     threads = torch.get_num_threads()
     arguments = ("benchmarks.peers.solver", MODEL, "--threads", str(threads))
     with Process(*arguments, "--about", threads=threads) as process:

@@ -87,6 +87,8 @@ def runs(breadth: int, cpu_reasons: dict[str, str | None]) -> dict[str, tuple[st
 @pytest.mark.parametrize("breadth", [1, 4])
 @pytest.mark.parametrize("difficulty", ["easy", "hard"])
 def test_solve(benchmark, tables: list[Table], quick: bool, runners: Runners, difficulty: str, breadth: int) -> None:
+    if quick and difficulty == "hard":
+        pytest.skip("left out by --quick")
     puzzles = sudoku_generator.generate(TRAJECTORIES // breadth, difficulty, seed=1)
     tokens = puzzles.inputs.tolist()
     wanted = runs(breadth, runners.cpu_reasons)

@@ -82,8 +82,8 @@ def test_fp32_presets_match_the_oracle(isa, cfg):
     assert max(relative(*pair) for pair in zip(got, want, strict=True)) < 2e-5
 
 
-# The error of a bf16 kernel may be 1.1 times that of PyTorch in bf16 (FlashAttention's rule), on the same weights: rounded
-# to bf16 on both sides, so that only arithmetic shows.
+# The error of a bf16 kernel may be 1.1 times that of PyTorch in bf16, on the same weights, which are rounded to bf16 on
+# both sides so that only arithmetic shows.
 BF16 = {
     "mlp_t, two modules": make_config(seq_len=9, hidden_size=32, H_cycles=1, L_cycles=1),
     "mlp_t, an outer step": make_config(seq_len=9, hidden_size=32),

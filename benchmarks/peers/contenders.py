@@ -23,7 +23,7 @@ class Stepping:
 
     def __init__(self, name: str, work: Workload, precision: str) -> None:
         self.work, self.dtype = work, DTYPES[precision]
-        self.peer = stepper(name, self.dtype)
+        self.peer = stepper(name, self.dtype, work.model.config.layers_per_step)
         self.info = self.peer.info
         self.noise_scale = work.model.config.noise_scale
         self.steps: Steps = self.peer.steps(work.model)

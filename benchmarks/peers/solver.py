@@ -40,6 +40,7 @@ def solve(model: EquilibriumReasoner, request: dict[str, Any]) -> dict[str, Any]
         "residual": result.residual.tolist(),
         "nfe": int(result.nfe.sum()),
         "backend": result.backend,
+        "backend_reason": result.backend_reason,
         "peak_rss": peak_rss(),
     }
     if result.residuals is not None:

@@ -45,7 +45,7 @@ class Compiled:
     another forty calls from Python cost nothing; compiling all of them at once takes minutes.
     """
 
-    def __init__(self, dtype: torch.dtype, autotune: bool) -> None:
+    def __init__(self, dtype: torch.dtype, autotune: bool, layers_per_step: int) -> None:
         if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
             raise Unavailable("torch.compile needs a C++ compiler on CPU: none of c++, g++ and clang++ is there")
         from torch._inductor import config
@@ -53,21 +53,20 @@ class Compiled:
         # Inductor's own random numbers are scalar code on CPU: PyTorch's are faster, so the peer gets those.
         config.fallback_random = True
         config.freezing = autotune
-        self.dtype = dtype
+        self.dtype, self.whole = dtype, layers_per_step <= WHOLE_STEP_LAYERS
         self.options: dict[str, Any] = {"mode": "max-autotune"} if autotune else {}
         self.info: dict[str, Any] = {"freezing": autotune, **self.options}
+        self.info["compiled"] = "outer step" if self.whole else "module"
         self.core: Any = None
 
     def steps(self, model: EquilibriumReasoner) -> Steps:
-        whole = model.config.layers_per_step <= WHOLE_STEP_LAYERS
-        if whole:
+        if self.whole:
             run = torch.compile(EagerStep(model, self.dtype, self.dtype), dynamic=False, **self.options)
         else:
-            self.core = self.core or torch.compile(
-                Core(model, self.dtype).eval(), dynamic=False, fullgraph=True, **self.options
-            )
+            if self.core is None:
+                core = Core(model, self.dtype).eval()
+                self.core = torch.compile(core, dynamic=False, fullgraph=True, **self.options)
             run = EagerStep(model, self.dtype, self.dtype, self.core)
-        self.info["compiled"] = "outer step" if whole else "module"
         return _steps(run)
 
 
@@ -147,7 +146,7 @@ class Official:
         return steps
 
 
-def stepper(name: str, dtype: torch.dtype) -> Eager | Compiled | TorchDEQ | Official:
+def stepper(name: str, dtype: torch.dtype, layers_per_step: int) -> Eager | Compiled | TorchDEQ | Official:
     """The peer of that name.
 
     Raises:
@@ -156,5 +155,5 @@ def stepper(name: str, dtype: torch.dtype) -> Eager | Compiled | TorchDEQ | Offi
     if name in ("eager-cast", "eager-precast"):
         return Eager(dtype, cast_each_call=name == "eager-cast")
     if name in ("compile", "compile-autotune"):
-        return Compiled(dtype, autotune=name == "compile-autotune")
+        return Compiled(dtype, name == "compile-autotune", layers_per_step)
     return TorchDEQ(dtype) if name == "torchdeq" else Official(dtype)

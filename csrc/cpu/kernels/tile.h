@@ -8,9 +8,10 @@
 
 namespace eqr::cpu::EQR_ISA {
 
-constexpr int kPanel = 2 * kLanes;                 // columns of a panel
-constexpr int kTileRows = kLanes == 16 ? 9 : 6;    // two vectors for each row must leave registers for the operands
-constexpr int kTileUnits = kLanes == 16 ? 4 : 3;   // of a SwiGLU whose gate and up rows share a tile
+constexpr int kPanel = 2 * kLanes;  // columns of a panel
+// Two vectors of sums for each row must leave registers for the operands, of which SSE2 wants one more for products.
+constexpr int kTileRows = kLanes == 16 ? 9 : kLanes == 8 ? 6 : 5;
+constexpr int kTileUnits = kLanes == 16 ? 4 : kLanes == 8 ? 3 : 2;  // of a SwiGLU: a gate row and an up row each
 constexpr int kPrefetchLine = 64;
 
 // fp32 operands
