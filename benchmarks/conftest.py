@@ -28,6 +28,7 @@ import eqr_kernels
 from eqr_kernels import ops
 
 TABLES = pytest.StashKey[list[Table]]()
+BUSY = pytest.StashKey[float]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,6 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[TABLES] = []
+    config.stash[BUSY] = busy()
     folder = config.getoption("--results")
     if folder is None:
         return
@@ -51,6 +53,21 @@ def pytest_configure(config: pytest.Config) -> None:
 def cpu() -> str:
     found = re.search(r"model name\s*:\s*(.+)", _read("/proc/cpuinfo"))
     return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def busy(seconds: float = 0.5) -> float:
+    """The share of the machine's CPU time that others took while this process slept; 0 where /proc does not say."""
+
+    def ticks() -> tuple[int, int]:
+        fields = [int(f) for f in _read("/proc/stat").partition("\n")[0].split()[1:9]]
+        return sum(fields), sum(fields[3:5])  # all, idle and waiting for a disk
+
+    if not _read("/proc/stat"):
+        return 0.0
+    before, idle_before = ticks()
+    time.sleep(seconds)
+    after, idle_after = ticks()
+    return round(1 - (idle_after - idle_before) / max(1, after - before), 3)
 
 
 def device() -> str:
@@ -75,7 +92,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         cpu=cpu(),
         cpu_features=sorted(f for f in cpu_flags() if f.startswith(("avx", "fma", "amx"))),
         threads=torch.get_num_threads(),
-        load_before=_read("/proc/loadavg").split()[:1],
+        busy_before=config.stash[BUSY],
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         torch=torch.__version__,
@@ -104,6 +121,8 @@ def tables(request: pytest.FixtureRequest) -> list[Table]:
 
 
 def pytest_terminal_summary(config: pytest.Config) -> None:
+    if config.stash[TABLES] and config.stash[BUSY] > 0.1:
+        print(f"The machine was {config.stash[BUSY]:.0%} busy with other work before this run: its timings say little.")
     for table in config.stash[TABLES]:
         # As wide as it must be: a log has no width.
         Console(width=None if sys.stdout.isatty() else 140).print(table)

@@ -138,8 +138,8 @@ class Field:
     def _ratios(self, ours: Contender) -> tuple[dict[str, float], list[str]]:
         main = main_precision()
         if ours.precision not in (main, "int8"):
-            return {}, [f"not compared: the peers run in {main}, " + _why_main()]
-        notes = [f"peers in {main}: {_why_main()}"] if main == "fp32" else []
+            return {}, [f"not compared: the peers run in {main}, as {_why_main()}"]
+        notes = [f"the peers run in {main}, as {_why_main()}"] if main == "fp32" else []
         ratios = {}
         for peer in self.contenders:
             if peer.name not in (*OURS, "meter") and peer.turns:
@@ -155,7 +155,7 @@ class Field:
         rate = self.operations.total * self.batch / statistics.median(contender.seconds())
         return {
             "gop_per_s": round(rate / 1e9, 1),
-            "peak_gop_per_s": {p: round(statistics.median(peak[p] for peak in peaks) / 1e9, 1) for p in PRECISIONS},
+            "peak_gop_per_s": {p: spread("median", [peak[p] / 1e9 for peak in peaks]) for p in PRECISIONS},
             **spread("share_of_peak", shares),
         }
 

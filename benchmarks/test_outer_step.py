@@ -43,7 +43,12 @@ def table(preset: str, batch: int, rows: list[dict[str, Any]]) -> Table:
     compared = [p for p in ours if ours[p].get("times_as_fast_as")]
     peaks = ours[main_precision()].get("peak_gop_per_s", {})
     shown = Table(title=f"{preset}, batch {batch}, {rows[0]['threads']} threads")
-    shown.caption = "peak: " + (", ".join(f"{p} {g:.0f} Gop/s" for p, g in peaks.items()) or "not measured")
+    shown.caption = "peak: " + (
+        ", ".join(
+            f"{p} {g['median']:.0f} ({g['median_p20']:.0f}-{g['median_p80']:.0f}) Gop/s" for p, g in peaks.items()
+        )
+        or "not measured"
+    )
     shown.add_column("contender")
     for name in ("ms a trajectory-step", "its 20-80 %", "share of peak", *(f"cpu {p} is faster" for p in compared)):
         shown.add_column(name, justify="right")

@@ -421,6 +421,8 @@ def test_info_tells_versions_backends_and_models():
     assert report["backends"]["reference"]["available"]
     assert not report["backends"]["cuda"]["available"] and "planned" in report["backends"]["cuda"]["note"]
     assert isinstance(report["extension"]["loaded"], bool) and report["extension"]["status"]
+    fused = report["backends"]["cpu"]
+    assert fused["available"] == report["extension"]["loaded"] and ("fused" in fused["note"]) == fused["available"]
     assert report["cpu"]["name"] and isinstance(report["models"], list)
     text = eqr("info").stdout
     for expected in ("versions", "compiled extension", "machine", "backends", "shipped models", torch.__version__):

@@ -156,13 +156,13 @@ def test_agrees_with_the_reference_over_a_few_steps(config, isa, puzzles, restor
     ops.set_cpu_isa(isa)
     model = make_contractive(tiny_config(noise_scale=0.01, **config))
     for depth in (1, 6):
-        options = dict(depth=depth, breadth=2, halt="none", select="first", return_all=True) | {"select": "residual"}
+        options = dict(depth=depth, breadth=2, halt="none", return_all=True)
         want = model.solve(puzzles, backend="reference", **options)
         for precision, limits in LIMITS.items():
             got = solve(model, puzzles, precision=precision, **options)
             assert torch.equal(got.all_steps, want.all_steps) and torch.equal(got.all_status, want.all_status)
             assert torch.equal(got.restart, want.restart) and torch.equal(got.nfe, want.nfe)
-            assert (got.all_preds == want.all_preds).float().mean() > (0.999 if precision == "fp32" else 0.98)
+            assert precision != "fp32" or torch.equal(got.all_preds, want.all_preds)
             for field, limit in zip(("logits", "all_q_halt", "all_residual", "all_score"), limits, strict=True):
                 a, b = getattr(got, field), getattr(want, field)
                 error = float((a - b).norm() / b.norm())
@@ -176,16 +176,18 @@ def test_int8_is_not_bf16(contractive, puzzles):
     assert not torch.equal(bf16, int8)
 
 
-@pytest.mark.parametrize("select", ["residual", "vote", "q", "first"])
-@pytest.mark.parametrize("halt", ["residual", "q", "none"])
+RULES = [
+    (s, h) for s in ("residual", "vote", "q", "first") for h in ("residual", "q", "none") if (s, h) != ("first", "none")
+]
+
+
+@pytest.mark.parametrize(("select", "halt"), RULES)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_selects_and_halts_as_the_reference_does(contractive, puzzles, select, halt, threads, restore):
-    if select == "first" and halt == "none":
-        pytest.skip("a race needs a halting rule")
-    torch.set_num_threads(threads)
-    options = dict(breadth=4, select=select, halt=halt, depth=14, patience=2, return_all=True, slots=3)
+    puzzles, options = puzzles[:6], dict(breadth=4, select=select, halt=halt, depth=14, patience=2, return_all=True)
     want = contractive.solve(puzzles, tol=TOL, backend="reference", **options)
-    got = solve(contractive, puzzles, **options)
+    torch.set_num_threads(threads)
+    got = solve(contractive, puzzles, slots=3, **options)
     assert torch.equal(got.restart, want.restart) and torch.equal(got.steps, want.steps)
     assert torch.equal(got.preds, want.preds) and torch.equal(got.converged, want.converged)
     torch.testing.assert_close(got.logits, want.logits, rtol=1e-4, atol=1e-5)
@@ -197,10 +199,10 @@ def test_selects_and_halts_as_the_reference_does(contractive, puzzles, select, h
 @pytest.mark.parametrize("threads", [2, 3])
 @pytest.mark.parametrize("slots", [1, 2, 64])
 def test_races_and_their_checkpoints_on_several_threads(contractive, puzzles, threads, slots, restore):
-    torch.set_num_threads(threads)
-    options = dict(breadth=5, depth=20, select="first", slots=slots, checkpoints=(3, 9, 12, 20))
+    puzzles, options = puzzles[:4], dict(breadth=4, depth=16, select="first", slots=slots, checkpoints=(3, 9, 12, 16))
     want = contractive.solve(puzzles, tol=TOL, backend="reference", **options)
-    for _ in range(3):
+    torch.set_num_threads(threads)
+    for _ in range(2):
         got = solve(contractive, puzzles, **options)
         assert torch.equal(got.restart, want.restart) and torch.equal(got.preds, want.preds)
         for depth, at in got.at.items():
@@ -455,7 +457,7 @@ def test_concurrent_solves_get_the_answers_they_get_alone(puzzles, restore):
 
 def test_torch_ops_run_beside_it(contractive, puzzles, restore):
     torch.set_num_threads(2)
-    expected, done = solve(contractive, puzzles, halt="none", depth=100), []
+    expected, done = solve(contractive, puzzles, halt="none", depth=50), []
 
     def work() -> None:
         x = torch.randn(300, 300)
@@ -465,7 +467,7 @@ def test_torch_ops_run_beside_it(contractive, puzzles, restore):
     other = threading.Thread(target=work)
     other.start()
     try:
-        assert same(solve(contractive, puzzles, halt="none", depth=100), expected)
+        assert same(solve(contractive, puzzles, halt="none", depth=50), expected)
     finally:
         done.append(True)
         other.join(60)
@@ -476,9 +478,9 @@ def test_torch_ops_run_beside_it(contractive, puzzles, restore):
 
 def test_progress_is_told_from_beginning_to_end(contractive, puzzles):
     seen: list[tuple[int, int, int]] = []
-    result = solve(contractive, puzzles, breadth=2, depth=3000, halt="none", progress=lambda *now: seen.append(now))
-    assert seen[0] == (0, 24, 0) and seen[-1] == (24, 24, int(result.nfe.sum())) == (24, 24, 72000)
-    assert seen == sorted(seen) and len(seen) > 3, "a run of a second should tell where it is"
+    result = solve(contractive, puzzles, breadth=2, depth=500, halt="none", progress=lambda *now: seen.append(now))
+    assert seen[0] == (0, 24, 0) and seen[-1] == (24, 24, int(result.nfe.sum())) == (24, 24, 12000)
+    assert seen == sorted(seen) and len(seen) > 3, "a run of a second should tell how far it is"
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -538,7 +540,7 @@ def test_progress_may_solve_something_itself(contractive, puzzles, restore):
 
 
 INTERRUPT = """
-import sys, torch
+import sys, threading, torch
 sys.path.insert(0, {tests!r})
 from conftest import make_contractive, tiny_config
 torch.set_num_threads({threads})
@@ -551,6 +553,8 @@ def progress(finished, of, spent):
         said.append(print("running", flush=True))
 
 try:
+    if not {told}:
+        threading.Timer(1, print, ("running",), dict(flush=True)).start()
     model.solve(tokens, depth=2**24 - 1, halt="none", backend="cpu", progress=progress if {told} else None)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
@@ -566,10 +570,7 @@ def test_ctrl_c_stops_a_solve(threads, n, told):
     )
     try:
         assert process.stdout is not None and process.stderr is not None
-        if told:
-            assert process.stdout.readline() == "running\n"
-        else:
-            time.sleep(15)  # until it runs for certain; it would take some twenty minutes
+        assert process.stdout.readline() == "running\n"  # and would for twenty minutes or more
         begun = time.perf_counter()
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "interrupted\n", process.stderr.read()

@@ -430,7 +430,7 @@ def test_inside_a_parallel_region_it_runs_on_one_thread(restore: None) -> None:
 
 def test_concurrent_calls_get_the_answers_they_get_alone(restore: None) -> None:
     packs = [ops.pack_weights(**weights(precision=precision)) for precision in PRECISIONS]
-    options: dict[str, Any] = dict(n=6, depth=40, checkpoints=(2, 20))
+    options: dict[str, Any] = dict(n=4, depth=20, checkpoints=(2, 9))
     alone = [run(packed, **options) for packed in packs]
     torch.set_num_threads(2)
     found: dict[tuple[int, int], ops.FixedPointOutput] = {}

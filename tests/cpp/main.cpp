@@ -1,5 +1,5 @@
-// Runs the registered tests: all of them, or those whose names contain one of the arguments.
-#include <algorithm>
+// Runs the registered tests: all of them, or those whose names contain one of the arguments. An argument -part leaves
+// out those whose names contain the part.
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -32,7 +32,14 @@ std::atomic<int> failures{0};
 constexpr int kPrinted = 20;  // of each test's failures
 
 bool wanted(const char* name, int argc, char** argv) {
-  return argc == 1 || std::any_of(argv + 1, argv + argc, [&](const char* part) { return std::strstr(name, part); });
+  bool all = true, named = false;
+  for (const char* part : std::vector<const char*>(argv + 1, argv + argc)) {
+    if (part[0] == '-' && std::strstr(name, part + 1)) return false;
+    if (part[0] == '-') continue;
+    all = false;
+    named = named || std::strstr(name, part);
+  }
+  return all || named;
 }
 
 }  // namespace

@@ -98,7 +98,7 @@ struct Workspace {
   float* norms;                      // [panels][4]: change and size of z_H, then of z_L
   float* logits;                     // [S][V]
   float* qkv;                        // [S][3 d rounded up to panels]
-  float* q;                          // [heads][S][head_dim], divided by sqrt(head_dim)
+  float* q;                          // [heads][S][head_dim], scaled
   float* keys;                       // [heads][key_panels][head_dim][kPanel]
   float* values;                     // [heads][S][head_width]
   int64_t bytes;

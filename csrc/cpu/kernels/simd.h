@@ -115,20 +115,34 @@ EQR_INLINE Vec minimum(Vec a, Vec b) {
 }
 EQR_INLINE Vec absolute(Vec a) { return bits<Vec>(bits<UVec>(a) & 0x7FFFFFFFu); }
 
-// As a tree, so in an order of its own for each vector width.
-EQR_INLINE float sum(Vec a) {
-  alignas(64) float x[kLanes];
-  store(x, a);
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int l = 0; l < half; ++l) x[l] += x[l + half];
-  return x[0];
+// v with the lanes of each pair of neighbouring groups of `kGroup` exchanged.
+template <int kGroup>
+EQR_INLINE Vec exchange(Vec v) {
+#if EQR_LANES == 16
+  return __builtin_shuffle(v, IVec{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} ^ kGroup);
+#elif EQR_LANES == 8
+  return __builtin_shuffle(v, IVec{0, 1, 2, 3, 4, 5, 6, 7} ^ kGroup);
+#else
+  return __builtin_shuffle(v, IVec{0, 1, 2, 3} ^ kGroup);
+#endif
 }
-EQR_INLINE float largest(Vec a) {
-  alignas(64) float x[kLanes];
-  store(x, a);
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int l = 0; l < half; ++l) x[l] = x[l] > x[l + half] ? x[l] : x[l + half];
-  return x[0];
+
+// Over all lanes, as a tree: in an order of its own for each vector width.
+template <int kGroup = kLanes / 2>
+EQR_INLINE float sum(Vec v) {
+  v += exchange<kGroup>(v);
+  if constexpr (kGroup > 1)
+    return sum<kGroup / 2>(v);
+  else
+    return v[0];
+}
+template <int kGroup = kLanes / 2>
+EQR_INLINE float largest(Vec v) {
+  v = maximum(v, exchange<kGroup>(v));
+  if constexpr (kGroup > 1)
+    return largest<kGroup / 2>(v);
+  else
+    return v[0];
 }
 
 // Nearest integer, ties to even; |a| < 2^22.
@@ -151,6 +165,21 @@ EQR_INLINE Vec exponential(Vec x) {
   p = fma(p, r, splat(0x1.5554dep-3f));
   p = fma(p, r, splat(0x1.000000p-1f));
   p = fma(p, r * r, r) + splat(1.0f);
+  return p * bits<Vec>((bits<IVec>(shifted) << 23) + 0x3F800000);
+}
+
+// 2^x for x <= 0, to 2e-7 of its value; x is cut at -126, NaN stays NaN.
+EQR_INLINE Vec power_of_two(Vec x) {
+  const Vec magic = splat(0x1.8p23f);
+  x = maximum(splat(-126.0f), x);
+  const Vec shifted = x + magic, f = x - (shifted - magic);
+  // (2^f - 1) / f, minimax on |f| <= 1/2
+  Vec p = splat(0x1.5d87dcp-10f);
+  p = fma(p, f, splat(0x1.3cbe58p-7f));
+  p = fma(p, f, splat(0x1.c6b26ep-5f));
+  p = fma(p, f, splat(0x1.ebfa4ep-3f));
+  p = fma(p, f, splat(0x1.62e42ep-1f));
+  p = fma(p, f, splat(1.0f));
   return p * bits<Vec>((bits<IVec>(shifted) << 23) + 0x3F800000);
 }
 

@@ -85,7 +85,6 @@ struct Int8Pair {
   static constexpr int kZeroPoint = 0;
   EQR_INLINE IVec load_b(const int8_t* b) {
     typedef int8_t Bytes __attribute__((vector_size(2 * kLanes)));
-    typedef int16_t Shorts __attribute__((vector_size(4 * kLanes)));
     Bytes bytes;
     memcpy(&bytes, b, sizeof bytes);
 #if defined(__AVX512BW__)
@@ -93,6 +92,7 @@ struct Int8Pair {
 #elif defined(EQR_USE_AVX2)
     return IVec(_mm256_cvtepi8_epi16(__m128i(bytes)));
 #else
+    typedef int16_t Shorts __attribute__((vector_size(4 * kLanes)));
     return bits<IVec>(__builtin_convertvector(bytes, Shorts));
 #endif
   }
