@@ -3,9 +3,12 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <optional>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "cpu/isa.h"
@@ -52,10 +55,27 @@ struct Polled {
 
 thread_local Polled* polled = nullptr;
 
+// Who takes the GIL while the interpreter shuts down is ended on the spot, in the middle of the op: a daemon thread
+// must not poll any more by then.
+std::atomic<bool> closing{false};
+std::atomic<int> polling{0};
+
+// Runs as the interpreter begins to shut down, and holds that up until nobody wants the GIL.
+void stop_polling() {
+  closing = true;
+  const py::gil_scoped_release release;
+  for (int ms = 0; polling && ms < 5000; ++ms) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+}
+
 // Runs in the middle of an op, which has released the GIL.
 bool poll_python() {
   Polled& p = *polled;
   if (p.error) return false;
+  struct Count {
+    Count() { ++polling; }
+    ~Count() { --polling; }
+  } count;
+  if (closing) return true;
   const py::gil_scoped_acquire gil;
   try {
     if (PyErr_CheckSignals()) throw py::error_already_set();
@@ -89,9 +109,10 @@ py::object with_poll(const py::function& run, py::object ask) {
   return result;
 }
 
-int64_t packed_bytes(const std::vector<int64_t>& sizes, const std::vector<double>& constants,
-                     bool fixed_start, const std::string& precision) {
-  return eqr::cpu::packed_bytes(eqr::shape_of(sizes, constants, fixed_start), eqr::precision_of(precision), eqr::cpu::isa());
+int64_t packed_bytes(const std::vector<int64_t>& sizes, const std::vector<double>& constants, bool fixed_start,
+                     const std::string& precision) {
+  const eqr::cpu::Shape shape = eqr::shape_of(sizes, constants, fixed_start);
+  return eqr::cpu::packed_bytes(shape, eqr::precision_of(precision), eqr::cpu::isa());
 }
 
 // Operations a second of the registers alone, of each of the slices of a few milliseconds that fit into `seconds`, on
@@ -128,11 +149,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_isas", &eqr::cpu::available_isas, "Instruction sets that this build and this machine have, best last.");
   m.def("cpu_isa", [] { return eqr::cpu::isa_name(eqr::cpu::isa()); }, "The instruction set in use.");
   m.def("set_cpu_isa", &eqr::cpu::set_isa, py::arg("name"), "Chooses the instruction set for this process.");
-  m.def("packed_bytes", &packed_bytes, py::arg("sizes"), py::arg("constants"), py::arg("fixed_start"), py::arg("precision"),
-        "Size of what pack_weights gives for the instruction set in use.");
+  m.def("packed_bytes", &packed_bytes, py::arg("sizes"), py::arg("constants"), py::arg("fixed_start"),
+        py::arg("precision"), "Size of what pack_weights gives for the instruction set in use.");
   m.def("with_poll", &with_poll, py::arg("run"), py::arg("ask"),
         "run(), whose ops handle signals now and then, call ask() (unless None), and cancel what is left where that "
         "returns False or raises; what it or a signal handler raises is raised again when run() has returned.");
+  py::module_::import("atexit").attr("register")(py::cpp_function(&stop_polling));
   m.def("philox4x32_10", &philox4x32_10, py::arg("counter"), py::arg("key"), "Four words of csrc/philox.h.");
   m.def("peak", &peak, py::arg("precision"), py::arg("seconds"),
         "Operations a second of multiply-adds in registers alone on this thread, one rate for each few milliseconds; "

@@ -158,7 +158,7 @@ def evaluate(
         breadth: trajectories of each puzzle; the answer at a depth is selected among them as they are there.
         tol: also find when each trajectory's residual meets this tolerance.
         chunk: puzzles in memory at a time; it changes no answer.
-        progress: called at every outer step.
+        progress: called now and then, at every outer step by the reference backend.
         options: further arguments of `solve` (select, window, seed, noise_scale, slots, backend, precision).
 
     Raises:

@@ -134,7 +134,7 @@ def solve(
         ids: int64 [N], key the random stream; by default a hash of each row's tokens, so that a puzzle gets the same
             trajectories in any company.
         checkpoints: depths at which all trajectories are also recorded, see `SolveResult.at`.
-        slots: trajectories in flight; None takes 64.
+        slots: trajectories in flight at most; None takes 64. (The CPU backend has one for each thread.)
         backend: "auto", "cpu", "reference", ...; see `eqr_kernels.backends`.
         precision: "auto" (the dtype of the weights), "fp32", "bf16" or "int8" (channel GEMMs with weights scaled per
             output channel and activations per row; the rest as in "bf16").
@@ -242,7 +242,8 @@ def _dtype(model: EquilibriumReasoner, precision: str) -> torch.dtype:
 
 def _check_finite(model: EquilibriumReasoner) -> None:
     for name, weight in model.state_dict().items():
-        if not weight.isfinite().all():
+        # One pass, and no copy: NaN and infinities are among the extremes.
+        if not torch.stack(weight.aminmax()).isfinite().all():
             raise RuntimeError(
                 f"weight {name} holds {int((~weight.isfinite()).sum())} non-finite values; load a sound checkpoint"
             )

@@ -580,3 +580,25 @@ def test_ctrl_c_stops_a_solve(threads, n, told):
     finally:
         process.kill()
         process.wait()
+
+
+DAEMON = """
+import sys, threading, torch
+sys.path.insert(0, {tests!r})
+from conftest import make_contractive, tiny_config
+torch.set_num_threads(2)
+model, running = make_contractive(tiny_config()), threading.Event()
+
+def work():
+    model.solve(torch.ones(4, 6, dtype=torch.long), depth=2**24 - 1, halt="none", progress=lambda *_: running.set())
+
+threading.Thread(target=work, daemon=True).start()
+assert running.wait(60)
+print("leaving", flush=True)
+"""
+
+
+def test_the_interpreter_may_end_while_a_daemon_thread_solves():
+    script = DAEMON.format(tests=str(Path(__file__).parent))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "leaving\n", "")

@@ -94,6 +94,6 @@ def test_loops_hold_the_multiplications_and_nothing_else_of_their_kind(tiles):
         products = [line for line in loop if MULTIPLIES[level, op] in line]
         assert len(products) == rows * columns, (key, products)
         assert all(WIDTH[level] in line for line in products), (key, products)
-        # Beside them there are the operands' loads and a few instructions of bookkeeping. (SSE2 copies and widens more.)
+        # Beside them there are the operands' loads and a few of bookkeeping. (SSE2 copies and widens more.)
         others = len(loop) - len(products) * (2 if op == "Int8Pair" else 1)
         assert level == "portable" or others <= 2 * rows + 4 * columns + 12, (key, loop)

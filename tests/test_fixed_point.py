@@ -517,6 +517,22 @@ def test_what_asking_raises_is_raised_again() -> None:
     assert (run(ops.pack_weights(**weights())).steps == 6).all() and len(asked) == 1
 
 
+def test_an_error_of_the_caller_is_not_lost_behind_that_of_asking() -> None:
+    def ask() -> bool:
+        raise LookupError("no more")
+
+    def call() -> None:
+        p = problem(**endless(torch.zeros(3, dtype=torch.int64)))
+        torch.ops.eqr_kernels.fixed_point(ops.pack_weights(**weights()), *p.values())
+        raise ZeroDivisionError
+
+    with pytest.raises(LookupError) as caught:
+        ops._require().with_poll(call, ask)
+    assert isinstance(caught.value.__context__, ZeroDivisionError)
+    with pytest.raises(ZeroDivisionError):
+        ops._require().with_poll(lambda: 1 / 0, None)
+
+
 INTERRUPT = """
 import sys, time, torch
 sys.path.insert(0, {tests!r})

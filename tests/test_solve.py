@@ -326,6 +326,10 @@ def test_non_finite_weights_are_named(contractive, puzzles, backend):
     with pytest.raises(RuntimeError, match="weight lm_head.weight holds 1 non-finite"):
         contractive.solve(puzzles, tol=TOL, backend=backend)
     with torch.no_grad():
+        contractive.lm_head.weight[0, 0] = -float("inf")
+    with pytest.raises(RuntimeError, match="weight lm_head.weight holds 1 non-finite"):
+        contractive.solve(puzzles, tol=TOL, backend=backend)
+    with torch.no_grad():
         contractive.lm_head.weight.fill_(float("nan"))
     with pytest.raises(RuntimeError, match="weight lm_head.weight holds 112 non-finite"):
         contractive.solve(puzzles, tol=TOL, backend=backend)

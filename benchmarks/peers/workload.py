@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eqr_kernels import EqRConfig, EquilibriumReasoner
+from eqr_kernels import EqRConfig, EquilibriumReasoner, reference
 from eqr_kernels.config import swiglu_size
 
 PRESETS = {"sudoku": EqRConfig.sudoku, "maze": EqRConfig.maze, "sudoku-small": EqRConfig.sudoku_small}
@@ -109,8 +109,15 @@ def with_config(model: EquilibriumReasoner, **changes: object) -> EquilibriumRea
 @torch.inference_mode()
 def expected_logits(model: EquilibriumReasoner, tokens: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
     """Logits [n, S, V] of one outer step of the reference in `dtype` without noise, from the start of seed 0."""
-    quiet = with_config(model, noise_scale=0.0).to(dtype)
-    return quiet(tokens, quiet.initial_state(len(tokens), ids=ids))[1]
+    cast = with_config(model).to(dtype)
+    config, weights, state = cast.config, cast.weights(), cast.initial_state(len(tokens), ids=ids)
+
+    def update(z: Tensor, u: Tensor, _: int) -> Tensor:
+        return reference.damped_update(z, u, None, config.lambda_, 0.0)
+
+    e = reference.embed(tokens, weights)
+    z_H, _ = reference.outer_step(state.z_H, state.z_L, e, weights, cast.rope(), config, update)
+    return reference.heads(z_H, weights)[0]
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
