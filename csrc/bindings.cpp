@@ -1,4 +1,5 @@
-// eqr_kernels._C: what the build is and what the machine runs. The ops are in ops.cpp, in the same library.
+// eqr_kernels._C: what the build is and what the machine runs. The ops are in ops.cpp and
+// ops_fixed_point.cpp, in the same library.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -34,12 +34,12 @@ inline cpu::Shape shape_of(const std::vector<int64_t>& sizes, const std::vector<
        constants.size());
   const cpu::Shape s{.tokens = sizes[0], .features = sizes[1], .vocabulary = sizes[2], .mixer_hidden = sizes[3],
                      .hidden = sizes[4], .heads = sizes[5], .layers = sizes[6], .H_cycles = sizes[7],
-                     .L_cycles = sizes[8], .rope_parts = sizes[9],
-                     .fixed_start = fixed_start, .lambda = float(constants[0]), .norm_eps = float(constants[1]),
-                     .H_std = float(constants[2]), .L_std = float(constants[3])};
-  constexpr int64_t kMost = 1 << 30;  // so that products of two sizes fit in 64 bits
+                     .L_cycles = sizes[8], .rope_parts = sizes[9], .fixed_start = fixed_start,
+                     .lambda = float(constants[0]), .keep = float(1.0 - constants[0]),
+                     .norm_eps = float(constants[1]), .H_std = float(constants[2]), .L_std = float(constants[3])};
+  constexpr int64_t kMost = 1 << 28;  // so that the bytes of a matrix fit in 64 bits
   const auto count = [&](const char* name, int64_t value, int64_t least) {
-    need(value >= least && value <= kMost, name, least ? "in 1..2**30" : "in 0..2**30", value);
+    need(value >= least && value <= kMost, name, least ? "in 1..2**28" : "in 0..2**28", value);
   };
   count("sizes[0] (tokens)", s.tokens, 1);
   count("sizes[1] (features)", s.features, 1);
@@ -52,6 +52,8 @@ inline cpu::Shape shape_of(const std::vector<int64_t>& sizes, const std::vector<
   count("sizes[8] (L_cycles)", s.L_cycles, 1);
   need(s.H_cycles * (s.L_cycles + 1) <= 254, "H_cycles * (L_cycles + 1)", "at most 254 (one noise stream each)",
        s.H_cycles * (s.L_cycles + 1));
+  need(s.tokens * s.features < int64_t{1} << 34, "tokens * features", "below 2**34 (a counter of the noise)",
+       s.tokens * s.features);
   need(s.hidden % 256 == 0, "sizes[4] (hidden)", "a multiple of 256", s.hidden);
   need(s.mixer_hidden % 256 == 0, "sizes[3] (mixer_hidden)", "a multiple of 256", s.mixer_hidden);
   need((s.mixer_hidden == 0) != (s.heads == 0), "one of mixer_hidden (token SwiGLU) and heads (attention)",
@@ -64,7 +66,7 @@ inline cpu::Shape shape_of(const std::vector<int64_t>& sizes, const std::vector<
   need(std::isfinite(s.lambda) && s.lambda > 0 && s.lambda <= 1, "constants[0] (lambda_)", "in (0, 1]", s.lambda);
   const char* const names[] = {"constants[1] (rms_norm_eps)", "constants[2] (H_init_std)", "constants[3] (L_init_std)"};
   for (int i = 0; i < 3; ++i)
-    need(std::isfinite(constants[i + 1]) && constants[i + 1] >= 0, names[i], "finite and at least 0",
+    need(std::isfinite(float(constants[i + 1])) && constants[i + 1] >= 0, names[i], "finite in float32 and at least 0",
          constants[i + 1]);
   return s;
 }

@@ -40,6 +40,23 @@ const eqr::cpu::Packed* packed_data(const Tensor& packed) {
   return static_cast<const eqr::cpu::Packed*>(data);
 }
 
+// Rounding and the treatment of denormals are each thread's own (torch.set_flush_denormal): without this, a result
+// would depend on the thread that computes it.
+class DefaultFloatingPoint {
+ public:
+  DefaultFloatingPoint() {
+    std::fegetenv(&before_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~DefaultFloatingPoint() { std::fesetenv(&before_); }
+  DefaultFloatingPoint(const DefaultFloatingPoint&) = delete;
+  DefaultFloatingPoint& operator=(const DefaultFloatingPoint&) = delete;
+
+ private:
+  std::fenv_t before_;
+};
+
+
 // sizes and constants as in operator_args.h; all tensors float32 -> uint8 [bytes]
 Tensor pack_weights(const Tensor& embedding, const Tensor& lm_head, const Tensor& q_weight, const Tensor& q_bias,
                     const std::vector<Tensor>& blocks, std::optional<Tensor> rope_cos, std::optional<Tensor> rope_sin,
@@ -48,6 +65,10 @@ Tensor pack_weights(const Tensor& embedding, const Tensor& lm_head, const Tensor
   const eqr::cpu::Shape s = eqr::shape_of(sizes, constants, bool(H_start));
   const eqr::cpu::Precision kind = eqr::precision_of(precision);
   const int64_t S = s.tokens, d = s.features, V = s.vocabulary;
+  constexpr int64_t kMostSummed = 65536;  // products of two bytes, in an int32
+  if (kind == eqr::cpu::Precision::int8 && (s.hidden > kMostSummed || d > kMostSummed))
+    fail("precision 'int8' needs features and hidden of at most ", kMostSummed, ", got ", d, " and ", s.hidden,
+         "; use 'bf16'");
   const auto data = [](const std::string& name, const Tensor& t, const std::vector<int64_t>& expected) {
     check_tensor(name, t, ScalarType::Float, expected);
     return t.const_data_ptr<float>();
@@ -87,6 +108,7 @@ Tensor pack_weights(const Tensor& embedding, const Tensor& lm_head, const Tensor
       .H_start = pair("H_start", H_start, L_start, {d}),
       .L_start = pair("L_start", L_start, H_start, {d}),
   };
+  const DefaultFloatingPoint same_for_all;
   const eqr::cpu::Isa isa = eqr::cpu::isa();
   // Zeros, so that what lies between the parts is the same each time.
   Tensor packed = torch::stable::new_zeros(embedding, {eqr::cpu::packed_bytes(s, kind, isa)}, ScalarType::Byte);
@@ -131,22 +153,6 @@ struct Recording {  // of T trajectories of S tokens, at C checkpoints (or once,
             .steps = steps.mutable_data_ptr<int64_t>() + skip,
             .status = status.mutable_data_ptr<int64_t>() + skip};
   }
-};
-
-// Rounding and the treatment of denormals are each thread's own (torch.set_flush_denormal): without this, a result
-// would depend on the thread that computes it.
-class DefaultFloatingPoint {
- public:
-  DefaultFloatingPoint() {
-    std::fegetenv(&before_);
-    std::fesetenv(FE_DFL_ENV);
-  }
-  ~DefaultFloatingPoint() { std::fesetenv(&before_); }
-  DefaultFloatingPoint(const DefaultFloatingPoint&) = delete;
-  DefaultFloatingPoint& operator=(const DefaultFloatingPoint&) = delete;
-
- private:
-  std::fenv_t before_;
 };
 
 using FixedPointResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
@@ -246,7 +252,7 @@ Tensor number(const Tensor& like, int64_t value) {
 
 // packed: uint8 [bytes] -> int64 []: bytes that a trajectory in flight takes
 Tensor trajectory_bytes(const Tensor& packed, int64_t window) {
-  check_range("window", window, 1, std::numeric_limits<int64_t>::max());
+  check_range("window", window, 1, (int64_t{1} << 24) - 1);
   eqr::cpu::FixedPoint problem{};
   problem.engine = eqr::cpu::engine(packed_data(packed), packed.numel());
   problem.window = problem.depth = window;  // a run as deep as the window at least

@@ -254,13 +254,13 @@ def fixed_point(
     """Iterates T = N * breadth trajectories, each to its end, in one call on torch's threads.
 
     The rules are those of `eqr_kernels.solve.solve`. The result does not depend, bit for bit, on the number of threads,
-    on `slots` or on the other rows.
+    on `slots` or on the other rows, but for the steps and status of the losers of a race.
 
     Args:
         packed: uint8 [bytes] of `pack_weights`, for the instruction set that it was packed with.
         tokens: int64 [N, S] in 0..V-1. ids: int64 [N], key the random stream. All contiguous and on CPU.
-        control: int64 [3], written while the op runs, and readable and writable from another thread: [0] cancels what
-            is left when it is not 0, [1] counts the trajectories that have ended, [2] the outer steps spent.
+        control: int64 [3], zeros; written while the op runs, and readable and writable from another thread: [0] cancels
+            what is left when it is not 0, [1] counts the trajectories that have ended, [2] the outer steps spent.
         vocabulary: V, that of the packed weights.
         seed: 0 to 2**32 - 1.
         breadth, depth: trajectories of each puzzle, and outer steps of each at most.
@@ -300,7 +300,7 @@ def trajectory_bytes(packed: Tensor, window: int = 3) -> int:
 
     Args:
         packed: uint8 [bytes] of `pack_weights`.
-        window: as in `fixed_point`.
+        window: as in `fixed_point`, 1 to 2**24 - 1.
 
     Raises:
         RuntimeError: there is no extension.

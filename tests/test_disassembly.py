@@ -5,6 +5,7 @@ It is read, not run, so every instruction set that was built is checked on any m
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from eqr_kernels import ops
 pytestmark = [
     pytest.mark.skipif(not ops.extension_status()[0], reason=ops.extension_status()[1]),
     pytest.mark.skipif(shutil.which("objdump") is None, reason="needs objdump, of the package binutils"),
+    pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86-64 code"),
 ]
 
 TILE = re.compile(r"<void eqr::cpu::(\w+)::tile<eqr::cpu::\w+::(\w+), (\d), (\d), (true|false)>")

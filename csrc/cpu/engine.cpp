@@ -39,9 +39,4 @@ Engine engine(const Packed* packed, int64_t bytes) {
   return e;
 }
 
-std::string engine_name(const Packed* packed) {
-  const char* precision = packed->precision == Precision::fp32 ? "fp32" : packed->precision == Precision::bf16 ? "bf16" : "int8";
-  return std::string(isa_name(packed->isa)) + " " + precision;
-}
-
 }  // namespace eqr::cpu

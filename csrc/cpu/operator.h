@@ -4,8 +4,6 @@
 
 #include <stdint.h>
 
-#include <string>
-
 #include "isa.h"
 #include "team.h"
 
@@ -21,7 +19,7 @@ struct Shape {
   int64_t layers, H_cycles, L_cycles;
   int64_t rope_parts;   // 0: no rotary embedding; 1: a head rotates as a whole; 2: each half by itself
   int64_t fixed_start;  // 0: random start states; 1: OperatorWeights::H_start and L_start
-  float lambda, norm_eps;
+  float lambda, keep, norm_eps;  // keep = 1 - lambda
   float H_std, L_std;  // of the random start states
 };
 
@@ -76,9 +74,6 @@ void pack(const Shape&, Precision, Isa, const OperatorWeights&, Packed* out);
 // Throws std::invalid_argument when `packed` (of `bytes`) is no such thing, or was packed for an instruction set that
 // this build or machine lacks.
 Engine engine(const Packed* packed, int64_t bytes);
-
-// A human-readable name of what runs: "avx2 bf16".
-std::string engine_name(const Packed* packed);
 
 #define EQR_OPERATOR_KERNELS                                            \
   int64_t packed_bytes(const Shape&, Precision);                        \

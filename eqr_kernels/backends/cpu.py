@@ -75,7 +75,8 @@ class _Packs:
         weights = _Weights.of(model)
         fingerprint = weights.fingerprint()
         with self._lock:
-            key = (ops.cpu_isa(), precision)
+            isa = ops.cpu_isa()
+            key = (isa, precision)
             known = self._packs.get(key)
             if known is not None and known[0] == fingerprint:
                 return known[1]
@@ -84,7 +85,9 @@ class _Packs:
             # An inference tensor would be of no use to a later caller outside inference mode.
             with torch.inference_mode(False), torch.no_grad():
                 packed = weights.pack(precision)
-            self._packs[key] = (fingerprint, packed)
+            # Kept only if no other thread changed the weights or the instruction set meanwhile.
+            if weights.fingerprint() == fingerprint and ops.cpu_isa() == isa:
+                self._packs[key] = (fingerprint, packed)
             return packed
 
 
@@ -121,7 +124,8 @@ class CpuBackend:
         told = f"fused fixed-point kernel, {isa} {precision}, {threads} {'thread' if threads == 1 else 'threads'}"
         native = isa == "avx512_bf16" and ops.build_info()["avx512"] == "native"
         if precision != "fp32" and not native:
-            told += f" (bf16 operands in fp32 arithmetic: {isa} has no bf16 instructions here)"
+            integers = "int8 products in 16-bit instructions, " if precision == "int8" else ""
+            told += f" ({integers}bf16 operands in fp32 arithmetic: {isa} has no bf16 instructions here)"
         return told
 
     def packed(self, model: EquilibriumReasoner, dtype: torch.dtype) -> Tensor:

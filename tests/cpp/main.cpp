@@ -33,11 +33,12 @@ constexpr int kPrinted = 20;  // of each test's failures
 
 bool wanted(const char* name, int argc, char** argv) {
   bool all = true, named = false;
-  for (const char* part : std::vector<const char*>(argv + 1, argv + argc)) {
-    if (part[0] == '-' && std::strstr(name, part + 1)) return false;
-    if (part[0] == '-') continue;
+  for (int i = 1; i < argc; ++i) {
+    const bool leave_out = argv[i][0] == '-', found = std::strstr(name, argv[i] + leave_out);
+    if (leave_out && found) return false;
+    if (leave_out) continue;
     all = false;
-    named = named || std::strstr(name, part);
+    named = named || found;
   }
   return all || named;
 }

@@ -76,7 +76,8 @@ void move(const Mock& mock, Workspace& w, const StepInput& in, const Member& mem
   const uint64_t k = key(in), answer = mix(k) % uint64_t(mock.answers);
   const float rate = 0.6f + 0.35f * uniform(k, 1 << 20);
   const auto target = [&](int64_t i) {
-    return mock.zero ? 0 : uniform(mix(uint64_t(in.rng[2])) + answer, uint64_t(i)) + 0.1f * float(in.tokens[i % mock.tokens]);
+    if (mock.zero) return 0.0f;
+    return uniform(mix(uint64_t(in.rng[2])) + answer, uint64_t(i)) + 0.1f * float(in.tokens[i % mock.tokens]);
   };
   for (int64_t i = member.begin(kState); i < member.end(kState); ++i) {
     const int64_t j = (i + 17) % kState;
@@ -124,8 +125,8 @@ void outer_step(const Packed* packed, void* workspace, const StepInput& in, cons
     w.output = out;
     if (member.size > 1) {
       ++mock.shared_steps;
-      for (int seen = mock.largest_team; seen < member.size && !mock.largest_team.compare_exchange_weak(seen, member.size);)
-        ;
+      int largest = mock.largest_team;
+      while (largest < member.size && !mock.largest_team.compare_exchange_weak(largest, member.size)) continue;
     }
   }
   member.sync();

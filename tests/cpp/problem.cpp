@@ -21,9 +21,11 @@ bool same_bytes(const std::vector<T>& a, const std::vector<T>& b) {
   return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
-bool close(float a, float b) { return (std::isnan(a) && std::isnan(b)) || a == b || std::fabs(a - b) <= 1e-6f * std::fabs(b); }
-
 }  // namespace
+
+bool close(float a, float b) {
+  return (std::isnan(a) && std::isnan(b)) || a == b || std::fabs(a - b) <= 1e-6f * std::fabs(b);
+}
 
 Table::Table(int64_t t, int64_t tokens)
     : preds(t * tokens, -7), q_halt(t, -7), residual(t, -7), score(t, -7), steps(t, -7), status(t, -7) {}
@@ -100,9 +102,10 @@ bool same(const Table& a, const Table& b) {
 }
 
 bool same(const Result& a, const Result& b) {
-  bool all = same(a.end, b.end) && a.at.size() == b.at.size();
+  bool all = same(a.end, b.end) && a.at.size() == b.at.size() && same_bytes(a.residuals, b.residuals) &&
+             same_bytes(a.winner, b.winner) && same_bytes(a.logits, b.logits);
   for (size_t c = 0; all && c < a.at.size(); ++c) all = same(a.at[c], b.at[c]);
-  return all && same_bytes(a.residuals, b.residuals) && same_bytes(a.winner, b.winner) && same_bytes(a.logits, b.logits);
+  return all;
 }
 
 Oracle::Oracle(const Problem& p) : p_(p), history_(p.trajectories()) {
@@ -155,7 +158,8 @@ void Oracle::record(int64_t t, int64_t depth, Table* to) const {
     double change = 0;
     for (int64_t s = 0; s < S; ++s) {
       double sum = 0;
-      for (int64_t v = 0; v < V; ++v) sum += std::pow(double(history[j].logits[s * V + v]) - history[j - 1].logits[s * V + v], 2);
+      for (int64_t i = s * V; i < (s + 1) * V; ++i)
+        sum += std::pow(double(history[j].logits[i]) - history[j - 1].logits[i], 2);
       change += std::sqrt(sum) / double(S);
     }
     changes.push_back(change);
@@ -193,7 +197,8 @@ Table Oracle::table(int64_t depth) const {
 std::vector<int64_t> Oracle::winners(const Table& table) const {
   const auto finite = [](double x, double nan) { return std::isnan(x) ? nan : std::min(std::max(x, -kMost), kMost); };
   const int64_t S = p_.mock.tokens;
-  const auto answer = [&](int64_t t) { return std::vector(table.preds.begin() + t * S, table.preds.begin() + (t + 1) * S); };
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  const auto answer = [&](int64_t t) { return std::vector(&table.preds[t * S], &table.preds[t * S] + S); };
   std::vector<int64_t> winners;
   for (int64_t n = 0; n < p_.puzzles(); ++n) {
     std::tuple<int, double, double, int64_t> best{};
@@ -201,13 +206,13 @@ std::vector<int64_t> Oracle::winners(const Table& table) const {
       const int64_t t = n * p_.breadth + b, status = table.status[t];
       const int rank = status == cpu::kDiverged ? 2 : status == cpu::kCancelled ? 1 : 0;
       const bool settled = status == cpu::kConverged || status == cpu::kHalted;
-      const double score = finite(table.score[t], std::numeric_limits<double>::infinity());
+      const double score = finite(table.score[t], kInfinity);
       double votes = 0;
       for (int64_t u = n * p_.breadth; u < (n + 1) * p_.breadth; ++u)
         votes += table.status[u] != cpu::kDiverged && table.status[u] != cpu::kCancelled && answer(u) == answer(t);
       std::tuple<int, double, double, int64_t> key{rank, !settled, score, b};
       if (p_.select == Select::vote) key = {rank, -votes, score, b};
-      if (p_.select == Select::q) key = {rank, -finite(table.q_halt[t], -std::numeric_limits<double>::infinity()), score, b};
+      if (p_.select == Select::q) key = {rank, -finite(table.q_halt[t], -kInfinity), score, b};
       if (p_.select == Select::first && settled) key = {rank, 0, double(table.steps[t]), b};
       if (b == 0 || key < best) best = key;
     }
@@ -216,11 +221,10 @@ std::vector<int64_t> Oracle::winners(const Table& table) const {
   return winners;
 }
 
-void check_table(const Table& got, const Table& want, const char* what, int64_t depth) {
-  const int64_t tokens = int64_t(want.preds.size() / want.steps.size());
+static void check_table(const Table& got, const Table& want, const char* what, int64_t depth) {
   CHECK(same_bytes(got.preds, want.preds), what, depth);
   for (size_t t = 0; t < want.steps.size(); ++t) {
-    CHECK(got.steps[t] == want.steps[t], what, depth, t, got.steps[t], want.steps[t], tokens);
+    CHECK(got.steps[t] == want.steps[t], what, depth, t, got.steps[t], want.steps[t]);
     CHECK(got.status[t] == want.status[t], what, depth, t, got.status[t], want.status[t]);
     CHECK(close(got.residual[t], want.residual[t]), what, depth, t, got.residual[t], want.residual[t]);
     CHECK(close(got.score[t], want.score[t]), what, depth, t, got.score[t], want.score[t]);
@@ -249,7 +253,8 @@ void check_against_oracle(const Problem& p, const Oracle& oracle, const Result& 
     const std::vector<float> logits(result.logits.begin() + n * size, result.logits.begin() + (n + 1) * size);
     CHECK(same_bytes(logits, oracle.logits(t, end.steps[t])), what, n);
   }
-  CHECK(result.control[1] == p.trajectories() && result.control[2] == spent, what, result.control[1], result.control[2]);
+  CHECK(result.control[1] == p.trajectories(), what, result.control[1]);
+  CHECK(result.control[2] == spent, what, result.control[2], spent);
   CHECK(p.mock.mistakes == 0, what, p.mock.mistakes);
 }
 

@@ -69,6 +69,8 @@ void solve_into(Result&, const Problem&, int threads, bool (*poll)());
 bool same(const Table&, const Table&);
 bool same(const Result&, const Result&);
 
+bool close(float, float);  // to rounding; NaN to NaN
+
 class Oracle {
  public:
   explicit Oracle(const Problem&);

@@ -80,7 +80,9 @@ TEST(fingerprint_notices_structured_edits) {
   std::mt19937 random(3);
   std::vector<float> weight(64 * 48);
   for (float& w : weight) w = float(random()) / 4e9f - 0.5f;
-  const auto hash = [](const std::vector<float>& w) { return eqr::cpu::fingerprint(w.data(), int64_t(4 * w.size()), 0); };
+  const auto hash = [](const std::vector<float>& w) {
+    return eqr::cpu::fingerprint(w.data(), int64_t(4 * w.size()), 0);
+  };
   std::set<uint64_t> seen{hash(weight)};
   for (int stride : {1, 2, 3, 4, 8, 16, 48, 64})
     for (int first = 0; first < stride; ++first) {

@@ -72,7 +72,8 @@ TEST(a_fixed_depth_and_its_checkpoints) {
   p.select = Select::vote;
   const Result deep = solve(p, 2);
   check_against_oracle(p, Oracle(p), deep, "none");
-  CHECK(count(deep.end, eqr::cpu::kMaxDepth) == p.trajectories() && count(deep.at[2], eqr::cpu::kGoing) == p.trajectories());
+  CHECK(count(deep.end, eqr::cpu::kMaxDepth) == p.trajectories());
+  CHECK(count(deep.at[2], eqr::cpu::kGoing) == p.trajectories());
   for (size_t c = 0; c < 4; ++c) {
     Problem shallow(3);
     shallow.halt = Halt::none;

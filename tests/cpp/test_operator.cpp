@@ -32,8 +32,8 @@ Buffer zeroed(int64_t bytes) {
 
 Shape mlp_shape(int64_t S, int64_t d, int64_t V, int64_t layers = 1, int64_t H = 1, int64_t L = 1) {
   return {.tokens = S, .features = d, .vocabulary = V, .mixer_hidden = 256, .hidden = 256, .heads = 0, .layers = layers,
-          .H_cycles = H, .L_cycles = L, .rope_parts = 0, .fixed_start = 0, .lambda = 0.95f, .norm_eps = 1e-5f,
-          .H_std = 1.0f, .L_std = 1.0f};
+          .H_cycles = H, .L_cycles = L, .rope_parts = 0, .fixed_start = 0, .lambda = 0.95f, .keep = 0.05f,
+          .norm_eps = 1e-5f, .H_std = 1.0f, .L_std = 1.0f};
 }
 
 Shape attention_shape(int64_t S, int64_t heads, int64_t head_dim, int64_t V, int64_t rope_parts) {
@@ -51,7 +51,7 @@ std::vector<Shape> shapes() {
   };
   all[3].fixed_start = 1;
   all[4].H_std = 0.25f, all[4].L_std = 3.0f;
-  all[5].lambda = 0.6f;
+  all[5].lambda = 0.6f, all[5].keep = 0.4f;
   all[6].norm_eps = 0.1f;
   return all;
 }
@@ -71,8 +71,13 @@ bool same_bits(const Output& a, const Output& b) {
          !std::memcmp(a.logits.data(), b.logits.data(), 4 * a.logits.size());
 }
 
+Output copy_of(const cpu::StepOutput& out, const cpu::Engine& engine) {
+  return {{out.logits, out.logits + engine.tokens * engine.vocabulary}, out.q_halt, out.change_sq, out.size_sq};
+}
+
 // The outputs of `steps` outer steps by a team of `size` threads.
-std::vector<Output> run(const RandomModel& model, Isa isa, Precision precision, cpu::StepInput in, int steps, int size) {
+std::vector<Output> run(const RandomModel& model, Isa isa, Precision precision, cpu::StepInput in, int steps,
+                        int size) {
   const int64_t bytes = cpu::packed_bytes(model.shape, precision, isa);
   const Buffer packed = zeroed(bytes);
   cpu::pack(model.shape, precision, isa, model.weights(), static_cast<cpu::Packed*>(packed.get()));
@@ -89,8 +94,7 @@ std::vector<Output> run(const RandomModel& model, Isa isa, Precision precision, 
       engine.outer_step(engine.packed, workspace.get(), mine, member);
       if (rank == 0) {
         const auto& out = *static_cast<const cpu::StepOutput*>(workspace.get());
-        outputs.push_back({{out.logits, out.logits + engine.tokens * engine.vocabulary}, out.q_halt, out.change_sq,
-                           out.size_sq});
+        outputs.push_back(copy_of(out, engine));
       }
     }
   };
@@ -103,7 +107,8 @@ std::vector<Output> run(const RandomModel& model, Isa isa, Precision precision, 
 
 std::vector<int64_t> random_tokens(const Shape& s, uint64_t seed) {
   std::vector<int64_t> tokens;
-  for (int64_t t = 0; t < s.tokens; ++t) tokens.push_back(int64_t((seed * 2654435761u + uint64_t(t) * 40503u) >> 3) % s.vocabulary);
+  for (int64_t t = 0; t < s.tokens; ++t)
+    tokens.push_back(int64_t((seed * 2654435761u + uint64_t(t) * 40503u) >> 3) % s.vocabulary);
   return tokens;
 }
 
@@ -170,6 +175,51 @@ TEST(operator_same_bits_for_any_team) {
             CHECK(same_bits(alone[step], together[step]), cpu::isa_name(isa), int(precision), name_of(shape), size);
         }
       }
+  }
+}
+
+TEST(operator_leaves_nothing_to_the_next_trajectory) {
+  std::vector<Shape> all = shapes();
+  all.push_back(mlp_shape(9, 20, 5));
+  all.push_back(mlp_shape(9, 36, 5));
+  for (const Shape& shape : all) {
+    RandomModel model(shape, 1);
+    if (shape.vocabulary < 2) continue;
+    for (int64_t f = 0; f < shape.features; ++f) model.embedding[size_t(f)] = NAN;  // of token 0
+    const std::vector<int64_t> bad(size_t(shape.tokens), 0), good(size_t(shape.tokens), 1);
+    cpu::StepInput in{good.data(), {1, 2, 3, 0}, 0.01f}, spoilt{bad.data(), {1, 2, 4, 0}, 0.01f};
+    for (Isa isa : isas())
+      for (Precision precision : {Precision::fp32, Precision::bf16, Precision::int8}) {
+        const int64_t bytes = cpu::packed_bytes(shape, precision, isa);
+        const Buffer packed = zeroed(bytes);
+        cpu::pack(shape, precision, isa, model.weights(), static_cast<cpu::Packed*>(packed.get()));
+        const cpu::Engine engine = cpu::engine(static_cast<cpu::Packed*>(packed.get()), bytes);
+        const Buffer workspace = zeroed(engine.workspace_bytes);
+        cpu::Barrier barrier{};
+        const cpu::Member alone{&barrier, 0, 1};
+        const auto step = [&](const cpu::StepInput& input) {
+          engine.start(engine.packed, workspace.get(), input, alone);
+          engine.outer_step(engine.packed, workspace.get(), input, alone);
+          return copy_of(*static_cast<const cpu::StepOutput*>(workspace.get()), engine);
+        };
+        const Output first = step(in);
+        CHECK(!std::isfinite(step(spoilt).size_sq), cpu::isa_name(isa), int(precision), name_of(shape));
+        CHECK(same_bits(step(in), first), cpu::isa_name(isa), int(precision), name_of(shape));
+      }
+  }
+}
+
+TEST(operator_without_a_norm_epsilon) {
+  for (Shape shape : {mlp_shape(9, 20, 5), mlp_shape(9, 36, 5), attention_shape(9, 2, 10, 5, 1)}) {
+    shape.norm_eps = 0.0f;
+    const RandomModel model(shape, 1);
+    const std::vector<int64_t> tokens = random_tokens(shape, 1);
+    const cpu::StepInput in{tokens.data(), {1, 2, 3, 0}, 0.01f};
+    OracleState oracle = oracle_start(model, in);
+    oracle_outer_step(model, in, oracle);
+    for (Isa isa : isas())
+      CHECK(relative(run(model, isa, Precision::fp32, in, 1, 1)[0].logits, oracle.logits) < 2e-5, cpu::isa_name(isa),
+            name_of(shape));
   }
 }
 

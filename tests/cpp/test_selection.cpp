@@ -35,7 +35,7 @@ const std::vector<Case> kCases = {
     {"all diverged", "abcd", {D, D, D, D}, {kNaN, 2, 1, kNaN}, {kNaN, kNaN, kNaN, kNaN}, {1, 2, 3, 4}, "222-"},
     {"cancelled", "abcd", {X, X, M, D}, {0, 0, 9, 0}, {9, 9, -9, 9}, {0, 0, 16, 1}, "2222"},
     {"nan score", "abcd", {C, C, C, C}, {kNaN, 2, 1, 1}, {0, 0, 0, 0}, {3, 3, 2, 2}, "222-"},
-    {"infinite before nan", "abcd", {M, M, M, M}, {kNaN, kInf, kNaN, kInf}, {kNaN, -kInf, kNaN, 0}, {9, 9, 9, 9}, "1113"},
+    {"inf before nan", "abcd", {M, M, M, M}, {kNaN, kInf, kNaN, kInf}, {kNaN, -kInf, kNaN, 0}, {9, 9, 9, 9}, "1113"},
     {"diverged voter's better score", "aab", {D, M, M}, {0, 5, 4}, {0, 0, 0}, {1, 9, 9}, "2222"},
     {"diverged with a majority's answer", "aaab", {D, M, M, M}, {0, 5, 4, 1}, {0, 0, 1, 0}, {1, 9, 9, 9}, "3232"},
 };
@@ -87,8 +87,7 @@ TEST(offers_from_many_threads) {
     for (int i = 0; i < kThreads; ++i) threads.emplace_back(offer, i);
     for (std::thread& thread : threads) thread.join();
     selection.finish();
-    // 800 offers of six answers: 134 times answers 0 and 1, 133 the others. 37 i + 11 = 0 mod 800 for i = 497, and
-    // the least among i = 0, 1 mod 6 is found by hand below.
+    // 800 offers of six answers: those with i = 0 and 1 mod 6 come 134 times, the others 133 times.
     int best = -1;
     for (int i = 0; i < kThreads * kEach; ++i) {
       const bool common = rule == Select::residual || i % 6 < 2;

@@ -1,5 +1,5 @@
-// Channel mixing by a SwiGLU: two products whose weights are streamed in panels, with silu(gate) * up in the first one's
-// epilogue, and the residual sum and the norm's squares in the second one's.
+// Channel mixing by a SwiGLU: two products whose weights are streamed in panels. The first one's epilogue is
+// silu(gate) * up, the second one's the residual sum and the norm's squares.
 // Built once per instruction set, with EQR_ISA naming the namespace.
 #include "mixers.h"
 

@@ -51,6 +51,9 @@ struct Operand<Precision::int8> {
 template <Precision kPrecision>
 constexpr bool kRoundsToBf16 = kPrecision != Precision::fp32;
 
+// What is smaller counts as zero in int8, or its reciprocal would overflow.
+constexpr float kLeastUnit = 0x1p-120f;
+
 template <class Op>
 constexpr bool kIsInt8 = sizeof(typename Op::B) == 1;
 
@@ -77,7 +80,7 @@ EQR_INLINE Sizes sizes_of(const Shape& s) {
   z.width = z.panels * kPanel;
   z.head_width = round_up(z.head_dim, kLanes);
   z.key_panels = (s.tokens + kPanel - 1) / kPanel;
-  // A cache line more than a power of two, or rows would compete for the same sets of the first-level cache.
+  // More than a power of two, or rows would compete for the same sets of the first-level cache.
   z.x_stride = z.width + 16;
   z.h_stride = z.k + 16;
   return z;

@@ -72,7 +72,7 @@ EQR_INLINE Rows<typename Ops<kPrecision>::Channel> rows_of(const Context& c, con
       }
       const float top = largest(most);
       c.w.quantised_scale[t] = top / 127.0f + sum(probe);
-      const Vec per_unit = splat(top > 0.0f ? 127.0f / top : 0.0f);
+      const Vec per_unit = splat(top >= 127.0f * kLeastUnit ? 127.0f / top : 0.0f);
       for (int64_t k = 0; k < depth; k += kLanes) {
         typedef A Narrow __attribute__((vector_size(sizeof(A) * kLanes)));
         const IVec q = nearest_int(load(from + k) * per_unit) + Op::kZeroPoint;

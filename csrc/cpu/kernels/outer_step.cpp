@@ -67,7 +67,8 @@ class OuterStep {
       if (last && in_.noise_scale != 0.0f) draw_noise(update);
       m_.sync();
       last ? normalise<kNext>(measure) : normalise<Next::block>(false);
-      if (z_.heads) m_.sync();
+      // heads() begins with a sync of its own.
+      if (z_.heads && !(last && kNext == Next::heads)) m_.sync();
     }
   }
 
@@ -130,12 +131,11 @@ class OuterStep {
   }
 
   Vec updated(Vec z, Vec u, int64_t p, int64_t t, int j) const {
-    Vec out = fma(splat(shape_.lambda), u, splat(1.0f - shape_.lambda) * z);
+    Vec out = fma(splat(shape_.lambda), u, splat(shape_.keep) * z);
     if (in_.noise_scale != 0.0f) {
       const int64_t first = p * kPanel + j * kLanes;
       Vec eps = load(w_.eps + t * z_.d + first);
-      if (first + kLanes > z_.d)
-        for (int64_t l = 0; l < kLanes; ++l) eps[l] = first + l < z_.d ? eps[l] : 0.0f;
+      if (first + kLanes > z_.d) eps = first_lanes(eps, z_.d - first);
       out = fma(splat(in_.noise_scale), eps, out);
     }
     return out;
@@ -159,7 +159,8 @@ class OuterStep {
       if constexpr (Token::kB == 2 && !kForHeads) {
         if (!z_.heads) {
           const UVec both = pair_bf16(a, b);
-          memcpy(w_.token_operand + ((p * steps_of<Token>(z_.S) + t / 2) * kPanel + j * kLanes) * 4, &both, sizeof both);
+          const int64_t at = (p * steps_of<Token>(z_.S) + t / 2) * kPanel + j * kLanes;
+          memcpy(w_.token_operand + 4 * at, &both, sizeof both);
         }
       }
     }

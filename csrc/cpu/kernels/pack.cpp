@@ -1,4 +1,5 @@
-// Weights in the order in which the kernels read them. Built once per instruction set, with EQR_ISA naming the namespace.
+// Weights in the order in which the kernels read them.
+// Built once per instruction set, with EQR_ISA naming the namespace.
 #include "layout.h"
 
 namespace eqr::cpu::EQR_ISA {
@@ -27,7 +28,7 @@ void pack_panels(int64_t panels, int64_t depth, int64_t padded, const Row& row, 
           most = fabsf(from[k]) > most ? fabsf(from[k]) : most;
           probe += from[k] - from[k];
         }
-        const float unit = most > 0.0f ? most / 127.0f : 1.0f;
+        const float unit = most >= 127.0f * kLeastUnit ? most / 127.0f : 1.0f;
         int32_t total = 0;
         for (int64_t k = 0; k < depth && probe == 0.0f; ++k) {
           const int32_t q = int32_t(rintf(from[k] / unit));

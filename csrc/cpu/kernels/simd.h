@@ -118,13 +118,21 @@ EQR_INLINE Vec absolute(Vec a) { return bits<Vec>(bits<UVec>(a) & 0x7FFFFFFFu); 
 // v with the lanes of each pair of neighbouring groups of `kGroup` exchanged.
 template <int kGroup>
 EQR_INLINE Vec exchange(Vec v) {
+  constexpr int g = kGroup;
 #if EQR_LANES == 16
-  return __builtin_shuffle(v, IVec{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} ^ kGroup);
+  return __builtin_shufflevector(v, v, 0 ^ g, 1 ^ g, 2 ^ g, 3 ^ g, 4 ^ g, 5 ^ g, 6 ^ g, 7 ^ g, 8 ^ g, 9 ^ g, 10 ^ g,
+                                 11 ^ g, 12 ^ g, 13 ^ g, 14 ^ g, 15 ^ g);
 #elif EQR_LANES == 8
-  return __builtin_shuffle(v, IVec{0, 1, 2, 3, 4, 5, 6, 7} ^ kGroup);
+  return __builtin_shufflevector(v, v, 0 ^ g, 1 ^ g, 2 ^ g, 3 ^ g, 4 ^ g, 5 ^ g, 6 ^ g, 7 ^ g);
 #else
-  return __builtin_shuffle(v, IVec{0, 1, 2, 3} ^ kGroup);
+  return __builtin_shufflevector(v, v, 0 ^ g, 1 ^ g, 2 ^ g, 3 ^ g);
 #endif
+}
+
+// v in its first `count` lanes, 0 in the others.
+EQR_INLINE Vec first_lanes(Vec v, int64_t count) {
+  for (int l = 0; l < kLanes; ++l) v[l] = l < count ? v[l] : 0.0f;
+  return v;
 }
 
 // Over all lanes, as a tree: in an order of its own for each vector width.
@@ -183,8 +191,8 @@ EQR_INLINE Vec power_of_two(Vec x) {
   return p * bits<Vec>((bits<IVec>(shifted) << 23) + 0x3F800000);
 }
 
-// silu(gate) * up = gate up / (1 + e^-gate)
-EQR_INLINE Vec swiglu(Vec gate, Vec up) { return gate * up / (splat(1.0f) + exponential(-gate)); }
+// silu(gate) * up = gate / (1 + e^-gate) up
+EQR_INLINE Vec swiglu(Vec gate, Vec up) { return gate / (splat(1.0f) + exponential(-gate)) * up; }
 
 // ---- bf16 ----------------------------------------------------------------------------------------------------------
 

@@ -37,8 +37,12 @@ void random_start(const Sizes& z, const Workspace& w, const StepInput& in, uint3
   m.sync();
   for (int64_t p = m.begin(z.panels); p < m.end(z.panels); ++p) {
     const int64_t first = p * kPanel, features = z.d - first < kPanel ? z.d - first : kPanel;
-    for (int64_t t = 0; t < z.S; ++t)
-      memcpy(state + (p * z.S + t) * kPanel, w.eps + t * z.d + first, size_t(4 * features));
+    for (int64_t t = 0; t < z.S; ++t) {
+      float* to = state + (p * z.S + t) * kPanel;
+      memcpy(to, w.eps + t * z.d + first, size_t(4 * features));
+      // The trajectory before may have left NaN in the padding.
+      memset(to + features, 0, size_t(4 * (kPanel - features)));
+    }
   }
   m.sync();
 }
@@ -46,6 +50,7 @@ void random_start(const Sizes& z, const Workspace& w, const StepInput& in, uint3
 void fixed_start(const Sizes& z, const float* start, float* state, const Member& m) {
   for (int64_t p = m.begin(z.panels); p < m.end(z.panels); ++p)
     for (int64_t t = 0; t < z.S; ++t) memcpy(state + (p * z.S + t) * kPanel, start + p * kPanel, 4 * kPanel);
+  m.sync();
 }
 
 }  // namespace
@@ -60,7 +65,6 @@ void start(const Packed* packed, void* workspace, const StepInput& in, const Mem
     random_start(z, w, in, kStreamH, packed->shape.H_std, w.z_H, m);
     random_start(z, w, in, kStreamL, packed->shape.L_std, w.z_L, m);
   }
-  m.sync();
 }
 
 }  // namespace eqr::cpu::EQR_ISA

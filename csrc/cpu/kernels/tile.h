@@ -110,8 +110,9 @@ struct Int8Pair {
   }
 };
 
-// out[i * out_stride + j] = the sum over the steps for row i and vector j of the panel. Not inlined, and through a buffer: GCC spills
-// the sums to the stack inside the loop when it sees what is done with them. `prefetch` walks what is needed next.
+// out[i * out_stride + j] = the sum over the steps for row i and vector j of the panel. Not inlined, and through a
+// buffer: GCC spills the sums to the stack inside the loop when it sees what is done with them. `prefetch` walks what is
+// needed next.
 template <class Op, int kRows, int kColumns, bool kPacked>
 __attribute__((noinline)) void tile(const typename Op::A* a, int64_t a_stride, const typename Op::B* b,
                                     int64_t b_stride, int64_t steps, typename Op::Acc* __restrict out,

@@ -7,7 +7,8 @@ namespace eqr::cpu::EQR_ISA {
 namespace {
 
 template <class Op, int kUnits = kTileUnits>
-EQR_INLINE void tile_of_units(int64_t units, const typename Op::A* a, const typename Op::B* b, int64_t steps, Vec* out) {
+EQR_INLINE void tile_of_units(int64_t units, const typename Op::A* a, const typename Op::B* b, int64_t steps,
+                              Vec* out) {
   if (units == kUnits)
     return tile<Op, 2 * kUnits, 2, true>(a, 0, b, kPanel * Op::kB, steps, out, 2,
                                          reinterpret_cast<const char*>(a + 2 * kUnits * steps * Op::kA));
@@ -65,7 +66,9 @@ void token_mixer(const Context& c, const PackedLayer& layer) {
                                 }
                             });
     for (int j = 0; j < 2; ++j) {
-      const Vec scale = splat(1.0f) / square_root(squares[j] / splat(float(z.S)) + splat(c.packed->shape.norm_eps));
+      const Vec norm = square_root(squares[j] / splat(float(z.S)) + splat(c.packed->shape.norm_eps));
+      // The padding is zero and stays so, whatever 1 / norm is there.
+      const Vec scale = first_lanes(splat(1.0f) / norm, z.d - p * kPanel - j * kLanes);
       for (int64_t t = 0; t < z.S; ++t) {
         float* to = u + t * kPanel + j * kLanes;
         const Vec a = load(to) * scale;
