@@ -12,20 +12,18 @@ constexpr int64_t kGroupTiles = 8;  // of queries, that a thread takes at a time
 constexpr float kMasked = -1e30f;
 
 template <Precision kPrecision>
-void project_qkv(const Context& c, const PackedLayer& layer) {
+void project_qkv(Context& c, const PackedLayer& layer) {
   typedef typename Ops<kPrecision>::Channel Op;
   const Sizes& z = c.z;
   const Rows<Op> x = rows_of<kPrecision>(c, c.w.x, z.x_stride, z.width);
   const int64_t panels = (3 * z.d + kPanel - 1) / kPanel;
   const PanelMatrix<Op> matrix = panel_matrix<Op>(c.packed, layer.mixer_in, panels, z.width);
-  for (int64_t p = c.m.begin(panels); p < c.m.end(panels); ++p)
-    panel_product<Op, false>(x.a, x.stride, z.S, matrix.panel(p), matrix.steps, matrix.panel(p + 1),
-                             [&](int64_t first, int64_t count, const typename Op::Acc* sums) {
-                               for (int64_t i = 0; i < count; ++i)
-                                 for (int j = 0; j < 2; ++j)
-                                   store(c.w.qkv + ((first + i) * panels + p) * kPanel + j * kLanes,
-                                         value_of(sums[2 * i + j], matrix, x, first + i, p, j));
-                             });
+  product(c, x, matrix, panels, [&](int64_t p, int64_t first, int64_t count, const typename Op::Acc* sums) {
+    for (int64_t i = 0; i < count; ++i)
+      for (int j = 0; j < 2; ++j)
+        store(c.w.qkv + ((first + i) * panels + p) * kPanel + j * kLanes,
+              value_of(sums[2 * i + j], matrix, x, first + i, p, j));
+  });
 }
 
 // Rotate-half within each of `parts` equal parts of a head, times `scale`: from, cos, sin [head_dim] -> to, whose
@@ -147,25 +145,24 @@ void attend(const Context& c, int64_t head, const Parts& tiles, int64_t begin, i
 }  // namespace
 
 template <Precision kPrecision>
-void attention(const Context& c, const PackedLayer& layer) {
+void attention(Context& c, const PackedLayer& layer) {
   const Sizes& z = c.z;
   project_qkv<kPrecision>(c, layer);
   c.m.sync();
   split_heads(c);
   c.m.sync();
   const Parts tiles = parts_of(z.S, kTileRows), groups = parts_of(tiles.parts, kGroupTiles);
-  const int64_t items = z.heads * groups.parts;
-  for (int64_t item = c.m.begin(items); item < c.m.end(items); ++item) {
+  c.share.each(z.heads * groups.parts, [&](int64_t item) {
     const int64_t group = item % groups.parts;
     attend<kPrecision>(c, item / groups.parts, tiles, groups.begin(group), groups.begin(group + 1));
-  }
+  });
   c.m.sync();
   add_product<kPrecision>(c, rows_of<kPrecision>(c, c.w.x, z.x_stride, z.width), layer.mixer_out, z.width);
   c.m.sync();
 }
 
-template void attention<Precision::fp32>(const Context&, const PackedLayer&);
-template void attention<Precision::bf16>(const Context&, const PackedLayer&);
-template void attention<Precision::int8>(const Context&, const PackedLayer&);
+template void attention<Precision::fp32>(Context&, const PackedLayer&);
+template void attention<Precision::bf16>(Context&, const PackedLayer&);
+template void attention<Precision::int8>(Context&, const PackedLayer&);
 
 }  // namespace eqr::cpu::EQR_ISA

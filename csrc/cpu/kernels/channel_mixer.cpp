@@ -6,34 +6,31 @@
 namespace eqr::cpu::EQR_ISA {
 
 template <Precision kPrecision>
-void channel_gate_up(const Context& c, const PackedLayer& layer) {
+void channel_gate_up(Context& c, const PackedLayer& layer) {
   typedef typename Ops<kPrecision>::Channel Op;
   const Sizes& z = c.z;
   const Rows<Op> x = rows_of<kPrecision>(c, c.w.x, z.x_stride, z.width);
   const int64_t panels = z.k / kLanes;  // a vector of gate columns and the up columns of the same units
   const PanelMatrix<Op> matrix = panel_matrix<Op>(c.packed, layer.gate_up, panels, z.width);
-  for (int64_t p = c.m.begin(panels); p < c.m.end(panels); ++p)
-    panel_product<Op, false>(x.a, x.stride, z.S, matrix.panel(p), matrix.steps, matrix.panel(p + 1),
-                             [&](int64_t first, int64_t count, const typename Op::Acc* sums) {
-                               for (int64_t i = 0; i < count; ++i) {
-                                 const Vec gate = value_of(sums[2 * i], matrix, x, first + i, p, 0);
-                                 const Vec up = value_of(sums[2 * i + 1], matrix, x, first + i, p, 1);
-                                 const int64_t index = (first + i) * z.h_stride + p * kLanes;
-                                 put_operand<kPrecision>(c.w.h, index, swiglu(gate, up));
-                               }
-                             });
+  product(c, x, matrix, panels, [&](int64_t p, int64_t first, int64_t count, const typename Op::Acc* sums) {
+    for (int64_t i = 0; i < count; ++i) {
+      const Vec gate = value_of(sums[2 * i], matrix, x, first + i, p, 0);
+      const Vec up = value_of(sums[2 * i + 1], matrix, x, first + i, p, 1);
+      put_operand<kPrecision>(c.w.h, (first + i) * z.h_stride + p * kLanes, swiglu<kRoundsToBf16<kPrecision>>(gate, up));
+    }
+  });
 }
 
 template <Precision kPrecision>
-void channel_down(const Context& c, const PackedLayer& layer) {
+void channel_down(Context& c, const PackedLayer& layer) {
   add_product<kPrecision>(c, rows_of<kPrecision>(c, c.w.h, c.z.h_stride, c.z.k), layer.down, c.z.k);
 }
 
-template void channel_gate_up<Precision::fp32>(const Context&, const PackedLayer&);
-template void channel_gate_up<Precision::bf16>(const Context&, const PackedLayer&);
-template void channel_gate_up<Precision::int8>(const Context&, const PackedLayer&);
-template void channel_down<Precision::fp32>(const Context&, const PackedLayer&);
-template void channel_down<Precision::bf16>(const Context&, const PackedLayer&);
-template void channel_down<Precision::int8>(const Context&, const PackedLayer&);
+template void channel_gate_up<Precision::fp32>(Context&, const PackedLayer&);
+template void channel_gate_up<Precision::bf16>(Context&, const PackedLayer&);
+template void channel_gate_up<Precision::int8>(Context&, const PackedLayer&);
+template void channel_down<Precision::fp32>(Context&, const PackedLayer&);
+template void channel_down<Precision::bf16>(Context&, const PackedLayer&);
+template void channel_down<Precision::int8>(Context&, const PackedLayer&);
 
 }  // namespace eqr::cpu::EQR_ISA

@@ -3,6 +3,7 @@
 // neither mixer needs a transpose.
 #pragma once
 
+#include "../block.h"
 #include "../packed.h"
 #include "tile.h"
 
@@ -70,7 +71,27 @@ struct Sizes {
   int64_t head_width;     // features of a head, padded to whole vectors
   int64_t key_panels;     // of kPanel keys
   int64_t x_stride, h_stride;  // elements, of any operand of channel mixing and of its hidden units
+  int64_t items;               // most that a phase is divided into
 };
+
+// The rows of a product in groups of tiles, each group about as much work as any other item of a phase: some ten
+// microseconds.
+struct RowGroups {
+  Parts tiles, groups;  // of rows; of tiles
+};
+EQR_INLINE RowGroups row_groups(int64_t rows, int64_t steps) {
+  constexpr int64_t kSteps = 2304;
+  const Parts tiles = parts_of(rows, kTileRows);
+  return {tiles, parts_of(tiles.parts, steps < kSteps ? kSteps / steps : 1)};
+}
+
+EQR_INLINE int64_t most_items(const Shape& s, const Sizes& z) {
+  const int64_t tiles = parts_of(z.S, kTileRows).parts, columns = 3 * z.d > z.k * 2 ? 3 * z.d : z.k * 2;
+  const int64_t of_products = (columns + kPanel - 1) / kPanel * tiles, of_heads = s.heads * tiles;
+  const int64_t of_noise = (z.S * z.d + kBlock - 1) / kBlock;
+  const int64_t most = of_products > of_heads ? of_products : of_heads;
+  return most > of_noise ? most : of_noise;
+}
 
 EQR_INLINE Sizes sizes_of(const Shape& s) {
   Sizes z;
@@ -83,6 +104,7 @@ EQR_INLINE Sizes sizes_of(const Shape& s) {
   // More than a power of two, or rows would compete for the same sets of the first-level cache.
   z.x_stride = z.width + 16;
   z.h_stride = z.k + 16;
+  z.items = most_items(s, z);
   return z;
 }
 
@@ -104,6 +126,8 @@ struct Workspace {
   float* q;                          // [heads][S][head_dim], scaled
   float* keys;                       // [heads][key_panels][head_dim][kPanel]
   float* values;                     // [heads][S][head_width]
+  uint32_t* phase;                   // the last one that a team has shared
+  uint32_t* claims;                  // [items of a phase], the phase in which each was last claimed
   int64_t bytes;
 };
 
@@ -138,6 +162,8 @@ EQR_INLINE Workspace workspace_of(const Packed* packed, const Sizes& z, void* ba
   w.q = floats(z.heads ? z.heads * z.S * z.head_dim : 0);
   w.keys = floats(z.heads ? z.heads * z.key_panels * z.head_dim * kPanel : 0);
   w.values = floats(z.heads ? z.heads * z.S * z.head_width : 0);
+  w.phase = reinterpret_cast<uint32_t*>(take(sizeof(uint32_t)));
+  w.claims = reinterpret_cast<uint32_t*>(take(4 * z.items));
   w.bytes = int64_t(at - reinterpret_cast<uintptr_t>(base));
   return w;
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "layout.h"
+#include "share.h"
 
 namespace eqr::cpu::EQR_ISA {
 
@@ -12,20 +13,22 @@ struct Context {
   Sizes z;
   Workspace w;
   Member m;
+  Share share;
 };
 
-// u <- RMSnorm over tokens of (u + SwiGLU over tokens of u), and x. Reads token_operand. Own panels only.
+// u <- RMSnorm over tokens of (u + SwiGLU over tokens of u), and x, for one panel of features. Reads token_operand.
+// `hidden` is scratch, [token_k][kPanel] floats.
 template <Precision>
-void token_mixer(const Context& c, const PackedLayer& layer);
+void token_mixer(const Context& c, const PackedLayer& layer, int64_t panel, void* hidden);
 
 // u <- u + attention(x), and the squares. Reads x, spoils it. Ends with a sync.
 template <Precision>
-void attention(const Context& c, const PackedLayer& layer);
+void attention(Context& c, const PackedLayer& layer);
 
 template <Precision>
-void channel_gate_up(const Context& c, const PackedLayer& layer);
+void channel_gate_up(Context& c, const PackedLayer& layer);
 template <Precision>
-void channel_down(const Context& c, const PackedLayer& layer);
+void channel_down(Context& c, const PackedLayer& layer);
 
 // Row-major operand of channel mixing at element `index`.
 template <Precision kPrecision>
@@ -100,29 +103,38 @@ EQR_INLINE Vec value_of(typename Op::Acc sum, const PanelMatrix<Op>& matrix, con
   }
 }
 
-// u <- u + rows @ matrix^T for the own panels, and each token's sum of squares over each panel.
+// rows @ matrix^T, matrix of `panels` panels, divided among the members: calls done(panel, first row, rows, sums) for each
+// tile.
+template <class Op, class Done>
+EQR_INLINE void product(Context& c, const Rows<Op>& rows, const PanelMatrix<Op>& matrix, int64_t panels, Done&& done) {
+  const RowGroups by = row_groups(c.z.S, matrix.steps);
+  c.share.each(panels * by.groups.parts, [&](int64_t item) {
+    const int64_t p = item / by.groups.parts, group = item % by.groups.parts;
+    panel_product<Op, false>(rows.a, rows.stride, by.tiles, by.groups.begin(group), by.groups.begin(group + 1),
+                             matrix.panel(p), matrix.steps, matrix.panel(p + 1),
+                             [&](int64_t first, int64_t count, const typename Op::Acc* sums) {
+                               done(p, first, count, sums);
+                             });
+  });
+}
+
+// u <- u + rows @ matrix^T, and each token's sum of squares over each panel.
 template <Precision kPrecision>
-EQR_INLINE void add_product(const Context& c, const Rows<typename Ops<kPrecision>::Channel>& rows, int64_t offset,
+EQR_INLINE void add_product(Context& c, const Rows<typename Ops<kPrecision>::Channel>& rows, int64_t offset,
                             int64_t depth) {
   typedef typename Ops<kPrecision>::Channel Op;
   const Sizes& z = c.z;
   const PanelMatrix<Op> matrix = panel_matrix<Op>(c.packed, offset, z.panels, depth);
-  for (int64_t p = c.m.begin(z.panels); p < c.m.end(z.panels); ++p) {
-    float* u = c.w.u + p * z.S * kPanel;
-    float* squares = c.w.squares + p * z.S;
-    panel_product<Op, false>(
-        rows.a, rows.stride, z.S, matrix.panel(p), matrix.steps, matrix.panel(p + 1),
-        [&](int64_t first, int64_t count, const typename Op::Acc* sums) {
-          for (int64_t i = 0; i < count; ++i) {
-            float* to = u + (first + i) * kPanel;
-            const Vec a = load(to) + value_of(sums[2 * i], matrix, rows, first + i, p, 0);
-            const Vec b = load(to + kLanes) + value_of(sums[2 * i + 1], matrix, rows, first + i, p, 1);
-            store(to, a);
-            store(to + kLanes, b);
-            squares[first + i] = sum(fma(a, a, b * b));
-          }
-        });
-  }
+  product(c, rows, matrix, z.panels, [&](int64_t p, int64_t first, int64_t count, const typename Op::Acc* sums) {
+    for (int64_t i = 0; i < count; ++i) {
+      float* to = c.w.u + (p * z.S + first + i) * kPanel;
+      const Vec a = load(to) + value_of(sums[2 * i], matrix, rows, first + i, p, 0);
+      const Vec b = load(to + kLanes) + value_of(sums[2 * i + 1], matrix, rows, first + i, p, 1);
+      store(to, a);
+      store(to + kLanes, b);
+      c.w.squares[p * z.S + first + i] = sum(fma(a, a, b * b));
+    }
+  });
 }
 
 }  // namespace eqr::cpu::EQR_ISA

@@ -9,115 +9,137 @@ namespace {
 constexpr uint32_t kFirstUpdate = 2;  // stream of an outer step's first update
 constexpr int64_t kTokens = 64;       // that normalise takes at a time; even
 
-// What the module that has just run is followed by.
-enum class Next { block, L, H, L_from_H, heads };
+// What is to be made of u, and who reads it then: nothing yet, at the start of the step; a block within a module; or,
+// at a module's end, the next module or the heads.
+enum class Next { first, block, L, H, L_from_H, heads };
 
 template <Precision kPrecision>
 class OuterStep {
  public:
   OuterStep(const Packed* packed, void* workspace, const StepInput& in, const Member& m)
       : packed_(packed), shape_(packed->shape), z_(sizes_of(packed->shape)), w_(workspace_of(packed, z_, workspace)),
-        in_(in), m_(m), context_{packed, z_, w_, m} {}
+        in_(in), m_(m), context_{packed, z_, w_, m, Share(m, w_.phase, w_.claims)} {}
 
   void run() {
-    begin();
     uint32_t update = 0;
     for (int64_t h = 0; h < shape_.H_cycles; ++h) {
       const bool last = h == shape_.H_cycles - 1;
       for (int64_t l = 0; l < shape_.L_cycles; ++l)
-        l < shape_.L_cycles - 1 ? module<Next::L>(update++, false) : module<Next::H>(update++, last);
-      last ? module<Next::heads>(update++, true) : module<Next::L_from_H>(update++, false);
+        l < shape_.L_cycles - 1 ? module(update++, Next::L, false) : module(update++, Next::H, last);
+      module(update++, last ? Next::heads : Next::L_from_H, last);
     }
     heads();
+    context_.share.end();
   }
 
  private:
   typedef typename Ops<kPrecision>::Token Token;
   typedef typename Ops<kPrecision>::Head Head;
 
-  int64_t first_panel() const { return m_.begin(z_.panels); }
-  int64_t last_panel() const { return m_.end(z_.panels); }
-
-  void begin() {
-    const size_t panel = size_t(4 * z_.S * kPanel);
-    for (int64_t p = first_panel(); p < last_panel(); ++p) {
-      const int64_t at = p * z_.S * kPanel;
-      memcpy(w_.old_H + at, w_.z_H + at, panel);
-      memcpy(w_.old_L + at, w_.z_L + at, panel);
-      for (int64_t t = 0; t < z_.S; t += 2) put_u_pair(p, t, [&](int64_t row, int j) { return injected_L(p, row, j); });
-    }
-    if (z_.heads) m_.sync();
-  }
-
-  template <Next kNext>
-  void module(uint32_t update, bool measure) {
+  // Leaves u without what comes `next`, for which whoever reads it has each panel at hand.
+  void module(uint32_t update, Next next, bool measure) {
     for (int64_t i = 0; i < shape_.layers; ++i) {
       const PackedLayer& layer = layer_of(packed_, i);
-      if (z_.heads) {
-        attention<kPrecision>(context_, layer);
-        normalise<Next::block>(false);
-      } else {
-        token_mixer<kPrecision>(context_, layer);
-      }
-      m_.sync();
+      z_.heads ? mix_by_attention(layer) : mix_by_tokens(layer);
       channel_gate_up<kPrecision>(context_, layer);
       m_.sync();
       channel_down<kPrecision>(context_, layer);
       const bool last = i == shape_.layers - 1;
       if (last && in_.noise_scale != 0.0f) draw_noise(update);
       m_.sync();
-      last ? normalise<kNext>(measure) : normalise<Next::block>(false);
-      // heads() begins with a sync of its own.
-      if (z_.heads && !(last && kNext == Next::heads)) m_.sync();
+      last ? follow(next, measure) : follow(Next::block, false);
     }
+  }
+
+  void mix_by_tokens(const PackedLayer& layer) {
+    // As much scratch as there are panels, and so for no more members.
+    float* hidden = reinterpret_cast<float*>(w_.h) + m_.rank * z_.token_k * kPanel;
+    context_.share.each(z_.panels, [&](int64_t p) {
+      finish(p);
+      token_mixer<kPrecision>(context_, layer, p, hidden);
+    }, z_.panels);
+    m_.sync();
+  }
+
+  void mix_by_attention(const PackedLayer& layer) {
+    finish_all();
+    attention<kPrecision>(context_, layer);
+    follow(Next::block, false);
+    finish_all();
+  }
+
+  void follow(Next next, bool measure) {
+    next_ = next;
+    measure_ = measure;
+  }
+
+  void finish_all() {
+    context_.share.each(z_.panels, [&](int64_t p) { finish(p); });
+    m_.sync();
+  }
+
+  void finish(int64_t p) {
+    switch (next_) {
+      case Next::first: return begin(p);
+      case Next::block: return normalise<Next::block>(p);
+      case Next::L: return normalise<Next::L>(p);
+      case Next::H: return normalise<Next::H>(p);
+      case Next::L_from_H: return normalise<Next::L_from_H>(p);
+      case Next::heads: return normalise<Next::heads>(p);
+    }
+  }
+
+  void begin(int64_t p) {
+    const int64_t at = p * z_.S * kPanel;
+    const size_t panel = size_t(4 * z_.S * kPanel);
+    memcpy(w_.old_H + at, w_.z_H + at, panel);
+    memcpy(w_.old_L + at, w_.z_L + at, panel);
+    for (int64_t t = 0; t < z_.S; t += 2) put_u_pair(p, t, [&](int64_t row, int j) { return injected_L(p, row, j); });
   }
 
   void draw_noise(uint32_t update) {
     const int64_t count = z_.S * z_.d, blocks = (count + kBlock - 1) / kBlock;
     const RngRow row = rng_row(in_.rng, kFirstUpdate + update);
     alignas(64) float eps[kBlock];
-    for (int64_t b = m_.begin(blocks); b < m_.end(blocks); ++b) {
+    context_.share.each(blocks, [&](int64_t b) {
       const Span s = span(b, count, blocks);
       normal_block(row, s.first_counter, s.counters, eps);
       memcpy(w_.eps + s.start, eps, size_t(4 * s.count));
-    }
+    });
   }
 
   // u <- RMSnorm over features of u, from the squares; after a module's last block also the damped update and the sum
   // that the next module starts from.
   template <Next kNext>
-  void normalise(bool measure) {
+  void normalise(int64_t p) {
     alignas(64) float scale[kTokens];
     Vec change = Vec{}, size = Vec{};
-    for (int64_t p = first_panel(); p < last_panel(); ++p) {
-      change = size = Vec{};
-      for (int64_t t0 = 0; t0 < z_.S; t0 += kTokens) {
-        const int64_t end = t0 + kTokens < z_.S ? t0 + kTokens : z_.S;
-        token_scales(t0, end, scale);
-        for (int64_t t = t0; t < end; t += 2)
-          put_u_pair<kNext == Next::heads>(p, t, [&](int64_t row, int j) {
-            const int64_t at = (p * z_.S + row) * kPanel + j * kLanes;
-            const Vec u = load(w_.u + at) * splat(scale[row - t0]);
-            if constexpr (kNext == Next::block) return u;
-            constexpr bool kIsL = kNext == Next::L || kNext == Next::H;
-            float* state = kIsL ? w_.z_L : w_.z_H;
-            const Vec z = updated(load(state + at), u, p, row, j);
-            store(state + at, z);
-            if (measure) {
-              const Vec difference = z - load((kIsL ? w_.old_L : w_.old_H) + at);
-              change = fma(difference, difference, change);
-              size = fma(z, z, size);
-            }
-            if constexpr (kNext == Next::H) return load(w_.z_H + at) + z;
-            if constexpr (kNext == Next::heads) return z;
-            return injected_L(p, row, j);
-          });
-      }
-      if (measure) {
-        float* norms = w_.norms + 4 * p + (kNext == Next::heads ? 0 : 2);
-        norms[0] = sum(change);
-        norms[1] = sum(size);
-      }
+    for (int64_t t0 = 0; t0 < z_.S; t0 += kTokens) {
+      const int64_t end = t0 + kTokens < z_.S ? t0 + kTokens : z_.S;
+      token_scales(t0, end, scale);
+      for (int64_t t = t0; t < end; t += 2)
+        put_u_pair<kNext == Next::heads>(p, t, [&](int64_t row, int j) {
+          const int64_t at = (p * z_.S + row) * kPanel + j * kLanes;
+          const Vec u = load(w_.u + at) * splat(scale[row - t0]);
+          if constexpr (kNext == Next::block) return u;
+          constexpr bool kIsL = kNext == Next::L || kNext == Next::H;
+          float* state = kIsL ? w_.z_L : w_.z_H;
+          const Vec z = updated(load(state + at), u, p, row, j);
+          store(state + at, z);
+          if (measure_) {
+            const Vec difference = z - load((kIsL ? w_.old_L : w_.old_H) + at);
+            change = fma(difference, difference, change);
+            size = fma(z, z, size);
+          }
+          if constexpr (kNext == Next::H) return load(w_.z_H + at) + z;
+          if constexpr (kNext == Next::heads) return z;
+          return injected_L(p, row, j);
+        });
+    }
+    if (measure_) {
+      float* norms = w_.norms + 4 * p + (kNext == Next::heads ? 0 : 2);
+      norms[0] = sum(change);
+      norms[1] = sum(size);
     }
   }
 
@@ -183,7 +205,7 @@ class OuterStep {
   }
 
   void heads() {
-    m_.sync();
+    finish_all();
     const int64_t panels = (z_.V + kPanel - 1) / kPanel;
     const PanelMatrix<Head> matrix = panel_matrix<Head>(packed_, packed_->lm_head, panels, z_.width);
     const typename Head::A* x = reinterpret_cast<const typename Head::A*>(w_.x);
@@ -220,7 +242,9 @@ class OuterStep {
   const Workspace w_;
   const StepInput& in_;
   const Member m_;
-  const Context context_;
+  Context context_;
+  Next next_ = Next::first;
+  bool measure_ = false;
 };
 
 }  // namespace

@@ -159,40 +159,56 @@ EQR_INLINE IVec nearest_int(Vec a) {
   return bits<IVec>(a + magic) - bits<IVec>(magic);
 }
 
-// e^x to 1e-7 of its value; x is cut at +-87, NaN stays NaN.
-EQR_INLINE Vec exponential(Vec x) {
-  const Vec magic = splat(0x1.8p23f);
-  x = maximum(splat(-87.0f), minimum(splat(87.0f), x));
-  const Vec shifted = fma(x, splat(0x1.715476p0f), magic);
-  const Vec n = shifted - magic;
-  const Vec r = fma(n, splat(-0x1.0bfbe8p-15f), fma(n, splat(-0x1.62ep-1f), x));  // ln 2 in two parts
-  // (e^r - 1 - r) / r^2, minimax on |r| <= ln(2) / 2
-  Vec p = splat(0x1.6c69f2p-10f);
-  p = fma(p, r, splat(0x1.120b1cp-7f));
-  p = fma(p, r, splat(0x1.5555bap-5f));
-  p = fma(p, r, splat(0x1.5554dep-3f));
-  p = fma(p, r, splat(0x1.000000p-1f));
-  p = fma(p, r * r, r) + splat(1.0f);
-  return p * bits<Vec>((bits<IVec>(shifted) << 23) + 0x3F800000);
-}
-
-// 2^x for x <= 0, to 2e-7 of its value; x is cut at -126, NaN stays NaN.
+// 2^x for x <= 126, to 2e-7 of its value, or where that is rounded to bf16 (kRough) to 8e-5; below 2^-126 it may be
+// anything in between. NaN stays NaN.
+template <bool kRough = false>
 EQR_INLINE Vec power_of_two(Vec x) {
+#if defined(__AVX512F__)
+  const Vec n = Vec(_mm512_roundscale_ps(__m512(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)), f = x - n;
+#else
   const Vec magic = splat(0x1.8p23f);
   x = maximum(splat(-126.0f), x);
   const Vec shifted = x + magic, f = x - (shifted - magic);
-  // (2^f - 1) / f, minimax on |f| <= 1/2
-  Vec p = splat(0x1.5d87dcp-10f);
-  p = fma(p, f, splat(0x1.3cbe58p-7f));
-  p = fma(p, f, splat(0x1.c6b26ep-5f));
-  p = fma(p, f, splat(0x1.ebfa4ep-3f));
-  p = fma(p, f, splat(0x1.62e42ep-1f));
-  p = fma(p, f, splat(1.0f));
+#endif
+  Vec p;  // 2^f, minimax on |f| <= 1/2
+  if constexpr (kRough) {
+    p = splat(0x1.c3f760p-5f);
+    p = fma(p, f, splat(0x1.f0de1ap-3f));
+    p = fma(p, f, splat(0x1.62f31ap-1f));
+    p = fma(p, f, splat(0x1.fff692p-1f));
+  } else {
+    p = splat(0x1.5d87dcp-10f);
+    p = fma(p, f, splat(0x1.3cbe58p-7f));
+    p = fma(p, f, splat(0x1.c6b26ep-5f));
+    p = fma(p, f, splat(0x1.ebfa4ep-3f));
+    p = fma(p, f, splat(0x1.62e42ep-1f));
+    p = fma(p, f, splat(1.0f));
+  }
+#if defined(__AVX512F__)
+  return Vec(_mm512_scalef_ps(__m512(p), __m512(n)));
+#else
   return p * bits<Vec>((bits<IVec>(shifted) << 23) + 0x3F800000);
+#endif
+}
+
+// a / b for 1 <= b <= 2^126, to 1.5e-7 of its value, or to 7e-5 (kRough).
+template <bool kRough>
+EQR_INLINE Vec quotient(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  Vec reciprocal = Vec(_mm512_rcp14_ps(__m512(b)));  // a division takes as long as ten products
+  if constexpr (!kRough) reciprocal = reciprocal * fma(-b, reciprocal, splat(2.0f));
+  return a * reciprocal;
+#else
+  return a / b;
+#endif
 }
 
 // silu(gate) * up = gate / (1 + e^-gate) up
-EQR_INLINE Vec swiglu(Vec gate, Vec up) { return gate / (splat(1.0f) + exponential(-gate)) * up; }
+template <bool kRough>
+EQR_INLINE Vec swiglu(Vec gate, Vec up) {
+  const Vec power = minimum(splat(126.0f), gate * splat(-0x1.715476p0f));
+  return quotient<kRough>(gate * up, splat(1.0f) + power_of_two<kRough>(power));
+}
 
 // ---- bf16 ----------------------------------------------------------------------------------------------------------
 

@@ -163,18 +163,19 @@ struct Parts {
 };
 EQR_INLINE Parts parts_of(int64_t count, int64_t most) { return {count, (count + most - 1) / most}; }
 
-// One panel of a @ w^T: calls done(first row, rows, sums [rows][2]) for each tile. `next` is the panel that comes next.
+// Tiles [begin, end) of one panel of a @ w^T: calls done(first row, rows, sums [rows][2]) for each. `next` is the panel
+// that comes next.
 template <class Op, bool kPacked, class Done>
-EQR_INLINE void panel_product(const typename Op::A* a, int64_t a_stride, int64_t rows, const typename Op::B* panel,
-                              int64_t steps, const void* next, Done&& done) {
+EQR_INLINE void panel_product(const typename Op::A* a, int64_t a_stride, const Parts& tiles, int64_t begin, int64_t end,
+                              const typename Op::B* panel, int64_t steps, const void* next, Done&& done) {
   typename Op::Acc sums[kTileRows * 2];
-  const Parts tiles = parts_of(rows, kTileRows);
-  const char* prefetch = static_cast<const char*>(next);
-  for (int64_t t = 0; t < tiles.parts; ++t) {
+  const int64_t bytes = steps * kPanel * Op::kB * int64_t(sizeof(typename Op::B));
+  for (int64_t t = begin; t < end; ++t) {
     const int64_t first = tiles.begin(t), size = tiles.begin(t + 1) - first;
     const typename Op::A* from = a + first * (kPacked ? steps * Op::kA : a_stride);
+    const int64_t ahead = t * ((steps + 3) / 4) * kPrefetchLine;
+    const char* prefetch = ahead < bytes ? static_cast<const char*>(next) + ahead : reinterpret_cast<const char*>(panel);
     tile_of<Op, 2, kPacked>(size, from, a_stride, panel, kPanel * Op::kB, steps, sums, 2, prefetch);
-    prefetch += (steps + 3) / 4 * kPrefetchLine;
     done(first, size, sums);
   }
 }

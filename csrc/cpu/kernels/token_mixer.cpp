@@ -19,7 +19,7 @@ EQR_INLINE void tile_of_units(int64_t units, const typename Op::A* a, const type
 template <class Op, bool kRound>
 EQR_INLINE void put_hidden(const Vec* sums, int64_t first, int64_t units, typename Op::B* hidden) {
   for (int j = 0; j < 2; ++j) {
-    const auto unit = [&](int64_t i) { return swiglu(sums[2 * i + j], sums[2 * (units + i) + j]); };
+    const auto unit = [&](int64_t i) { return swiglu<kRound>(sums[2 * i + j], sums[2 * (units + i) + j]); };
     if constexpr (Op::kB == 2) {
       for (int64_t i = 0; i < units; i += 2) {
         const UVec pair = pair_bf16(unit(i), unit(i + 1));
@@ -35,7 +35,7 @@ EQR_INLINE void put_hidden(const Vec* sums, int64_t first, int64_t units, typena
 }  // namespace
 
 template <Precision kPrecision>
-void token_mixer(const Context& c, const PackedLayer& layer) {
+void token_mixer(const Context& c, const PackedLayer& layer, int64_t p, void* scratch) {
   typedef typename Ops<kPrecision>::Token Op;
   typedef typename Op::B B;
   static_assert(Op::kB == 1 || kTileUnits % 2 == 0, "a pair of hidden units must not lie in two tiles");
@@ -43,44 +43,43 @@ void token_mixer(const Context& c, const PackedLayer& layer) {
   const typename Op::A* gate_up = at<typename Op::A>(c.packed, layer.mixer_in);
   const typename Op::A* down = at<typename Op::A>(c.packed, layer.mixer_out);
   const int64_t steps = steps_of<Op>(z.S), hidden_steps = steps_of<Op>(z.token_k);
-  B* hidden = reinterpret_cast<B*>(c.w.h) + c.m.begin(z.panels) * z.token_k * kPanel;  // no other member's place
-  const Parts tiles = parts_of(z.token_k, kTileUnits);
-  for (int64_t p = c.m.begin(z.panels); p < c.m.end(z.panels); ++p) {
-    const B* operand = reinterpret_cast<const B*>(c.w.token_operand) + p * steps * kPanel * Op::kB;
-    for (int64_t t = 0; t < tiles.parts; ++t) {
-      Vec sums[2 * kTileUnits * 2];
-      const int64_t first = tiles.begin(t), units = tiles.begin(t + 1) - first;
-      tile_of_units<Op>(units, gate_up + 2 * first * steps * Op::kA, operand, steps, sums);
-      put_hidden<Op, kRoundsToBf16<kPrecision>>(sums, first, units, hidden);
-    }
-    float* u = c.w.u + p * z.S * kPanel;
-    Vec squares[2] = {Vec{}, Vec{}};
-    panel_product<Op, true>(down, 0, z.S, hidden, hidden_steps, down,
-                            [&](int64_t first, int64_t count, const Vec* sums) {
-                              for (int64_t i = 0; i < count; ++i)
-                                for (int j = 0; j < 2; ++j) {
-                                  float* to = u + (first + i) * kPanel + j * kLanes;
-                                  const Vec a = load(to) + sums[2 * i + j];
-                                  squares[j] = fma(a, a, squares[j]);
-                                  store(to, a);
-                                }
-                            });
-    for (int j = 0; j < 2; ++j) {
-      const Vec norm = square_root(squares[j] / splat(float(z.S)) + splat(c.packed->shape.norm_eps));
-      // The padding is zero and stays so, whatever 1 / norm is there.
-      const Vec scale = first_lanes(splat(1.0f) / norm, z.d - p * kPanel - j * kLanes);
-      for (int64_t t = 0; t < z.S; ++t) {
-        float* to = u + t * kPanel + j * kLanes;
-        const Vec a = load(to) * scale;
-        store(to, a);
-        put_operand<kPrecision>(c.w.x, t * z.x_stride + p * kPanel + j * kLanes, a);
-      }
+  const B* operand = reinterpret_cast<const B*>(c.w.token_operand) + p * steps * kPanel * Op::kB;
+  B* hidden = static_cast<B*>(scratch);
+  const Parts parts = parts_of(z.token_k, kTileUnits);
+  for (int64_t t = 0; t < parts.parts; ++t) {
+    Vec sums[2 * kTileUnits * 2];
+    const int64_t first = parts.begin(t), units = parts.begin(t + 1) - first;
+    tile_of_units<Op>(units, gate_up + 2 * first * steps * Op::kA, operand, steps, sums);
+    put_hidden<Op, kRoundsToBf16<kPrecision>>(sums, first, units, hidden);
+  }
+  float* u = c.w.u + p * z.S * kPanel;
+  Vec squares[2] = {Vec{}, Vec{}};
+  const Parts tiles = parts_of(z.S, kTileRows);
+  panel_product<Op, true>(down, 0, tiles, 0, tiles.parts, hidden, hidden_steps, down,
+                          [&](int64_t first, int64_t count, const Vec* sums) {
+                            for (int64_t i = 0; i < count; ++i)
+                              for (int j = 0; j < 2; ++j) {
+                                float* to = u + (first + i) * kPanel + j * kLanes;
+                                const Vec a = load(to) + sums[2 * i + j];
+                                squares[j] = fma(a, a, squares[j]);
+                                store(to, a);
+                              }
+                          });
+  for (int j = 0; j < 2; ++j) {
+    const Vec norm = square_root(squares[j] / splat(float(z.S)) + splat(c.packed->shape.norm_eps));
+    // The padding is zero and stays so, whatever 1 / norm is there.
+    const Vec scale = first_lanes(splat(1.0f) / norm, z.d - p * kPanel - j * kLanes);
+    for (int64_t t = 0; t < z.S; ++t) {
+      float* to = u + t * kPanel + j * kLanes;
+      const Vec a = load(to) * scale;
+      store(to, a);
+      put_operand<kPrecision>(c.w.x, t * z.x_stride + p * kPanel + j * kLanes, a);
     }
   }
 }
 
-template void token_mixer<Precision::fp32>(const Context&, const PackedLayer&);
-template void token_mixer<Precision::bf16>(const Context&, const PackedLayer&);
-template void token_mixer<Precision::int8>(const Context&, const PackedLayer&);
+template void token_mixer<Precision::fp32>(const Context&, const PackedLayer&, int64_t, void*);
+template void token_mixer<Precision::bf16>(const Context&, const PackedLayer&, int64_t, void*);
+template void token_mixer<Precision::int8>(const Context&, const PackedLayer&, int64_t, void*);
 
 }  // namespace eqr::cpu::EQR_ISA
