@@ -71,10 +71,11 @@ def busy(seconds: float = 0.5) -> float:
 
 
 def device() -> str:
-    """The GPU's name, or the CPU's with its logical cores."""
+    """The GPU's name, or the CPU's with its highest instruction set (a name may stand for several) and the threads."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{cpu()}, {torch.get_num_threads()} threads"
+    isa = f" {ops.cpu_isas()[-1].replace('_', ' ')}" if ops.extension_status()[0] else ""
+    return f"{cpu()}{isa}, {torch.get_num_threads()} threads"
 
 
 def _read(path: str) -> str:

@@ -5,6 +5,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cfenv>
 #include <cmath>
 #include <limits>
@@ -17,6 +18,7 @@
 #include "cpu/fixed_point.h"
 #include "cpu/isa.h"
 #include "cpu/operator.h"
+#include "cpu/workspace.h"
 #include "operator_args.h"
 #include "ops_checks.h"
 #include "poll.h"
@@ -132,6 +134,11 @@ void check_range(const char* name, int64_t value, int64_t low, int64_t high) {
   if (value < low || value > high) fail(name, " must be in ", low, "..", high, ", got ", value);
 }
 
+void check_tokens(const int64_t* tokens, int64_t n, int64_t S, int64_t V) {
+  for (int64_t i = 0; i < n * S; ++i)
+    if (tokens[i] < 0 || tokens[i] >= V) fail("tokens must be in 0..", V - 1, ", got ", tokens[i], " in row ", i / S);
+}
+
 struct Recording {  // of T trajectories of S tokens, at C checkpoints (or once, without that dimension)
   Tensor preds, q_halt, residual, score, steps, status;
 
@@ -177,9 +184,7 @@ FixedPointResult fixed_point(const Tensor& packed, const Tensor& tokens, const T
   check_tensor("ids", ids, ScalarType::Long, {N});
   check_tensor("control", control, ScalarType::Long, {3});
   const int64_t* token = tokens.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < N * S; ++i)
-    if (token[i] < 0 || token[i] >= V)
-      fail("tokens must be in 0..", V - 1, ", got ", token[i], " in row ", i / S);
+  check_tokens(token, N, S, V);
   check_range("seed", seed, 0, (int64_t{1} << 32) - 1);
   check_range("breadth", breadth, 1, (int64_t{1} << 32) - 1);
   check_range("depth", depth, 1, (int64_t{1} << 24) - 1);
@@ -243,6 +248,54 @@ FixedPointResult fixed_point(const Tensor& packed, const Tensor& tokens, const T
           at.preds, at.q_halt, at.residual, at.score,   at.steps,     at.status, residuals};
 }
 
+// packed: uint8 [bytes], tokens: int64 [n, S], z_H and z_L: float32 [n, S, d], eps: float32 [U, n, S, d] or null ->
+// z_H and z_L after `count` latent recursions, of L_cycles + 1 updates each
+std::tuple<Tensor, Tensor> latent_recursions(const Tensor& packed, const Tensor& tokens, const Tensor& z_H,
+                                             const Tensor& z_L, std::optional<Tensor> eps, double noise_scale,
+                                             int64_t count) {
+  const eqr::cpu::Engine engine = eqr::cpu::engine(packed_data(packed), packed.numel());
+  const int64_t S = engine.tokens, V = engine.vocabulary, d = engine.shape->features;
+  if (tokens.dim() != 2) fail("tokens must be a contiguous int64 tensor [n, ", S, "], got shape ", shape(tokens));
+  const int64_t n = tokens.size(0), row = S * d;
+  check_tensor("tokens", tokens, ScalarType::Long, {n, S});
+  check_tensor("z_H", z_H, ScalarType::Float, {n, S, d});
+  check_tensor("z_L", z_L, ScalarType::Float, {n, S, d});
+  check_range("count", count, 0, 254);
+  const int64_t updates = count * (engine.shape->L_cycles + 1);
+  if (eps) {
+    if (eps->dim() != 4 || eps->size(0) < updates)
+      fail("eps must be a contiguous float32 tensor [at least ", updates, ", ", n, ", ", S, ", ", d, "], got shape ",
+           shape(*eps));
+    check_tensor("eps", *eps, ScalarType::Float, {eps->size(0), n, S, d});
+  }
+  if (!std::isfinite(noise_scale) || noise_scale < 0)
+    fail("noise_scale must be finite and at least 0, got ", noise_scale);
+  const int64_t* token = tokens.const_data_ptr<int64_t>();
+  check_tokens(token, n, S, V);
+  Tensor new_H = torch::stable::empty_like(z_H), new_L = torch::stable::empty_like(z_L);
+  float *H = new_H.mutable_data_ptr<float>(), *L = new_L.mutable_data_ptr<float>();
+  std::copy_n(z_H.const_data_ptr<float>(), n * row, H);
+  std::copy_n(z_L.const_data_ptr<float>(), n * row, L);
+  const float* noise = eps ? eps->const_data_ptr<float>() : nullptr;
+  const int workers = int(torch::stable::get_num_threads());
+  std::vector<eqr::cpu::Workspace> workspaces;
+  for (int i = 0; i < std::min<int64_t>(workers, n); ++i) workspaces.emplace_back(engine.workspace_bytes);
+  std::atomic<int64_t> worker{0}, next{0};
+  torch::stable::parallel_for(0, int64_t(workspaces.size()), 1, [&](int64_t begin, int64_t end) {
+    const DefaultFloatingPoint same_for_all;
+    for (int64_t unused = begin; unused < end; ++unused) {
+      eqr::cpu::Workspace& workspace = workspaces[size_t(worker++)];
+      workspace.clear();
+      for (int64_t i; (i = next++) < n;)
+        engine.recur(engine.packed, workspace.data(),
+                     {.tokens = token + i * S, .count = count, .z_H = H + i * row, .z_L = L + i * row,
+                      .eps = noise ? noise + i * row : nullptr, .eps_stride = n * row,
+                      .noise_scale = float(noise_scale)});
+    }
+  });
+  return {new_H, new_L};
+}
+
 // Numbers come as tensors: an int that depends on data is nothing that torch.compile can trace.
 Tensor number(const Tensor& like, int64_t value) {
   Tensor result = torch::stable::new_empty(like, {}, ScalarType::Long);
@@ -286,6 +339,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(eqr_kernels, m) {
         "int[] checkpoints, int slots, bool trace) -> (Tensor logits, Tensor winner, Tensor preds, Tensor q_halt, "
         "Tensor residual, Tensor score, Tensor steps, Tensor status, Tensor at_preds, Tensor at_q_halt, "
         "Tensor at_residual, Tensor at_score, Tensor at_steps, Tensor at_status, Tensor residuals)");
+  m.def("latent_recursions(Tensor packed, Tensor tokens, Tensor z_H, Tensor z_L, Tensor? eps, float noise_scale, "
+        "int count) -> (Tensor new_H, Tensor new_L)");
   m.def("trajectory_bytes(Tensor packed, int window) -> Tensor");
   m.def("fingerprint(Tensor[] tensors) -> Tensor");
 }
@@ -293,6 +348,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(eqr_kernels, m) {
 STABLE_TORCH_LIBRARY_IMPL(eqr_kernels, CPU, m) {
   m.impl("pack_weights", TORCH_BOX(&pack_weights));
   m.impl("fixed_point", TORCH_BOX(&fixed_point));
+  m.impl("latent_recursions", TORCH_BOX(&latent_recursions));
   m.impl("trajectory_bytes", TORCH_BOX(&trajectory_bytes));
   m.impl("fingerprint", TORCH_BOX(&fingerprint));
 }

@@ -216,6 +216,21 @@ def fixed_point(
         raise ValueError(f"checkpoints must rise and be in 1..depth={depth}, got {list(checkpoints)}")
 
 
+def latent_recursions(
+    packed_weights: Tensor, tokens: Tensor, z_H: Tensor, z_L: Tensor, eps: Tensor | None, noise_scale: float, count: int
+) -> None:
+    packed(packed_weights)
+    _tensor("tokens", tokens, torch.int64, ("n", "S"))
+    n, length = tokens.shape
+    _tensor("z_H", z_H, torch.float32, (n, length, "d"))
+    _tensor("z_L", z_L, torch.float32, (n, length, z_H.shape[2]))
+    if eps is not None:
+        _tensor("eps", eps, torch.float32, ("updates", n, length, z_H.shape[2]))
+    if not 0 <= noise_scale < math.inf:
+        raise ValueError(f"noise_scale must be finite and at least 0, got {noise_scale}")
+    _count("count", count, 0, 254)
+
+
 def fingerprint(tensors: Sequence[Tensor]) -> None:
     if not len(tensors):
         raise ValueError("tensors must hold at least one tensor, got none")

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eqr_kernels import noise, reference
+from eqr_kernels.backends.cpu import CpuBackend, latent_recursions
 from eqr_kernels.modules import EquilibriumReasoner
 from eqr_kernels.optim import EMA, AdamATan2, learning_rate
 from eqr_kernels.tasks.stream import PuzzleStream
@@ -69,6 +70,8 @@ class TrainConfig:
         total_steps: where the cosine ends and training stops; None trains until the time limit.
         forward_dtype: "float32" or "bfloat16"; parameters and optimizer stay in float32.
         compile: compile the step with torch.compile.
+        fused: run the latent recursions that carry no gradient in the fused CPU kernel, where there is one for the
+            device and `forward_dtype` (`Trainer.recursions` tells); the numbers are the same to rounding.
         seed: of weights, data, starts and noise.
     """
 
@@ -83,6 +86,7 @@ class TrainConfig:
     total_steps: int | None = 50_000
     forward_dtype: str = "float32"
     compile: bool = True
+    fused: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -154,9 +158,21 @@ class Trainer:
         self.forward_dtype = getattr(torch, config.forward_dtype)
         self.rows = self._empty_rows()
         self._sums = self._fresh_sums()
+        self.fused, self.recursions = self._choose_recursions()
         self._loss: Callable[..., Any] = (
             torch.compile(self._loss_of_step, dynamic=False) if config.compile else self._loss_of_step
         )
+
+    def _choose_recursions(self) -> tuple[bool, str]:
+        """Whether the fused kernel runs the recursions without gradient, and a text that says what does and why."""
+        if self.model.config.H_cycles == 1:
+            return False, "none without gradient"
+        if not self.config.fused:
+            return False, "PyTorch, as fused is off"
+        if self.forward_dtype != torch.float32:
+            return False, f"PyTorch: the fused kernel trains in float32 only, not in {self.config.forward_dtype}"
+        reason = CpuBackend().why_not(self.model, torch.float32)
+        return (True, "fused CPU kernel") if reason is None else (False, f"PyTorch: {reason}")
 
     def _empty_rows(self) -> Rows:
         n, c, device = self.config.batch_size, self.model.config, self.model.device
@@ -187,9 +203,18 @@ class Trainer:
         rows.steps[index] = 0
 
     def _loss_of_step(
-        self, z_H: Tensor, z_L: Tensor, tokens: Tensor, labels: Tensor, eps: Tensor | None
+        self,
+        z_H: Tensor,
+        z_L: Tensor,
+        tokens: Tensor,
+        labels: Tensor,
+        eps: Tensor | None,
+        recurred: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Loss, next z_H and z_L, q_halt [n], exact [n], residual [n]; eps [updates, n, S, d] or None."""
+        """Loss, next z_H and z_L, q_halt [n], exact [n], residual [n].
+
+        eps [updates, n, S, d] or None; recurred: z_H and z_L as only the last latent recursion is left, or None.
+        """
         model, config = self.model, self.model.config
         weights = model.weights().to(self.forward_dtype)
 
@@ -199,7 +224,11 @@ class Trainer:
             )
 
         e = reference.embed(tokens, weights)
-        new_H, new_L = reference.outer_step(z_H, z_L, e, weights, model.rope(), config, update)
+        if recurred is None:
+            new_H, new_L = reference.outer_step(z_H, z_L, e, weights, model.rope(), config, update)
+        else:
+            first = (config.H_cycles - 1) * (config.L_cycles + 1)
+            new_H, new_L = reference.latent_recursion(*recurred, e, weights, model.rope(), config, update, first)
         logits, q_halt = reference.heads(new_H, weights)
         loss, exact = objective(logits, q_halt, labels)
         new_H, new_L = new_H.detach(), new_L.detach()
@@ -216,8 +245,12 @@ class Trainer:
         if self.model.config.noise_scale:
             shape = (self.model.config.updates_per_step, *rows.z_H.shape)
             eps = torch.randn(shape, generator=self.generator, device=rows.z_H.device, dtype=self.forward_dtype)
+        recurred = None
+        if self.fused:
+            count = self.model.config.H_cycles - 1
+            recurred = latent_recursions(self.model, rows.tokens, rows.z_H, rows.z_L, eps, count)
         loss, rows.z_H, rows.z_L, q_halt, exact, residual = self._loss(
-            rows.z_H, rows.z_L, rows.tokens, rows.labels, eps
+            rows.z_H, rows.z_L, rows.tokens, rows.labels, eps, recurred
         )
         loss.backward()
         self._average_gradients()

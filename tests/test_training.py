@@ -16,6 +16,7 @@ import torch
 from conftest import free_ports, needs_compiler, outputs_of, tiny_config
 
 from eqr_kernels import EquilibriumReasoner
+from eqr_kernels.ops import extension_status
 from eqr_kernels.optim import EMA, AdamATan2, learning_rate
 from eqr_kernels.tasks.common import PuzzleSet
 from eqr_kernels.tasks.stream import PuzzleStream, parse_curriculum
@@ -107,7 +108,7 @@ def test_only_the_last_latent_recursion_carries_a_gradient():
     trainer._replace_halted()
     rows = trainer.rows
     z_H, z_L = rows.z_H.clone().requires_grad_(), rows.z_L.clone().requires_grad_()
-    loss, *_ = trainer._loss(z_H, z_L, rows.tokens, rows.labels, None)
+    loss, *_ = trainer._loss(z_H, z_L, rows.tokens, rows.labels, None, None)
     loss.backward()
     assert z_H.grad is None and z_L.grad is None
     assert all(p.grad is not None for p in trainer.model.parameters())
@@ -290,6 +291,24 @@ def test_compiled_step_trains_like_the_eager_one():
     for (name, p), (_, q) in zip(eager.model.named_parameters(), compiled.model.named_parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-5, msg=name)
     assert torch.equal(eager.rows.tokens, compiled.rows.tokens)
+
+
+@pytest.mark.skipif(not extension_status()[0], reason=extension_status()[1])
+def test_fused_recursions_train_like_those_of_pytorch():
+    fused, plain = make_trainer(), make_trainer(fused=False)
+    assert fused.recursions == "fused CPU kernel" and plain.recursions == "PyTorch, as fused is off"
+    for _ in range(3):
+        fused.train_step()
+        plain.train_step()
+    for (name, p), (_, q) in zip(fused.model.named_parameters(), plain.model.named_parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-5, msg=name)
+    torch.testing.assert_close(fused.rows.z_H, plain.rows.z_H, rtol=1e-4, atol=1e-4)
+    assert torch.equal(fused.rows.tokens, plain.rows.tokens)
+
+
+def test_bfloat16_trains_without_the_fused_kernel_and_says_so():
+    trainer = make_trainer(forward_dtype="bfloat16")
+    assert not trainer.fused and "float32 only" in trainer.recursions
 
 
 RANK = """

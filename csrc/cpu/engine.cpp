@@ -19,12 +19,13 @@ Engine engine(const Packed* packed, int64_t bytes) {
   if (!runs(packed->isa))
     throw std::invalid_argument(std::string("packed was made for ") + isa_name(packed->isa) +
                                 ", which this machine does not run; pack the weights here");
-  Engine e = {packed, packed->shape.tokens, packed->shape.vocabulary, 0, nullptr, nullptr};
+  Engine e = {packed, packed->shape.tokens, packed->shape.vocabulary, 0, nullptr, nullptr, &packed->shape, nullptr};
   e.workspace_bytes = EQR_DISPATCH_TO(packed->isa, workspace_bytes, packed);
 #define EQR_TAKE_KERNELS(level) \
   case Isa::level: \
     e.start = level::start; \
     e.outer_step = level::outer_step; \
+    e.recur = level::recur; \
     break;
   switch (packed->isa) {
 #ifdef EQR_X86

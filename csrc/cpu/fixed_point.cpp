@@ -3,11 +3,9 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cstring>
 #include <deque>
 #include <exception>
 #include <mutex>
-#include <new>
 #include <optional>
 #include <utility>
 
@@ -15,26 +13,10 @@
 #include "open_team.h"
 #include "selection.h"
 #include "trajectory.h"
+#include "workspace.h"
 
 namespace eqr::cpu {
 namespace {
-
-constexpr std::align_val_t kAlign{64};
-
-class Workspace {
- public:
-  explicit Workspace(int64_t bytes) : bytes_(bytes), data_(::operator new(size_t(bytes), kAlign)) {}
-  ~Workspace() { ::operator delete(data_, kAlign); }
-  Workspace(const Workspace&) = delete;
-  Workspace& operator=(const Workspace&) = delete;
-
-  void* data() const { return data_; }
-  void clear() { std::memset(data_, 0, size_t(bytes_)); }
-
- private:
-  const int64_t bytes_;
-  void* const data_;
-};
 
 // A place for one trajectory at a time.
 struct Slot {

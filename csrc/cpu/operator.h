@@ -51,6 +51,16 @@ struct StepInput {
   float noise_scale;
 };
 
+// Latent recursions of one trajectory whose state and noise the caller has.
+struct Recursions {
+  const int64_t* tokens;  // [S], each in 0..V-1
+  int64_t count;
+  float *z_H, *z_L;  // [S, d], in and out
+  const float* eps;  // update i's [S, d] at i * eps_stride; null without noise
+  int64_t eps_stride;
+  float noise_scale;
+};
+
 // The first bytes of a workspace; valid, for every member of the team, once `outer_step` has returned.
 struct StepOutput {
   const float* logits;  // [S, V]
@@ -66,6 +76,8 @@ struct Engine {
   int64_t workspace_bytes;
   void (*start)(const Packed*, void* workspace, const StepInput&, const Member&);  // rng[3] is 0
   void (*outer_step)(const Packed*, void* workspace, const StepInput&, const Member&);
+  const Shape* shape;
+  void (*recur)(const Packed*, void* workspace, const Recursions&);  // by one thread alone
 };
 
 int64_t packed_bytes(const Shape&, Precision, Isa);
@@ -80,7 +92,8 @@ Engine engine(const Packed* packed, int64_t bytes);
   void pack(const Shape&, Precision, const OperatorWeights&, Packed*);  \
   int64_t workspace_bytes(const Packed*);                               \
   void start(const Packed*, void*, const StepInput&, const Member&);    \
-  void outer_step(const Packed*, void*, const StepInput&, const Member&);
+  void outer_step(const Packed*, void*, const StepInput&, const Member&); \
+  void recur(const Packed*, void*, const Recursions&);
 EQR_FOR_EACH_ISA(EQR_OPERATOR_KERNELS)
 #undef EQR_OPERATOR_KERNELS
 

@@ -91,6 +91,16 @@ class _Packs:
             return packed
 
 
+@torch.no_grad()
+def latent_recursions(
+    model: EquilibriumReasoner, tokens: Tensor, z_H: Tensor, z_L: Tensor, eps: Tensor | None, count: int
+) -> tuple[Tensor, Tensor]:
+    """`ops.latent_recursions` in float32 with the model's weights as they are now, packed for this one call."""
+    packed = _Weights.of(model).pack("fp32")
+    z_H, z_L = z_H.contiguous(), z_L.contiguous()
+    return ops.latent_recursions(packed, tokens, z_H, z_L, eps, noise_scale=model.config.noise_scale, count=count)
+
+
 class CpuBackend:
     """The fused fixed-point kernel, on torch's threads."""
 

@@ -63,6 +63,9 @@ def train(
     ] = None,
     device: opt.Device = "auto",
     compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Run the step compiled.")] = True,
+    fused: Annotated[
+        bool, typer.Option("--fused/--no-fused", help="Recursions without gradient in the fused CPU kernel.")
+    ] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, with its settings.")] = False,
     save_every: Annotated[float, typer.Option(metavar="MINUTES", help="Between saves.")] = 5.0,
     log_every: Annotated[int, typer.Option(min=1, metavar="STEPS", help="Between progress lines.")] = 50,
@@ -100,8 +103,9 @@ def train(
     settings |= {"config": config.to_dict(), "data_sha256": _digest(puzzles)}
     with running.processes(device) as process:
         settings["processes"] = process.world
-        _compare(stored, settings, out, compile)
-        settings["compile"] = compile
+        how = {"compile": compile, "fused": fused}
+        _compare(stored, settings, how, out)
+        settings |= how
         run = running.TrainingRun(task, puzzles, config, settings, out, process, data=Path(data).name)
         if resume:
             run.load()
@@ -112,7 +116,8 @@ def train(
             print(
                 f"{config.hidden_size} features, {parameters:,} parameters, "
                 f"{len(puzzles):,} puzzles, {process.world} process(es) on {process.device.type} "
-                f"({torch.get_num_threads()} threads); from step {run.trainer.step}",
+                f"({torch.get_num_threads()} threads); from step {run.trainer.step}\n"
+                f"latent recursions without gradient: {run.trainer.recursions}",
                 flush=True,
             )
         logs: list[running.Log] = [running.JsonLog() if as_json else running.TextLog()]
@@ -189,7 +194,7 @@ def _digest(puzzles: PuzzleSet) -> str:
     return hashlib.sha256(puzzles.inputs.tobytes() + puzzles.labels.tobytes()).hexdigest()
 
 
-def _compare(stored: dict[str, Any], settings: dict[str, Any], out: Path, compile: bool) -> None:
+def _compare(stored: dict[str, Any], settings: dict[str, Any], how: dict[str, bool], out: Path) -> None:
     """Refuses to resume a run with other settings, which would give another result than the run it continues.
 
     Raises:
@@ -207,8 +212,11 @@ def _compare(stored: dict[str, Any], settings: dict[str, Any], out: Path, compil
     if missing:
         told = ", ".join(missing)
         complain(f"the state in {out} does not say {told}; taken from the command line and the preset", "warning")
-    if stored.get("compile", compile) != compile:
-        complain("--compile is not as before: the result equals an uninterrupted run's to rounding only", "warning")
+    for name, value in how.items():
+        # A state from before there was a fused kernel was trained without.
+        if stored.get(name, name != "fused") != value:
+            told = f"--{name if value else f'no-{name}'} is not as before"
+            complain(f"{told}: the result equals an uninterrupted run's to rounding only", "warning")
 
 
 def _difference(name: str, before: Any, now: Any) -> str:

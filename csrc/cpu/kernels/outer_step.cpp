@@ -1,5 +1,5 @@
 // One outer step of one trajectory: H_cycles latent recursions, each L_cycles updates of z_L and one of z_H, then the
-// heads. Built once per instruction set, with EQR_ISA naming the namespace.
+// heads; or recursions alone. Built once per instruction set, with EQR_ISA naming the namespace.
 #include "mixers.h"
 #include "normal_block.h"
 
@@ -30,6 +30,21 @@ class OuterStep {
     }
     heads();
     context_.share.end();
+  }
+
+  void run(const Recursions& r) {
+    given_ = &r;
+    take(r.z_H, w_.z_H);
+    take(r.z_L, w_.z_L);
+    uint32_t update = 0;
+    for (int64_t h = 0; h < r.count; ++h) {
+      for (int64_t l = 0; l < shape_.L_cycles; ++l)
+        module(update++, l < shape_.L_cycles - 1 ? Next::L : Next::H, false);
+      module(update++, Next::L_from_H, false);
+    }
+    finish_all();
+    give(w_.z_H, r.z_H);
+    give(w_.z_L, r.z_L);
   }
 
  private:
@@ -97,7 +112,30 @@ class OuterStep {
     for (int64_t t = 0; t < z_.S; t += 2) put_u_pair(p, t, [&](int64_t row, int j) { return injected_L(p, row, j); });
   }
 
+  // A state [S, d] to panels, whose padding is zero, and back.
+  void take(const float* from, float* state) const {
+    for (int64_t p = 0; p < z_.panels; ++p)
+      for (int64_t t = 0; t < z_.S; ++t) {
+        float* to = state + (p * z_.S + t) * kPanel;
+        memset(to, 0, 4 * kPanel);
+        memcpy(to, from + t * z_.d + p * kPanel, panel_bytes(p));
+      }
+  }
+  void give(const float* state, float* to) const {
+    for (int64_t p = 0; p < z_.panels; ++p)
+      for (int64_t t = 0; t < z_.S; ++t)
+        memcpy(to + t * z_.d + p * kPanel, state + (p * z_.S + t) * kPanel, panel_bytes(p));
+  }
+  size_t panel_bytes(int64_t p) const {
+    const int64_t left = z_.d - p * kPanel;
+    return size_t(4 * (left < kPanel ? left : kPanel));
+  }
+
   void draw_noise(uint32_t update) {
+    if (given_) {
+      memcpy(w_.eps, given_->eps + update * given_->eps_stride, size_t(4 * z_.S * z_.d));
+      return;
+    }
     const int64_t count = z_.S * z_.d, blocks = (count + kBlock - 1) / kBlock;
     const RngRow row = rng_row(in_.rng, kFirstUpdate + update);
     alignas(64) float eps[kBlock];
@@ -245,6 +283,7 @@ class OuterStep {
   Context context_;
   Next next_ = Next::first;
   bool measure_ = false;
+  const Recursions* given_ = nullptr;
 };
 
 }  // namespace
@@ -254,6 +293,16 @@ void outer_step(const Packed* packed, void* workspace, const StepInput& in, cons
     case Precision::fp32: return OuterStep<Precision::fp32>(packed, workspace, in, m).run();
     case Precision::bf16: return OuterStep<Precision::bf16>(packed, workspace, in, m).run();
     default: return OuterStep<Precision::int8>(packed, workspace, in, m).run();
+  }
+}
+
+void recur(const Packed* packed, void* workspace, const Recursions& r) {
+  const StepInput in = {r.tokens, {0, 0, 0, 0}, r.eps ? r.noise_scale : 0.0f};
+  const Member alone = {nullptr, 0, 1};
+  switch (packed->precision) {
+    case Precision::fp32: return OuterStep<Precision::fp32>(packed, workspace, in, alone).run(r);
+    case Precision::bf16: return OuterStep<Precision::bf16>(packed, workspace, in, alone).run(r);
+    default: return OuterStep<Precision::int8>(packed, workspace, in, alone).run(r);
   }
 }
 
