@@ -573,10 +573,12 @@ def test_train_resume_is_strict_about_settings(data, tmp_path):
     manifest = next(out.glob("state-*/manifest.json"))
     state = json.loads(manifest.read_text())
     del state["settings"]["lr"]
+    del state["settings"]["fused"]  # as in a state from before there was a fused kernel
     state["settings"]["compile"] = True
     manifest.write_text(json.dumps(state))
     warned = eqr("train", "--resume", "--no-compile", "--data", data, "--out", out, "--steps", 2).stderr
-    assert "does not say lr; taken from" in warned and "--compile is not as before" in warned
+    assert "does not say lr; taken from" in warned
+    assert "--no-compile is not as before" in warned and "--fused is not as before" in warned
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,6 @@ struct Team {
     for (int call = 0; call < calls; ++call) {
       const Member m{&barrier, rank, size};
       Share share(m, &phase, claims);
-      m.sync();
       for (int p = 0; p < phases; ++p) {
         const int64_t items = p % 2 ? kItems : 5;
         share.each(items, [&](int64_t item) {

@@ -16,7 +16,8 @@ void channel_gate_up(Context& c, const PackedLayer& layer) {
     for (int64_t i = 0; i < count; ++i) {
       const Vec gate = value_of(sums[2 * i], matrix, x, first + i, p, 0);
       const Vec up = value_of(sums[2 * i + 1], matrix, x, first + i, p, 1);
-      put_operand<kPrecision>(c.w.h, (first + i) * z.h_stride + p * kLanes, swiglu<kRoundsToBf16<kPrecision>>(gate, up));
+      const Vec hidden = swiglu<kRoundsToBf16<kPrecision>>(gate, up);
+      put_operand<kPrecision>(c.w.h, (first + i) * z.h_stride + p * kLanes, hidden);
     }
   });
 }

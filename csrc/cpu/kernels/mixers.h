@@ -103,8 +103,8 @@ EQR_INLINE Vec value_of(typename Op::Acc sum, const PanelMatrix<Op>& matrix, con
   }
 }
 
-// rows @ matrix^T, matrix of `panels` panels, divided among the members: calls done(panel, first row, rows, sums) for each
-// tile.
+// rows @ matrix^T, matrix of `panels` panels, divided among the members: calls done(panel, first row, rows, sums) for
+// each tile.
 template <class Op, class Done>
 EQR_INLINE void product(Context& c, const Rows<Op>& rows, const PanelMatrix<Op>& matrix, int64_t panels, Done&& done) {
   const RowGroups by = row_groups(c.z.S, matrix.steps);

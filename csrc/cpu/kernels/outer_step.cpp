@@ -29,7 +29,6 @@ class OuterStep {
       module(update++, last ? Next::heads : Next::L_from_H, last);
     }
     heads();
-    context_.share.end();
   }
 
   void run(const Recursions& r) {
@@ -271,6 +270,7 @@ class OuterStep {
       }
       *w_.out = {w_.logits, sum(q) + *at<float>(packed_, packed_->q_bias), change, size};
     }
+    context_.share.end();
     m_.sync();
   }
 

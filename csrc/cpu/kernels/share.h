@@ -10,7 +10,7 @@ namespace eqr::cpu::EQR_ISA {
 
 class Share {
  public:
-  // Both are the team's, zero when new. All members must have entered the call before any leaves it.
+  // Both are the team's, zero when new.
   Share(const Member& m, uint32_t* phase, uint32_t* claims) : m_(m), last_(phase), phase_(*phase), claims_(claims) {}
 
   // Calls work(item) for each of 0..items-1 that no other member takes. It returns when all are taken, not when all are
@@ -34,7 +34,7 @@ class Share {
     }
   }
 
-  // After the team's last sync.
+  // After the last phase of a call, and before the sync that ends it; another must have gone before.
   [[gnu::always_inline]] void end() {
     if (m_.rank == 0) *last_ = phase_;
   }

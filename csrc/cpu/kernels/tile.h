@@ -111,8 +111,8 @@ struct Int8Pair {
 };
 
 // out[i * out_stride + j] = the sum over the steps for row i and vector j of the panel. Not inlined, and through a
-// buffer: GCC spills the sums to the stack inside the loop when it sees what is done with them. `prefetch` walks what is
-// needed next.
+// buffer: GCC spills the sums to the stack inside the loop when it sees what is done with them. `prefetch` walks what
+// is needed next.
 template <class Op, int kRows, int kColumns, bool kPacked>
 __attribute__((noinline)) void tile(const typename Op::A* a, int64_t a_stride, const typename Op::B* b,
                                     int64_t b_stride, int64_t steps, typename Op::Acc* __restrict out,
@@ -174,7 +174,8 @@ EQR_INLINE void panel_product(const typename Op::A* a, int64_t a_stride, const P
     const int64_t first = tiles.begin(t), size = tiles.begin(t + 1) - first;
     const typename Op::A* from = a + first * (kPacked ? steps * Op::kA : a_stride);
     const int64_t ahead = t * ((steps + 3) / 4) * kPrefetchLine;
-    const char* prefetch = ahead < bytes ? static_cast<const char*>(next) + ahead : reinterpret_cast<const char*>(panel);
+    const char* prefetch = reinterpret_cast<const char*>(panel);
+    if (ahead < bytes) prefetch = static_cast<const char*>(next) + ahead;
     tile_of<Op, 2, kPacked>(size, from, a_stride, panel, kPanel * Op::kB, steps, sums, 2, prefetch);
     done(first, size, sums);
   }
