@@ -70,8 +70,7 @@ std::tuple<Tensor, Tensor, Tensor> damped_update(const Tensor& z, const Tensor& 
   if (rng.size(0) != n) fail("rng must have one row for each row of z, ", n, ", got ", rng.size(0));
   check_numel(row);
   if (!std::isfinite(lambda_)) fail("lambda_ must be finite, got ", lambda_);
-  if (!std::isfinite(noise_scale) || noise_scale < 0)
-    fail("noise_scale must be finite and at least 0, got ", noise_scale);
+  eqr::check_noise_scale(noise_scale);
 
   Tensor out = torch::stable::empty_like(z);
   Tensor diff_sq = torch::stable::new_empty(z, {z_prev ? n : 0}, ScalarType::Float);

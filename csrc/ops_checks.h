@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <cmath>
 #include <cstdint>
 #include <sstream>
 #include <stdexcept>
@@ -48,6 +49,11 @@ inline void check_tensor(const std::string& name, const torch::stable::Tensor& t
     fail(name, " must be a contiguous ", dtype_name(dtype), " tensor ", list(sizes), " on CPU, got ",
          t.is_contiguous() ? "" : "a non-contiguous ", dtype_name(t.scalar_type()), " tensor ", shape(t),
          t.is_cpu() ? "" : " on another device", "; use .cpu(), .to(dtype) or .contiguous()");
+}
+
+inline void check_noise_scale(double noise_scale) {
+  if (!std::isfinite(noise_scale) || noise_scale < 0)
+    fail("noise_scale must be finite and at least 0, got ", noise_scale);
 }
 
 }  // namespace eqr

@@ -193,8 +193,7 @@ FixedPointResult fixed_point(const Tensor& packed, const Tensor& tokens, const T
   check_range("slots", slots, 1, kMost);
   if (N > (int64_t{1} << 40) / breadth) fail("N * breadth must be at most 2**40, got ", N, " * ", breadth);
   if (!(tol >= 0)) fail("tol must be at least 0, got ", tol);
-  if (!std::isfinite(noise_scale) || noise_scale < 0)
-    fail("noise_scale must be finite and at least 0, got ", noise_scale);
+  eqr::check_noise_scale(noise_scale);
   for (size_t i = 0; i < checkpoints.size(); ++i)
     if (checkpoints[i] < 1 || checkpoints[i] > depth || (i && checkpoints[i] <= checkpoints[i - 1]))
       fail("checkpoints must rise and be in 1..depth=", depth, ", got ", eqr::list(checkpoints));
@@ -268,8 +267,7 @@ std::tuple<Tensor, Tensor> latent_recursions(const Tensor& packed, const Tensor&
            shape(*eps));
     check_tensor("eps", *eps, ScalarType::Float, {eps->size(0), n, S, d});
   }
-  if (!std::isfinite(noise_scale) || noise_scale < 0)
-    fail("noise_scale must be finite and at least 0, got ", noise_scale);
+  eqr::check_noise_scale(noise_scale);
   const int64_t* token = tokens.const_data_ptr<int64_t>();
   check_tokens(token, n, S, V);
   Tensor new_H = torch::stable::empty_like(z_H), new_L = torch::stable::empty_like(z_L);
@@ -280,11 +278,11 @@ std::tuple<Tensor, Tensor> latent_recursions(const Tensor& packed, const Tensor&
   const int workers = int(torch::stable::get_num_threads());
   std::vector<eqr::cpu::Workspace> workspaces;
   for (int i = 0; i < std::min<int64_t>(workers, n); ++i) workspaces.emplace_back(engine.workspace_bytes);
-  std::atomic<int64_t> worker{0}, next{0};
+  std::atomic<int64_t> next{0};
   torch::stable::parallel_for(0, int64_t(workspaces.size()), 1, [&](int64_t begin, int64_t end) {
     const DefaultFloatingPoint same_for_all;
-    for (int64_t unused = begin; unused < end; ++unused) {
-      eqr::cpu::Workspace& workspace = workspaces[size_t(worker++)];
+    for (int64_t w = begin; w < end; ++w) {
+      eqr::cpu::Workspace& workspace = workspaces[size_t(w)];
       workspace.clear();
       for (int64_t i; (i = next++) < n;)
         engine.recur(engine.packed, workspace.data(),

@@ -61,6 +61,10 @@ def damped_update(
         raise ValueError(f"rng must have one row for each of the {z.shape[0]} rows of z, got {rng.shape[0]}")
     if not -math.inf < lambda_ < math.inf:
         raise ValueError(f"lambda_ must be finite, got {lambda_}")
+    _noise_scale(noise_scale)
+
+
+def _noise_scale(noise_scale: float) -> None:
     if not 0 <= noise_scale < math.inf:
         raise ValueError(f"noise_scale must be finite and at least 0, got {noise_scale}")
 
@@ -209,8 +213,7 @@ def fixed_point(
         raise ValueError("select='first' needs a halting rule, got halt='none'; use halt='residual' or halt='q'")
     if not tol >= 0:
         raise ValueError(f"tol must be at least 0, got {tol}")
-    if not 0 <= noise_scale < math.inf:
-        raise ValueError(f"noise_scale must be finite and at least 0, got {noise_scale}")
+    _noise_scale(noise_scale)
     rising = all(a < b for a, b in zip(checkpoints, checkpoints[1:], strict=False))
     if not rising or any(not 1 <= c <= depth for c in checkpoints):
         raise ValueError(f"checkpoints must rise and be in 1..depth={depth}, got {list(checkpoints)}")
@@ -226,8 +229,7 @@ def latent_recursions(
     _tensor("z_L", z_L, torch.float32, (n, length, z_H.shape[2]))
     if eps is not None:
         _tensor("eps", eps, torch.float32, ("updates", n, length, z_H.shape[2]))
-    if not 0 <= noise_scale < math.inf:
-        raise ValueError(f"noise_scale must be finite and at least 0, got {noise_scale}")
+    _noise_scale(noise_scale)
     _count("count", count, 0, 254)
 
 

@@ -159,6 +159,13 @@ def outer_step(
     with torch.no_grad():
         for cycle in range(config.H_cycles - 1):
             z_H, z_L = latent_recursion(z_H, z_L, e, weights, rope, config, update, cycle * (config.L_cycles + 1))
+    return last_recursion(z_H, z_L, e, weights, rope, config, update)
+
+
+def last_recursion(
+    z_H: Tensor, z_L: Tensor, e: Tensor, weights: OperatorWeights, rope: Rope | None, config: EqRConfig, update: Update
+) -> tuple[Tensor, Tensor]:
+    """The latent recursion that ends an outer step, and alone carries its gradient. All states [n, S, d]."""
     return latent_recursion(z_H, z_L, e, weights, rope, config, update, (config.H_cycles - 1) * (config.L_cycles + 1))
 
 

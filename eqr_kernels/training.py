@@ -227,8 +227,7 @@ class Trainer:
         if recurred is None:
             new_H, new_L = reference.outer_step(z_H, z_L, e, weights, model.rope(), config, update)
         else:
-            first = (config.H_cycles - 1) * (config.L_cycles + 1)
-            new_H, new_L = reference.latent_recursion(*recurred, e, weights, model.rope(), config, update, first)
+            new_H, new_L = reference.last_recursion(*recurred, e, weights, model.rope(), config, update)
         logits, q_halt = reference.heads(new_H, weights)
         loss, exact = objective(logits, q_halt, labels)
         new_H, new_L = new_H.detach(), new_L.detach()
