@@ -112,7 +112,7 @@ py::object with_poll(const py::function& run, py::object ask) {
 
 int64_t packed_bytes(const std::vector<int64_t>& sizes, const std::vector<double>& constants, bool fixed_start,
                      const std::string& precision) {
-  const eqr::cpu::Shape shape = eqr::shape_of(sizes, constants, fixed_start);
+  const eqr::Shape shape = eqr::shape_of(sizes, constants, fixed_start);
   return eqr::cpu::packed_bytes(shape, eqr::precision_of(precision), eqr::cpu::isa());
 }
 
@@ -120,7 +120,7 @@ int64_t packed_bytes(const std::vector<int64_t>& sizes, const std::vector<double
 // the calling thread; empty where there is no meter (see cpu/peak.h).
 std::vector<double> peak(const std::string& precision, double seconds) {
   using Clock = std::chrono::steady_clock;
-  const eqr::cpu::Precision p = eqr::precision_of(precision);
+  const eqr::Precision p = eqr::precision_of(precision);
   const py::gil_scoped_release release;
   const auto timed = [p](int64_t rounds, double* taken) {
     const Clock::time_point start = Clock::now();

@@ -12,16 +12,16 @@
 
 namespace eqr {
 
-inline cpu::Precision precision_of(const std::string& name) {
-  if (name == "fp32") return cpu::Precision::fp32;
-  if (name == "bf16") return cpu::Precision::bf16;
-  if (name == "int8") return cpu::Precision::int8;
+inline Precision precision_of(const std::string& name) {
+  if (name == "fp32") return Precision::fp32;
+  if (name == "bf16") return Precision::bf16;
+  if (name == "int8") return Precision::int8;
   throw std::invalid_argument("precision must be one of fp32, bf16, int8, got '" + name + "'");
 }
 
 // sizes: tokens, features, vocabulary, mixer_hidden, hidden, heads, layers, H_cycles, L_cycles, rope_parts;
 // constants: lambda_, rms_norm_eps, H_init_std, L_init_std. Throws std::invalid_argument naming what is out of range.
-inline cpu::Shape shape_of(const std::vector<int64_t>& sizes, const std::vector<double>& constants, bool fixed_start) {
+inline Shape shape_of(const std::vector<int64_t>& sizes, const std::vector<double>& constants, bool fixed_start) {
   const auto need = [](bool good, const char* name, const char* allowed, auto got) {
     if (good) return;
     std::ostringstream message;
@@ -32,7 +32,7 @@ inline cpu::Shape shape_of(const std::vector<int64_t>& sizes, const std::vector<
        "H_cycles, L_cycles, rope_parts)", sizes.size());
   need(constants.size() == 4, "constants", "4 numbers (lambda_, rms_norm_eps, H_init_std, L_init_std)",
        constants.size());
-  const cpu::Shape s{.tokens = sizes[0], .features = sizes[1], .vocabulary = sizes[2], .mixer_hidden = sizes[3],
+  const Shape s{.tokens = sizes[0], .features = sizes[1], .vocabulary = sizes[2], .mixer_hidden = sizes[3],
                      .hidden = sizes[4], .heads = sizes[5], .layers = sizes[6], .H_cycles = sizes[7],
                      .L_cycles = sizes[8], .rope_parts = sizes[9], .fixed_start = fixed_start,
                      .lambda = float(constants[0]), .keep = float(1.0 - constants[0]),

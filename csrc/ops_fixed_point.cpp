@@ -64,11 +64,11 @@ Tensor pack_weights(const Tensor& embedding, const Tensor& lm_head, const Tensor
                     const std::vector<Tensor>& blocks, std::optional<Tensor> rope_cos, std::optional<Tensor> rope_sin,
                     std::optional<Tensor> H_start, std::optional<Tensor> L_start, std::vector<int64_t> sizes,
                     std::vector<double> constants, std::string precision) {
-  const eqr::cpu::Shape s = eqr::shape_of(sizes, constants, bool(H_start));
-  const eqr::cpu::Precision kind = eqr::precision_of(precision);
+  const eqr::Shape s = eqr::shape_of(sizes, constants, bool(H_start));
+  const eqr::Precision kind = eqr::precision_of(precision);
   const int64_t S = s.tokens, d = s.features, V = s.vocabulary;
   constexpr int64_t kMostSummed = 65536;  // products of two bytes, in an int32
-  if (kind == eqr::cpu::Precision::int8 && (s.hidden > kMostSummed || d > kMostSummed))
+  if (kind == eqr::Precision::int8 && (s.hidden > kMostSummed || d > kMostSummed))
     fail("precision 'int8' needs features and hidden of at most ", kMostSummed, ", got ", d, " and ", s.hidden,
          "; use 'bf16'");
   const auto data = [](const std::string& name, const Tensor& t, const std::vector<int64_t>& expected) {
@@ -88,7 +88,7 @@ Tensor pack_weights(const Tensor& embedding, const Tensor& lm_head, const Tensor
          s.rope_parts);
   const std::vector<int64_t> mixer_in = s.heads ? std::vector{3 * d, d} : std::vector{2 * s.mixer_hidden, S};
   const std::vector<int64_t> mixer_out = s.heads ? std::vector{d, d} : std::vector{S, s.mixer_hidden};
-  std::vector<eqr::cpu::BlockWeights> layers;
+  std::vector<eqr::BlockWeights> layers;
   for (int64_t i = 0; i < s.layers; ++i) {
     const auto part = [&](int64_t k, const std::vector<int64_t>& expected) {
       return data("blocks[" + std::to_string(4 * i + k) + "]", blocks[size_t(4 * i + k)], expected);
@@ -99,7 +99,7 @@ Tensor pack_weights(const Tensor& embedding, const Tensor& lm_head, const Tensor
                       .down = part(3, {d, s.hidden})});
   }
   const std::vector<int64_t> angles = {S, s.heads ? d / s.heads : 0};
-  const eqr::cpu::OperatorWeights weights{
+  const eqr::OperatorWeights weights{
       .embedding = data("embedding", embedding, {V, d}),
       .lm_head = data("lm_head", lm_head, {V, d}),
       .q_weight = data("q_weight", q_weight, {2, d}),
@@ -151,7 +151,7 @@ struct Recording {  // of T trajectories of S tokens, at C checkpoints (or once,
   }
 
   // Those of checkpoint c of `trajectories` each.
-  eqr::cpu::Records records(int64_t c, int64_t trajectories, int64_t S) const {
+  eqr::Records records(int64_t c, int64_t trajectories, int64_t S) const {
     const int64_t skip = c * trajectories;
     return {.preds = preds.mutable_data_ptr<int64_t>() + skip * S,
             .q_halt = q_halt.mutable_data_ptr<float>() + skip,
@@ -172,8 +172,6 @@ FixedPointResult fixed_point(const Tensor& packed, const Tensor& tokens, const T
                              int64_t vocabulary, int64_t seed, int64_t breadth, int64_t depth, std::string halt,
                              double tol, int64_t patience, std::string select, int64_t window, double noise_scale,
                              std::vector<int64_t> checkpoints, int64_t slots, bool trace) {
-  using eqr::cpu::Halt;
-  using eqr::cpu::Select;
   constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
   const eqr::cpu::Engine engine = eqr::cpu::engine(packed_data(packed), packed.numel());
   const int64_t S = engine.tokens, V = engine.vocabulary;
@@ -210,7 +208,7 @@ FixedPointResult fixed_point(const Tensor& packed, const Tensor& tokens, const T
   const std::vector<int64_t> traced = trace ? std::vector{T, depth} : std::vector{int64_t{0}};
   Tensor residuals = torch::stable::new_empty(tokens, traced, ScalarType::Float);
   std::fill_n(residuals.mutable_data_ptr<float>(), residuals.numel(), std::numeric_limits<float>::quiet_NaN());
-  std::vector<eqr::cpu::Records> at_records;
+  std::vector<eqr::Records> at_records;
   for (int64_t c = 0; c < C; ++c) at_records.push_back(at.records(c, T, S));
   const eqr::cpu::FixedPoint problem{
       .engine = engine,

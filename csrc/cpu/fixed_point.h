@@ -7,20 +7,10 @@
 
 #include <memory>
 
+#include "../records.h"
 #include "operator.h"
 
 namespace eqr::cpu {
-
-enum class Halt : int32_t { none, residual, q };
-enum class Select : int32_t { residual, vote, q, first };
-enum Status : int64_t { kConverged = 0, kHalted, kMaxDepth, kCancelled, kDiverged, kGoing = -1 };
-
-// Of T trajectories.
-struct Records {
-  int64_t* preds;                    // [T, S]
-  float *q_halt, *residual, *score;  // [T]
-  int64_t *steps, *status;           // [T]
-};
 
 struct FixedPoint {
   Engine engine;

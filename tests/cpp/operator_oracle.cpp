@@ -80,8 +80,8 @@ Matrix transpose(const Matrix& x, int64_t rows, int64_t columns) {
   return out;
 }
 
-Matrix attention(const RandomModel& model, const cpu::BlockWeights& w, const Matrix& u) {
-  const cpu::Shape& s = model.shape;
+Matrix attention(const RandomModel& model, const BlockWeights& w, const Matrix& u) {
+  const Shape& s = model.shape;
   const int64_t S = s.tokens, d = s.features, width = d / s.heads;
   const Matrix qkv = linear(u, w.mixer_in, S, d, 3 * d);
   Matrix mixed(size_t(S * d));
@@ -124,8 +124,8 @@ Matrix attention(const RandomModel& model, const cpu::BlockWeights& w, const Mat
   return linear(mixed, w.mixer_out, S, d, d);
 }
 
-Matrix block(const RandomModel& model, const cpu::BlockWeights& w, Matrix u) {
-  const cpu::Shape& s = model.shape;
+Matrix block(const RandomModel& model, const BlockWeights& w, Matrix u) {
+  const Shape& s = model.shape;
   const int64_t S = s.tokens, d = s.features;
   const double eps = s.norm_eps;
   if (s.heads) {
@@ -146,7 +146,7 @@ std::vector<float> draw(std::mt19937_64& random, int64_t count, double std) {
 
 }  // namespace
 
-RandomModel::RandomModel(const cpu::Shape& given, uint64_t seed) : shape(given) {
+RandomModel::RandomModel(const Shape& given, uint64_t seed) : shape(given) {
   std::mt19937_64 random(seed);
   const int64_t S = shape.tokens, d = shape.features, V = shape.vocabulary;
   embedding = draw(random, V * d, 1.0 / std::sqrt(double(d)));
@@ -172,13 +172,13 @@ RandomModel::RandomModel(const cpu::Shape& given, uint64_t seed) : shape(given) 
     blocks.push_back({matrices[i].data(), matrices[i + 1].data(), matrices[i + 2].data(), matrices[i + 3].data()});
 }
 
-cpu::OperatorWeights RandomModel::weights() const {
+OperatorWeights RandomModel::weights() const {
   return {embedding.data(), lm_head.data(), q_weight.data(), q_bias.data(),  blocks.data(),
           cos.data(),       sin.data(),     H_start.data(),  L_start.data()};
 }
 
 OracleState oracle_start(const RandomModel& model, const cpu::StepInput& in) {
-  const cpu::Shape& s = model.shape;
+  const Shape& s = model.shape;
   OracleState state;
   for (int64_t t = 0; t < s.tokens; ++t)
     for (int64_t f = 0; f < s.features; ++f) {
@@ -195,14 +195,14 @@ OracleState oracle_start(const RandomModel& model, const cpu::StepInput& in) {
 }
 
 void oracle_outer_step(const RandomModel& model, const cpu::StepInput& in, OracleState& state) {
-  const cpu::Shape& s = model.shape;
+  const Shape& s = model.shape;
   const int64_t S = s.tokens, d = s.features;
   const OracleState old = state;
   uint32_t stream = 2;
   const auto module = [&](const Matrix& z, const Matrix& injection) {
     Matrix u(z.size()), out(z.size());
     for (size_t i = 0; i < z.size(); ++i) u[i] = z[i] + injection[i];
-    for (const cpu::BlockWeights& w : model.blocks) u = block(model, w, u);
+    for (const BlockWeights& w : model.blocks) u = block(model, w, u);
     for (size_t i = 0; i < z.size(); ++i) {
       out[i] = (1.0 - double(s.lambda)) * z[i] + double(s.lambda) * u[i];
       if (in.noise_scale != 0.0f) out[i] += double(in.noise_scale) * normal(in.rng, stream, int64_t(i));

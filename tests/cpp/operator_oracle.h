@@ -14,13 +14,13 @@ using Matrix = std::vector<double>;
 
 // Weights of a shape, drawn at random: linear layers of standard deviation 1 / sqrt(fan-in).
 struct RandomModel {
-  RandomModel(const cpu::Shape&, uint64_t seed);
+  RandomModel(const Shape&, uint64_t seed);
 
-  cpu::Shape shape;
+  Shape shape;
   std::vector<float> embedding, lm_head, q_weight, q_bias, cos, sin, H_start, L_start;
   std::vector<std::vector<float>> matrices;  // 4 a layer
-  std::vector<cpu::BlockWeights> blocks;
-  cpu::OperatorWeights weights() const;
+  std::vector<BlockWeights> blocks;
+  OperatorWeights weights() const;
 };
 
 struct OracleState {

@@ -30,7 +30,7 @@ bool close(float a, float b) {
 Table::Table(int64_t t, int64_t tokens)
     : preds(t * tokens, -7), q_halt(t, -7), residual(t, -7), score(t, -7), steps(t, -7), status(t, -7) {}
 
-cpu::Records Table::records() {
+Records Table::records() {
   return {preds.data(), q_halt.data(), residual.data(), score.data(), steps.data(), status.data()};
 }
 
@@ -138,12 +138,12 @@ int64_t Oracle::last_step(const std::vector<Step>& history, int64_t depth, Statu
   for (int64_t k = 1; k <= depth; ++k) {
     bool patient = k >= p_.patience;
     for (int64_t j = k - p_.patience; patient && j < k; ++j) patient = history[j].residual <= p_.tol;
-    *status = !history[k - 1].finite                               ? cpu::kDiverged
-              : p_.halt == Halt::q && history[k - 1].q_halt > 0    ? cpu::kHalted
-              : p_.halt == Halt::residual && patient               ? cpu::kConverged
-              : k == p_.depth                                      ? cpu::kMaxDepth
-                                                                   : cpu::kGoing;
-    if (*status != cpu::kGoing) return k;
+    *status = !history[k - 1].finite                               ? kDiverged
+              : p_.halt == Halt::q && history[k - 1].q_halt > 0    ? kHalted
+              : p_.halt == Halt::residual && patient               ? kConverged
+              : k == p_.depth                                      ? kMaxDepth
+                                                                   : kGoing;
+    if (*status != kGoing) return k;
   }
   return depth;
 }
@@ -151,7 +151,7 @@ int64_t Oracle::last_step(const std::vector<Step>& history, int64_t depth, Statu
 void Oracle::record(int64_t t, int64_t depth, Table* to) const {
   const std::vector<Step>& history = history_[t];
   const int64_t S = p_.mock.tokens, V = p_.mock.vocabulary;
-  Status status = cpu::kGoing;
+  Status status = kGoing;
   const int64_t k = last_step(history, depth, &status);
   std::vector<double> changes;
   for (int64_t j = 1; j < k; ++j) {
@@ -204,12 +204,12 @@ std::vector<int64_t> Oracle::winners(const Table& table) const {
     std::tuple<int, double, double, int64_t> best{};
     for (int64_t b = 0; b < p_.breadth; ++b) {
       const int64_t t = n * p_.breadth + b, status = table.status[t];
-      const int rank = status == cpu::kDiverged ? 2 : status == cpu::kCancelled ? 1 : 0;
-      const bool settled = status == cpu::kConverged || status == cpu::kHalted;
+      const int rank = status == kDiverged ? 2 : status == kCancelled ? 1 : 0;
+      const bool settled = status == kConverged || status == kHalted;
       const double score = finite(table.score[t], kInfinity);
       double votes = 0;
       for (int64_t u = n * p_.breadth; u < (n + 1) * p_.breadth; ++u)
-        votes += table.status[u] != cpu::kDiverged && table.status[u] != cpu::kCancelled && answer(u) == answer(t);
+        votes += table.status[u] != kDiverged && table.status[u] != kCancelled && answer(u) == answer(t);
       std::tuple<int, double, double, int64_t> key{rank, !settled, score, b};
       if (p_.select == Select::vote) key = {rank, -votes, score, b};
       if (p_.select == Select::q) key = {rank, -finite(table.q_halt[t], -kInfinity), score, b};

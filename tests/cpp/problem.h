@@ -11,9 +11,9 @@
 
 namespace eqr::test {
 
-using cpu::Halt;
-using cpu::Select;
-using cpu::Status;
+using eqr::Halt;
+using eqr::Select;
+using eqr::Status;
 
 struct Table {
   std::vector<int64_t> preds;  // [T, S]
@@ -21,7 +21,7 @@ struct Table {
   std::vector<int64_t> steps, status;
 
   Table(int64_t trajectories, int64_t tokens);
-  cpu::Records records();
+  Records records();
 };
 
 struct Problem {
@@ -57,7 +57,7 @@ struct Result {
 
  private:
   std::vector<int64_t> tokens_;
-  std::vector<cpu::Records> at_records_;
+  std::vector<Records> at_records_;
 };
 
 // Runs it on `threads` threads, each of which calls `work` once.

@@ -32,7 +32,7 @@ TEST(each_trajectory_stops_when_it_has_settled) {
     const Result result = solve(p, 2);
     check_against_oracle(p, Oracle(p), result, "residual");
     const std::set<int64_t> steps(result.end.steps.begin(), result.end.steps.end());
-    const int64_t converged = count(result.end, eqr::cpu::kConverged);
+    const int64_t converged = count(result.end, eqr::kConverged);
     CHECK(steps.size() > 3 && converged > 3 && converged < p.trajectories(), patience, steps.size(), converged);
   }
 }
@@ -61,7 +61,7 @@ TEST(q_halting) {
   p.checkpoints = every_depth(12);
   const Result result = solve(p, 2);
   check_against_oracle(p, Oracle(p), result, "q");
-  CHECK(count(result.end, eqr::cpu::kHalted) > 3 && count(result.end, eqr::cpu::kMaxDepth) > 3);
+  CHECK(count(result.end, eqr::kHalted) > 3 && count(result.end, eqr::kMaxDepth) > 3);
 }
 
 TEST(a_fixed_depth_and_its_checkpoints) {
@@ -72,14 +72,14 @@ TEST(a_fixed_depth_and_its_checkpoints) {
   p.select = Select::vote;
   const Result deep = solve(p, 2);
   check_against_oracle(p, Oracle(p), deep, "none");
-  CHECK(count(deep.end, eqr::cpu::kMaxDepth) == p.trajectories());
-  CHECK(count(deep.at[2], eqr::cpu::kGoing) == p.trajectories());
+  CHECK(count(deep.end, eqr::kMaxDepth) == p.trajectories());
+  CHECK(count(deep.at[2], eqr::kGoing) == p.trajectories());
   for (size_t c = 0; c < 4; ++c) {
     Problem shallow(3);
     shallow.halt = Halt::none;
     shallow.depth = p.checkpoints[c];
     Table at = deep.at[c];
-    std::fill(at.status.begin(), at.status.end(), eqr::cpu::kMaxDepth);
+    std::fill(at.status.begin(), at.status.end(), eqr::kMaxDepth);
     CHECK(same(solve(shallow, 1).end, at), p.checkpoints[c]);
   }
 }
@@ -117,9 +117,9 @@ TEST(what_diverges_stops_and_leaves_its_neighbours_alone) {
     p.mock.fault = faults;
     const Result result = solve(p, 2);
     check_against_oracle(p, Oracle(p), result, "diverged");
-    CHECK(count(result.end, eqr::cpu::kDiverged) == 6, count(result.end, eqr::cpu::kDiverged));
+    CHECK(count(result.end, eqr::kDiverged) == 6, count(result.end, eqr::kDiverged));
     for (int64_t t = 0; t < p.trajectories(); ++t) {
-      if (result.end.status[t] == eqr::cpu::kDiverged) continue;
+      if (result.end.status[t] == eqr::kDiverged) continue;
       CHECK(result.end.steps[t] == clean.end.steps[t] && result.end.score[t] == clean.end.score[t], t);
     }
     for (float x : result.logits) CHECK(std::isfinite(x));
@@ -134,7 +134,7 @@ TEST(a_state_that_is_zero_has_settled) {
   const Result result = solve(p, 2);
   check_against_oracle(p, Oracle(p), result, "zero");
   for (int64_t t = 0; t < p.trajectories(); ++t)
-    CHECK(result.end.residual[t] == 0 && result.end.steps[t] == 1 && result.end.status[t] == eqr::cpu::kConverged);
+    CHECK(result.end.residual[t] == 0 && result.end.steps[t] == 1 && result.end.status[t] == eqr::kConverged);
   // All logits are equal: the first is the answer.
   for (int64_t pred : result.end.preds) CHECK(pred == 0);
 }

@@ -15,8 +15,6 @@ namespace eqr::test {
 namespace {
 
 using cpu::Isa;
-using cpu::Precision;
-using cpu::Shape;
 
 struct Free {
   void operator()(void* p) const { std::free(p); }

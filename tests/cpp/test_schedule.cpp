@@ -22,7 +22,7 @@ namespace {
 using namespace eqr::test;
 using eqr::cpu::FixedPointRun;
 
-constexpr int64_t kCancelled = eqr::cpu::kCancelled;
+constexpr int64_t kCancelled = eqr::kCancelled;
 
 int64_t load(const int64_t& shared) { return __atomic_load_n(&shared, __ATOMIC_RELAXED); }
 
@@ -100,7 +100,7 @@ void check_racer(const Problem& p, const Oracle& oracle, const Result& got, cons
   }
   bool hopeless = false;
   for (int64_t u = first; u < first + p.breadth; ++u)
-    hopeless |= settled(Status(end.status[u])) && (end.steps[u] < s + 1 || (end.steps[u] == s + 1 && u < t));
+    hopeless |= eqr::cpu::settled(Status(end.status[u])) && (end.steps[u] < s + 1 || (end.steps[u] == s + 1 && u < t));
   CHECK(hopeless && s < end.steps[t], t, s, end.steps[t]);
   Table want(p.trajectories(), p.mock.tokens);
   if (s) oracle.record(t, s, &want);
@@ -115,7 +115,7 @@ void check_racer(const Problem& p, const Oracle& oracle, const Result& got, cons
 Table at_depth(Table table, int64_t depth) {
   for (size_t t = 0; t < table.status.size(); ++t) {
     const bool here = table.status[t] == kCancelled && table.steps[t] == depth;
-    if (here || table.status[t] == eqr::cpu::kGoing) table.status[t] = eqr::cpu::kMaxDepth;
+    if (here || table.status[t] == eqr::kGoing) table.status[t] = eqr::kMaxDepth;
   }
   return table;
 }

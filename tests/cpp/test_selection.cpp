@@ -11,6 +11,7 @@
 
 namespace {
 
+using namespace eqr;
 using namespace eqr::cpu;
 
 constexpr Status C = kConverged, H = kHalted, M = kMaxDepth, X = kCancelled, D = kDiverged;
