@@ -1,0 +1,182 @@
+// One trajectory in flight: halting, scoring and recording, by the rules of csrc/cpu/trajectory.cpp. `Control` is
+// written by one thread, the leader; the others read it behind a barrier.
+#pragma once
+
+#include "device.h"
+#include "problem.h"
+
+namespace eqr::cuda {
+
+struct Control {
+  int64_t number, puzzle, restart;
+  int64_t steps, streak;
+  Status status;
+  float residual, q_halt, score;
+  int32_t live;        // a trajectory is in flight
+  int32_t checkpoint;  // the next one
+  int32_t first, last;  // checkpoints to be written now: [first, last)
+  int32_t ended;        // write the end too
+  int32_t logits;       // which of the two buffers holds the last finite logits
+};
+
+// What an outer step came to.
+struct StepSums {
+  float change_sq, size_sq;  // of the states
+  double logits_change;      // sum over tokens of ||logits - logits of the step before||
+  float q_halt;
+  bool finite;  // all logits
+};
+
+template <class Be>
+struct Trajectory {
+  const Problem& p;
+  Control& c;
+  float* changes;  // [min(window, depth)], a ring
+
+  // Takes the next trajectory that there is something to do for; those that cannot start are recorded by the leader
+  // alone. False when the queue is empty.
+  EQR_DEVICE bool take() {
+    const uint64_t all = uint64_t(p.puzzles * p.breadth);
+    for (;;) {
+      const uint64_t next = Be::atomic_add(&p.counters->queue, 1);
+      if (next >= all) return false;
+      begin(int64_t(next));
+      if (!cancelled() && !hopeless()) return true;
+      c.status = kCancelled;
+      record_unstarted();
+      count_finished();
+    }
+  }
+
+  EQR_DEVICE void begin(int64_t number) {
+    c.number = number;
+    c.puzzle = number / p.breadth;
+    c.restart = number % p.breadth;
+    c.steps = c.streak = 0;
+    c.status = kGoing;
+    c.residual = c.q_halt = c.score = nan();
+    c.checkpoint = c.first = c.last = c.ended = c.logits = 0;
+    for (int64_t i = 0; i < ring(); ++i) changes[i] = nan();
+  }
+
+  // The caller wants no more: the trajectory keeps the answer that it has. Before an outer step.
+  EQR_DEVICE void cancel() {
+    c.residual = nan();
+    c.status = kCancelled;
+    plan_records();
+    count_finished();
+  }
+
+  EQR_DEVICE void advance(const StepSums& s) {
+    // A state that is zero and stays so has settled: 0 / 0 counts as 0.
+    c.residual = s.change_sq == 0 && s.size_sq == 0 ? 0.0f : Be::sqrt(s.change_sq / s.size_sq);
+    c.q_halt = s.q_halt;
+    const bool finite = s.finite && is_finite(c.residual) && is_finite(c.q_halt);
+    if (finite) c.logits ^= 1;
+    if (p.residuals) p.residuals[c.number * p.depth + c.steps] = c.residual;
+    // At depth 1 there is no difference yet: the residual stands in, and the first difference takes its place.
+    if (c.steps == 0)
+      changes[0] = c.residual;
+    else
+      changes[(c.steps - 1) % ring()] = float(s.logits_change / double(p.shape.tokens));
+    ++c.steps;
+    c.streak = c.residual <= p.tol ? c.streak + 1 : 0;
+    if (!finite)
+      c.status = kDiverged;
+    else if (p.halt == Halt::q && c.q_halt > 0)
+      c.status = kHalted;
+    else if (p.halt == Halt::residual && c.streak >= p.patience)
+      c.status = kConverged;
+    else if (c.steps == p.depth)
+      c.status = kMaxDepth;
+    c.score = score();
+    if (p.race) {
+      if (c.status == kConverged || c.status == kHalted)
+        Be::atomic_min(&p.best[c.puzzle], uint64_t(c.steps) << 32 | uint64_t(c.restart));
+      else if (c.status == kGoing && hopeless())
+        c.status = kCancelled;
+    }
+    plan_records();
+    publish(2, Be::atomic_add(&p.counters->spent, 1) + 1);
+    if (c.ended) count_finished();
+  }
+
+  EQR_DEVICE bool cancelled() const { return p.control && Be::load_system(p.control) != 0; }
+
+  // Settling at the next step would already be too late.
+  EQR_DEVICE bool hopeless() const {
+    return p.race && (uint64_t(c.steps + 1) << 32 | uint64_t(c.restart)) > Be::load_relaxed(&p.best[c.puzzle]);
+  }
+
+  // By `threads` threads: what `plan_records` has asked for. logits: [S, V], the last finite ones; null before the
+  // first step.
+  EQR_DEVICE void record(int thread, int threads, const float* logits) const {
+    const int64_t S = p.shape.tokens, V = p.shape.vocabulary, T = p.puzzles * p.breadth;
+    if (!c.ended && c.first == c.last) return;
+    for (int64_t s = thread; s < S; s += threads) {
+      int64_t best = 0;
+      for (int64_t v = 1; logits && v < V; ++v)
+        if (logits[s * V + v] > logits[s * V + best]) best = v;
+      for (int i = c.first; i < c.last; ++i) p.at.preds[(i * T + c.number) * S + s] = best;
+      if (c.ended) p.end.preds[c.number * S + s] = best;
+    }
+    if (c.ended)
+      for (int64_t i = thread; i < S * V; i += threads) p.logits[c.number * S * V + i] = logits ? logits[i] : 0.0f;
+    if (thread == 0) {
+      for (int i = c.first; i < c.last; ++i) write(p.at, i * T + c.number);
+      if (c.ended) write(p.end, c.number);
+    }
+  }
+
+ private:
+  EQR_DEVICE static float nan() {
+    const uint32_t bits = 0x7FC00000u;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+  }
+  EQR_DEVICE static bool is_finite(float x) { return x - x == 0.0f; }
+
+  EQR_DEVICE int64_t ring() const { return p.window < p.depth ? p.window : p.depth; }
+
+  EQR_DEVICE float score() const {
+    double sum = 0;
+    int64_t count = 0;
+    for (int64_t i = 0; i < ring(); ++i)
+      if (changes[i] == changes[i]) {
+        sum += changes[i];
+        ++count;
+      }
+    return float(sum / double(count));
+  }
+
+  // Which checkpoints have just been reached; once ended, all later ones too.
+  EQR_DEVICE void plan_records() {
+    c.ended = c.status != kGoing;
+    c.first = c.last = c.checkpoint;
+    if (c.last < p.checkpoint_count && p.checkpoints[c.last] == c.steps) ++c.last;
+    if (c.ended) c.last = p.checkpoint_count;
+    c.checkpoint = c.last;
+  }
+
+  EQR_DEVICE void record_unstarted() {
+    plan_records();
+    record(0, 1, nullptr);
+  }
+
+  EQR_DEVICE void write(const Records& to, int64_t row) const {
+    to.q_halt[row] = c.q_halt;
+    to.residual[row] = c.residual;
+    to.score[row] = c.score;
+    to.steps[row] = c.steps;
+    to.status[row] = c.status;
+  }
+
+  EQR_DEVICE void count_finished() { publish(1, Be::atomic_add(&p.counters->finished, 1) + 1); }
+
+  EQR_DEVICE void publish(int what, uint64_t total) {
+    if (p.control) Be::store_system(p.control + what, int64_t(total));
+  }
+};
+
+}  // namespace eqr::cuda
