@@ -11,17 +11,7 @@ struct OuterStep {
   const Problem& p;
   Scratch<D>& s;
 
-  EQR_DEVICE int64_t steps() const { return s.control.steps; }
-  EQR_DEVICE RngRow rng(uint32_t stream) const {
-    const int64_t row[4] = {p.seed, s.control.restart, p.ids[s.control.puzzle], steps()};
-    return rng_row(row, stream);
-  }
-  EQR_DEVICE static uint32_t block_of(int token, int feature) { return uint32_t(token * D + feature) / 4; }
-  EQR_DEVICE bool real(int token) const { return token < p.shape.tokens; }
-  EQR_DEVICE const Quad& injection(int token, int feature) const {
-    const int64_t word = p.tokens[s.control.puzzle * p.shape.tokens + token];
-    return *reinterpret_cast<const Quad*>(p.packed + p.layout.injection + (word * D + feature) * 4);
-  }
+  EQR_DEVICE Elements<Be, D> elements() const { return Elements<Be, D>::of(p, s.control); }
 
   // Calls visit(token, feature, index, at) for every four features that this thread owns: `index` is their place in a
   // state and `at` that in the operand. A loop and not unrolled: random numbers would fill the instruction cache.
@@ -36,95 +26,55 @@ struct OuterStep {
 
   // The start states, no logits yet, and the first module's operand.
   EQR_DEVICE void start(const Lane& l, const Slot<D>& slot) const {
-    const float* fixed = reinterpret_cast<const float*>(p.packed + p.layout.starts);
-    const RngRow of_H = rng(kStreamH), of_L = rng(kStreamL);
+    const Elements<Be, D> of = elements();
+    const RngRow of_H = of.rng(kStreamH), of_L = of.rng(kStreamL);
     for_each_owned(l, [&](int token, int feature, int index, int) {
-      Quad H = {}, L = {};
-      if (real(token) && p.shape.fixed_start) {
-        H = *reinterpret_cast<const Quad*>(fixed + feature);
-        L = *reinterpret_cast<const Quad*>(fixed + D + feature);
-      } else if (real(token)) {
-        const Four h = truncated_normals<Be>(of_H, block_of(token, feature));
-        const Four z = truncated_normals<Be>(of_L, block_of(token, feature));
-        EQR_UNROLL
-        for (int i = 0; i < 4; ++i) H.v[i] = p.shape.H_std * h.v[i], L.v[i] = p.shape.L_std * z.v[i];
-      }
-      slot.z_H(0)[index] = H;
-      slot.z_L(0)[index] = L;
+      slot.z_H(0)[index] = of.real(token) ? of.start(of_H, true, token, feature) : Quad{};
+      slot.z_L(0)[index] = of.real(token) ? of.start(of_L, false, token, feature) : Quad{};
     });
     for (int i = l.thread; i < p.shape.tokens * p.shape.vocabulary; i += Sizes<D>::kThreads) slot.logits(0)[i] = 0;
     inject(l, slot);
   }
 
-  // The operand of a step's first module: z_L + z_H + e.
+  // The operand of a step's first module.
   EQR_DEVICE void inject(const Lane& l, const Slot<D>& slot) const {
-    const int now = int(steps() & 1);
+    const Elements<Be, D> of = elements();
+    const int now = int(of.steps & 1);
     for_each_owned(l, [&](int token, int feature, int index, int at) {
       Quad u = {};
-      if (real(token)) {
-        const Quad L = slot.z_L(now)[index], H = slot.z_H(now)[index], e = injection(token, feature);
-        EQR_UNROLL
-        for (int i = 0; i < 4; ++i) u.v[i] = L.v[i] + (H.v[i] + e.v[i]);
-      }
+      if (of.real(token)) u = of.injected(slot.z_L(now)[index], slot.z_H(now)[index], true, token, feature);
       store_operand<Be>(s, at, u);
     });
   }
 
-  // Update `number` of the step ends a module: z <- keep z + lambda u + noise, and the next module's operand. The
-  // states of the step before stay in the other buffers, for the residual. After the last update the operand is z_H,
-  // for the heads.
+  // Ends module `number`: its state's update, and the next module's operand; after the last one z_H, for the heads.
   EQR_DEVICE void update(const Lane& l, const Slot<D>& slot, int number, const Sums<D>& y) const {
-    const Shape& shape = p.shape;
-    const int cycle = int(shape.L_cycles) + 1, of_cycle = number % cycle, recursion = number / cycle;
-    const bool is_H = of_cycle == shape.L_cycles, next_is_H = of_cycle + 1 == shape.L_cycles;
-    const bool last_recursion = recursion + 1 == shape.H_cycles, last = is_H && last_recursion;
-    const bool measure = last_recursion && (is_H || next_is_H);
-    const int before = int(steps() & 1), now = before ^ 1;
-    const int H_now = recursion == 0 ? before : now, L_now = number == 0 ? before : now;  // not yet updated here: before
-    const Quad* from = is_H ? slot.z_H(H_now) : slot.z_L(L_now);
-    const Quad* old = is_H ? slot.z_H(before) : slot.z_L(before);
-    const Quad* other = is_H ? slot.z_L(L_now) : slot.z_H(H_now);
-    Quad* to = is_H ? slot.z_H(now) : slot.z_L(now);
+    const Elements<Be, D> of = elements();
+    const Update step = Update::of(p.shape, number, of.steps);
+    const Quad* from = step.is_H ? slot.z_H(step.from) : slot.z_L(step.from);
+    const Quad* old = step.is_H ? slot.z_H(step.old) : slot.z_L(step.old);
+    const Quad* other = step.is_H ? slot.z_L(step.other) : slot.z_H(step.other);
+    Quad* to = step.is_H ? slot.z_H(step.to) : slot.z_L(step.to);
     Quad* const made = slot.u();
     for_each_quad<D>([&](int pair, int tile, int odd) {
       made[((pair * kTiles + tile) * 2 + odd) * Sizes<D>::kThreads + l.thread] = quad_of<D>(y, pair, tile, odd);
     });
-    const RngRow row = rng(kFirstUpdate + uint32_t(number));
+    const RngRow row = of.rng(kFirstUpdate + uint32_t(number));
     float change_sq = 0, size_sq = 0;
     for_each_owned(l, [&](int token, int feature, int index, int at) {
       Quad z = {}, u = {};
-      if (real(token)) {
-        const Quad x = made[index], previous = from[index];
-        EQR_UNROLL
-        for (int i = 0; i < 4; ++i) z.v[i] = shape.keep * previous.v[i] + shape.lambda * x.v[i];
-        if (p.noise_scale != 0.0f) {
-          const Four eps = normals<Be>(row, block_of(token, feature));
-          EQR_UNROLL
-          for (int i = 0; i < 4; ++i) z.v[i] += p.noise_scale * eps.v[i];
-        }
-        if (measure) {
-          const Quad o = old[index];
-          EQR_UNROLL
-          for (int i = 0; i < 4; ++i) {
-            change_sq += (z.v[i] - o.v[i]) * (z.v[i] - o.v[i]);
-            size_sq += z.v[i] * z.v[i];
-          }
-        }
-        u = z;
-        if (!last) {
-          const Quad o = other[index];
-          const Quad e = next_is_H ? Quad{} : injection(token, feature);
-          EQR_UNROLL
-          for (int i = 0; i < 4; ++i) u.v[i] = z.v[i] + (o.v[i] + e.v[i]);
-        }
+      if (of.real(token)) {
+        z = u = of.damped(row, from[index], made[index], token, feature);
+        if (step.measure) measure(z, old[index], change_sq, size_sq);
+        if (!step.last) u = of.injected(z, other[index], !step.next_is_H, token, feature);
       }
       to[index] = z;
       store_operand<Be>(s, at, u);
     });
-    if (!measure) return;
+    if (!step.measure) return;
     change_sq = sum_places<Be>(sum_groups<Be>(change_sq));
     size_sq = sum_places<Be>(sum_groups<Be>(size_sq));
-    if (l.lane == 0) s.sums[is_H][l.warp][0] = change_sq, s.sums[is_H][l.warp][1] = size_sq;
+    if (l.lane == 0) s.sums[step.is_H][l.warp][0] = change_sq, s.sums[step.is_H][l.warp][1] = size_sq;
   }
 
   // Logits and q_halt of the operand, into the buffer that does not hold the last finite logits; what came of the

@@ -48,9 +48,6 @@ EQR_HOST_DEVICE Layout layout_of(const Shape& s) {
   return l;
 }
 
-// Rows of `down`, by features: a thread, which holds rows g and g + 8 of a 16-row tile, holds neighbours.
-EQR_HOST_DEVICE int paired(int row) { return row / 16 * 16 + row % 8 * 2 + row / 8 % 2; }
-
 // Rows of `down`, by units: by tiles of 64 rows, a thread holds four features in a row, a pair from each of two tiles.
 // Position 128 p + 64 i + 16 w + 8 h + g is feature 128 p + 32 w + 4 g + 2 i + h.
 EQR_HOST_DEVICE int dealt(int row) {
@@ -108,7 +105,7 @@ EQR_HOST_DEVICE Source down_source(const Shape& s, const Order& o, int64_t i) {
   }
   const int64_t tile_size = s.hidden * 16, tile = i / tile_size;
   const Place p = place_in_cores(i % tile_size, int(s.hidden / 8));
-  return {tile * 16 + paired(p.row), p.k};
+  return {tile * 16 + p.row, p.k};
 }
 
 // lm_head [V, d], and as row V the first of q_weight [2, d]

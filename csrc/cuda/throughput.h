@@ -6,8 +6,7 @@
 // that nobody else touches. States are kept in global memory in just this order, so that no barrier ever guards them.
 #pragma once
 
-#include "device.h"
-#include "noise.h"
+#include "elements.h"
 #include "packed.h"
 #include "problem.h"
 #include "trajectory.h"
@@ -80,10 +79,6 @@ struct alignas(8) Two {
 
 struct alignas(16) Words {
   uint32_t v[4];
-};
-
-struct alignas(16) Quad {
-  float v[4];
 };
 
 EQR_DEVICE Quad unpack(const Two& t) {

@@ -7,6 +7,39 @@
 
 namespace eqr::cuda {
 
+// y += SwiGLU of a tile's hidden units, for kRows tiles of 16 features whose fragments are in `u`.
+template <class Be, int kRows>
+EQR_DEVICE void mix_tokens(const Lane& l, const char* tile, const uint32_t (&u)[kRows][kTokenSteps][4],
+                           float (&y)[kRows][kTiles][4]) {
+  float gate[kRows][2][4] = {}, up[kRows][2][4] = {};
+  EQR_UNROLL
+  for (int k = 0; k < kTokenSteps; ++k)
+    EQR_UNROLL
+    for (int j = 0; j < 2; ++j) {
+      const Words w = *reinterpret_cast<const Words*>(tile + (k * 2 + j) * 512 + l.lane * 16);
+      EQR_UNROLL
+      for (int i = 0; i < kRows; ++i) {
+        Be::mma(gate[i][j], u[i][k], w.v[0], w.v[1]);
+        Be::mma(up[i][j], u[i][k], w.v[2], w.v[3]);
+      }
+    }
+  uint32_t h[kRows][4];
+  EQR_UNROLL
+  for (int i = 0; i < kRows; ++i)
+    EQR_UNROLL
+    for (int j = 0; j < 2; ++j)
+      EQR_UNROLL
+      for (int r = 0; r < 2; ++r)
+        h[i][2 * j + r] = Be::pack_bf16(swiglu<Be>(gate[i][j][2 * r], up[i][j][2 * r]),
+                                        swiglu<Be>(gate[i][j][2 * r + 1], up[i][j][2 * r + 1]));
+  EQR_UNROLL
+  for (int j = 0; j < kTiles; ++j) {
+    const Two w = *reinterpret_cast<const Two*>(tile + kMixerInBytes + j * 256 + l.lane * 8);
+    EQR_UNROLL
+    for (int i = 0; i < kRows; ++i) Be::mma(y[i][j], h[i], w.v[0], w.v[1]);
+  }
+}
+
 template <class Be, int D>
 struct TokenMixer {
   using Z = Sizes<D>;
@@ -29,7 +62,7 @@ struct TokenMixer {
         for (int k = 0; k < kTokenSteps; ++k) Be::load_matrices_transposed(u[i][k], core(l, first + 16 * i, 2 * k));
       float y[kRows][kTiles][4] = {};
       for (int tile = 0; tile < tiles; ++tile) {
-        mix(l, weights.next(), u, y);
+        mix_tokens<Be, kRows>(l, weights.next(), u, y);
         weights.release();
       }
       EQR_UNROLL
@@ -42,37 +75,6 @@ struct TokenMixer {
   EQR_DEVICE const char* core(const Lane& l, int feature, int k) const {
     const int matrix = l.lane / 8;
     return operand + operand_at<D>(k + matrix / 2, l.lane % 8, feature / 16 * 2 + matrix % 2, 0);
-  }
-
-  EQR_DEVICE static void mix(const Lane& l, const char* tile, const uint32_t (&u)[kRows][kTokenSteps][4],
-                             float (&y)[kRows][kTiles][4]) {
-    float gate[kRows][2][4] = {}, up[kRows][2][4] = {};
-    EQR_UNROLL
-    for (int k = 0; k < kTokenSteps; ++k)
-      EQR_UNROLL
-      for (int j = 0; j < 2; ++j) {
-        const Words w = *reinterpret_cast<const Words*>(tile + (k * 2 + j) * 512 + l.lane * 16);
-        EQR_UNROLL
-        for (int i = 0; i < kRows; ++i) {
-          Be::mma(gate[i][j], u[i][k], w.v[0], w.v[1]);
-          Be::mma(up[i][j], u[i][k], w.v[2], w.v[3]);
-        }
-      }
-    uint32_t h[kRows][4];
-    EQR_UNROLL
-    for (int i = 0; i < kRows; ++i)
-      EQR_UNROLL
-      for (int j = 0; j < 2; ++j)
-        EQR_UNROLL
-        for (int r = 0; r < 2; ++r)
-          h[i][2 * j + r] = Be::pack_bf16(swiglu<Be>(gate[i][j][2 * r], up[i][j][2 * r]),
-                                          swiglu<Be>(gate[i][j][2 * r + 1], up[i][j][2 * r + 1]));
-    EQR_UNROLL
-    for (int j = 0; j < kTiles; ++j) {
-      const Two w = *reinterpret_cast<const Two*>(tile + kMixerInBytes + j * 256 + l.lane * 8);
-      EQR_UNROLL
-      for (int i = 0; i < kRows; ++i) Be::mma(y[i][j], h[i], w.v[0], w.v[1]);
-    }
   }
 
   // Residual, norm over tokens, and back into the operand, for rows (features) g and g + 8.
