@@ -3,6 +3,7 @@
 #pragma once
 
 #include <stdint.h>
+#include <string.h>
 
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
@@ -159,7 +160,7 @@ struct Device {
   }
   // All threads of all CTAs of the cluster.
   EQR_DEVICE static void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive;\n\tbarrier.cluster.wait;" ::: "memory");
   }
   // The word at the same place in the shared memory of the CTA `rank`.
   EQR_DEVICE static uint32_t cluster_load(const uint32_t* p, int rank) {

@@ -1,0 +1,65 @@
+"""Bodies of the CUDA kernels on the host (tests/cuda), built as one program in build/cuda-tests; no GPU is needed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, needs_compiler
+
+PLACES = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+SOURCE = REPOSITORY / "tests" / "cuda"
+TESTS = [
+    pytest.param(name, id=f"{file.stem.removeprefix('test_')}-{name}")
+    for file in sorted(SOURCE.glob("test_*.cpp"))
+    for name in re.findall(r"^TEST\((\w+)\)", file.read_text(), re.MULTILINE)
+]
+pytestmark = needs_compiler
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900)
+
+
+@pytest.fixture(scope="module")
+def program() -> Path:
+    """The test program; CMake builds what has changed since the last time."""
+    cmake, ninja = shutil.which("cmake", path=PLACES), shutil.which("ninja", path=PLACES)
+    if cmake is None:
+        pytest.skip("needs CMake: run  pip install cmake")
+    if ninja is None:
+        pytest.skip("needs ninja: run  pip install ninja")
+    build = REPOSITORY / "build" / "cuda-tests"
+    commands: tuple[list[str | Path], ...] = (
+        [cmake, "-S", SOURCE, "-B", build, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"],
+        [cmake, "--build", build, "--parallel", str(os.cpu_count() or 1)],
+    )
+    for command in commands:
+        done = run(*command)
+        assert done.returncode == 0, f"{command} failed:\n{done.stdout[-8000:]}"
+    return build / "eqr_cuda_tests"
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_on_the_host(program: Path, name: str) -> None:
+    done = run(program, name)
+    print(done.stdout)
+    assert done.returncode == 0 and re.search(rf"^ok .* {name}$", done.stdout, re.MULTILINE), done.stdout
+
+
+def test_every_test_has_a_case_here(program: Path) -> None:
+    done = run(program, *[f"-{test.values[0]}" for test in TESTS])
+    assert "0 tests ran" in done.stdout, done.stdout
+
+
+def test_the_emulator_has_all_of_the_device() -> None:
+    device = (REPOSITORY / "csrc" / "cuda" / "device.h").read_text()
+    emulator = (SOURCE / "emulator.h").read_text()
+    functions = set(re.findall(r"EQR_DEVICE static [\w ]+?[ *](\w+)\(", device))
+    assert len(functions) > 40, functions
+    assert not functions - set(re.findall(r"^  static [\w ]+?[ *](\w+)\(", emulator, re.MULTILINE))
