@@ -1,4 +1,4 @@
-"""The CUDA kernels on the host (tests/cuda), as a backend that `solve` can run: no GPU is needed, nor much sense of time.
+"""The CUDA kernels on the host (tests/cuda), as a backend that `solve` can run; no GPU is needed.
 
 `EmulatedCuda` runs a kernel's own body, every CUDA thread of it as a fiber; what it gives to the recorder is what the
 backend "cuda" gets from a device.

@@ -75,6 +75,7 @@ struct Latency {
       if (!c.ended) break;
       record();
     }
+    Be::sync();  // all have seen that nothing has ended, before `take` writes there
     if (Be::thread() == 0 && !c.live) c.live = trajectory().take();
   }
 
