@@ -7,11 +7,19 @@
 #   OFFLINE  set to 1 to install nothing from an index: all that is needed must be in PYTHON; a missing linter is named
 #            and skipped.
 #   BENCH    the benchmark files of `make bench`.    PYTEST_ARGS   more arguments for pytest.
+#
+# `make gpu-check` installs nothing: it builds the extension in place with GPU_PYTHON (.venv's where there is one, else
+# PYTHON), which must have torch with CUDA, and tests and measures on the GPU for at most nine minutes.
+#   DRY_RUN  set to 1 to go through its stages without a GPU.    RESULTS  the folder of its JSON, benchmarks/results.
+#   PUZZLES  dev.csv.gz with real puzzles, or its folder.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 OFFLINE ?=
 BENCH ?= $(sort $(wildcard benchmarks/test_*.py))
 PYTEST_ARGS ?=
+DRY_RUN ?=
+RESULTS ?=
+PUZZLES ?=
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -19,6 +27,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 VENV := .venv
 PY := $(VENV)/bin/python
+GPU_PYTHON ?= $(or $(wildcard $(PY)),$(PYTHON))
 PIP := $(PY) -m pip install --quiet $(if $(OFFLINE),--no-index --no-deps)
 STAMPS := $(VENV)/.stamps
 # The torch stamp holds this: empty where none was named.
@@ -34,7 +43,7 @@ sys.exit(not ok or print(d.locate_file(""), *sys.version_info[:2], sep="\n"))
 endef
 export FIND_TORCH
 
-.PHONY: solve test lint bench sanitize dist build clean distclean named-anew
+.PHONY: solve test lint bench gpu-check sanitize dist build clean distclean named-anew
 
 solve: build
 	$(VENV)/bin/eqr solve --demo
@@ -53,6 +62,10 @@ lint: build
 # Each file in a fresh process: what one leaves in the allocator changes the timings of the next.
 bench: build
 	@for file in $(BENCH); do $(PY) -m pytest $$file --results benchmarks/results $(PYTEST_ARGS); done
+
+gpu-check:
+	@exec $(GPU_PYTHON) -m benchmarks.gpu_check $(if $(DRY_RUN),--dry-run) $(if $(RESULTS),--results $(RESULTS)) \
+	  $(if $(PUZZLES),--puzzles $(PUZZLES))
 
 # The C++ tests under sanitizers. The thread sanitizer leaves out what runs on one thread, slowly; and it cannot place
 # its memory where the kernel randomises too many bits of an address.

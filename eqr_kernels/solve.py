@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from eqr_kernels import backends, noise, selection
+from eqr_kernels._nvtx import nvtx_range
 from eqr_kernels._op_checks import HALTING_RULES
 from eqr_kernels.backends import FixedPointProblem, Snapshot, Status
 from eqr_kernels.backends.base import settled
@@ -134,7 +135,8 @@ def solve(
         ids: int64 [N], key the random stream; by default a hash of each row's tokens, so that a puzzle gets the same
             trajectories in any company.
         checkpoints: depths at which all trajectories are also recorded, see `SolveResult.at`.
-        slots: trajectories in flight at most; None takes 64. (The CPU backend has one for each thread.)
+        slots: trajectories in flight at most; None takes 64, or what keeps a device busy. (The cpu backend has one for
+            each thread, the cuda backend one for each multiprocessor, or one in its latency regime.)
         backend: "auto", "cpu", "reference", ...; see `eqr_kernels.backends`.
         precision: "auto" (the dtype of the weights), "fp32", "bf16" or "int8" (channel GEMMs with weights scaled per
             output channel and activations per row; the rest as in "bf16").
@@ -176,14 +178,18 @@ def solve(
     problem = FixedPointProblem(
         tokens, ids, seed, breadth, depth, halt, tolerance, patience, min(window, depth), noise_scale,
         select, checkpoints, min(slots or DEFAULT_SLOTS, n * breadth), trace, dtype,
+        slots is not None,
     )  # fmt: skip
     collector = _Collector(problem)
 
     def proceed(finished: int, spent: int) -> bool:
         return progress is None or progress(finished, problem.trajectories, spent) is not False
 
-    chosen.fixed_point(model, problem, collector, proceed)
-    return collector.result(chosen.name, reason, return_all)
+    with nvtx_range(f"eqr solve: {n} x {breadth} trajectories, {chosen.name}"):
+        with nvtx_range(f"eqr fixed point: {chosen.name}"):
+            chosen.fixed_point(model, problem, collector, proceed)
+        with nvtx_range("eqr selection"):
+            return collector.result(chosen.name, "; ".join([reason, *collector.notes]), return_all)
 
 
 def _check_count(name: str, value: object) -> int:
@@ -273,6 +279,7 @@ class _Collector:
         self.at = {depth: _Table(problem) for depth in problem.checkpoints}
         self.logits = selection.WinnerLogits(problem.select, problem.breadth)
         self.won: tuple[Tensor, Tensor] | None = None  # restart [N] and logits [N, S, V], where the backend chose
+        self.notes: list[str] = []
         self.residuals = None
         if problem.trace:
             self.residuals = torch.full((problem.trajectories, problem.depth), torch.nan, device=problem.tokens.device)
@@ -294,6 +301,9 @@ class _Collector:
 
     def winners(self, restart: Tensor, logits: Tensor) -> None:
         self.won = restart, logits
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def _grid(self, flat: Tensor) -> Tensor:
         return flat.unflatten(0, (-1, self.problem.breadth))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,21 @@ from .workload import DTYPES, ERROR_LIMIT, STEP_LIMIT, Unavailable, Workload, ex
 
 SECONDS = 0.25
 """Roughly what is timed in a turn, in whole outer steps."""
+MOST_STEPS = {"cpu": 64, "cuda": 2048}
+
+
+def elapsed(device: str, run: Callable[[], object]) -> float:
+    """Seconds that `run` takes: between events of the device's own where there are any, else of the wall clock."""
+    if device != "cuda":
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    before.record()
+    run()
+    after.record()
+    after.synchronize()
+    return before.elapsed_time(after) / 1e3
 
 
 class Stepping:
@@ -23,7 +39,7 @@ class Stepping:
 
     def __init__(self, name: str, work: Workload, precision: str) -> None:
         self.work, self.dtype = work, DTYPES[precision]
-        self.peer = stepper(name, self.dtype, work.model.config.layers_per_step)
+        self.peer = stepper(name, self.dtype, work.model.config.layers_per_step, work.device)
         self.info = self.peer.info
         self.noise_scale = work.model.config.noise_scale
         self.steps: Steps = self.peer.steps(work.model)
@@ -40,13 +56,14 @@ class Stepping:
         return steps(self._start(model), self.work.tokens, noise_scale, 1)[1]
 
     def _timed(self, count: int) -> float:
-        start = time.perf_counter()
-        self.state, _ = self.steps(self.state, self.work.tokens, self.noise_scale, count)
-        return (time.perf_counter() - start) / count
+        def run() -> None:
+            self.state, _ = self.steps(self.state, self.work.tokens, self.noise_scale, count)
+
+        return elapsed(self.work.device, run) / count
 
     def warm_up(self) -> None:
         self._timed(1)
-        self.count = max(1, min(64, math.ceil(SECONDS / self._timed(1))))
+        self.count = max(1, min(MOST_STEPS[self.work.device], math.ceil(SECONDS / self._timed(1))))
 
     def turn(self) -> dict[str, Any]:
         self._timed(1)
@@ -80,14 +97,16 @@ class Solving:
         return self._solve(self.work.short if short else self.work.model, 1, noise_scale=noise_scale)
 
     def _timed(self, depth: int) -> float:
-        start = time.perf_counter()
-        self._solve(self.work.model, depth)
-        return time.perf_counter() - start
+        return elapsed(self.work.device, lambda: self._solve(self.work.model, depth))
 
     def warm_up(self) -> None:
         self._timed(1)
+        per_step = self._timed(1)
+        if self.work.device == "cuda":
+            # A launch costs more than a step, and the host learns of its end a little late.
+            per_step = max((self._timed(9) - per_step) / 8, 1e-5)
         # The difference of two solves is the noisier, the fewer steps it spans.
-        self.count = max(4, min(64, math.ceil(SECONDS / self._timed(1))))
+        self.count = max(4, min(MOST_STEPS[self.work.device], math.ceil(SECONDS / per_step)))
 
     def turn(self) -> dict[str, Any]:
         self._timed(1)

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 import torch
 
-from . import OURS, PEERS
+from . import GPU_PEERS, OURS, PEERS
 from .contenders import Solving, Stepping, check
 from .meter import Meter
 from .workload import PRESETS, Unavailable, Workload, has_bf16
@@ -26,18 +26,19 @@ Contender = Stepping | Solving | Meter
 
 
 def arguments() -> argparse.Namespace:
-    listing = "\n".join(f"  {name:18s}{text}" for name, text in {**OURS, **PEERS}.items())
+    listing = "\n".join(f"  {name:18s}{text}" for name, text in {**OURS, **PEERS, **GPU_PEERS}.items())
     parser = argparse.ArgumentParser(
         "benchmarks.peers.run",
         description=f"Time one contender's outer steps.\n{listing}\n  meter             the registers' peak alone",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", choices=[*OURS, *PEERS, "meter"])
+    parser.add_argument("name", choices=[*OURS, *PEERS, *GPU_PEERS, "meter"])
     parser.add_argument("--preset", choices=PRESETS, default="sudoku")
     parser.add_argument("--pretrained", action="store_true", help="the weights of the shipped model of that name")
     parser.add_argument("--batch", type=int, default=1)
     default = "bf16" if has_bf16() else "fp32"
     parser.add_argument("--dtype", choices=("fp32", "bf16", "int8"), default=default, help=f"here: {default}")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--turns", type=int, default=7, help="timings to take, of one or more outer steps each")
     parser.add_argument("--json", action="store_true")
@@ -52,7 +53,7 @@ def prepare(options: argparse.Namespace) -> tuple[Contender, dict[str, Any]]:
         return meter, {}
     if options.dtype == "int8" and options.name != "cpu":
         raise Unavailable(f"{options.name} has no int8")
-    work = Workload(options.preset, options.batch, options.pretrained)
+    work = Workload(options.preset, options.batch, options.pretrained, options.device)
     kind = Solving if options.name in OURS else Stepping
     start = time.perf_counter()
     contender = kind(options.name, work, options.dtype)

@@ -45,13 +45,14 @@ class Compiled:
     another forty calls from Python cost nothing; compiling all of them at once takes minutes.
     """
 
-    def __init__(self, dtype: torch.dtype, autotune: bool, layers_per_step: int) -> None:
-        if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+    def __init__(self, dtype: torch.dtype, autotune: bool, layers_per_step: int, device: str = "cpu") -> None:
+        on_gpu = device == "cuda"
+        if not on_gpu and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
             raise Unavailable("torch.compile needs a C++ compiler on CPU: none of c++, g++ and clang++ is there")
         from torch._inductor import config
 
         # Inductor's own random numbers are scalar code on CPU: PyTorch's are faster, so the peer gets those.
-        config.fallback_random = True
+        config.fallback_random = not on_gpu
         config.freezing = autotune
         self.dtype, self.whole = dtype, layers_per_step <= WHOLE_STEP_LAYERS
         self.options: dict[str, Any] = {"mode": "max-autotune"} if autotune else {}
@@ -73,12 +74,54 @@ class Compiled:
 def _steps(run: Callable[..., tuple[Tensor, ...]]) -> Steps:
     def steps(state: State, tokens: Tensor, noise_scale: float, count: int) -> tuple[State, Tensor]:
         z_H, z_L = state
-        scale = torch.tensor(noise_scale)
+        scale = torch.full((), noise_scale, device=tokens.device)  # a fill: a copy from the host cannot be captured
         for _ in range(count):
             z_H, z_L, logits, _ = run(z_H, z_L, tokens, scale)
         return (z_H, z_L), logits
 
     return steps
+
+
+class Graphed:
+    """Another peer's outer step in a CUDA graph, replayed; the state goes round inside the graph's own buffers."""
+
+    def __init__(self, peer: Eager | Compiled, device: str) -> None:
+        if device != "cuda":
+            raise Unavailable(f"CUDA graphs need a CUDA device, and this runs on {device}")
+        self.peer = peer
+        self.info = {**peer.info, "cuda_graph": "one outer step"}
+
+    def steps(self, model: EquilibriumReasoner) -> Steps:
+        run = self.peer.steps(model)
+        graphs: dict[float, tuple[torch.cuda.CUDAGraph, State, Tensor, Tensor]] = {}
+
+        def capture(state: State, tokens: Tensor, noise_scale: float) -> None:
+            held, held_tokens = (state[0].clone(), state[1].clone()), tokens.clone()
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(3):  # compiles, and makes the workspaces
+                    run(held, held_tokens, noise_scale, 1)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=side):
+                after, logits = run(held, held_tokens, noise_scale, 1)
+                for buffer, new in zip(held, after, strict=True):
+                    buffer.copy_(new)
+            graphs[noise_scale] = graph, held, held_tokens, logits
+
+        def steps(state: State, tokens: Tensor, noise_scale: float, count: int) -> tuple[State, Tensor]:
+            if noise_scale not in graphs:
+                capture(state, tokens, noise_scale)
+            graph, held, held_tokens, logits = graphs[noise_scale]
+            for buffer, given in zip((*held, held_tokens), (*state, tokens), strict=True):
+                if buffer is not given:
+                    buffer.copy_(given)
+            for _ in range(count):
+                graph.replay()
+            return held, logits
+
+        return steps
 
 
 class TorchDEQ:
@@ -146,14 +189,21 @@ class Official:
         return steps
 
 
-def stepper(name: str, dtype: torch.dtype, layers_per_step: int) -> Eager | Compiled | TorchDEQ | Official:
+def stepper(
+    name: str, dtype: torch.dtype, layers_per_step: int, device: str = "cpu"
+) -> Eager | Compiled | Graphed | TorchDEQ | Official:
     """The peer of that name.
 
     Raises:
         Unavailable: it cannot run here.
     """
+    if name in ("cudagraph", "compile-cudagraph"):
+        plain = "eager-precast" if name == "cudagraph" else "compile"
+        peer = stepper(plain, dtype, layers_per_step, device)
+        assert isinstance(peer, Eager | Compiled)
+        return Graphed(peer, device)
     if name in ("eager-cast", "eager-precast"):
         return Eager(dtype, cast_each_call=name == "eager-cast")
     if name in ("compile", "compile-autotune"):
-        return Compiled(dtype, name == "compile-autotune", layers_per_step)
+        return Compiled(dtype, name == "compile-autotune", layers_per_step, device)
     return TorchDEQ(dtype) if name == "torchdeq" else Official(dtype)

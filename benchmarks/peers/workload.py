@@ -69,25 +69,28 @@ class Workload:
 
     Attributes:
         pretrained: the weights are those of the shipped model of that name.
+        device: where the model and the tokens are.
     """
 
     preset: str
     batch: int
     pretrained: bool = False
+    device: str = "cpu"
 
     @cached_property
     def model(self) -> EquilibriumReasoner:
         if self.pretrained:
-            return EquilibriumReasoner.from_pretrained(self.preset)
+            return EquilibriumReasoner.from_pretrained(self.preset).to(self.device)
         torch.manual_seed(0)
-        return EquilibriumReasoner(PRESETS[self.preset]()).eval()
+        return EquilibriumReasoner(PRESETS[self.preset]()).eval().to(self.device)
 
     @cached_property
     def tokens(self) -> Tensor:
         """int64 [batch, S]"""
         config = self.model.config
         generator = torch.Generator().manual_seed(1)
-        return torch.randint(1, config.vocab_size, (self.batch, config.seq_len), generator=generator)
+        tokens = torch.randint(1, config.vocab_size, (self.batch, config.seq_len), generator=generator)
+        return tokens.to(self.device)
 
     @cached_property
     def short(self) -> EquilibriumReasoner:
@@ -96,14 +99,14 @@ class Workload:
 
     def checked_rows(self) -> Tensor:
         """The first and the last row: what is compared with the reference."""
-        return torch.tensor(sorted({0, self.batch - 1}))
+        return torch.tensor(sorted({0, self.batch - 1}), device=self.device)
 
 
 def with_config(model: EquilibriumReasoner, **changes: object) -> EquilibriumReasoner:
     """A model of the same weights, in memory of its own, and another config."""
     other = EquilibriumReasoner(dataclasses.replace(model.config, **changes), card=model.card).eval()  # type: ignore
     other.load_state_dict(model.state_dict())
-    return other
+    return other.to(model.device)
 
 
 @torch.inference_mode()

@@ -53,9 +53,10 @@ class FixedPointProblem:
     noise_scale: float
     select: str  # which trajectory is the answer: "residual", "vote", "q" or "first"
     checkpoints: tuple[int, ...]
-    slots: int
+    slots: int  # trajectories in flight at most
     trace: bool
     dtype: torch.dtype  # of the arithmetic; int8: the channel GEMMs in int8, the rest as in bfloat16
+    slots_asked: bool = True  # else `slots` is a default, and a backend may have a better one
 
     @property
     def trajectories(self) -> int:
@@ -102,6 +103,9 @@ class Recorder(Protocol):
 
         From a backend that hands over trajectories without their logits, and from no other.
         """
+
+    def note(self, text: str) -> None:
+        """Something about this run that `SolveResult.backend_reason` must tell, such as a fallback."""
 
 
 Proceed = Callable[[int, int], bool]

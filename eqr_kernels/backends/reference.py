@@ -1,14 +1,21 @@
-"""The reference backend: the fixed-point loop in plain PyTorch, with dynamic scheduling over slots."""
+"""The reference backend: the fixed-point loop in plain PyTorch, with dynamic scheduling over slots.
+
+On a CUDA device outer steps are replayed as graphs, and the host waits once in a step, to learn which trajectories have
+ended; it waits a few times more only where some end or are recorded.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from eqr_kernels import noise, ops, reference
+from eqr_kernels._nvtx import nvtx_range
 from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder, Snapshot, Status, settled
+from eqr_kernels.backends.graphed import GraphedStep, Graphs, Step, StepInputs, StepOutputs, cuda_graphs
 from eqr_kernels.reference import OperatorWeights, Rope
 
 if TYPE_CHECKING:
@@ -45,8 +52,13 @@ def _no_damped_update(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def bucket(n: int) -> int:
-    """Rows that a step of n trajectories computes: a power of two, so that few shapes of arithmetic occur."""
-    return 1 << (n - 1).bit_length()
+    """Rows that a step of n trajectories computes, so that few shapes of arithmetic occur.
+
+    A power of two up to 64, then one of eight sizes an octave: what padding adds must not cost more than it saves.
+    """
+    bits = (n - 1).bit_length()
+    step = 1 << (bits if bits <= 6 else bits - 4)
+    return -(n // -step) * step
 
 
 def _pad(rows: _Rows) -> _Rows:
@@ -56,16 +68,26 @@ def _pad(rows: _Rows) -> _Rows:
 
 
 class ReferenceBackend:
-    """Plain PyTorch on any device; damping and noise in `ops.damped_update` where the extension has it."""
+    """Plain PyTorch on any device; damping and noise in `ops.damped_update` where the extension has it.
+
+    Args:
+        graphs: what captures outer steps on a device, or None where they run eagerly.
+    """
 
     name = "reference"
 
+    def __init__(self, graphs: Callable[[torch.device], Graphs | None] = cuda_graphs) -> None:
+        self._graphs = graphs
+
     def why_not(self, model: EquilibriumReasoner, dtype: torch.dtype) -> str | None:
         if not dtype.is_floating_point:
-            return "plain PyTorch has no int8 arithmetic for this operator; use backend='cpu', or precision='bf16'"
+            cpu = "backend='cpu'" if model.device.type == "cpu" else "backend='cpu' after model.cpu()"
+            return f"plain PyTorch has no int8 arithmetic for this operator; use {cpu}, or precision='bf16'"
         return None
 
     def describe(self, model: EquilibriumReasoner, dtype: torch.dtype) -> str:
+        if model.device.type == "cuda":
+            return f"plain PyTorch in CUDA graphs on {torch.cuda.get_device_name(model.device)}"
         why_not = _no_damped_update(model.device, dtype)
         if why_not is None:
             return "plain PyTorch with the compiled damped_update"
@@ -75,7 +97,11 @@ class ReferenceBackend:
     def fixed_point(
         self, model: EquilibriumReasoner, problem: FixedPointProblem, recorder: Recorder, proceed: Proceed
     ) -> None:
-        _Loop(model, problem, recorder, proceed).run()
+        loop = _Loop(model, problem, recorder, proceed)
+        graphs = self._graphs(model.device)
+        # Not kept in the loop, whose method it calls: a cycle would hold the graphs' memory until Python collects it.
+        step = loop.outer_step
+        loop.run(step if graphs is None else GraphedStep(step, graphs, bucket(problem.slots), recorder.note))
 
 
 class _Loop:
@@ -89,12 +115,14 @@ class _Loop:
         self.queued = 0  # trajectories taken from the queue so far
         self.finished = 0
         self.spent = 0  # outer steps of all trajectories
-        # For a race: the fewest steps in which a trajectory of the puzzle has halted so far, and its restart.
-        n, device = problem.tokens.shape[0], model.device
-        self.best_steps = torch.full((n,), problem.depth + 1, dtype=torch.int64, device=device)
-        self.best_restart = torch.full((n,), problem.breadth, dtype=torch.int64, device=device)
+        # For a race: the fewest steps in which a trajectory of the puzzle has halted so far, and its restart. Like all
+        # that decides, on the host: no decision then waits for the device.
+        n = problem.tokens.shape[0]
+        self.best_steps = torch.full((n,), problem.depth + 1, dtype=torch.int64)
+        self.best_restart = torch.full((n,), problem.breadth, dtype=torch.int64)
 
-    def run(self) -> None:
+    def run(self, outer_step: Step) -> None:
+        """Iterates all trajectories to their ends, by `outer_step` or by what stands for it."""
         rows = self._admit(self.problem.slots)
         while True:
             going = self.proceed(self.finished, self.spent)
@@ -104,21 +132,26 @@ class _Loop:
             if not len(rows.number) and self.queued == self.problem.trajectories:
                 return
             if len(rows.number):
-                rows = self._step(rows)
+                with nvtx_range("eqr outer step"):
+                    rows = self._step(rows, outer_step)
             free = self.problem.slots - len(rows.number)
             if free and self.queued < self.problem.trajectories:
                 rows = rows.join(self._admit(free))
 
+    def _to_device(self, numbers: Tensor) -> Tensor:
+        # From pageable memory: the copy is staged at once, and the host does not wait for the device.
+        return numbers.to(self.model.device, non_blocking=True)
+
     def _admit(self, free: int) -> _Rows:
         """The next trajectories of the queue, at their starts."""
         p = self.problem
-        number = torch.arange(self.queued, min(self.queued + free, p.trajectories), device=p.tokens.device)
+        number = torch.arange(self.queued, min(self.queued + free, p.trajectories))
         self.queued += len(number)
         if p.race:
             hopeless = self._cannot_win(number, torch.zeros_like(number))
             self._cancel_unstarted(number[hopeless])
             number = number[~hopeless]
-        return self._start(number)
+        return self._start(self._to_device(number))
 
     def _start(self, number: Tensor) -> _Rows:
         p, c = self.problem, self.model.config
@@ -132,10 +165,9 @@ class _Loop:
             torch.zeros(n, dtype=torch.int64, device=device),
         )  # fmt: skip
 
-    def _outer_step(self, rows: _Rows) -> tuple[Tensor, Tensor, Tensor]:
-        """Next z_H, z_L and the residual of the rows, padded to a bucket: [bucket, S, d], [bucket]."""
+    def outer_step(self, rows: StepInputs) -> StepOutputs:
+        """One outer step and its heads. Work on the device alone, so that it can be captured."""
         c, p = self.model.config, self.problem
-        rows = _pad(rows)
         last = c.updates_per_step - 1
         parked = {last: rows.z_H, last - 1: rows.z_L}  # the last updates of z_H and of z_L close the outer step
         squares = []
@@ -158,57 +190,75 @@ class _Loop:
         z_H, z_L = reference.outer_step(rows.z_H, rows.z_L, rows.e, self.weights, self.rope, c, update)
         change, size = squares[0][0] + squares[1][0], squares[0][1] + squares[1][1]
         # A state that is zero and stays so has settled: 0 / 0 counts as 0.
-        residual = torch.where((change == 0) & (size == 0), 0.0, torch.sqrt(change / size)).float()
-        return z_H, z_L, residual
+        residual = torch.sqrt(change / size).masked_fill((change == 0) & (size == 0), 0.0)
+        logits, q_halt = reference.heads(z_H, self.weights)
+        return StepOutputs(z_H, z_L, residual.float(), logits.float(), q_halt.float())
 
-    def _step(self, rows: _Rows) -> _Rows:
+    def _step(self, rows: _Rows, outer_step: Step) -> _Rows:
         """One outer step of every row in flight; records those that end and returns the others."""
-        p = self.problem
-        z_H, z_L, residual = self._outer_step(rows)
-        n = len(rows.number)
-        forward_logits, q_halt = reference.heads(z_H, self.weights)
-        logits, q_halt = forward_logits[:n].float(), q_halt[:n].float()
-        z_H, z_L, residual = z_H[:n], z_L[:n], residual[:n]
+        p, n = self.problem, len(rows.number)
+        padded = _pad(rows)
+        outputs = outer_step(StepInputs(padded.z_H, padded.z_L, padded.e, padded.rng))
+        z_H, z_L, residual, logits, q_halt = (output[:n] for output in outputs)
         self.spent += n
+        done = rows.rng[:, 3]
         if p.trace:
-            self.recorder.residual(rows.number, rows.rng[:, 3], residual)
-        first = rows.rng[:, 3] == 0
-        change = torch.where(first, residual, (logits - rows.logits).norm(dim=-1).mean(-1))
+            self.recorder.residual(rows.number, done, residual)
+        change = torch.where(done == 0, residual, (logits - rows.logits).norm(dim=-1).mean(-1))
         # At depth 1 there is no difference yet: the residual stands in, and leaves with the first difference.
-        history = torch.where((rows.rng[:, 3] == 1)[:, None], torch.nan, rows.changes)
+        history = rows.changes.masked_fill((done == 1)[:, None], torch.nan)
         changes = torch.cat([history[:, 1:], change[:, None]], 1)
-        score = changes.nanmean(1)
-        steps = rows.rng[:, 3] + 1
+        steps = done + 1
         finite = residual.isfinite() & logits.isfinite().all(-1).all(-1) & q_halt.isfinite()
-        streak = torch.where(residual <= p.tol, rows.streak + 1, 0)
-        going = -1
-        status = torch.full_like(steps, going)
-        status[steps == p.depth] = Status.MAX_DEPTH
-        if p.halt == "q":
-            status[q_halt > 0] = Status.HALTED
-        elif p.halt == "residual":
-            status[streak >= p.patience] = Status.CONVERGED
-        status[~finite] = Status.DIVERGED
-        if p.race:
-            status = self._race(rows.number, steps, status, going)
+        streak = (rows.streak + 1).masked_fill(~(residual <= p.tol), 0)
         kept = torch.where(finite[:, None, None], logits, rows.logits)
         rng = torch.cat([rows.rng[:, :3], steps[:, None]], 1)
-        snapshot = Snapshot(rows.number, kept.argmax(-1), kept, q_halt, residual, score, steps, status)
-        self._record(snapshot, status != going, stepped=True)
-        return _Rows(rows.number, rng, rows.e, z_H, z_L, kept, changes, streak).take((status == going).nonzero()[:, 0])
+        after = _Rows(rows.number, rng, rows.e, z_H, z_L, kept, changes, streak)
 
-    def _record(self, snapshot: Snapshot, ended: Tensor, stepped: bool = False) -> None:
-        """Hands over trajectories that have ended (bool [n]); `stepped`: their steps are new, not recorded yet."""
-        for depth in self.problem.checkpoints:
-            # A trajectory that has ended stays as it is at every later checkpoint.
-            reached = ended & (snapshot.steps < depth)
-            if stepped:
-                reached |= snapshot.steps == depth
-            if reached.any():
-                self.recorder.checkpoint(depth, snapshot.take(reached))
-        if ended.any():
-            self.finished += int(ended.sum())
-            self.recorder.finished(snapshot.take(ended))
+        going = -1
+        status = torch.full_like(steps, going).masked_fill(steps == p.depth, int(Status.MAX_DEPTH))
+        if p.halt == "q":
+            status = status.masked_fill(q_halt > 0, int(Status.HALTED))
+        elif p.halt == "residual":
+            status = status.masked_fill(streak >= p.patience, int(Status.CONVERGED))
+        status = status.masked_fill(~finite, int(Status.DIVERGED))
+        # The one time in a step that the host waits for the device.
+        number, steps_now, status = torch.stack([rows.number, steps, status]).cpu()
+        if p.race:
+            status = self._race(number, steps_now, status, going)
+        ended = status != going
+
+        def snapshot() -> Snapshot:
+            score, told = changes.nanmean(1), self._to_device(status)
+            return Snapshot(rows.number, kept.argmax(-1), kept, q_halt, residual, score, steps, told)
+
+        self._record(snapshot, steps_now, ended, stepped=True)
+        return after.take(self._to_device((~ended).nonzero()[:, 0])) if ended.any() else after
+
+    def _record(self, snapshot: Callable[[], Snapshot], steps: Tensor, ended: Tensor, stepped: bool = False) -> None:
+        """Hands over trajectories that have ended, and those that are at a checkpoint.
+
+        Args:
+            snapshot: makes the trajectories, m of them, on the device.
+            steps: int64 [m], and ended: bool [m], on the host.
+            stepped: their steps are new, not recorded yet.
+        """
+        made: Snapshot | None = None
+        for depth in (*self.problem.checkpoints, None):
+            if depth is None:
+                chosen = ended
+            else:
+                # A trajectory that has ended stays as it is at every later checkpoint.
+                chosen = ended & (steps < depth) | (steps == depth) & stepped
+            if not chosen.any():
+                continue
+            made = made or snapshot()
+            rows = made.take(self._to_device(chosen.nonzero()[:, 0]))
+            if depth is None:
+                self.finished += len(rows.number)
+                self.recorder.finished(rows)
+            else:
+                self.recorder.checkpoint(depth, rows)
 
     def _race(self, number: Tensor, steps: Tensor, status: Tensor, going: int) -> Tensor:
         """Takes in those that have just halted, then cancels the siblings that cannot be first any more."""
@@ -221,47 +271,38 @@ class _Loop:
         return torch.where(lost, int(Status.CANCELLED), status)
 
     def _cannot_win(self, number: Tensor, steps: Tensor) -> Tensor:
-        """bool [n]: halting at the next step would already be too late. number, steps: int64 [n]."""
+        """bool [n]: halting at the next step would already be too late. number, steps: int64 [n], on the host."""
         puzzle, restart = number // self.problem.breadth, number % self.problem.breadth
         best = self.best_steps[puzzle]
         return (steps + 1 > best) | ((steps + 1 == best) & (restart > self.best_restart[puzzle]))
 
     def _cancel_unstarted(self, number: Tensor) -> None:
-        """Records trajectories that never ran: no steps, no answer (all pad), residual and score NaN."""
+        """Records trajectories, on the host, that never ran: no steps, no answer (all pad), residual and score NaN."""
         if not len(number):
             return
-        m, c, device = len(number), self.model.config, number.device
+        m, c, device = len(number), self.model.config, self.model.device
         nan = torch.full((m,), torch.nan, device=device)
-        zeros = torch.zeros(m, dtype=torch.int64, device=device)
+        steps = torch.zeros(m, dtype=torch.int64)
         logits = torch.zeros(m, c.seq_len, c.vocab_size, device=device)
         preds = torch.zeros(m, c.seq_len, dtype=torch.int64, device=device)
-        status = torch.full_like(zeros, Status.CANCELLED)
-        snapshot = Snapshot(number, preds, logits, nan, nan, nan, zeros, status)
-        self._record(snapshot, torch.ones(m, dtype=torch.bool, device=device))
+        status = torch.full((m,), int(Status.CANCELLED), dtype=torch.int64, device=device)
+        zeros, numbers = self._to_device(steps), self._to_device(number)
+        rows = Snapshot(numbers, preds, logits, nan, nan, nan, zeros, status)
+        self._record(lambda: rows, steps, torch.ones(m, dtype=torch.bool))
 
     def _cancel_all(self, rows: _Rows) -> None:
         """The caller wants no more: rows in flight keep the answers that they have."""
-        n = len(rows.number)
-        if n:
-            fresh = rows.rng[:, 3] == 0
-            self._cancel_unstarted(rows.number[fresh])
-            rows = rows.take((~fresh).nonzero()[:, 0])
+        number, steps = torch.stack([rows.number, rows.rng[:, 3]]).cpu()
+        self._cancel_unstarted(number[steps == 0])
+        rows, steps = rows.take(self._to_device(steps.nonzero()[:, 0])), steps[steps > 0]
         if len(rows.number):
             nan = torch.full((len(rows.number),), torch.nan, device=rows.number.device)
             status = torch.full_like(rows.number, Status.CANCELLED)
             q_halt = reference.heads(rows.z_H, self.weights)[1].float()
-            snapshot = Snapshot(
-                rows.number,
-                rows.logits.argmax(-1),
-                rows.logits,
-                q_halt,
-                nan,
-                rows.changes.nanmean(1),
-                rows.rng[:, 3],
-                status,
-            )
-            self._record(snapshot, torch.ones_like(status, dtype=torch.bool))
-        left = torch.arange(self.queued, self.problem.trajectories, device=self.problem.tokens.device)
+            score = rows.changes.nanmean(1)
+            told = (rows.number, rows.logits.argmax(-1), rows.logits, q_halt, nan, score, rows.rng[:, 3], status)
+            self._record(lambda: Snapshot(*told), steps, torch.ones_like(steps, dtype=torch.bool))
+        left = torch.arange(self.queued, self.problem.trajectories)
         self.queued = self.problem.trajectories
         # In parts, or the rows that never ran would take more memory than those that did.
         for part in left.split(self.problem.slots):
