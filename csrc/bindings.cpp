@@ -15,6 +15,9 @@
 #include "cpu/isa.h"
 #include "cpu/operator.h"
 #include "cpu/peak.h"
+#ifdef EQR_HAVE_CUDA
+#include "cuda_args.h"
+#endif
 #include "operator_args.h"
 #include "philox.h"
 #include "poll.h"
@@ -37,8 +40,10 @@ py::dict build_info() {
 #endif
 #ifdef EQR_HAVE_CUDA
   info["cuda"] = EQR_HAVE_CUDA;
+  info["cuda_architectures"] = EQR_CUDA_ARCHITECTURES;
 #else
   info["cuda"] = py::none();
+  info["cuda_architectures"] = py::none();
 #endif
   return info;
 }
@@ -111,10 +116,48 @@ py::object with_poll(const py::function& run, py::object ask) {
 }
 
 int64_t packed_bytes(const std::vector<int64_t>& sizes, const std::vector<double>& constants, bool fixed_start,
-                     const std::string& precision) {
+                     const std::string& precision, [[maybe_unused]] const std::string& layout) {
   const eqr::Shape shape = eqr::shape_of(sizes, constants, fixed_start);
+#ifdef EQR_HAVE_CUDA
+  if (!layout.empty()) return eqr::cuda::packed_length(shape, eqr::cuda::kernel_of_layout(layout));
+#endif
   return eqr::cpu::packed_bytes(shape, eqr::precision_of(precision), eqr::cpu::isa());
 }
+
+#ifdef EQR_HAVE_CUDA
+std::string cuda_why_not(const std::vector<int64_t>& sizes, const std::vector<double>& constants, bool fixed_start,
+                         const std::string& precision) {
+  return eqr::cuda::why_not(eqr::shape_of(sizes, constants, fixed_start), eqr::precision_of(precision));
+}
+
+py::dict cuda_device(int index) {
+  const eqr::cuda::DeviceLimits limits = eqr::cuda::device_limits(index);
+  py::dict out;
+  out["major"] = limits.major;
+  out["minor"] = limits.minor;
+  out["multiprocessors"] = limits.multiprocessors;
+  out["shared_bytes"] = limits.shared_bytes;
+  return out;
+}
+
+py::dict cuda_plan(const std::vector<int64_t>& sizes, const std::vector<double>& constants, bool fixed_start, int major,
+                   int minor, int multiprocessors, int64_t shared_bytes, const std::string& regime,
+                   int64_t trajectories, int64_t slots, int64_t window, int64_t depth, int64_t puzzles, bool race) {
+  const eqr::cuda::Plan plan =
+      eqr::cuda::plan(eqr::shape_of(sizes, constants, fixed_start), {major, minor, multiprocessors, shared_bytes},
+                      eqr::cuda::regime_of(regime), trajectories, slots, window, depth, puzzles, race);
+  py::dict out;
+  out["kernel"] = eqr::cuda::kernel_name(plan.kernel);
+  out["ctas"] = plan.ctas;
+  out["threads"] = plan.threads;
+  out["cluster"] = plan.cluster;
+  out["shared_bytes"] = plan.shared_bytes;
+  out["slots"] = plan.slots;
+  out["slot_bytes"] = plan.slot_bytes;
+  out["workspace_bytes"] = plan.workspace_bytes;
+  return out;
+}
+#endif
 
 // Operations a second of the registers alone, of each of the slices of a few milliseconds that fit into `seconds`, on
 // the calling thread; empty where there is no meter (see cpu/peak.h).
@@ -151,7 +194,17 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_isa", [] { return eqr::cpu::isa_name(eqr::cpu::isa()); }, "The instruction set in use.");
   m.def("set_cpu_isa", &eqr::cpu::set_isa, py::arg("name"), "Chooses the instruction set for this process.");
   m.def("packed_bytes", &packed_bytes, py::arg("sizes"), py::arg("constants"), py::arg("fixed_start"),
-        py::arg("precision"), "Size of what pack_weights gives for the instruction set in use.");
+        py::arg("precision"), py::arg("layout") = "",
+        "Size of what pack_weights gives for the instruction set in use; on a CUDA device, for a layout.");
+#ifdef EQR_HAVE_CUDA
+  m.def("cuda_why_not", &cuda_why_not, py::arg("sizes"), py::arg("constants"), py::arg("fixed_start"),
+        py::arg("precision"), "Why the CUDA kernels do not take an operator on any device, or empty.");
+  m.def("cuda_device", &cuda_device, py::arg("index"), "What a plan must know of a device, as arguments of cuda_plan.");
+  m.def("cuda_plan", &cuda_plan, py::arg("sizes"), py::arg("constants"), py::arg("fixed_start"), py::kw_only(),
+        py::arg("major"), py::arg("minor"), py::arg("multiprocessors"), py::arg("shared_bytes"), py::arg("regime"),
+        py::arg("trajectories"), py::arg("slots"), py::arg("window"), py::arg("depth"), py::arg("puzzles"),
+        py::arg("race"), "How a run would be launched on a device; needs none.");
+#endif
   m.def("with_poll", &with_poll, py::arg("run"), py::arg("ask"),
         "run(), whose ops handle signals now and then, call ask() (unless None), and cancel what is left where that "
         "returns False or raises; what it or a signal handler raises is raised again when run() has returned.");

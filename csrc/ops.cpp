@@ -1,5 +1,5 @@
-// The state update and the random numbers as torch ops. ops.cpp, ops_fixed_point.cpp and ops_checks.h are the only
-// files that know torch: schemas, checks and dispatch of torch.ops.eqr_kernels.*, through torch's stable ABI, so that
+// The state update and the random numbers as torch ops. The files ops*.cpp and ops*.h are the only ones that know
+// torch: schemas, checks and dispatch of torch.ops.eqr_kernels.*, through torch's stable ABI, so that
 // one build serves torch 2.11 and later. bindings.cpp makes the same library a Python module.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

@@ -40,15 +40,30 @@ inline const char* dtype_name(torch::headeronly::ScalarType dtype) {
   }
 }
 
-// `t` must be a contiguous tensor of `dtype` and `sizes` on CPU.
+// Where a tensor is, as far as the ops tell places apart.
+struct Place {
+  bool cuda = false;
+  int index = 0;
+
+  bool operator==(const Place&) const = default;
+  std::string name() const { return cuda ? "cuda:" + std::to_string(index) : "CPU"; }
+};
+
+inline Place place_of(const torch::stable::Tensor& t) {
+  return t.is_cuda() ? Place{true, int(t.get_device_index())} : Place{};
+}
+
+// `t` must be a contiguous tensor of `dtype` and `sizes` on `place`.
 inline void check_tensor(const std::string& name, const torch::stable::Tensor& t,
-                         torch::headeronly::ScalarType dtype, const std::vector<int64_t>& sizes) {
-  bool good = t.is_cpu() && t.scalar_type() == dtype && t.dim() == int64_t(sizes.size()) && t.is_contiguous();
+                         torch::headeronly::ScalarType dtype, const std::vector<int64_t>& sizes,
+                         const Place& place = {}) {
+  const bool there = (t.is_cpu() || t.is_cuda()) && place_of(t) == place;
+  bool good = there && t.scalar_type() == dtype && t.dim() == int64_t(sizes.size()) && t.is_contiguous();
   for (size_t i = 0; good && i < sizes.size(); ++i) good = t.size(int64_t(i)) == sizes[i];
   if (!good)
-    fail(name, " must be a contiguous ", dtype_name(dtype), " tensor ", list(sizes), " on CPU, got ",
+    fail(name, " must be a contiguous ", dtype_name(dtype), " tensor ", list(sizes), " on ", place.name(), ", got ",
          t.is_contiguous() ? "" : "a non-contiguous ", dtype_name(t.scalar_type()), " tensor ", shape(t),
-         t.is_cpu() ? "" : " on another device", "; use .cpu(), .to(dtype) or .contiguous()");
+         there ? "" : " on another device", "; use .to(device), .to(dtype) or .contiguous()");
 }
 
 inline void check_noise_scale(double noise_scale) {

@@ -69,8 +69,13 @@ def _noise_scale(noise_scale: float) -> None:
         raise ValueError(f"noise_scale must be finite and at least 0, got {noise_scale}")
 
 
-def _tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int | str, ...]) -> None:
-    """`tensor` is of this dtype and shape, where a letter stands for any size, contiguous and on CPU."""
+def _tensor(
+    name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int | str, ...], like: tuple[str, Tensor] | None = None
+) -> None:
+    """`tensor` is of this dtype and shape, where a letter stands for any size, contiguous and on CPU.
+
+    Or where the tensor of `like`, a name and a tensor, is: on CPU or on a CUDA device.
+    """
     if not isinstance(tensor, Tensor) or tensor.dtype != dtype:
         got = str(tensor.dtype) if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"{name} must be a {dtype} tensor {_text(shape)}, got {got}; convert it with .to({dtype})")
@@ -81,7 +86,21 @@ def _tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int | st
         raise ValueError(
             f"{name} must be contiguous, got shape {list(sizes)}, strides {tensor.stride()}; use {name}.contiguous()"
         )
-    on_cpu(name, tensor)
+    if like is None:
+        on_cpu(name, tensor)
+    else:
+        _beside(name, tensor, *like)
+
+
+def _beside(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    device = other.device
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(
+            f"{other_name} is on {device}, and this op runs on CPU and on CUDA devices; move it with .cpu() or .cuda()"
+        )
+    if tensor.device != device:
+        move = ".cpu()" if device.type == "cpu" else f".to({str(device)!r})"
+        raise ValueError(f"{name} is on {tensor.device} and {other_name} on {device}; move it with {move}")
 
 
 def _text(shape: tuple[int | str, ...]) -> str:
@@ -113,6 +132,14 @@ def _count(name: str, value: object, low: int, high: int) -> None:
         raise ValueError(f"{name} must be in {low}..{high}, got {value}")
 
 
+def _operator(sizes: Sequence[int], constants: Sequence[float]) -> None:
+    # What they may be is checked where they are first used, in C++.
+    if len(sizes) != len(SIZES):
+        raise ValueError(f"sizes must be {len(SIZES)} integers ({', '.join(SIZES)}), got {len(sizes)}")
+    if len(constants) != len(CONSTANTS):
+        raise ValueError(f"constants must be {len(CONSTANTS)} numbers ({', '.join(CONSTANTS)}), got {len(constants)}")
+
+
 def pack_weights(
     embedding: Tensor,
     lm_head: Tensor,
@@ -127,11 +154,7 @@ def pack_weights(
     constants: Sequence[float],
     precision: str,
 ) -> None:
-    # What sizes and constants may be is checked where they are first used, in C++.
-    if len(sizes) != len(SIZES):
-        raise ValueError(f"sizes must be {len(SIZES)} integers ({', '.join(SIZES)}), got {len(sizes)}")
-    if len(constants) != len(CONSTANTS):
-        raise ValueError(f"constants must be {len(CONSTANTS)} numbers ({', '.join(CONSTANTS)}), got {len(constants)}")
+    _operator(sizes, constants)
     _choice("precision", precision, PRECISIONS)
     tokens, features, vocabulary, mixer_hidden, hidden, heads, layers, _, _, rope_parts = sizes
     if len(blocks) != 4 * layers:
@@ -150,8 +173,9 @@ def pack_weights(
         ("q_bias", q_bias, (2,)),
         *((f"blocks[{i}]", tensor, of_block[i % 4]) for i, tensor in enumerate(blocks)),
     ]
+    like = ("embedding", embedding)
     for name, tensor, shape in required:
-        _tensor(name, tensor, torch.float32, shape)
+        _tensor(name, tensor, torch.float32, shape, like)
     twins = (("rope_cos", rope_cos, "rope_sin", rope_sin), ("H_start", H_start, "L_start", L_start))
     for name, one, twin_name, twin in twins:
         if (one is None) != (twin is None):
@@ -163,15 +187,15 @@ def pack_weights(
     for name, one, twin_name, twin in twins:
         shape = (tokens, features // heads if heads else 0) if name == "rope_cos" else (features,)
         if one is not None and twin is not None:
-            _tensor(name, one, torch.float32, shape)
-            _tensor(twin_name, twin, torch.float32, shape)
+            _tensor(name, one, torch.float32, shape, like)
+            _tensor(twin_name, twin, torch.float32, shape, like)
 
 
-def packed(packed: Tensor) -> None:
+def packed(packed: Tensor, like: tuple[str, Tensor] | None = None) -> None:
     if not isinstance(packed, Tensor) or packed.dtype != torch.uint8:
         got = str(packed.dtype) if isinstance(packed, Tensor) else type(packed).__name__
         raise TypeError(f"packed must be a uint8 tensor [bytes], got {got}; make it with pack_weights")
-    _tensor("packed", packed, torch.uint8, ("bytes",))
+    _tensor("packed", packed, torch.uint8, ("bytes",), like)
 
 
 def fixed_point(
@@ -179,7 +203,8 @@ def fixed_point(
     tokens: Tensor,
     ids: Tensor,
     control: Tensor,
-    vocabulary: int,
+    sizes: Sequence[int],
+    constants: Sequence[float],
     seed: int,
     breadth: int,
     depth: int,
@@ -192,13 +217,15 @@ def fixed_point(
     checkpoints: Sequence[int],
     slots: int,
 ) -> None:
-    packed(packed_weights)
-    _tensor("tokens", tokens, torch.int64, ("N", "S"))
-    _tensor("ids", ids, torch.int64, (tokens.shape[0],))
-    _tensor("control", control, torch.int64, (3,))
+    _operator(sizes, constants)
+    like = ("tokens", tokens)
+    _tensor("tokens", tokens, torch.int64, ("N", sizes[0]), like)
+    packed(packed_weights, like)
+    _tensor("ids", ids, torch.int64, (tokens.shape[0],), like)
+    # On a CUDA device it may also be of the host, whose memory the device sees: the op says which.
+    _tensor("control", control, torch.int64, (3,), like if control.device.type == "cuda" else None)
     most = (1 << 63) - 1
     for name, value, low, high in (
-        ("vocabulary", vocabulary, 1, most),
         ("seed", seed, 0, (1 << 32) - 1),
         ("breadth", breadth, 1, (1 << 32) - 1),
         ("depth", depth, 1, (1 << 24) - 1),

@@ -56,8 +56,27 @@ def _require() -> Any:
     return _extension
 
 
+def _require_cuda(tensor: Tensor) -> None:
+    """That the extension has kernels for the device of a tensor, where that is a CUDA device."""
+    if isinstance(tensor, Tensor) and tensor.device.type == "cuda" and (why_not := why_not_cuda()):
+        raise RuntimeError(why_not)
+
+
+def why_not_cuda() -> str | None:
+    """Why the extension has no CUDA kernels, with the remedy; None where it has them."""
+    if _extension is None:
+        return _status
+    if _extension.build_info()["cuda"] is None:
+        return (
+            "eqr_kernels._C was built without CUDA kernels; put nvcc of the CUDA toolkit on PATH (or set CUDACXX) and "
+            "run `EQR_BUILD_CUDA=ON pip install --no-build-isolation .` in the source folder"
+        )
+    return None
+
+
 def build_info() -> dict[str, Any]:
-    """What the extension was built with: version, compiler, build_type, torch_headers, torch_target, cuda (or None).
+    """What the extension was built with: version, compiler, build_type, torch_headers, torch_target, avx512, cuda and
+    cuda_architectures (None without CUDA kernels).
 
     Raises:
         RuntimeError: there is no extension.
@@ -194,11 +213,13 @@ def pack_weights(
     sizes: Sequence[int],
     constants: Sequence[float],
     precision: str,
+    layout: str = "",
 ) -> Tensor:
     """The weights of an operator in the order in which `fixed_point` reads them, for the instruction set in use.
 
     S tokens, d features, V vocabulary, k(m) hidden units of the SwiGLU on an axis of m, h heads. All tensors are
-    float32, contiguous and on CPU; "bf16" and "int8" round here.
+    float32, contiguous and on CPU, or all on one CUDA device, which packs them in the order of its current stream;
+    "bf16" and "int8" round here.
 
     Args:
         embedding, lm_head: [V, d]. q_weight: [2, d]. q_bias: [2].
@@ -210,22 +231,26 @@ def pack_weights(
             attention), layers, H_cycles, L_cycles, rope_parts (0: no rotation; 1: of whole heads; 2: of their halves).
         constants: lambda_, rms_norm_eps, H_init_std, L_init_std.
         precision: "fp32"; "bf16" (operands, with float32 sums and state); "int8" (channel GEMMs, the rest as "bf16").
+            On a CUDA device "bf16".
+        layout: on a CUDA device the kernel that is to read them: "throughput_mma", "throughput_wgmma" or "latency".
+            Without meaning on CPU.
 
     Returns:
-        uint8 [bytes], good on this machine and for this instruction set only.
+        uint8 [bytes], good on this machine and for this instruction set or layout only.
 
     Raises:
-        RuntimeError: there is no extension, or a gradient is asked for.
-        TypeError, ValueError: an argument is not as above.
+        RuntimeError: there is no extension, or none for this device, or a gradient is asked for.
+        TypeError, ValueError: an argument is not as above, or the CUDA kernels do not take the operator.
     """
     _require()
+    _require_cuda(embedding)
     optional = (rope_cos, rope_sin, H_start, L_start)
     check.pack_weights(embedding, lm_head, q_weight, q_bias, blocks, *optional, sizes, constants, precision)
     named = dict(embedding=embedding, lm_head=lm_head, q_weight=q_weight, q_bias=q_bias)
     named |= {f"blocks[{i}]": tensor for i, tensor in enumerate(blocks)}
     check.no_gradient("pack_weights", "backend='reference'", **named, H_start=H_start, L_start=L_start)
     packed: Tensor = torch.ops.eqr_kernels.pack_weights.default(
-        embedding, lm_head, q_weight, q_bias, blocks, *optional, sizes, constants, precision
+        embedding, lm_head, q_weight, q_bias, blocks, *optional, sizes, constants, precision, layout
     )
     return packed
 
@@ -236,7 +261,9 @@ def fixed_point(
     ids: Tensor,
     control: Tensor,
     *,
-    vocabulary: int,
+    sizes: Sequence[int],
+    constants: Sequence[float],
+    fixed_start: bool,
     seed: int,
     breadth: int,
     depth: int,
@@ -251,48 +278,57 @@ def fixed_point(
     trace: bool = False,
     ask: Callable[[], object] | None = None,
 ) -> FixedPointOutput:
-    """Iterates T = N * breadth trajectories, each to its end, in one call on torch's threads.
+    """Iterates T = N * breadth trajectories, each to its end, in one call on torch's threads or on a CUDA device.
 
     The rules are those of `eqr_kernels.solve.solve`. The result does not depend, bit for bit, on the number of threads,
     on `slots` or on the other rows, but for the steps and status of the losers of a race.
 
+    On a CUDA device the op only enqueues the run on the current stream and returns; it may be captured in a graph.
+
     Args:
-        packed: uint8 [bytes] of `pack_weights`, for the instruction set that it was packed with.
-        tokens: int64 [N, S] in 0..V-1. ids: int64 [N], key the random stream. All contiguous and on CPU.
+        packed: uint8 [bytes] of `pack_weights`, for the instruction set or the layout that it was packed with.
+        tokens: int64 [N, S] in 0..V-1 (on a CUDA device one out of range ends all work there, as with torch's own
+            indexing). ids: int64 [N], key the random stream. All contiguous, and all on CPU or on one CUDA device.
         control: int64 [3], zeros; written while the op runs, and readable and writable from another thread: [0] cancels
-            what is left when it is not 0, [1] counts the trajectories that have ended, [2] the outer steps spent.
-        vocabulary: V, that of the packed weights.
+            what is left when it is not 0, [1] counts the trajectories that have ended, [2] the outer steps spent. For
+            a run on a CUDA device in page-locked memory (`pin_memory=True`), or on the device where nobody looks at it;
+            its counts may then come out of order.
+        sizes, constants: those of `pack_weights`. fixed_start: whether it was given H_start.
         seed: 0 to 2**32 - 1.
         breadth, depth: trajectories of each puzzle, and outer steps of each at most.
         halt, tol, patience: "residual" (residual <= tol for `patience` consecutive steps), "q" or "none".
         select: "residual", "vote", "q" or "first".
         window: differences of the logits in a score.
         noise_scale: of the noise injection; 0 draws none.
-        checkpoints: rising depths at which all trajectories are also recorded.
+        checkpoints: rising depths at which all trajectories are also recorded; at most 64 on a CUDA device.
         slots: trajectories in flight at most.
         trace: also return every residual.
-        ask: called now and then from this thread while the op runs; returning False cancels what is left.
+        ask: called now and then from this thread while the op runs; returning False cancels what is left. On CPU only.
 
     Raises:
-        RuntimeError: there is no extension.
+        RuntimeError: there is no extension, or none for this device.
         TypeError, ValueError: an argument is not as above.
         BaseException: whatever `ask` or the handler of a signal raised (KeyboardInterrupt on Ctrl-C) once the op has
             stopped, which takes an outer step. Not under torch.compile, where the op runs to its end.
     """
     extension = _require()
+    _require_cuda(tokens)
     check.fixed_point(
-        packed, tokens, ids, control, vocabulary, seed, breadth, depth, halt, tol, patience, select, window,
+        packed, tokens, ids, control, sizes, constants, seed, breadth, depth, halt, tol, patience, select, window,
         noise_scale, checkpoints, slots,
     )  # fmt: skip
 
     def run() -> tuple[Tensor, ...]:
         result: tuple[Tensor, ...] = torch.ops.eqr_kernels.fixed_point.default(
-            packed, tokens, ids, control, vocabulary, seed, breadth, depth, halt, tol, patience, select, window,
-            noise_scale, checkpoints, slots, trace,
+            packed, tokens, ids, control, sizes, constants, fixed_start, seed, breadth, depth, halt, tol, patience,
+            select, window, noise_scale, checkpoints, slots, trace,
         )  # fmt: skip
         return result
 
-    return FixedPointOutput(*(run() if torch.compiler.is_compiling() else extension.with_poll(run, ask)))
+    on_cpu = tokens.device.type == "cpu"
+    if ask is not None and not on_cpu:
+        raise ValueError("ask is for runs on CPU: on a CUDA device the op returns at once; look at control meanwhile")
+    return FixedPointOutput(*(extension.with_poll(run, ask) if on_cpu and not torch.compiler.is_compiling() else run()))
 
 
 def latent_recursions(
@@ -392,10 +428,12 @@ if _extension is not None:
         sizes: Sequence[int],
         constants: Sequence[float],
         precision: str,
+        layout: str = "",
     ) -> Tensor:
         optional = (rope_cos, rope_sin, H_start, L_start)
         check.pack_weights(embedding, lm_head, q_weight, q_bias, blocks, *optional, sizes, constants, precision)
-        size = _require().packed_bytes(sizes, constants, H_start is not None, precision)
+        layout = layout if embedding.device.type == "cuda" else ""
+        size = _require().packed_bytes(sizes, constants, H_start is not None, precision, layout)
         return embedding.new_empty(size, dtype=torch.uint8)
 
     @torch.library.register_fake("eqr_kernels::fixed_point")
@@ -404,7 +442,9 @@ if _extension is not None:
         tokens: Tensor,
         ids: Tensor,
         control: Tensor,
-        vocabulary: int,
+        sizes: Sequence[int],
+        constants: Sequence[float],
+        fixed_start: bool,
         seed: int,
         breadth: int,
         depth: int,
@@ -419,10 +459,10 @@ if _extension is not None:
         trace: bool,
     ) -> tuple[Tensor, ...]:
         check.fixed_point(
-            packed, tokens, ids, control, vocabulary, seed, breadth, depth, halt, tol, patience, select, window,
+            packed, tokens, ids, control, sizes, constants, seed, breadth, depth, halt, tol, patience, select, window,
             noise_scale, checkpoints, slots,
         )  # fmt: skip
-        puzzles, length = tokens.shape
+        puzzles, length, vocabulary = tokens.shape[0], sizes[0], sizes[2]
         trajectories, depths = puzzles * breadth, len(checkpoints)
 
         def recorded(*sizes: int) -> list[Tensor]:

@@ -52,7 +52,7 @@ def test_auto_takes_it_and_tells_how(contractive, puzzles, restore):
     result = contractive.solve(puzzles, tol=TOL, depth=2)
     isa = ops.cpu_isa()
     assert result.backend == "cpu"
-    assert result.backend_reason.startswith(f"auto chose cpu: fused fixed-point kernel, {isa} fp32, 2 threads; triton:")
+    assert result.backend_reason.startswith(f"auto chose cpu: fused fixed-point kernel, {isa} fp32, 2 threads; cuda:")
     torch.set_num_threads(1)
     assert f"{isa} fp32, 1 thread" in solve(contractive, puzzles, depth=1).backend_reason
 

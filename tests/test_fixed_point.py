@@ -44,17 +44,23 @@ def weights(mixer: str = "mlp_t", fixed_start: bool = False, precision: str = "f
         embedding=draw(V, D), lm_head=draw(V, D), q_weight=draw(2, D), q_bias=torch.zeros(2), blocks=blocks,
         rope_cos=angles.cos() if attention else None, rope_sin=angles.sin() if attention else None,
         H_start=draw(D) if fixed_start else None, L_start=draw(D) if fixed_start else None,
-        sizes=(S, D, V, 0 if attention else K, K, 2 if attention else 0, 1, 2, 2, int(attention)),
-        constants=(0.95, 1e-5, 1.0, 1.0), precision=precision,
+        **{name: value for name, value in operator(mixer).items() if name != "fixed_start"}, precision=precision,
     )  # fmt: skip
+
+
+def operator(mixer: str = "mlp_t", fixed_start: bool = False) -> dict[str, Any]:
+    """The arguments of `fixed_point` that tell of an operator."""
+    attention = mixer == "attention"
+    sizes = (S, D, V, 0 if attention else K, K, 2 if attention else 0, 1, 2, 2, int(attention))
+    return dict(sizes=sizes, constants=(0.95, 1e-5, 1.0, 1.0), fixed_start=fixed_start)
 
 
 def problem(n: int = 4, **changes: Any) -> dict[str, Any]:
     """Arguments of `fixed_point` after `packed`, in the op's order; no trajectory of it settles."""
     g = torch.Generator().manual_seed(1)
-    arguments = dict(
+    arguments: dict[str, Any] = dict(
         tokens=torch.randint(0, V, (n, S), generator=g), ids=torch.arange(n) - 2**62,
-        control=torch.zeros(3, dtype=torch.int64), vocabulary=V, seed=2**32 - 1, breadth=3, depth=6, halt="none",
+        control=torch.zeros(3, dtype=torch.int64), **operator(), seed=2**32 - 1, breadth=3, depth=6, halt="none",
         tol=0.01, patience=1, select="residual", window=3, noise_scale=0.01, checkpoints=(2, 5), slots=64, trace=True,
     )  # fmt: skip
     return {**arguments, **changes}
@@ -211,8 +217,15 @@ def test_sizes_that_contradict_each_other_are_named(sizes: tuple[int, ...], mess
 
 
 BAD_PROBLEMS = [
-    (dict(tokens=torch.zeros(4, S)), TypeError, r"tokens must be a torch.int64 tensor \[N, S\], got torch.float32"),
-    (dict(tokens=torch.zeros(4, dtype=torch.int64)), ValueError, r"tokens must have shape \[N, S\], got \[4\]"),
+    (dict(tokens=torch.zeros(4, S)), TypeError, r"tokens must be a torch.int64 tensor \[N, 6\], got torch.float32"),
+    (dict(tokens=torch.zeros(4, dtype=torch.int64)), ValueError, r"tokens must have shape \[N, 6\], got \[4\]"),
+    (
+        dict(tokens=torch.zeros(4, S + 1, dtype=torch.int64)),
+        ValueError,
+        r"tokens must have shape \[N, 6\], got \[4, 7\]",
+    ),
+    (dict(sizes=(S, D)), ValueError, r"sizes must be 10 integers .*, got 2"),
+    (dict(constants=(0.5,)), ValueError, r"constants must be 4 numbers .*, got 1"),
     (dict(tokens=torch.zeros(S, 4, dtype=torch.int64).T), ValueError, "tokens must be contiguous"),
     (dict(ids=torch.zeros(3, dtype=torch.int64)), ValueError, r"ids must have shape \[4\], got \[3\]"),
     (dict(control=torch.zeros(2, dtype=torch.int64)), ValueError, r"control must have shape \[3\], got \[2\]"),
@@ -253,11 +266,14 @@ def test_bad_problems_are_named(change: dict[str, Any], error: type[Exception], 
     [
         (dict(tokens=torch.full((4, S), V)), "tokens must be in 0..6, got 7 in row 0"),
         (dict(tokens=torch.tensor([[0] * S] * 3 + [[0, -1, 0, 0, 0, 0]])), "tokens must be in 0..6, got -1 in row 3"),
+        (with_size(2, V + 1), r"sizes must be those of the packed weights, \[6, 16, 7, .*\], got \[6, 16, 8, "),
+        (with_size(8, 3), r"sizes must be those of the packed weights"),
+        (with_size(3, 1), r"\(mixer_hidden\) must be a multiple of 256, got 1"),
         (
-            dict(tokens=torch.zeros(4, S + 1, dtype=torch.int64)),
-            r"tokens must be .* \[4, 6\].*got int64 tensor \[4, 7\]",
+            dict(constants=(0.5, 1e-5, 1.0, 1.0)),
+            r"constants must be those of the packed weights, \[0.95, .*got \[0.5, ",
         ),
-        (dict(vocabulary=V + 1), "vocabulary must be that of the packed weights, 7, got 8"),
+        (dict(fixed_start=True), "fixed_start must be that of the packed weights, 0, got 1"),
         (dict(breadth=2**32 - 1, n=2**9), r"N \* breadth must be at most 2\*\*40"),
     ],
 )
@@ -361,13 +377,13 @@ def test_fingerprint_names_what_it_cannot_take() -> None:
 @pytest.mark.parametrize("mixer", ["mlp_t", "attention"])
 def test_same_bits_for_any_threads_and_slots(isa: str, precision: str, mixer: str, restore: None) -> None:
     ops.set_cpu_isa(isa)
-    packed = ops.pack_weights(**weights(mixer, precision=precision))
+    packed, about = ops.pack_weights(**weights(mixer, precision=precision)), operator(mixer)
     torch.set_num_threads(1)
-    expected = run(packed)
+    expected = run(packed, **about)
     for threads, slots in ((1, 1), (2, 1), (2, 64), (3, 2)):
         torch.set_num_threads(threads)
-        assert same(run(packed, slots=slots), expected), (threads, slots)
-    alone = run(packed, n=1)
+        assert same(run(packed, slots=slots, **about), expected), (threads, slots)
+    alone = run(packed, n=1, **about)
     assert torch.equal(alone.logits[0], expected.logits[0]) and torch.equal(alone.residuals, expected.residuals[:3])
 
 

@@ -9,7 +9,9 @@ import torch
 
 from eqr_kernels.backends.base import Backend, FixedPointProblem, Recorder, Snapshot, Status
 from eqr_kernels.backends.cpu import CpuBackend
+from eqr_kernels.backends.cuda import CudaBackend
 from eqr_kernels.backends.reference import ReferenceBackend
+from eqr_kernels.backends.triton import TritonBackend
 
 if TYPE_CHECKING:
     from eqr_kernels.modules import EquilibriumReasoner
@@ -17,16 +19,12 @@ if TYPE_CHECKING:
 __all__ = ["Backend", "FixedPointProblem", "Recorder", "Snapshot", "Status", "available", "choose"]
 
 # In the order in which "auto" prefers them.
-_BACKENDS: tuple[Backend, ...] = (CpuBackend(), ReferenceBackend())
-_PLANNED = {
-    "triton": "the Triton kernels are planned and not part of this version",
-    "cuda": "the CUDA kernels are planned and not part of this version",
-}
+_BACKENDS: tuple[Backend, ...] = (CudaBackend(), TritonBackend(), CpuBackend(), ReferenceBackend())
 
 
 def available(model: EquilibriumReasoner, dtype: torch.dtype) -> dict[str, str | None]:
     """Every backend's name, with None where it can run `model` in `dtype`, else the reason why not."""
-    return {**{b.name: b.why_not(model, dtype) for b in _BACKENDS}, **_PLANNED}
+    return {b.name: b.why_not(model, dtype) for b in _BACKENDS}
 
 
 def choose(name: str, model: EquilibriumReasoner, dtype: torch.dtype) -> tuple[Backend, str]:

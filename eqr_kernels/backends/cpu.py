@@ -3,64 +3,21 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from eqr_kernels import ops
-from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder, Snapshot
-from eqr_kernels.config import swiglu_size
+from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder
+from eqr_kernels.backends.packing import PackArguments, hand_over, operator_of
 
 if TYPE_CHECKING:
     from eqr_kernels.modules import EquilibriumReasoner
 
 _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
 _WEIGHTS = (torch.float32, torch.bfloat16)
-
-
-class _Weights(NamedTuple):
-    """What is packed of a model, in its own dtype: the arguments of `ops.pack_weights`, in that order."""
-
-    heads: tuple[Tensor, ...]  # embedding, lm_head, q_weight, q_bias
-    blocks: tuple[Tensor, ...]
-    tables: tuple[Tensor | None, ...]  # rope_cos, rope_sin, H_start, L_start
-    sizes: tuple[int, ...]
-    constants: tuple[float, ...]
-
-    @classmethod
-    def of(cls, model: EquilibriumReasoner) -> _Weights:
-        c, w, rope = model.config, model.weights(), model.rope()
-        heads = (w.embedding, w.lm_head, w.q_weight, w.q_bias)
-        blocks = [tensor for block in w.blocks for tensor in block]
-        tables = (*((None, None) if rope is None else rope), model.H_init, model.L_init)
-        rope_parts = 0 if rope is None else 2 if c.pos_encodings == "rope2d" else 1
-        mixer_hidden, heads_count = (swiglu_size(c.seq_len, c.expansion), 0) if c.mlp_t else (0, c.num_heads)
-        sizes = (
-            c.seq_len, c.hidden_size, c.vocab_size, mixer_hidden, swiglu_size(c.hidden_size, c.expansion), heads_count,
-            c.L_layers, c.H_cycles, c.L_cycles, rope_parts,
-        )  # fmt: skip
-        return cls(
-            tuple(tensor.detach().contiguous() for tensor in heads),
-            tuple(tensor.detach().contiguous() for tensor in blocks),
-            tuple(None if tensor is None else tensor.detach().contiguous() for tensor in tables),
-            sizes,
-            (c.lambda_, c.rms_norm_eps, c.H_init_std, c.L_init_std),
-        )
-
-    def fingerprint(self) -> tuple[object, ...]:
-        present = [tensor for tensor in (*self.heads, *self.blocks, *self.tables) if tensor is not None]
-        return ops.fingerprint(present), len(present), self.sizes, self.constants
-
-    def pack(self, precision: str) -> Tensor:
-        embedding, lm_head, q_weight, q_bias = (tensor.float() for tensor in self.heads)
-        blocks = [tensor.float() for tensor in self.blocks]
-        cos, sin, H_start, L_start = (None if tensor is None else tensor.float() for tensor in self.tables)
-        return ops.pack_weights(
-            embedding, lm_head, q_weight, q_bias, blocks, cos, sin, H_start, L_start, self.sizes, self.constants,
-            precision,
-        )  # fmt: skip
 
 
 class _Packs:
@@ -72,7 +29,7 @@ class _Packs:
 
     def get(self, model: EquilibriumReasoner, precision: str) -> Tensor:
         # Read whole at every solve: `p.data.copy_` and the like leave no trace but the bytes.
-        weights = _Weights.of(model)
+        weights = PackArguments.of(model)
         fingerprint = weights.fingerprint()
         with self._lock:
             isa = ops.cpu_isa()
@@ -96,7 +53,7 @@ def latent_recursions(
     model: EquilibriumReasoner, tokens: Tensor, z_H: Tensor, z_L: Tensor, eps: Tensor | None, count: int
 ) -> tuple[Tensor, Tensor]:
     """`ops.latent_recursions` in float32 with the model's weights as they are now, packed for this one call."""
-    packed = _Weights.of(model).pack("fp32")
+    packed = PackArguments.of(model).pack("fp32")
     z_H, z_L = z_H.contiguous(), z_L.contiguous()
     return ops.latent_recursions(packed, tokens, z_H, z_L, eps, noise_scale=model.config.noise_scale, count=count)
 
@@ -158,23 +115,10 @@ class CpuBackend:
         if not ask():
             control[0] = 1
         result = ops.fixed_point(
-            packed, p.tokens.contiguous(), p.ids.contiguous(), control, vocabulary=model.config.vocab_size,
-            seed=p.seed, breadth=p.breadth, depth=p.depth, halt=p.halt, tol=p.tol, patience=p.patience,
-            select=p.select, window=p.window, noise_scale=p.noise_scale, checkpoints=p.checkpoints, slots=p.slots,
-            trace=p.trace, ask=ask,
+            packed, p.tokens.contiguous(), p.ids.contiguous(), control, **operator_of(model), seed=p.seed,
+            breadth=p.breadth, depth=p.depth, halt=p.halt, tol=p.tol, patience=p.patience, select=p.select,
+            window=p.window, noise_scale=p.noise_scale, checkpoints=p.checkpoints, slots=p.slots, trace=p.trace,
+            ask=ask,
         )  # fmt: skip
-        number = torch.arange(p.trajectories)
-        for i, depth in enumerate(p.checkpoints):
-            at = (field[i] for field in result[8:14])
-            recorder.checkpoint(depth, _snapshot(number, *at))
-        if p.trace:
-            recorder.residual(number[:, None], torch.arange(p.depth), result.residuals)
-        recorder.finished(_snapshot(number, *result[2:8]))
-        recorder.winners(result.winner, result.logits)
+        hand_over(result, p, recorder)
         ask()
-
-
-def _snapshot(
-    number: Tensor, preds: Tensor, q_halt: Tensor, residual: Tensor, score: Tensor, steps: Tensor, status: Tensor
-) -> Snapshot:
-    return Snapshot(number, preds, None, q_halt, residual, score, steps, status)
