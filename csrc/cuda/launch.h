@@ -40,7 +40,8 @@ std::string why_not(const Shape&, Precision);
 // Of a device, by cudaGetDeviceAttribute. Throws std::runtime_error.
 DeviceLimits device_limits(int device);
 
-// Throws std::invalid_argument where why_not(...) is not empty or the device cannot run it. `slots` at most are in flight.
+// Throws std::invalid_argument where why_not(...) is not empty or the device cannot run it. At most `slots` trajectories
+// are in flight: a CTA's each, in the latency regime one.
 Plan plan(const Shape&, const DeviceLimits&, Regime, int64_t trajectories, int64_t slots, int64_t window,
           int64_t depth, int64_t puzzles, bool race);
 
