@@ -8,14 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
-import shutil
-import subprocess
-import sysconfig
 
-import pytest
 import torch
-from conftest import REPOSITORY
+from native import build
 from torch import Tensor
 
 from eqr_kernels.backends import FixedPointProblem, Recorder, Snapshot
@@ -29,22 +24,9 @@ _HALT = {"none": 0, "residual": 1, "q": 2}
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The kernels as a shared library, built in build/cuda-library where something has changed.
-
-    Skips the test that asks where a tool is missing.
-    """
-    places = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
-    cmake, ninja = shutil.which("cmake", path=places), shutil.which("ninja", path=places)
-    if cmake is None or ninja is None or shutil.which("c++") is None:
-        pytest.skip("needs CMake, ninja and a C++ compiler to run the CUDA kernels on the host")
-    source, build = REPOSITORY / "tests" / "cuda", REPOSITORY / "build" / "cuda-library"
-    for command in (
-        [cmake, "-S", source, "-B", build, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DEQR_RACES=OFF"],
-        [cmake, "--build", build, "--target", "eqr_cuda_emulated"],
-    ):
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        assert done.returncode == 0, f"{command} failed:\n{done.stdout[-8000:]}"
-    loaded = ctypes.CDLL(str(build / "libeqr_cuda_emulated.so"))
+    """The kernels as a shared library, built in build/cuda-library where something has changed."""
+    folder = build("cuda", "cuda-library", "-DEQR_RACES=OFF", target="eqr_cuda_emulated")
+    loaded = ctypes.CDLL(str(folder / "libeqr_cuda_emulated.so"))
     loaded.eqr_emulated_fixed_point.restype = ctypes.c_char_p
     return loaded
 

@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sysconfig
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, needs_compiler
-
-PLACES = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
-
-
-def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600)
+from conftest import needs_compiler
+from native import build, run
 
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    """The test program; CMake builds what has changed since the last time."""
-    cmake, ninja = shutil.which("cmake", path=PLACES), shutil.which("ninja", path=PLACES)
-    if cmake is None:
-        pytest.skip("needs CMake: run  pip install cmake")
-    if ninja is None:
-        pytest.skip("needs ninja: run  pip install ninja")
-    build = REPOSITORY / "build" / "cpp-tests"
-    source = REPOSITORY / "tests" / "cpp"
-    for command in (
-        [cmake, "-S", source, "-B", build, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"],
-        [cmake, "--build", build],
-    ):
-        done = run(*command)
-        assert done.returncode == 0, f"{command} failed:\n{done.stdout[-8000:]}"
-    return build / "eqr_cpp_tests"
+    return build("cpp", "cpp-tests") / "eqr_cpp_tests"
 
 
 @needs_compiler

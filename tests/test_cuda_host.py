@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
-import sysconfig
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, needs_compiler
+from native import build, run
 
-PLACES = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
 SOURCE = REPOSITORY / "tests" / "cuda"
 TESTS = [
     pytest.param(name, id=f"{file.stem.removeprefix('test_')}-{name}")
@@ -22,27 +18,9 @@ TESTS = [
 pytestmark = needs_compiler
 
 
-def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900)
-
-
 @pytest.fixture(scope="module")
 def program() -> Path:
-    """The test program; CMake builds what has changed since the last time."""
-    cmake, ninja = shutil.which("cmake", path=PLACES), shutil.which("ninja", path=PLACES)
-    if cmake is None:
-        pytest.skip("needs CMake: run  pip install cmake")
-    if ninja is None:
-        pytest.skip("needs ninja: run  pip install ninja")
-    build = REPOSITORY / "build" / "cuda-tests"
-    commands: tuple[list[str | Path], ...] = (
-        [cmake, "-S", SOURCE, "-B", build, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"],
-        [cmake, "--build", build, "--parallel", str(os.cpu_count() or 1)],
-    )
-    for command in commands:
-        done = run(*command)
-        assert done.returncode == 0, f"{command} failed:\n{done.stdout[-8000:]}"
-    return build / "eqr_cuda_tests"
+    return build("cuda", "cuda-tests") / "eqr_cuda_tests"
 
 
 @pytest.mark.parametrize("name", TESTS)
