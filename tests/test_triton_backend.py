@@ -13,7 +13,7 @@ from torch import Tensor
 
 from eqr_kernels import EquilibriumReasoner, SolveResult, Status, backends
 
-INTERPRETED = True
+IN_INTERPRETER = True
 pytest_plugins = ["triton_interpreter"]
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: pip install triton")
 
@@ -86,6 +86,18 @@ def test_early_exit(contractive, puzzles, patience):
     assert torch.equal(last, got.all_residual)
 
 
+def test_patience_counts_consecutive_steps():
+    model = make_contractive(small_config(noise_scale=0.05))
+    tokens = torch.full((1, 6), 3)
+    options = dict(depth=14, tol=0.074, patience=3, trace=True)
+    want = model.solve(tokens, backend="reference", **options)
+    below = (want.residuals <= 0.074) & ~want.residuals.isnan()
+    above = (want.residuals > 0.074) & (below.cumsum(-1) > 0)
+    assert (above.any(-1) & want.converged[:, None]).any(), "a residual should rise above tol again before the end"
+    got = solve(model, tokens, **options)
+    assert torch.equal(got.all_steps, want.all_steps) and torch.equal(got.all_status, want.all_status)
+
+
 @pytest.mark.parametrize("window", [1, 3, 50])
 def test_score_of_the_window(contractive, puzzles, window):
     options = dict(depth=6, halt="none", window=window, checkpoints=(1, 2, 4), return_all=True)
@@ -101,7 +113,7 @@ def test_a_window_longer_than_the_sum_takes_at_a_time(contractive, puzzles):
     torch.testing.assert_close(solve(contractive, puzzles[:1], **options).score, want.score, rtol=1e-4, atol=1e-7)
 
 
-RULES = [("residual", "residual"), ("vote", "residual"), ("q", "q"), ("vote", "none"), ("q", "none"), ("residual", "q")]
+RULES = [("residual", "residual"), ("vote", "residual"), ("q", "q"), ("vote", "none")]
 
 
 @pytest.mark.parametrize(("select", "halt"), RULES)
@@ -143,7 +155,7 @@ def test_a_state_that_is_zero_has_settled(puzzles):
 # ---- races -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("slots", [1, 5, 100])
+@pytest.mark.parametrize("slots", [1, 100])
 def test_a_race_has_the_same_winner_and_costs_less(contractive, puzzles, slots):
     puzzles, options = puzzles[:2], dict(breadth=4, tol=TOL, depth=9, return_all=True)
     everyone = contractive.solve(puzzles, select="residual", backend="reference", **options)
@@ -179,8 +191,7 @@ def test_programs_that_run_side_by_side_cancel_each_other():
 # ---- divergence ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hidden_size", [16, 20])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("hidden_size", "precision"), [(20, "fp32"), (16, "bf16")])
 def test_a_row_that_diverges_leaves_its_neighbours_alone(hidden_size, precision):
     model = make_contractive(small_config(hidden_size=hidden_size))
     puzzles = torch.randint(1, 6, (4, 6), generator=torch.Generator().manual_seed(1))
@@ -189,14 +200,14 @@ def test_a_row_that_diverges_leaves_its_neighbours_alone(hidden_size, precision)
     poisoned = puzzles.clone()
     poisoned[1, 3] = 6
     # One slot: what the bad row leaves in its scratch space meets the next one.
-    options: dict[str, Any] = dict(breadth=2, precision=precision, depth=6, slots=1, checkpoints=(1, 4))
+    options: dict[str, Any] = dict(breadth=2, precision=precision, depth=4, slots=1, checkpoints=(1, 3))
     clean, result = (solve(model, tokens, **options) for tokens in (puzzles, poisoned))
     assert (result.all_status[1] == Status.DIVERGED).all() and (result.nfe[1] == 2).all()
     assert result.logits.isfinite().all() and not result.converged[1] and (result.logits[1] == 0).all()
     others = [0, 2, 3]
     for field in FIELDS:
         assert torch.equal(getattr(result, field)[others], getattr(clean, field)[others]), field
-    assert (result.at[4].all_status[1] == Status.DIVERGED).all()
+    assert (result.at[3].all_status[1] == Status.DIVERGED).all()
 
 
 def test_logits_from_before_the_divergence_are_kept(contractive, puzzles):

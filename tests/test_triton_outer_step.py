@@ -18,7 +18,7 @@ from test_parity import ROPE2D, make_config, make_tokens, relative, to_numpy
 from eqr_kernels import noise
 from eqr_kernels.backends import triton as adapter
 
-INTERPRETED = True
+IN_INTERPRETER = True
 pytest_plugins = ["triton_interpreter"]
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: pip install triton")
 

@@ -1,4 +1,4 @@
-"""A pytest plugin: modules with `INTERPRETED = True` run in a child process in which Triton interprets its kernels.
+"""A pytest plugin: modules with `IN_INTERPRETER = True` run in a child process in which Triton interprets its kernels.
 
 Triton decides when it is imported whether it interprets, so that such tests cannot share a process with those that
 compile. The child runs the tests that were chosen here from a module, and each one's reports come back under its own
@@ -24,7 +24,7 @@ _REPORTS = "EQR_TEST_REPORTS"  # in the child: number of the file that it writes
 
 
 def _interpreted(item: pytest.Item) -> bool:
-    return bool(getattr(getattr(item, "module", None), "INTERPRETED", False))
+    return bool(getattr(getattr(item, "module", None), "IN_INTERPRETER", False))
 
 
 @pytest.hookimpl(tryfirst=True)

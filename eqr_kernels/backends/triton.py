@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from eqr_kernels._nvtx import nvtx_range
 from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder, Snapshot
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from eqr_kernels.triton.plan import Plan
 
 _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
-# What `solve` fills in where the caller gave no `slots`: too few for a GPU, and so taken as no limit.
-_SLOTS_NOT_GIVEN = 64
 _LEAST_CAPABILITY = (8, 0)
 
 
@@ -68,14 +67,17 @@ class TritonBackend:
         if not proceed(0, 0):
             control[0] = 1
         with _on(device):
-            programs = min(p.trajectories, p.trajectories if p.slots == _SLOTS_NOT_GIVEN else p.slots)
+            # `solve`'s own default is too few for a GPU.
+            programs = min(p.trajectories, p.slots) if p.slots_asked else p.trajectories
             if device.type == "cuda":
                 programs = min(programs, launch.resident_programs(model, p.dtype, plan))
-            values, tables = launch.arguments(model, p, plan, control, programs)
-            running = _Running(values, plan, programs, device)
+            with nvtx_range("eqr launch: fixed_point"):
+                values, tables = launch.arguments(model, p, plan, control, programs)
+                running = _Running(values, plan, programs, device)
             if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
                 return _deliver(p, tables, recorder)
-            _follow(running, control, proceed)
+            with nvtx_range("eqr wait"):
+                _follow(running, control, proceed)
             _deliver(p, tables, recorder)
         finished, spent = tables.counters[2:].tolist()
         proceed(finished, spent)

@@ -117,8 +117,6 @@ def fixed_point(
     norm_eps: tl.tensor,
     H_std: tl.tensor,
     L_std: tl.tensor,
-    # int32 [1], zero
-    # int32 [1], zero
     p: tl.constexpr,  # Plan
 ) -> None:
     t = tl.atomic_add(counters + _QUEUE, 1)

@@ -58,8 +58,8 @@ def write_rows(
     while row < until:
         at = row.to(tl.int64) * trajectories + t
         answer(mine, preds + at * p.S, p)
-        tl.store(q_halt + at, last_q)
-        tl.store(residual + at, last_residual)
+        tl.store(q_halt + at, last_q, mask=row < checkpoint_count)
+        tl.store(residual + at, last_residual, mask=row < checkpoint_count)
         tl.store(score + at, mean)
         tl.store(steps + at, done.to(tl.int64))
         tl.store(status + at, state.to(tl.int64))
