@@ -74,8 +74,9 @@ def test_fits_and_uses_tensor_cores(preset, precision, index, architecture, tmp_
         # After a call, or in a function that is called, ptxas waits for each wgmma before the next.
         assert counts["WARPGROUP.DEPBAR"] < counts["HGMMA"] / 2, "the wgmma instructions are serialised"
     if index == 0:
-        # 3.6 to 3.8 unroll more. What they spill are addresses, outside of the products' loops.
-        allowed = 0 if tuple(found["triton"][:2]) >= (3, 9) else 256
+        # What is spilled are addresses, outside of the products' loops. Triton before 3.9 unrolls more; in fp32 ptxas
+        # keeps to 128 registers, so that two programs run on a multiprocessor.
+        allowed = 0 if precision == "bf16" and tuple(found["triton"]) >= (3, 9) else 256
         assert found["stack"] <= allowed and (allowed or counts["LDL"] == counts["STL"] == 0), found
 
 

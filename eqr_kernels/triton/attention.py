@@ -1,4 +1,3 @@
-# mypy: disable-error-code="import-untyped,import-not-found"
 """Self-attention over tokens with an online softmax: no [S, S] matrix is ever held."""
 
 from __future__ import annotations

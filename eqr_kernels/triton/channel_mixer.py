@@ -1,4 +1,3 @@
-# mypy: disable-error-code="import-untyped,import-not-found"
 """Channel mixing: u <- u + SwiGLU(u) over features, in two products whose weights are streamed; also `add_product`,
 which every block half ends in, and the RMS-norm over features that follows it."""
 

@@ -1,4 +1,3 @@
-# mypy: disable-error-code="import-untyped,import-not-found"
 """What ends a module: z <- (1 - lambda) z + lambda u + noise_scale eps, and the sum that the next module starts from;
 also the start states, which are followed by the same sum.
 

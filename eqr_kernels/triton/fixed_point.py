@@ -1,4 +1,3 @@
-# mypy: disable-error-code="import-untyped,import-not-found"
 """The persistent kernel: every program takes trajectories from a queue and iterates each to its end.
 
 N puzzles x B restarts = T trajectories; trajectory t is restart t % B of puzzle t // B. The rules are those of

@@ -1,4 +1,3 @@
-# mypy: disable-error-code="import-untyped,import-not-found"
 """The heads: logits, their change since the step before, the halting logit; and answers from logits."""
 
 from __future__ import annotations

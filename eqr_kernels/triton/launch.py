@@ -1,4 +1,3 @@
-# mypy: disable-error-code="import-untyped,import-not-found"
 """Prepares weights, scratch space and tables, and launches the persistent kernel; waits for nothing."""
 
 from __future__ import annotations

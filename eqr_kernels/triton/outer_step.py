@@ -1,4 +1,3 @@
-# mypy: disable-error-code="import-untyped,import-not-found"
 """One outer step of one trajectory: H_cycles latent recursions, each L_cycles updates of z_L and one of z_H.
 
 Every phase writes scratch space that the next one reads, so that a barrier stands between any two.

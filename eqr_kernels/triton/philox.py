@@ -1,4 +1,3 @@
-# mypy: disable-error-code="import-untyped,import-not-found"
 """Philox4x32-10 words, standard normals and start states, as `eqr_kernels.noise` defines them (layout version 1)."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# mypy: disable-error-code="import-untyped,import-not-found"
 """What is written down of a trajectory, at checkpoints and at its end."""
 
 from __future__ import annotations

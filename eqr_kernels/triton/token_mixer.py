@@ -1,4 +1,3 @@
-# mypy: disable-error-code="import-untyped,import-not-found"
 """Token mixing: u^T <- RMSnorm over tokens of (u^T + SwiGLU(u^T))."""
 
 from __future__ import annotations
