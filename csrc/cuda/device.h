@@ -92,10 +92,6 @@ struct Device {
     asm volatile("st.relaxed.sys.global.s64 [%0], %1;" ::"l"(p), "l"(value) : "memory");
   }
 
-  // 16 bytes that another CTA wrote before a barrier of the grid: past the L1 cache, which is not coherent.
-  EQR_DEVICE static float4 load_l2(const float4* p) { return __ldcg(p); }
-  EQR_DEVICE static float load_l2(const float* p) { return __ldcg(p); }
-
   // Tensor cores by warps. Lane l has group g = l / 4 and place t = l % 4.
   // Four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8 (16 bytes, aligned).
   // out[i] holds of matrix i the elements (row g, columns 2t and 2t + 1), or transposed (rows 2t, 2t + 1, column g).

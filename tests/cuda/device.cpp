@@ -64,12 +64,6 @@ void Emulated::store_system(int64_t* p, int64_t value) {
   *p = value;
 }
 
-float4 Emulated::load_l2(const float4* p) {
-  if (reinterpret_cast<uintptr_t>(p) % 16) fail("loads 16 bytes that are not at a multiple of 16");
-  return *p;
-}
-float Emulated::load_l2(const float* p) { return *p; }
-
 uint32_t Emulated::pack_bf16(float low, float high) { return uint32_t(to_bf16(low)) | uint32_t(to_bf16(high)) << 16; }
 
 float Emulated::rsqrt(float x) { return float(1 / std::sqrt(double(x))); }

@@ -7,12 +7,6 @@
 #include <functional>
 #include <stdexcept>
 
-#if !defined(__VECTOR_TYPES_H__)
-struct alignas(16) float4 {
-  float x, y, z, w;
-};
-#endif
-
 namespace eqr::emu {
 
 struct Launch {
@@ -62,8 +56,6 @@ struct Emulated {
   static void pause();
   static int64_t load_system(const int64_t* p);
   static void store_system(int64_t* p, int64_t value);
-  static float4 load_l2(const float4* p);
-  static float load_l2(const float* p);
 
   static void load_matrices(uint32_t (&out)[4], const void* row);
   static void load_matrices_transposed(uint32_t (&out)[4], const void* row);
