@@ -23,6 +23,9 @@ Kernel kernel_of(Plan::Kernel, int64_t features);
 // On the stream: a token out of range ends all work on the device, as with torch's own kernels.
 void check_tokens(const Problem&, cudaStream_t);
 
+// Has the selection's code on the device. Loading it may wait for all that runs there, and so must come before a run.
+void load_selection();
+
 template <template <int> class Of>
 Kernel of_features(int64_t features) {
   return features == 128 ? Of<128>::kernel() : features == 256 ? Of<256>::kernel() : Of<512>::kernel();

@@ -138,6 +138,7 @@ void launch(Problem p, const Plan& plan, void* workspace, cudaStream_t stream) {
   check(cudaMemsetAsync(p.counters, 0, sizeof(Counters), stream), "cudaMemsetAsync of the counters");
   if (p.race) check(cudaMemsetAsync(p.best, 0xFF, p.puzzles * sizeof(uint64_t), stream), "cudaMemsetAsync of the best");
   check_tokens(p, stream);
+  load_selection();
 
   const Kernel kernel = kernel_of(plan.kernel, p.shape.features);
   check(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(plan.shared_bytes)),

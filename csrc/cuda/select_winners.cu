@@ -22,4 +22,9 @@ void select_winners(const Problem& p, Select rule, int64_t* winner, float* logit
   check(cudaGetLastError(), "launching select_winners_kernel");
 }
 
+void load_selection() {
+  cudaFuncAttributes about;
+  check(cudaFuncGetAttributes(&about, select_winners_kernel), "cudaFuncGetAttributes of select_winners_kernel");
+}
+
 }  // namespace eqr::cuda

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -122,7 +124,7 @@ class CudaBackend:
             with nvtx_range("eqr pack weights"):
                 packed = PackArguments.of(model).pack("bf16", launched["kernel"])
             run = _Run(p, proceed)
-            with nvtx_range(f"eqr launch: {launched['kernel']}"):
+            with run.watched(), nvtx_range(f"eqr launch: {launched['kernel']}"):
                 result = ops.fixed_point(
                     packed, p.tokens.contiguous(), p.ids.contiguous(), run.control, **operator, seed=p.seed,
                     breadth=p.breadth, depth=p.depth, halt=p.halt, tol=p.tol, patience=p.patience, select=p.select,
@@ -147,13 +149,26 @@ class _Run:
         if not proceed(0, 0):
             self.control[0] = 1
 
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """What fails inside leaves nothing running: the kernel writes to `control` until it has ended."""
+        try:
+            yield
+        except BaseException:
+            if not self.capturing:
+                self.control[0] = 1
+                event = torch.cuda.Event()
+                event.record()
+                event.synchronize()
+            raise
+
     def wait(self) -> None:
         """Returns when the stream has come to the end of what is on it now; asks `proceed` now and then."""
         if self.capturing:
             return
-        event = torch.cuda.Event()
-        event.record()
-        try:
+        with self.watched():
+            event = torch.cuda.Event()
+            event.record()
             begun = told = time.perf_counter()
             while not event.query():
                 now = time.perf_counter()
@@ -162,11 +177,6 @@ class _Run:
                     if not self._ask():
                         self.control[0] = 1
                 time.sleep(min(max(_SHORT, (now - begun) / 50), _LONG))
-        except BaseException:
-            # The kernel writes to `control` until it has ended.
-            self.control[0] = 1
-            event.synchronize()
-            raise
 
     def _ask(self) -> bool:
         # The counts of different multiprocessors may overtake each other.
