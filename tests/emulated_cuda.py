@@ -15,7 +15,7 @@ from torch import Tensor
 
 from eqr_kernels.backends import FixedPointProblem, Recorder, Snapshot
 from eqr_kernels.backends.base import Proceed
-from eqr_kernels.config import swiglu_size
+from eqr_kernels.backends.packing import PackArguments
 from eqr_kernels.modules import EquilibriumReasoner
 
 KERNELS = ("throughput_mma", "throughput_wgmma", "latency")
@@ -67,16 +67,11 @@ class EmulatedCuda:
         self, model: EquilibriumReasoner, problem: FixedPointProblem, recorder: Recorder, proceed: Proceed
     ) -> None:
         p, c = problem, model.config
-        weights = model.weights()
-        hidden = (swiglu_size(c.seq_len, c.expansion), swiglu_size(c.hidden_size, c.expansion))
-        sizes = _integers(
-            c.seq_len, c.hidden_size, c.vocab_size, *hidden, 0, c.L_layers, c.H_cycles, c.L_cycles, 0
-        )  # fmt: skip
-        constants = (ctypes.c_double * 4)(c.lambda_, c.rms_norm_eps, c.H_init_std, c.L_init_std)
-        heads: list[Tensor | None] = [weights.embedding, weights.lm_head, weights.q_weight, weights.q_bias]
-        blocks = [tensor for block in weights.blocks for tensor in block]
-        starts = [model.H_init, model.L_init]
-        given = [None if t is None else t.detach().float().contiguous() for t in (*heads, *starts, *blocks)]
+        arguments = PackArguments.of(model)
+        *_, H_start, L_start = arguments.tables
+        sizes, constants = _integers(*arguments.sizes), (ctypes.c_double * 4)(*arguments.constants)
+        weights = (*arguments.heads, H_start, L_start, *arguments.blocks)
+        given = [None if t is None else t.float() for t in weights]
         t, S, V, depths = p.trajectories, c.seq_len, c.vocab_size, len(p.checkpoints)
         end, at = _tables(t, S), _tables(depths, t, S)
         logits = torch.full((t, S, V), torch.nan)

@@ -11,13 +11,10 @@ from torch import Tensor
 
 from eqr_kernels import ops
 from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder
-from eqr_kernels.backends.packing import PackArguments, hand_over, operator_of
+from eqr_kernels.backends.packing import PRECISIONS, PackArguments, hand_over, operator_of, wrong_dtype
 
 if TYPE_CHECKING:
     from eqr_kernels.modules import EquilibriumReasoner
-
-_PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
-_WEIGHTS = (torch.float32, torch.bfloat16)
 
 
 class _Packs:
@@ -71,23 +68,18 @@ class CpuBackend:
         built, reason = ops.extension_status()
         if not built:
             return reason
-        weights = model.state_dict(keep_vars=True).items()
-        for name, weight in weights:
+        for name, weight in model.state_dict(keep_vars=True).items():
             if weight.device.type != "cpu":
                 return f"weight {name} is on {weight.device}; move the model with model.cpu()"
-        for name, weight in weights:
-            if weight.dtype not in _WEIGHTS:
-                return (
-                    f"weight {name} is {weight.dtype}, and the kernel takes float32 and bfloat16; use model.float() or "
-                    "backend='reference'"
-                )
-        if dtype not in _PRECISIONS:
-            known = ", ".join(_PRECISIONS.values())
+        if why := wrong_dtype(model):
+            return why
+        if dtype not in PRECISIONS:
+            known = ", ".join(PRECISIONS.values())
             return f"the kernel computes in {known}, not in {dtype}; choose another precision or backend='reference'"
         return None
 
     def describe(self, model: EquilibriumReasoner, dtype: torch.dtype) -> str:
-        isa, precision, threads = ops.cpu_isa(), _PRECISIONS[dtype], torch.get_num_threads()
+        isa, precision, threads = ops.cpu_isa(), PRECISIONS[dtype], torch.get_num_threads()
         told = f"fused fixed-point kernel, {isa} {precision}, {threads} {'thread' if threads == 1 else 'threads'}"
         native = isa == "avx512_bf16" and ops.build_info()["avx512"] == "native"
         if precision != "fp32" and not native:
@@ -99,7 +91,7 @@ class CpuBackend:
         """The model's weights as `ops.fixed_point` takes them: uint8 [bytes], packed anew where they have changed."""
         with self._lock:
             packs = self._packs.setdefault(model, _Packs())
-        return packs.get(model, _PRECISIONS[dtype])
+        return packs.get(model, PRECISIONS[dtype])
 
     @torch.no_grad()
     def fixed_point(

@@ -19,13 +19,11 @@ from torch import Tensor
 from eqr_kernels import ops
 from eqr_kernels._nvtx import nvtx_range
 from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder
-from eqr_kernels.backends.packing import PackArguments, hand_over, operator_of
+from eqr_kernels.backends.packing import PRECISIONS, PackArguments, hand_over, operator_of, wrong_dtype
 
 if TYPE_CHECKING:
     from eqr_kernels.modules import EquilibriumReasoner
 
-_PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
-_WEIGHTS = (torch.float32, torch.bfloat16)
 _REGIMES = ("auto", "throughput", "latency")
 _REGIME = "EQR_CUDA_REGIME"
 _SHORT, _LONG = 20e-6, 1e-3
@@ -69,22 +67,17 @@ class CudaBackend:
     def why_not(self, model: EquilibriumReasoner, dtype: torch.dtype) -> str | None:
         if why := ops.why_not_cuda():
             return why
-        weights = model.state_dict(keep_vars=True).items()
-        for name, weight in weights:
+        for name, weight in model.state_dict(keep_vars=True).items():
             if weight.device.type != "cuda":
                 return f"weight {name} is on {weight.device}; move the model with model.cuda()"
             if weight.device != model.device:
                 return f"weight {name} is on {weight.device} and others on {model.device}; use model.to('cuda:0')"
-        for name, weight in weights:
-            if weight.dtype not in _WEIGHTS:
-                return (
-                    f"weight {name} is {weight.dtype}, and the kernels take float32 and bfloat16; use model.float() or "
-                    "backend='reference'"
-                )
-        if dtype not in _PRECISIONS:
+        if why := wrong_dtype(model):
+            return why
+        if dtype not in PRECISIONS:
             return f"the kernels compute in bf16, not in {dtype}; use precision='bf16', or backend='reference'"
         operator = operator_of(model)
-        if why := ops._require().cuda_why_not(**operator, precision=_PRECISIONS[dtype]):
+        if why := ops._require().cuda_why_not(**operator, precision=PRECISIONS[dtype]):
             return str(why)
         try:
             for name in ("throughput", "latency") if regime() == "auto" else (regime(),):

@@ -15,6 +15,20 @@ if TYPE_CHECKING:
     from eqr_kernels.modules import EquilibriumReasoner
 
 
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
+
+
+def wrong_dtype(model: EquilibriumReasoner) -> str | None:
+    """Which weight cannot be packed, with the remedy; None where all can."""
+    for name, weight in model.state_dict(keep_vars=True).items():
+        if weight.dtype not in (torch.float32, torch.bfloat16):
+            return (
+                f"weight {name} is {weight.dtype}, and the kernel takes float32 and bfloat16; use model.float() or "
+                "backend='reference'"
+            )
+    return None
+
+
 def operator_of(model: EquilibriumReasoner) -> dict[str, Any]:
     """The arguments of the ops that tell of an operator without its weights: sizes, constants and fixed_start."""
     c = model.config
