@@ -24,11 +24,11 @@ struct LatencyScratch {
   char* base;
   int64_t hidden_bytes, logits_bytes;
 
-  EQR_HOST_DEVICE static int64_t padded(int64_t bytes) { return (bytes + 127) / 128 * 128; }
-  EQR_HOST_DEVICE static int64_t of_hidden(const Shape& s) { return padded(kTokens * s.hidden * 2); }
-  EQR_HOST_DEVICE static int64_t of_logits(const Shape& s) { return padded(s.tokens * s.vocabulary * 4); }
+  EQR_HOST_DEVICE static int64_t of_hidden(const Shape& s) { return whole_lines(kTokens * s.hidden * 2); }
+  EQR_HOST_DEVICE static int64_t of_logits(const Shape& s) { return whole_lines(s.tokens * s.vocabulary * 4); }
   EQR_HOST_DEVICE static int64_t bytes(const Shape& s, int64_t ring) {
-    return 5 * kState + kState / 2 + of_hidden(s) + 2 * of_logits(s) + padded(int64_t{sizeof(OfStep)}) + padded(ring * 4);
+    return 5 * kState + kState / 2 + of_hidden(s) + 2 * of_logits(s) +
+           whole_lines(int64_t{sizeof(OfStep)}) + whole_lines(ring * 4);
   }
   EQR_DEVICE static LatencyScratch of(const Problem& p) { return {p.slots, of_hidden(p.shape), of_logits(p.shape)}; }
 
@@ -46,7 +46,7 @@ struct LatencyScratch {
   EQR_DEVICE float* squares() const { return of_step().squares[0]; }
   EQR_DEVICE float* sums() const { return of_step().sums[0][0]; }
   EQR_DEVICE float* changes() const {  // [min(window, depth)]
-    return reinterpret_cast<float*>(reinterpret_cast<char*>(&of_step()) + padded(int64_t{sizeof(OfStep)}));
+    return reinterpret_cast<float*>(reinterpret_cast<char*>(&of_step()) + whole_lines(int64_t{sizeof(OfStep)}));
   }
 
   EQR_DEVICE StepSums step_sums(int tokens) const {

@@ -32,6 +32,9 @@ struct Layout {
   int64_t bytes;
 };
 
+// `bytes` rounded up, for what lies behind them.
+EQR_HOST_DEVICE int64_t whole_lines(int64_t bytes) { return (bytes + 127) / 128 * 128; }
+
 EQR_HOST_DEVICE int head_rows(const Shape& s) { return int((s.vocabulary + 1 + 15) / 16 * 16); }
 
 EQR_HOST_DEVICE Layout layout_of(const Shape& s) {
@@ -42,7 +45,7 @@ EQR_HOST_DEVICE Layout layout_of(const Shape& s) {
   l.layer_bytes = l.down + s.hidden * s.features * 2;
   l.heads = s.layers * l.layer_bytes;
   l.injection = l.heads + int64_t{head_rows(s)} * s.features * 2;
-  l.starts = l.injection + (s.vocabulary * s.features * 4 + 127) / 128 * 128;
+  l.starts = l.injection + whole_lines(s.vocabulary * s.features * 4);
   l.q_bias = l.starts + 2 * s.features * 4;
   l.bytes = l.q_bias + 128;
   return l;

@@ -133,9 +133,9 @@ struct Slot {
   char* base;
   int64_t logits_bytes;  // of one buffer
 
-  EQR_HOST_DEVICE static int64_t padded_logits(const Shape& s) { return (s.tokens * s.vocabulary * 4 + 127) / 128 * 128; }
+  EQR_HOST_DEVICE static int64_t padded_logits(const Shape& s) { return whole_lines(s.tokens * s.vocabulary * 4); }
   EQR_HOST_DEVICE static int64_t bytes(const Shape& s, int64_t ring) {
-    return 5 * kQuads * 16 + 2 * padded_logits(s) + (ring * 4 + 127) / 128 * 128;
+    return 5 * kQuads * 16 + 2 * padded_logits(s) + whole_lines(ring * 4);
   }
   EQR_DEVICE static Slot of(const Problem& p, int number) {
     return {p.slots + number * p.slot_bytes, padded_logits(p.shape)};
