@@ -15,6 +15,7 @@
 #include "cpu/isa.h"
 #include "cpu/operator.h"
 #include "cpu/peak.h"
+#include "cpu/training_step.h"
 #ifdef EQR_HAVE_CUDA
 #include "cuda_args.h"
 #endif
@@ -159,6 +160,10 @@ py::dict cuda_plan(const std::vector<int64_t>& sizes, const std::vector<double>&
 }
 #endif
 
+int64_t training_scratch_bytes(const std::vector<int64_t>& sizes, const std::vector<double>& constants) {
+  return eqr::cpu::training_scratch(eqr::shape_of(sizes, constants, false), eqr::cpu::isa()).bytes();
+}
+
 // Operations a second of the registers alone, of each of the slices of a few milliseconds that fit into `seconds`, on
 // the calling thread; empty where there is no meter (see cpu/peak.h).
 std::vector<double> peak(const std::string& precision, double seconds) {
@@ -210,6 +215,7 @@ PYBIND11_MODULE(_C, m) {
         "returns False or raises; what it or a signal handler raises is raised again when run() has returned.");
   py::module_::import("atexit").attr("register")(py::cpp_function(&stop_polling));
   m.def("philox4x32_10", &philox4x32_10, py::arg("counter"), py::arg("key"), "Four words of csrc/philox.h.");
+  m.def("training_scratch_bytes", &training_scratch_bytes, py::arg("sizes"), py::arg("constants"));
   m.def("peak", &peak, py::arg("precision"), py::arg("seconds"),
         "Operations a second of multiply-adds in registers alone on this thread, one rate for each few milliseconds; "
         "empty where the instructions in use have no meter.");

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cfenv>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -21,6 +20,7 @@
 #include "cpu/operator.h"
 #include "cpu/workspace.h"
 #include "ops_checks.h"
+#include "ops_cpu.h"
 #include "ops_fixed_point.h"
 #include "poll.h"
 
@@ -31,6 +31,8 @@ using torch::stable::Tensor;
 
 using eqr::check_range;
 using eqr::check_tensor;
+using eqr::check_tokens;
+using eqr::DefaultFloatingPoint;
 using eqr::fail;
 using eqr::shape;
 
@@ -43,22 +45,6 @@ const eqr::cpu::Packed* packed_data(const Tensor& packed) {
     fail("packed must lie at a multiple of 64 bytes, and this view of it does not; use packed.clone()");
   return static_cast<const eqr::cpu::Packed*>(data);
 }
-
-// Rounding and the treatment of denormals are each thread's own (torch.set_flush_denormal): without this, a result
-// would depend on the thread that computes it.
-class DefaultFloatingPoint {
- public:
-  DefaultFloatingPoint() {
-    std::fegetenv(&before_);
-    std::fesetenv(FE_DFL_ENV);
-  }
-  ~DefaultFloatingPoint() { std::fesetenv(&before_); }
-  DefaultFloatingPoint(const DefaultFloatingPoint&) = delete;
-  DefaultFloatingPoint& operator=(const DefaultFloatingPoint&) = delete;
-
- private:
-  std::fenv_t before_;
-};
 
 // all tensors float32 -> uint8 [bytes]
 Tensor pack_weights(const Tensor& embedding, const Tensor& lm_head, const Tensor& q_weight, const Tensor& q_bias,
@@ -81,11 +67,6 @@ Tensor pack_weights(const Tensor& embedding, const Tensor& lm_head, const Tensor
   packed_data(packed);
   eqr::cpu::pack(s, given.precision, isa, given.weights, static_cast<eqr::cpu::Packed*>(packed.mutable_data_ptr()));
   return packed;
-}
-
-void check_tokens(const int64_t* tokens, int64_t n, int64_t S, int64_t V) {
-  for (int64_t i = 0; i < n * S; ++i)
-    if (tokens[i] < 0 || tokens[i] >= V) fail("tokens must be in 0..", V - 1, ", got ", tokens[i], " in row ", i / S);
 }
 
 // The packed weights know their operator; a caller that names another one is mistaken about what it gets.
@@ -121,7 +102,7 @@ eqr::FixedPointResult fixed_point(const Tensor& packed, const Tensor& tokens, co
                               checkpoints, slots);
   check_tensor("control", control, ScalarType::Long, {3});
   const int64_t* token = tokens.const_data_ptr<int64_t>();
-  check_tokens(token, run.puzzles(), S, s.vocabulary);
+  check_tokens("tokens", token, run.puzzles(), S, s.vocabulary);
 
   const int64_t T = run.trajectories(), C = int64_t(checkpoints.size());
   const eqr::RunResults results(run, s, trace);
@@ -183,7 +164,7 @@ std::tuple<Tensor, Tensor> latent_recursions(const Tensor& packed, const Tensor&
   }
   eqr::check_noise_scale(noise_scale);
   const int64_t* token = tokens.const_data_ptr<int64_t>();
-  check_tokens(token, n, S, V);
+  check_tokens("tokens", token, n, S, V);
   Tensor new_H = torch::stable::empty_like(z_H), new_L = torch::stable::empty_like(z_L);
   float *H = new_H.mutable_data_ptr<float>(), *L = new_L.mutable_data_ptr<float>();
   std::copy_n(z_H.const_data_ptr<float>(), n * row, H);
@@ -202,7 +183,7 @@ std::tuple<Tensor, Tensor> latent_recursions(const Tensor& packed, const Tensor&
         engine.recur(engine.packed, workspace.data(),
                      {.tokens = token + i * S, .count = count, .z_H = H + i * row, .z_L = L + i * row,
                       .eps = noise ? noise + i * row : nullptr, .eps_stride = n * row,
-                      .noise_scale = float(noise_scale)});
+                      .noise_scale = float(noise_scale), .rng = nullptr});
     }
   });
   return {new_H, new_L};

@@ -260,6 +260,30 @@ def latent_recursions(
     _count("count", count, 0, 254)
 
 
+def training_batch(
+    tokens: Tensor,
+    labels: Tensor,
+    z_H: Tensor,
+    z_L: Tensor,
+    rng: Tensor,
+    scratch: Tensor,
+    sizes: Sequence[int],
+    noise_scale: float,
+) -> None:
+    if sizes[5] != 0:
+        raise ValueError(f"sizes[5] (heads) must be 0: training_step takes token mixing by a SwiGLU only, got {sizes[5]}")
+    length, features = sizes[:2]
+    _tensor("tokens", tokens, torch.int64, ("n", length))
+    n = tokens.shape[0]
+    _tensor("labels", labels, torch.int64, (n, length))
+    _tensor("z_H", z_H, torch.float32, (n, length, features))
+    _tensor("z_L", z_L, torch.float32, (n, length, features))
+    rng_and_stream(rng, 0)
+    _tensor("rng", rng, torch.int64, (n, 4))
+    _tensor("scratch", scratch, torch.uint8, ("workers", "scratch_bytes(sizes, constants)"))
+    _noise_scale(noise_scale)
+
+
 def fingerprint(tensors: Sequence[Tensor]) -> None:
     if not len(tensors):
         raise ValueError("tensors must hold at least one tensor, got none")

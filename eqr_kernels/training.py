@@ -16,8 +16,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from eqr_kernels import noise, reference
+from eqr_kernels import fused_training, noise, reference
 from eqr_kernels.backends.cpu import CpuBackend, latent_recursions
+from eqr_kernels.fused_training import FusedStep, StepResult
 from eqr_kernels.modules import EquilibriumReasoner
 from eqr_kernels.optim import EMA, AdamATan2, learning_rate
 from eqr_kernels.tasks.stream import PuzzleStream
@@ -70,8 +71,11 @@ class TrainConfig:
         total_steps: where the cosine ends and training stops; None trains until the time limit.
         forward_dtype: "float32" or "bfloat16"; parameters and optimizer stay in float32.
         compile: compile the step with torch.compile.
-        fused: run the latent recursions that carry no gradient in the fused CPU kernel, where there is one for the
-            device and `forward_dtype` (`Trainer.recursions` tells); the numbers are the same to rounding.
+        fused: use the fused CPU kernels where there are some for the device and `forward_dtype` (`Trainer.kernel`
+            tells): in bfloat16 for the whole outer step, forward and backward, in float32 for the latent recursions
+            that carry no gradient.
+        workers: parts in which the fused outer step sums its gradients, which decides their last bits; None takes
+            torch's number of threads.
         seed: of weights, data, starts and noise.
     """
 
@@ -87,6 +91,7 @@ class TrainConfig:
     forward_dtype: str = "float32"
     compile: bool = True
     fused: bool = True
+    workers: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -94,8 +99,10 @@ class TrainConfig:
             raise ValueError(f'forward_dtype must be "float32" or "bfloat16", got {self.forward_dtype!r}')
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.total_steps is not None and self.total_steps < 1:
-            raise ValueError(f"total_steps must be at least 1 or None, got {self.total_steps}")
+        for name in ("total_steps", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1 or None, got {value}")
 
 
 @dataclass
@@ -104,8 +111,9 @@ class Rows:
 
     tokens: Tensor  # int64 [n, S]
     labels: Tensor  # int64 [n, S], 0 is padding
-    z_H: Tensor  # [n, S, d] in the forward dtype
-    z_L: Tensor  # [n, S, d] in the forward dtype
+    z_H: Tensor  # [n, S, d] in the dtype of the states: float32 in the fused kernels, else the forward dtype
+    z_L: Tensor  # [n, S, d] in the same
+    ids: Tensor  # int64 [n], key the noise of the fused outer step
     steps: Tensor  # int64 [n], outer steps since the row was replaced
     halted: Tensor  # bool [n], to be replaced before the next step
 
@@ -156,30 +164,44 @@ class Trainer:
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.generator = torch.Generator(model.device).manual_seed(config.seed * 1_000_003 + self.rank)
         self.forward_dtype = getattr(torch, config.forward_dtype)
+        self.fused_step: FusedStep | None = None
+        self.fused_recursions = False
+        self.kernel = self._choose_kernel()
         self.rows = self._empty_rows()
         self._sums = self._fresh_sums()
-        self.fused, self.recursions = self._choose_recursions()
         self._loss: Callable[..., Any] = (
             torch.compile(self._loss_of_step, dynamic=False) if config.compile else self._loss_of_step
         )
 
-    def _choose_recursions(self) -> tuple[bool, str]:
-        """Whether the fused kernel runs the recursions without gradient, and a text that says what does and why."""
-        if self.model.config.H_cycles == 1:
-            return False, "none without gradient"
-        if not self.config.fused:
-            return False, "PyTorch, as fused is off"
-        if self.forward_dtype != torch.float32:
-            return False, f"PyTorch: the fused kernel trains in float32 only, not in {self.config.forward_dtype}"
-        reason = CpuBackend().why_not(self.model, torch.float32)
-        return (True, "fused CPU kernel") if reason is None else (False, f"PyTorch: {reason}")
+    def _choose_kernel(self) -> str:
+        """Takes a fused kernel where there is one; a text that says which, or why none."""
+        model, c = self.model, self.config
+        if not c.fused:
+            return "PyTorch, as fused is off"
+        if self.forward_dtype == torch.bfloat16:
+            reason = fused_training.why_not(model)
+            if reason is None:
+                # Each process needs noise of its own.
+                seed = c.seed * 1_000_003 + self.rank
+                self.fused_step = FusedStep(model, c.workers or torch.get_num_threads(), seed)
+                return "fused CPU kernel, forward and backward"
+        elif model.config.H_cycles == 1:
+            return "PyTorch: every latent recursion carries a gradient"
+        else:
+            reason = CpuBackend().why_not(model, torch.float32)
+            if reason is None:
+                self.fused_recursions = True
+                return "fused CPU kernel for the latent recursions without gradient, else PyTorch"
+        return f"PyTorch: {reason}"
 
     def _empty_rows(self) -> Rows:
         n, c, device = self.config.batch_size, self.model.config, self.model.device
-        z = torch.zeros(n, c.seq_len, c.hidden_size, dtype=self.forward_dtype, device=device)
+        dtype = self.forward_dtype if self.fused_step is None else torch.float32
+        z = torch.zeros(n, c.seq_len, c.hidden_size, dtype=dtype, device=device)
         tokens = torch.zeros(n, c.seq_len, dtype=torch.int64, device=device)
-        steps = torch.zeros(n, dtype=torch.int64, device=device)
-        return Rows(tokens, tokens.clone(), z, z.clone(), steps, torch.ones(n, dtype=torch.bool, device=device))
+        ids = torch.zeros(n, dtype=torch.int64, device=device)
+        halted = torch.ones(n, dtype=torch.bool, device=device)
+        return Rows(tokens, tokens.clone(), z, z.clone(), ids, ids.clone(), halted)
 
     def _fresh_sums(self) -> _Sums:
         return _Sums(torch.zeros(5, dtype=torch.float64, device=self.model.device))
@@ -201,6 +223,8 @@ class Trainer:
                 uniform = torch.rand(shape, generator=self.generator, device=z.device).clamp_(2.0**-24, 1 - 2.0**-24)
                 z[index] = (noise.truncated_normal(uniform) * std).to(z.dtype)
         rows.steps[index] = 0
+        if self.fused_step is not None:
+            rows.ids[index] = torch.randint(2**62, (len(index),), generator=self.generator, device=index.device)
 
     def _loss_of_step(
         self,
@@ -236,22 +260,28 @@ class Trainer:
         residual = torch.sqrt((squares[0] + squares[1]) / (squares[2] + squares[3]))
         return loss, new_H, new_L, q_halt.detach(), exact, residual
 
-    def train_step(self) -> None:
-        """One training step: one outer step of every row, one update of the weights."""
-        config, rows = self.config, self.rows
-        self._replace_halted()
+    def _outer_step(self) -> StepResult:
+        """One outer step of every row; leaves the gradients of its loss with the parameters."""
+        rows = self.rows
+        if self.fused_step is not None:
+            return self.fused_step(rows.tokens, rows.labels, rows.z_H, rows.z_L, rows.ids, rows.steps)
         eps = None
         if self.model.config.noise_scale:
             shape = (self.model.config.updates_per_step, *rows.z_H.shape)
             eps = torch.randn(shape, generator=self.generator, device=rows.z_H.device, dtype=self.forward_dtype)
         recurred = None
-        if self.fused:
+        if self.fused_recursions:
             count = self.model.config.H_cycles - 1
             recurred = latent_recursions(self.model, rows.tokens, rows.z_H, rows.z_L, eps, count)
-        loss, rows.z_H, rows.z_L, q_halt, exact, residual = self._loss(
-            rows.z_H, rows.z_L, rows.tokens, rows.labels, eps, recurred
-        )
-        loss.backward()
+        result = StepResult(*self._loss(rows.z_H, rows.z_L, rows.tokens, rows.labels, eps, recurred))
+        result.loss.backward()
+        return result
+
+    def train_step(self) -> None:
+        """One training step: one outer step of every row, one update of the weights."""
+        config, rows = self.config, self.rows
+        self._replace_halted()
+        loss, rows.z_H, rows.z_L, q_halt, exact, residual = self._outer_step()
         self._average_gradients()
         self.optimizer.param_groups[0]["lr"] = learning_rate(
             self.step + 1,

@@ -25,15 +25,18 @@ TILE = re.compile(r"<void eqr::cpu::(\w+)::tile<eqr::cpu::\w+::(\w+), (\d), (\d)
 MULTIPLIES = {
     ("avx2", "F32"): "vfmadd",
     ("avx2", "F32Bf16"): "vfmadd",
+    ("avx2", "Bf16Dot"): "vfmadd",
     ("avx2", "Int8Pair"): "vpmaddwd",
     ("avx512", "F32"): "vfmadd",
     ("avx512", "F32Bf16"): "vfmadd",
+    ("avx512", "Bf16Dot"): "vfmadd",
     ("avx512", "Int8Pair"): "vpmaddwd",
     ("avx512_bf16", "F32"): "vfmadd",
     ("avx512_bf16", "Bf16Dot"): "vdpbf16ps",
     ("avx512_bf16", "Int8Dot"): "vpdpbusd",
     ("portable", "F32"): "mulps",
     ("portable", "F32Bf16"): "mulps",
+    ("portable", "Bf16Dot"): "mulps",
     ("portable", "Int8Pair"): "pmaddwd",
 }
 WIDTH = {"portable": "xmm", "avx2": "ymm", "avx512": "zmm", "avx512_bf16": "zmm"}
@@ -83,7 +86,8 @@ def test_no_tile_spills_inside_its_loop(tiles):
     spills = {
         key: [line for line in loop if re.search(r"%[re][sb]p\)", line)]
         for key, loop in tiles.items()
-        if key[0] in levels()
+        # SSE2 has too few registers for the halves of bf16 pairs.
+        if key[0] in levels() and key[:2] != ("portable", "Bf16Dot")
     }
     assert not {key: lines for key, lines in spills.items() if lines}
 
@@ -94,8 +98,9 @@ def test_loops_hold_the_multiplications_and_nothing_else_of_their_kind(tiles):
         if level not in levels():
             continue
         products = [line for line in loop if MULTIPLIES[level, op] in line]
-        assert len(products) == rows * columns, (key, products)
+        halves = 2 if op == "Bf16Dot" and level != "avx512_bf16" else 1
+        assert len(products) == rows * columns * halves, (key, products)
         assert all(WIDTH[level] in line for line in products), (key, products)
         # Beside them there are the operands' loads and a few of bookkeeping. (SSE2 copies and widens more.)
         others = len(loop) - len(products) * (2 if op == "Int8Pair" else 1)
-        assert level == "portable" or others <= 2 * rows + 4 * columns + 12, (key, loop)
+        assert level == "portable" or others <= 2 * halves * rows + 4 * halves * columns + 12, (key, loop)

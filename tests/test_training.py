@@ -35,10 +35,10 @@ def keep(inputs, labels, rng):
     return inputs, labels
 
 
-def make_trainer(seed: int = 0, **changes: object) -> Trainer:
+def make_trainer(seed: int = 0, noise_scale: float = 0.01, **changes: object) -> Trainer:
     config = TrainConfig(batch_size=8, lr=3e-3, lr_warmup_steps=2, total_steps=None, compile=False, seed=seed)
     torch.manual_seed(seed)
-    model = EquilibriumReasoner(tiny_config(noise_scale=0.01, halt_max_steps=4))
+    model = EquilibriumReasoner(tiny_config(noise_scale=noise_scale, halt_max_steps=4))
     return Trainer(model, PuzzleStream(toy_puzzles(), keep, seed=[seed, 0]), replace(config, **changes))
 
 
@@ -272,7 +272,7 @@ def test_bad_settings():
 
 
 def test_bfloat16_forward_keeps_float32_weights():
-    trainer = make_trainer(forward_dtype="bfloat16")
+    trainer = make_trainer(forward_dtype="bfloat16", fused=False)
     before = trainer.model.lm_head.weight.clone()
     trainer.train_step()
     trainer.train_step()
@@ -296,7 +296,7 @@ def test_compiled_step_trains_like_the_eager_one():
 @pytest.mark.skipif(not extension_status()[0], reason=extension_status()[1])
 def test_fused_recursions_train_like_those_of_pytorch():
     fused, plain = make_trainer(), make_trainer(fused=False)
-    assert fused.recursions == "fused CPU kernel" and plain.recursions == "PyTorch, as fused is off"
+    assert "latent recursions" in fused.kernel and plain.kernel == "PyTorch, as fused is off"
     for _ in range(3):
         fused.train_step()
         plain.train_step()
@@ -306,9 +306,46 @@ def test_fused_recursions_train_like_those_of_pytorch():
     assert torch.equal(fused.rows.tokens, plain.rows.tokens)
 
 
-def test_bfloat16_trains_without_the_fused_kernel_and_says_so():
-    trainer = make_trainer(forward_dtype="bfloat16")
-    assert not trainer.fused and "float32 only" in trainer.recursions
+@pytest.mark.skipif(not extension_status()[0], reason=extension_status()[1])
+def test_fused_outer_step_trains_like_pytorch_in_bfloat16():
+    # Without noise, which is drawn from another stream.
+    fused, plain, exact = (
+        make_trainer(noise_scale=0.0, forward_dtype=dtype, fused=is_fused, lr=1e-3)
+        for dtype, is_fused in (("bfloat16", True), ("bfloat16", False), ("float32", False))
+    )
+    assert fused.kernel == "fused CPU kernel, forward and backward" and "fused is off" in plain.kernel
+    for _ in range(2):
+        for trainer in (fused, plain, exact):
+            trainer._replace_halted()
+            trainer.optimizer.zero_grad()
+        ids = fused.rows.ids.clone()
+        results = [trainer._outer_step() for trainer in (fused, plain, exact)]
+        assert len(set(ids.tolist())) == len(ids)
+        gradients = [torch.cat([p.grad.flatten() for p in t.model.parameters()]) for t in (fused, plain, exact)]
+        errors = [(g - gradients[2]).norm() for g in gradients[:2]]
+        assert errors[0] <= 1.1 * errors[1] and errors[1] > 0
+        assert results[0].loss.item() == pytest.approx(results[2].loss.item(), rel=1e-2)
+        assert results[0].exact.equal(results[2].exact)
+
+
+@pytest.mark.skipif(not extension_status()[0], reason=extension_status()[1])
+def test_fused_outer_step_learns_the_toy():
+    trainer = make_trainer(forward_dtype="bfloat16", lr=1e-2)
+    losses = []
+    for _ in range(150):
+        trainer.train_step()
+        losses.append(trainer.report().loss)
+    assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
+
+
+def test_a_mixer_without_a_fused_kernel_trains_in_pytorch_and_says_so():
+    torch.manual_seed(0)
+    config = tiny_config(mlp_t=False, pos_encodings="none", num_heads=1)
+    stream = PuzzleStream(toy_puzzles(), keep, seed=0)
+    trainer = Trainer(EquilibriumReasoner(config), stream, TrainConfig(batch_size=4, forward_dtype="bfloat16",
+                                                                       compile=False))  # fmt: skip
+    assert "PyTorch: " in trainer.kernel and trainer.fused_step is None
+    trainer.train_step()
 
 
 RANK = """

@@ -20,14 +20,15 @@ struct StepInput {
   float noise_scale;
 };
 
-// Latent recursions of one trajectory whose state and noise the caller has.
+// Latent recursions of one trajectory whose state the caller has, and its noise where that is not drawn here.
 struct Recursions {
   const int64_t* tokens;  // [S], each in 0..V-1
   int64_t count;
   float *z_H, *z_L;  // [S, d], in and out
-  const float* eps;  // update i's [S, d] at i * eps_stride; null without noise
+  const float* eps;  // update i's [S, d] at i * eps_stride; or null
   int64_t eps_stride;
   float noise_scale;
+  const int64_t* rng;  // as StepInput::rng, what the noise is drawn from where eps is null; null without noise
 };
 
 // The first bytes of a workspace; valid, for every member of the team, once `outer_step` has returned.

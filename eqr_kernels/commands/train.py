@@ -117,7 +117,7 @@ def train(
                 f"{config.hidden_size} features, {parameters:,} parameters, "
                 f"{len(puzzles):,} puzzles, {process.world} process(es) on {process.device.type} "
                 f"({torch.get_num_threads()} threads); from step {run.trainer.step}\n"
-                f"latent recursions without gradient: {run.trainer.recursions}",
+                f"outer steps: {run.trainer.kernel}",
                 flush=True,
             )
         logs: list[running.Log] = [running.JsonLog() if as_json else running.TextLog()]

@@ -131,7 +131,7 @@ class OuterStep {
   }
 
   void draw_noise(uint32_t update) {
-    if (given_) {
+    if (given_ && given_->eps) {
       memcpy(w_.eps, given_->eps + update * given_->eps_stride, size_t(4 * z_.S * z_.d));
       return;
     }
@@ -297,7 +297,8 @@ void outer_step(const Packed* packed, void* workspace, const StepInput& in, cons
 }
 
 void recur(const Packed* packed, void* workspace, const Recursions& r) {
-  const StepInput in = {r.tokens, {0, 0, 0, 0}, r.eps ? r.noise_scale : 0.0f};
+  StepInput in = {r.tokens, {0, 0, 0, 0}, r.eps || r.rng ? r.noise_scale : 0.0f};
+  for (int i = 0; r.rng && i < 4; ++i) in.rng[i] = r.rng[i];
   const Member alone = {nullptr, 0, 1};
   switch (packed->precision) {
     case Precision::fp32: return OuterStep<Precision::fp32>(packed, workspace, in, alone).run(r);

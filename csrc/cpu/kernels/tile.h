@@ -1,5 +1,6 @@
 // Matrix products in tiles that stay in registers: up to kTileRows rows by two vectors of columns (a panel).
-//   a  the operand that is broadcast: row-major, or packed so that a tile's rows lie side by side at each step
+//   a  the operand that is broadcast: row-major, or (kPacked) with a tile's rows side by side at each step; a_stride
+//      goes from row to row or, packed, from step to step
 //   b  the operand that is loaded as vectors: a panel, [steps][kPanel][Op::kB]
 // An Op says how many values of the summed axis a step takes (kDepth) and what its operands are.
 #pragma once
@@ -136,7 +137,7 @@ __attribute__((noinline)) void tile(const typename Op::A* a, int64_t a_stride, c
 #pragma GCC unroll 2
       for (int j = 0; j < kColumns; ++j) c[i][j] = Op::multiply_add(row, column[j], c[i][j]);
     }
-    a += kPacked ? kRows * Op::kA : Op::kA;
+    a += kPacked ? a_stride : Op::kA;
     b += b_stride;
   }
 #pragma GCC unroll 16
@@ -176,7 +177,7 @@ EQR_INLINE void panel_product(const typename Op::A* a, int64_t a_stride, const P
     const int64_t ahead = t * ((steps + 3) / 4) * kPrefetchLine;
     const char* prefetch = reinterpret_cast<const char*>(panel);
     if (ahead < bytes) prefetch = static_cast<const char*>(next) + ahead;
-    tile_of<Op, 2, kPacked>(size, from, a_stride, panel, kPanel * Op::kB, steps, sums, 2, prefetch);
+    tile_of<Op, 2, kPacked>(size, from, kPacked ? size * Op::kA : a_stride, panel, kPanel * Op::kB, steps, sums, 2, prefetch);
     done(first, size, sums);
   }
 }

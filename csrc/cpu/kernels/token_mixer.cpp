@@ -10,7 +10,7 @@ template <class Op, int kUnits = kTileUnits>
 EQR_INLINE void tile_of_units(int64_t units, const typename Op::A* a, const typename Op::B* b, int64_t steps,
                               Vec* out) {
   if (units == kUnits)
-    return tile<Op, 2 * kUnits, 2, true>(a, 0, b, kPanel * Op::kB, steps, out, 2,
+    return tile<Op, 2 * kUnits, 2, true>(a, 2 * kUnits * Op::kA, b, kPanel * Op::kB, steps, out, 2,
                                          reinterpret_cast<const char*>(a + 2 * kUnits * steps * Op::kA));
   if constexpr (kUnits > 1) tile_of_units<Op, kUnits - 1>(units, a, b, steps, out);
 }

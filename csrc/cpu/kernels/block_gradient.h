@@ -1,0 +1,47 @@
+// One block (token mixing, then channel mixing) forward and backward, for one row of a training batch.
+#pragma once
+
+#include "training_layout.h"
+
+namespace eqr::cpu::EQR_ISA {
+
+// Rows of a tile. Where there are no bf16 instructions each half of a pair takes registers of its own.
+constexpr int kTrainingRows = kHasBf16 || kLanes == 16 ? kTileRows : 4;
+
+struct BlockPass {
+  const TrainingSizes& z;
+  const TrainedLayer& w;
+  const Kept& kept;
+  const Scratch& s;
+  int64_t module;
+  float norm_eps;
+};
+
+// s.u [S][width] <- the block's result; keeps what `block_backward` needs.
+void block_forward(const BlockPass&);
+
+// s.g [S][width], the gradient of the block's result <- that of its input; keeps what `block_weights` needs.
+void block_backward(const BlockPass&);
+
+// Adds the gradients of the layer's weights, of all modules.
+void block_weights(const TrainingSizes&, const Kept&, const Gradients&);
+
+// bf16 words: where element pairs [row pair][column] begin
+EQR_INLINE int64_t pair_at(int64_t row, int64_t column, int64_t stride) { return row / 2 * stride + 2 * column; }
+
+// a @ b for `rows` rows of a and one panel of b, in tiles: calls done(first, count, sums
+// [count][2]). a is rows with a stride of a_stride, or (kPairs) pairs with one of a_stride.
+template <bool kPairs, class Done>
+EQR_INLINE void product(int64_t rows, const uint16_t* a, int64_t a_stride, const uint16_t* b, int64_t b_stride,
+                        int64_t steps, Done&& done) {
+  Vec sums[kTrainingRows * 2];
+  const Parts tiles = parts_of(rows, kTrainingRows);
+  for (int64_t t = 0; t < tiles.parts; ++t) {
+    const int64_t first = tiles.begin(t), count = tiles.begin(t + 1) - first;
+    tile_of<Bf16Dot, 2, kPairs, kTrainingRows>(count, a + first * (kPairs ? 2 : a_stride), a_stride, b, b_stride,
+                                               steps, sums, 2, reinterpret_cast<const char*>(b));
+    done(first, count, sums);
+  }
+}
+
+}  // namespace eqr::cpu::EQR_ISA

@@ -1,0 +1,174 @@
+// Where everything of a training step lies: sizes, the operands made of the weights, and a worker's workspace.
+// The operands of products are bf16, in one of two forms:
+//   rows   [rows][columns], the summed axis along the columns
+//   pairs  [rows / 2][columns][2], the summed axis along the rows
+// A product broadcasts either and loads pairs, so that no form is made only to be transposed.
+#pragma once
+
+#include "../training_step.h"
+#include "layout.h"
+
+namespace eqr::cpu::EQR_ISA {
+
+// Strides are padded by a cache line: powers of two would let rows compete for the same sets of the caches.
+constexpr int64_t kPad = 32;
+
+struct TrainingSizes {
+  int64_t S, d, V, k, token_k, layers, modules;  // modules: updates of the last latent recursion
+  int64_t pairs, rows;                           // of tokens; rows: tokens made even, the last one zero
+  int64_t width, panels;                         // of features, with the padding of the last panel
+  int64_t columns;                               // tokens as columns of panels
+  int64_t x_stride, h_stride, gu_stride;         // bf16 values of a row: features, hidden units, gates and ups
+  int64_t x_pairs, h_pairs, gu_pairs;            // bf16 values of a pair of rows of the same
+  int64_t token_out, token_in;                   // bf16 values of a row of mixer_out, of mixer_in transposed
+  int64_t f_stride;                              // bf16 values of a row of all modules' features
+};
+
+EQR_INLINE TrainingSizes training_sizes(const Shape& s) {
+  TrainingSizes z;
+  z.S = s.tokens, z.d = s.features, z.V = s.vocabulary, z.k = s.hidden, z.token_k = s.mixer_hidden;
+  z.layers = s.layers, z.modules = s.L_cycles + 1;
+  z.pairs = (z.S + 1) / 2, z.rows = 2 * z.pairs;
+  z.width = round_up(z.d, kPanel), z.panels = z.width / kPanel, z.columns = round_up(z.S, kPanel);
+  z.x_stride = z.width + kPad, z.h_stride = z.k + kPad, z.gu_stride = 2 * z.k + kPad;
+  z.x_pairs = 2 * z.width + kPad, z.h_pairs = 2 * z.k + kPad, z.gu_pairs = 4 * z.k + kPad;
+  z.token_out = z.token_k + kPad, z.token_in = 2 * z.token_k + kPad;
+  z.f_stride = z.modules * z.width + kPad;
+  return z;
+}
+
+// Lays one thing after another, at multiples of 64 bytes.
+struct Laying {
+  char* base;
+  int64_t bytes;
+  template <class T>
+  [[gnu::always_inline]] T* take(int64_t count) {
+    T* here = reinterpret_cast<T*>(base + bytes);
+    bytes += round_up(count * int64_t(sizeof(T)), 64);
+    return here;
+  }
+};
+
+// Gates and ups lie side by side. Token mixing: row 2 i is unit i's gate, row 2 i + 1 its up. Channel mixing: kLanes
+// gates, then the ups of the same units.
+EQR_INLINE int64_t channel_column(int64_t unit, bool up) {
+  return unit / kLanes * kPanel + (up ? kLanes : 0) + unit % kLanes;
+}
+
+struct TrainedLayer {
+  uint16_t* token_in;     // rows [2 token_k][S]
+  uint16_t* token_out;    // rows [S][token_k]
+  uint16_t* token_out_t;  // rows [token_k][S]
+  uint16_t* token_in_t;   // rows [S][2 token_k]
+  uint16_t* gate_up;      // panels of [2 k] columns, summed over features
+  uint16_t* down;         // panels of [d], over k
+  uint16_t* down_t;       // panels of [k], over features
+  uint16_t* gate_up_t;    // panels of [d], over 2 k
+};
+
+struct TrainedHeads {
+  uint16_t* lm_head;   // panels of [V], over features
+  float* lm_rows;      // [V][width], rounded to bf16
+  float* embedding;    // [V][width], sqrt(d) times what is rounded to bf16
+  float *q_weight, *q_bias;  // [width], [1], rounded
+};
+
+EQR_INLINE int64_t panels_size(int64_t columns, int64_t depth) {
+  return round_up(columns, kPanel) * round_up(depth, 2);
+}
+
+EQR_INLINE TrainedHeads lay_heads(const TrainingSizes& z, Laying& l) {
+  TrainedHeads h;
+  h.lm_head = l.take<uint16_t>(panels_size(z.V, z.width));
+  h.lm_rows = l.take<float>(z.V * z.width), h.embedding = l.take<float>(z.V * z.width);
+  h.q_weight = l.take<float>(z.width), h.q_bias = l.take<float>(1);
+  return h;
+}
+
+EQR_INLINE TrainedLayer lay_layer(const TrainingSizes& z, Laying& l) {
+  TrainedLayer w;
+  w.token_in = l.take<uint16_t>(2 * z.token_k * z.rows), w.token_out = l.take<uint16_t>(z.S * z.token_out);
+  w.token_out_t = l.take<uint16_t>(z.token_k * z.rows), w.token_in_t = l.take<uint16_t>(z.S * z.token_in);
+  w.gate_up = l.take<uint16_t>(panels_size(2 * z.k, z.width)), w.down = l.take<uint16_t>(panels_size(z.d, z.k));
+  w.down_t = l.take<uint16_t>(panels_size(z.k, z.width)), w.gate_up_t = l.take<uint16_t>(panels_size(z.d, 2 * z.k));
+  return w;
+}
+
+// What a layer's forward passes keep for the backward ones, and what those leave for the gradients of the weights: of
+// all modules, so that those are products over the tokens or features of all of them.
+struct Kept {
+  uint16_t* token_gu;    // [modules][2 token_k][width]
+  float* token_scale;    // [modules][width], 1 / norm over tokens
+  uint16_t* channel_gu;  // [modules][rows][gu_stride]
+  float* channel_scale;  // [modules][rows], 1 / norm over features
+  uint16_t* out;         // [modules][rows][x_stride], the block's result
+  uint16_t* x;           // pairs [modules][pairs][x_pairs], what channel mixing reads
+  uint16_t* dv;          // pairs, like x: gradient of what channel mixing adds
+  uint16_t* h;           // pairs [modules][pairs][h_pairs], hidden units of channel mixing
+  uint16_t* dgu;         // pairs [modules][pairs][gu_pairs], gradient of its gates and ups
+  uint16_t* u_t;         // pairs of features [modules][width / 2][columns][2], what token mixing reads
+  uint16_t* dv_t;        // the same of the gradient of what token mixing adds
+  uint16_t* token_h;     // rows [token_k][f_stride]
+  uint16_t* token_dgu;   // rows [2 token_k][f_stride]
+};
+
+struct Gradients {  // fp32, rows padded to whole vectors; of a layer
+  float* token_in;     // [2 token_k][columns], gates and ups side by side
+  float* token_out_t;  // [token_k][columns]
+  float* gate_up;      // [2 k][width], in the order of channel_column
+  float* down;         // [width][k]
+};
+
+struct HeadGradients {
+  float *embedding, *lm_head;  // [V][width]
+  float *q_weight, *q_bias;    // [width], [1]
+};
+
+struct Scratch {
+  float *z_H, *z_L, *u, *g, *g_L, *eps;  // [rows][width]; eps [S d] and a block more
+  uint16_t* x;     // rows [rows][x_stride]
+  uint16_t* p;     // pairs [pairs][x_pairs]
+  uint16_t* wide;  // rows [rows][gu_stride], or a panel's pairs of token mixing [token_k][kPanel][2]
+  float* logits;   // [S][V rounded up to panels], then their gradients
+};
+
+EQR_INLINE Kept lay_kept(const TrainingSizes& z, Laying& l) {
+  Kept k;
+  const int64_t m = z.modules, features = m * z.width / 2;
+  k.token_gu = l.take<uint16_t>(m * 2 * z.token_k * z.width), k.token_scale = l.take<float>(m * z.width);
+  k.channel_gu = l.take<uint16_t>(m * z.rows * z.gu_stride), k.channel_scale = l.take<float>(m * z.rows);
+  k.out = l.take<uint16_t>(m * z.rows * z.x_stride);
+  k.x = l.take<uint16_t>(m * z.pairs * z.x_pairs), k.dv = l.take<uint16_t>(m * z.pairs * z.x_pairs);
+  k.h = l.take<uint16_t>(m * z.pairs * z.h_pairs), k.dgu = l.take<uint16_t>(m * z.pairs * z.gu_pairs);
+  k.u_t = l.take<uint16_t>(features * 2 * z.columns), k.dv_t = l.take<uint16_t>(features * 2 * z.columns);
+  k.token_h = l.take<uint16_t>(z.token_k * z.f_stride), k.token_dgu = l.take<uint16_t>(2 * z.token_k * z.f_stride);
+  return k;
+}
+
+EQR_INLINE Gradients lay_gradients(const TrainingSizes& z, Laying& l) {
+  Gradients g;
+  g.token_in = l.take<float>(2 * z.token_k * z.columns), g.token_out_t = l.take<float>(z.token_k * z.columns);
+  g.gate_up = l.take<float>(2 * z.k * z.width), g.down = l.take<float>(z.width * z.k);
+  return g;
+}
+
+// The gradients come first: they are what begins at zero in every training step.
+EQR_INLINE HeadGradients lay_head_gradients(const TrainingSizes& z, Laying& l) {
+  HeadGradients g;
+  g.embedding = l.take<float>(z.V * z.width), g.lm_head = l.take<float>(z.V * z.width);
+  g.q_weight = l.take<float>(z.width), g.q_bias = l.take<float>(1);
+  return g;
+}
+
+EQR_INLINE Scratch lay_scratch(const TrainingSizes& z, Laying& l) {
+  Scratch s;
+  const int64_t state = z.rows * z.width, wide = z.rows * z.gu_stride, panel = 2 * z.token_k * kPanel;
+  s.z_H = l.take<float>(state), s.z_L = l.take<float>(state), s.u = l.take<float>(state), s.g = l.take<float>(state);
+  s.g_L = l.take<float>(state), s.eps = l.take<float>(z.S * z.d + kBlock + kPanel);
+  s.x = l.take<uint16_t>(z.rows * z.x_stride), s.p = l.take<uint16_t>(z.pairs * z.x_pairs);
+  s.wide = l.take<uint16_t>(wide > panel ? wide : panel);
+  s.logits = l.take<float>(z.S * round_up(z.V, kPanel));
+  return s;
+}
+
+}  // namespace eqr::cpu::EQR_ISA

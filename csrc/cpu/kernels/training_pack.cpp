@@ -1,0 +1,162 @@
+// The weights of a training step as the operands of its products, and the workers' gradients as those of the weights.
+// Built once per instruction set, with EQR_ISA naming the namespace.
+#include "training_layout.h"
+
+namespace eqr::cpu::EQR_ISA {
+namespace {
+
+// rows [rows][stride] of depth values each: value(row, k)
+template <class Value>
+EQR_INLINE void put_rows(int64_t rows, int64_t depth, int64_t stride, uint16_t* out, const Value& value) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t k = 0; k < depth; ++k) out[r * stride + k] = to_bf16(value(r, k));
+    for (int64_t k = depth; k < stride; ++k) out[r * stride + k] = 0;
+  }
+}
+
+// Panels of `columns` columns, [panels][padded / 2][kPanel][2], with zeros from `used` columns and from `depth` on:
+// value(column, k)
+template <class Value>
+EQR_INLINE void put_panels(int64_t columns, int64_t used, int64_t depth, int64_t padded, uint16_t* out,
+                           const Value& value) {
+  for (int64_t p = 0; p * kPanel < columns; ++p)
+    for (int64_t k = 0; k < padded; k += 2)
+      for (int64_t c = 0; c < kPanel; ++c)
+        for (int64_t odd = 0; odd < 2; ++odd) {
+          const bool there = p * kPanel + c < used && k + odd < depth;
+          out[((p * padded + k) / 2 * kPanel + c) * 2 + odd] = there ? to_bf16(value(p * kPanel + c, k + odd)) : 0;
+        }
+}
+
+// Row of [gates | ups] that stands at a position where they lie side by side.
+EQR_INLINE int64_t token_row(int64_t position, int64_t units) { return position % 2 * units + position / 2; }
+EQR_INLINE int64_t channel_row(int64_t position, int64_t units) {
+  const int64_t in_panel = position % kPanel, unit = position / kPanel * kLanes + in_panel % kLanes;
+  return in_panel < kLanes ? unit : units + unit;
+}
+
+EQR_INLINE TrainedLayer layer_at(const TrainingSizes& z, Laying l, int64_t layer) {
+  TrainedLayer w = lay_layer(z, l);
+  for (int64_t i = 0; i < layer; ++i) w = lay_layer(z, l);
+  return w;
+}
+
+void pack_heads(const TrainingSizes& z, const OperatorWeights& w, const TrainedHeads& h) {
+  put_panels(round_up(z.V, kPanel), z.V, z.d, z.width, h.lm_head,
+             [&](int64_t v, int64_t f) { return w.lm_head[v * z.d + f]; });
+  const float scale = float(sqrt(double(z.d)));
+  for (int64_t f = 0; f < z.width; ++f) {
+    for (int64_t v = 0; v < z.V; ++v) {
+      h.lm_rows[v * z.width + f] = f < z.d ? round_bf16(w.lm_head[v * z.d + f]) : 0.0f;
+      h.embedding[v * z.width + f] = f < z.d ? scale * round_bf16(w.embedding[v * z.d + f]) : 0.0f;
+    }
+    h.q_weight[f] = f < z.d ? round_bf16(w.q_weight[f]) : 0.0f;
+  }
+  *h.q_bias = round_bf16(w.q_bias[0]);
+}
+
+void pack_part(const TrainingSizes& z, const BlockWeights& w, int64_t part, const TrainedLayer& to) {
+  const int64_t S = z.S, d = z.d, k = z.k, token_k = z.token_k;
+  const auto token_in = [&](int64_t r, int64_t t) { return w.mixer_in[token_row(r, token_k) * S + t]; };
+  const auto gate_up = [&](int64_t n, int64_t f) { return w.gate_up[channel_row(n, k) * d + f]; };
+  switch (part) {
+    case 0:
+      put_rows(2 * token_k, S, z.rows, to.token_in, token_in);
+      return put_rows(S, 2 * token_k, z.token_in, to.token_in_t,
+                      [&](int64_t t, int64_t r) { return token_in(r, t); });
+    case 1:
+      put_rows(S, token_k, z.token_out, to.token_out,
+               [&](int64_t t, int64_t u) { return w.mixer_out[t * token_k + u]; });
+      return put_rows(token_k, S, z.rows, to.token_out_t,
+                      [&](int64_t u, int64_t t) { return w.mixer_out[t * token_k + u]; });
+    case 2:
+      put_panels(2 * k, 2 * k, d, z.width, to.gate_up, gate_up);
+      return put_panels(z.width, d, 2 * k, 2 * k, to.gate_up_t,
+                        [&](int64_t f, int64_t n) { return gate_up(n, f); });
+    default:
+      put_panels(z.width, d, k, k, to.down, [&](int64_t f, int64_t u) { return w.down[f * k + u]; });
+      return put_panels(k, k, d, z.width, to.down_t, [&](int64_t u, int64_t f) { return w.down[f * k + u]; });
+  }
+}
+
+// out [rows][columns] <- the workers' sum of what lies at from(worker, row)[column * stride]
+template <class From>
+EQR_INLINE float* gather(int64_t rows, int64_t columns, int64_t stride, int64_t workers, float* out, const From& from) {
+  for (int64_t r = 0; r < rows; ++r, out += columns)
+    for (int64_t i = 0; i < workers; ++i) {
+      const float* given = from(i, r);
+      for (int64_t c = 0; c < columns; ++c) out[c] = (i ? out[c] : 0.0f) + given[c * stride];
+    }
+  return out;
+}
+
+void head_gradients(const TrainingSizes& z, void* const* workspaces, int64_t workers, float* out) {
+  const auto heads = [&](int64_t i) {
+    Laying l = {static_cast<char*>(workspaces[i]), 0};
+    return lay_head_gradients(z, l);
+  };
+  const float scale = float(sqrt(double(z.d)));
+  float* embedding = out;
+  out = gather(z.V, z.d, 1, workers, out, [&](int64_t i, int64_t v) { return heads(i).embedding + v * z.width; });
+  for (float* e = embedding; e < out; ++e) *e *= scale;
+  out = gather(z.V, z.d, 1, workers, out, [&](int64_t i, int64_t v) { return heads(i).lm_head + v * z.width; });
+  out = gather(1, z.d, 1, workers, out, [&](int64_t i, int64_t) { return heads(i).q_weight; });
+  // The second row of the halting head decides nothing.
+  for (int64_t f = 0; f < z.d; ++f) *out++ = 0.0f;
+  out = gather(1, 1, 1, workers, out, [&](int64_t i, int64_t) { return heads(i).q_bias; });
+  *out = 0.0f;
+}
+
+}  // namespace
+
+int64_t training_packed_bytes(const Shape& shape) {
+  const TrainingSizes z = training_sizes(shape);
+  Laying l = {nullptr, 0};
+  lay_heads(z, l);
+  for (int64_t i = 0; i < z.layers; ++i) lay_layer(z, l);
+  return l.bytes;
+}
+
+void training_pack(const Shape& shape, const OperatorWeights& w, int64_t part, void* packed) {
+  const TrainingSizes z = training_sizes(shape);
+  Laying l = {static_cast<char*>(packed), 0};
+  const TrainedHeads heads = lay_heads(z, l);
+  const int64_t layer = part / kTrainingParts;
+  if (layer == z.layers) return pack_heads(z, w, heads);
+  pack_part(z, w.blocks[layer], part % kTrainingParts, layer_at(z, l, layer));
+}
+
+void training_gradients(const Shape& shape, void* const* workspaces, int64_t workers, int64_t part, float* out) {
+  const TrainingSizes z = training_sizes(shape);
+  const int64_t layer = part / kTrainingParts, S = z.S, d = z.d, k = z.k, token_k = z.token_k;
+  if (layer == z.layers) return head_gradients(z, workspaces, workers, out);
+  out += 2 * z.V * d + 2 * d + 2 + layer * 3 * (token_k * S + k * d);
+  const auto of = [&](int64_t i) {
+    Laying l = {static_cast<char*>(workspaces[i]), 0};
+    lay_head_gradients(z, l);
+    Gradients g = lay_gradients(z, l);
+    for (int64_t j = 0; j < layer; ++j) g = lay_gradients(z, l);
+    return g;
+  };
+  switch (part % kTrainingParts) {
+    case 0:
+      gather(2 * token_k, S, 1, workers, out, [&](int64_t i, int64_t r) {
+        return of(i).token_in + (r % token_k * 2 + r / token_k) * z.columns;
+      });
+      return;
+    case 1:
+      gather(S, token_k, z.columns, workers, out + 2 * token_k * S,
+             [&](int64_t i, int64_t t) { return of(i).token_out_t + t; });
+      return;
+    case 2:
+      gather(2 * k, d, 1, workers, out + 3 * token_k * S, [&](int64_t i, int64_t r) {
+        return of(i).gate_up + channel_column(r % k, r >= k) * z.width;
+      });
+      return;
+    default:
+      gather(d, k, 1, workers, out + 3 * token_k * S + 2 * k * d,
+             [&](int64_t i, int64_t f) { return of(i).down + f * k; });
+  }
+}
+
+}  // namespace eqr::cpu::EQR_ISA
