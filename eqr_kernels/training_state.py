@@ -19,7 +19,7 @@ PART_BYTES = 15 * 2**20
 FORMAT = 2
 """Of the state: 1 held rows in flight and float32 moments, 2 is what `Trainer.begin_slice` leaves."""
 
-_PREFIX = "state-"
+_PREFIX, _INCOMPLETE = "state-", "incomplete-"
 
 
 def save_state(
@@ -42,11 +42,13 @@ def save_state(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{_INCOMPLETE}*"):  # by a run that was killed while it saved
+        shutil.rmtree(left, ignore_errors=True)
     trainer.begin_slice()
     state = trainer.state_dict(shared)
     data = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in state.items()})
     parts = [data[i : i + part_bytes] for i in range(0, len(data), part_bytes)]
-    temporary = Path(tempfile.mkdtemp(prefix="incomplete-", dir=folder))
+    temporary = Path(tempfile.mkdtemp(prefix=_INCOMPLETE, dir=folder))
     try:
         manifest = {
             "format": FORMAT,
@@ -75,7 +77,7 @@ def save_state(
         raise
     if replaced.exists():
         shutil.rmtree(replaced)
-    for old in _states(folder):
+    for old in folder.glob(f"{_PREFIX}*"):
         if old != target:
             shutil.rmtree(old)
     return target

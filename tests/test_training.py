@@ -278,6 +278,10 @@ def test_a_crash_while_saving_leaves_the_state_before(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert read_manifest(tmp_path)["step"] == 1
     assert len(list(tmp_path.iterdir())) == 1
+    for name in ("incomplete-abc", "state-000000000"):  # by runs that were killed while they wrote and removed
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part-000").write_bytes(b"half")
+    assert read_manifest(tmp_path)["step"] == 1
     save_state(trainer, tmp_path, {})
     assert read_manifest(tmp_path)["step"] == 2 and len(list(tmp_path.iterdir())) == 1
 
