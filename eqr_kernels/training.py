@@ -333,50 +333,70 @@ class Trainer:
             self.optimizer.param_groups[0]["lr"],
         )  # fmt: skip
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Everything that resuming needs, as named tensors; see `load_state_dict`."""
-        state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        state |= {f"ema.{name}": value for name, value in self.ema.shadow.items()}
+    def moments(self) -> dict[str, Tensor]:
+        """The optimizer's moments, "exp_avg.PARAMETER" and "exp_avg_sq.PARAMETER", float32; none before a step."""
+        named = [(name, self.optimizer.state[p]) for name, p in self.model.named_parameters()]
+        return {f"{key}.{name}": state[key] for name, state in named if state for key in ("exp_avg", "exp_avg_sq")}
+
+    @torch.no_grad()
+    def begin_slice(self) -> None:
+        """A slice boundary: all rows start afresh, and moments and averages are rounded to what `state_dict` holds.
+
+        A run that goes on from here and one that is resumed from the state taken here are the same bit for bit. A
+        second boundary at the same step changes nothing.
+        """
+        self.rows = self._empty_rows()
+        for moment in self.moments().values():
+            moment.copy_(moment.bfloat16())
         for name, p in self.model.named_parameters():
-            for key in ("exp_avg", "exp_avg_sq"):
-                if self.optimizer.state[p]:
-                    state[f"optimizer.{key}.{name}"] = self.optimizer.state[p][key]
-        state |= {f"rows.{name}": value for name, value in vars(self.rows).items()}
-        state["generator"] = self.generator.get_state()
-        return state
+            average = self.ema.shadow[name]
+            average.copy_(p + (average - p).bfloat16().float())
+
+    def state_dict(self, shared: bool = True) -> dict[str, Tensor]:
+        """What resuming at a slice boundary needs, as named tensors, 10 bytes a parameter; see `load_state_dict`.
+
+        Args:
+            shared: False leaves out what all processes of a run have in common (weights, averages, moments).
+
+        Returns:
+            model.* float32; ema_difference.*, the averaged weights less the weights, and optimizer.*, bfloat16;
+            generator, uint8. Neither rows nor anything that `begin_slice` rounds away.
+        """
+        state = {"generator": self.generator.get_state()}
+        if not shared:
+            return state
+        state |= {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for name, p in self.model.named_parameters():
+            state[f"ema_difference.{name}"] = (self.ema.shadow[name] - p.detach()).bfloat16()
+        return state | {f"optimizer.{name}": moment.bfloat16() for name, moment in self.moments().items()}
 
     def load_state_dict(self, state: dict[str, Tensor], step: int) -> None:
-        """Continues from `state_dict()` of a trainer of the same config after `step` steps.
+        """Continues from `state_dict()` of a trainer of the same config after `step` steps, with a new slice.
 
         Raises:
-            RuntimeError: the state belongs to another model, batch size or dtype, or lacks the optimizer's moments; the
+            RuntimeError: the state belongs to another model or kind of device, or lacks the optimizer's moments; the
                 message names the entry.
         """
         expected = {name: (value.dtype, list(value.shape)) for name, value in self.state_dict().items()}
         if step:
             for name, p in self.model.named_parameters():
                 for key in ("exp_avg", "exp_avg_sq"):
-                    expected[f"optimizer.{key}.{name}"] = (p.dtype, list(p.shape))
+                    expected[f"optimizer.{key}.{name}"] = (torch.bfloat16, list(p.shape))
         for name, entry in expected.items():
             found = (state[name].dtype, list(state[name].shape)) if name in state else None
             if found != entry:
                 raise RuntimeError(
                     f"the training state does not fit: {name} should be {entry[0]} {entry[1]}, got "
                     f"{'nothing' if found is None else f'{found[0]} {found[1]}'}; "
-                    "resume with the config, dtype and batch size that the run began with"
+                    "resume with the config and on the kind of device that the run began with"
                 )
-        device = self.model.device
         self.model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
-        for name, average in self.ema.shadow.items():
-            average.copy_(state[f"ema.{name}"])
         for name, p in self.model.named_parameters():
-            key = f"optimizer.exp_avg.{name}"
-            if key in state:
-                self.optimizer.state[p].update(
-                    step=step,
-                    exp_avg=state[key].to(device),
-                    exp_avg_sq=state[f"optimizer.exp_avg_sq.{name}"].to(device),
-                )
-        self.rows = Rows(**{k.removeprefix("rows."): v.to(device) for k, v in state.items() if k.startswith("rows.")})
+            self.ema.shadow[name].copy_(p.detach() + state[f"ema_difference.{name}"].to(p.device).float())
+            if step:
+                keys = ("exp_avg", "exp_avg_sq")
+                moments = {key: state[f"optimizer.{key}.{name}"].to(p.device).float() for key in keys}
+                self.optimizer.state[p].update(step=step, **moments)
+        self.rows = self._empty_rows()
         self.generator.set_state(state["generator"].cpu())
         self.step = step

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, free_ports, make_contractive, outputs_of
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from eqr_kernels import EqRConfig, EquilibriumReasoner
@@ -454,13 +455,19 @@ def files(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in [*state, out / "model.safetensors"]}
 
 
+def manifest_of(out: Path) -> dict:
+    (path,) = out.glob("state-*/manifest.json")
+    return json.loads(path.read_text())
+
+
 def test_train_resumes_to_the_same_result(data, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    lines = eqr(*TRAIN, *SETS, "--data", data, "--out", whole, "--steps", 6, "--json").stdout.splitlines()
+    train = [*TRAIN, *SETS, "--slice-steps", 3, "--data", data]
+    lines = eqr(*train, "--out", whole, "--steps", 6, "--json").stdout.splitlines()
     reports = [json.loads(line) for line in lines]
     assert [r["step"] for r in reports] == [2, 4, 6]
     assert set(reports[0]) == {"step", "loss", "exact", "steps", "residual", "samples_per_second", "lr"}
-    eqr(*TRAIN, *SETS, "--data", data, "--out", parts, "--steps", 3)
+    eqr(*train, "--out", parts, "--steps", 3)
     # The settings are the run's own unless they are given again.
     text = eqr("train", "--resume", "--no-compile", "--data", data, "--out", parts, "--steps", 6).stdout
     assert "from step 3" in text and "step       6" in text
@@ -483,14 +490,14 @@ def test_train_state_equals_uninterrupted_bit_for_bit_in_the_library(data, tmp_p
         )
 
     whole, before, after = run("whole"), run("parts"), run("parts")
-    for _ in range(5):
-        whole.trainer.train_step()
-    for _ in range(2):
-        before.trainer.train_step()
-    before.save()
+    for each in (whole, before):
+        for _ in range(2):
+            each.trainer.train_step()
+        each.save()
     after.load()
-    for _ in range(3):
-        after.trainer.train_step()
+    for each in (whole, after):
+        for _ in range(3):
+            each.trainer.train_step()
     expected, found = whole.trainer.state_dict(), after.trainer.state_dict()
     assert expected.keys() == found.keys() and after.trainer.step == 5
     assert all(torch.equal(expected[name], found[name]) for name in expected)
@@ -500,24 +507,108 @@ def test_train_state_equals_uninterrupted_bit_for_bit_in_the_library(data, tmp_p
 
 
 def test_train_saves_when_it_is_interrupted(data, tmp_path, monkeypatch):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    arguments = [*TRAIN, *SETS, "--data", data, "--steps", 5]
+    whole = tmp_path / "whole"
+    arguments = [*TRAIN, *SETS, "--data", data, "--steps", 7, "--slice-steps", 3]
     eqr(*arguments, "--out", whole)
     step = Trainer.train_step
 
-    def interrupt_at_three(self: Trainer) -> None:
+    def interrupt(self: Trainer) -> None:
         step(self)
-        if self.step == 3:
+        if self.step == at:
             signal.raise_signal(signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
+    for at in (3, 4):
+        parts = tmp_path / f"parts{at}"
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "train_step", interrupt)
+            result = eqr(*arguments, "--out", parts, code=130)
+        assert f"interrupted at step {at}" in result.stderr and signal.getsignal(signal.SIGINT) is before
+        assert load_checkpoint(parts).card.steps == at
+        # A stop within a slice is a boundary that the whole run did not have, and says so.
+        assert ("not bit for bit" in result.stderr) == (at == 4)
+        eqr(*arguments, "--out", parts, "--resume")
+        assert (files(whole) == files(parts)) == (at == 3)
+
+
+class Clock:
+    """Stands for the time module: ten seconds go by with every training step, and none otherwise."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float = 10.0) -> None:
+        self.now, step = 1000.0, Trainer.train_step
+        monkeypatch.setattr("eqr_kernels.commands.slices.time", self)
+        monkeypatch.setattr("eqr_kernels.commands.training_run.time", self)
+
+        def timed(trainer: Trainer) -> None:
+            step(trainer)
+            self.now += seconds
+
+        monkeypatch.setattr(Trainer, "train_step", timed)
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("seconds", "stops", "note"),
+    [(15, 2, True), (25, 3, False), (85, 6, False), (90, 9, False), (115, 9, False), (120, 12, False)],
+)
+def test_train_minutes_end_with_the_last_slice_that_fits(data, tmp_path, monkeypatch, seconds, stops, note):
+    arguments = [*TRAIN, *SETS, "--data", data, "--slice-steps", 3, "--out", tmp_path]
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", interrupt_at_three)
-        result = eqr(*arguments, "--out", parts, code=130)
-    assert "interrupted at step 3" in result.stderr and signal.getsignal(signal.SIGINT) is before
-    assert load_checkpoint(parts).card.steps == 3
-    eqr(*arguments, "--out", parts, "--resume")
-    assert files(whole) == files(parts)
+        Clock(patch)
+        result = eqr(*arguments, "--minutes", seconds / 60)
+        assert manifest_of(tmp_path)["step"] == stops
+        assert (f"time was over at step {stops}" in result.stderr) == note
+        # The next command's slices end where those of the first would have.
+        eqr(*arguments, "--resume", "--minutes", 0.5)
+        assert manifest_of(tmp_path)["step"] == stops + 3
+
+
+def test_train_chooses_slices_by_the_speed_of_the_first_steps(data, tmp_path, monkeypatch):
+    arguments = [*TRAIN, *SETS, "--set", "halt_max_steps=4", "--data", data]
+    for seconds, chosen, warned in ((1.4, 32, False), (0.25, 180, False), (6.4, 8, False), (8.0, 8, True)):
+        out = tmp_path / str(seconds)
+        with monkeypatch.context() as patch:
+            Clock(patch, seconds)
+            result = eqr(*arguments, "--out", out, "--steps", 33)
+        assert manifest_of(out)["settings"]["slice_steps"] == chosen
+        assert load_checkpoint(out).card.extra["training"]["slice_steps"] == chosen
+        assert ("a slice of 8 steps, 2 lifetimes of a row, takes 64 s" in result.stderr) == warned
+    out = tmp_path / "1.4"
+    refused = eqr(*arguments, "--out", out, "--resume", "--steps", 34, "--slice-steps", 5, code=2)
+    assert "--slice-steps (was 32, now 5)" in refused.stderr
+    eqr(*arguments, "--out", out, "--resume", "--steps", 34)
+    assert manifest_of(out)["settings"]["slice_steps"] == 32
+    # Stopped before the speed was known: still to be chosen, by the command line too.
+    early = tmp_path / "early"
+    eqr(*arguments, "--out", early, "--steps", 2)
+    assert manifest_of(early)["settings"]["slice_steps"] is None
+    eqr(*arguments, "--out", early, "--resume", "--steps", 3, "--slice-steps", 5)
+    assert manifest_of(early)["settings"]["slice_steps"] == 5
+
+
+def test_train_that_is_killed_loses_one_slice_at_most(data, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    arguments = [*TRAIN, *SETS, "--data", data, "--slice-steps", 4, "--log-every", 1]
+    command = [sys.executable, "-m", "eqr_kernels.cli", *arguments, "--out", killed, "--steps", 100_000, "--json"]
+    run = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    try:
+        for line in run.stdout:
+            if json.loads(line)["step"] == 18:
+                run.kill()
+                break
+        last = [json.loads(line)["step"] for line in run.stdout if line.endswith("}\n")]
+    finally:
+        run.kill()
+        run.wait()
+    step = manifest_of(killed)["step"]
+    assert step % 4 == 0 and step >= max([18, *last]) - 4
+    end = step + 6
+    # total_steps only says when to stop, as the rate is constant.
+    eqr(*arguments, "--out", killed, "--resume", "--steps", end)
+    eqr(*arguments, "--out", whole, "--steps", end)
+    assert files(whole) == files(killed)
 
 
 def test_train_that_diverges_keeps_its_last_good_state(data, tmp_path, monkeypatch):
@@ -536,7 +627,16 @@ def test_train_that_diverges_keeps_its_last_good_state(data, tmp_path, monkeypat
         self._sums.values[0] = torch.inf
 
     told = f"the state of step 2 in {out} is kept"
-    for change, wrong in ((poison, "model.lm_head.weight is not finite"), (poison_loss, "the loss is inf")):
+
+    def poison_moment(self: Trainer) -> None:
+        step(self)
+        self.moments()["exp_avg_sq.lm_head.weight"][0, 0] = torch.inf
+
+    for change, wrong in (
+        (poison, "model.lm_head.weight is not finite"),
+        (poison_loss, "the loss is inf"),
+        (poison_moment, "optimizer.exp_avg_sq.lm_head.weight is not finite"),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(Trainer, "train_step", change)
             stderr = eqr(*arguments, "--resume", "--steps", 3, code=2).stderr
@@ -630,13 +730,14 @@ def test_train_in_two_processes_resumes_to_the_same_result(data, tmp_path):
     script = """
         import os, sys
         from eqr_kernels.cli import app
-        data, whole, parts, *ports = sys.argv[1:7]
+        data, whole, parts, auto, *ports = sys.argv[1:9]
         runs = [[whole, "--steps", "4"], [parts, "--steps", "2"], [parts, "--steps", "4", "--resume"]]
+        runs = [[*run, "--slice-steps", "2"] for run in runs] + [[auto, "--steps", "10"]]
         for port, run in zip(ports, runs, strict=True):
             os.environ["MASTER_PORT"] = port
-            assert app([*sys.argv[7:], "--data", data, "--out", *run], standalone_mode=False) == 0
+            assert app([*sys.argv[9:], "--data", data, "--out", *run], standalone_mode=False) == 0
     """
-    arguments = [data, tmp_path / "whole", tmp_path / "parts", *free_ports(3), *TRAIN, *SETS]
+    arguments = [data, *(tmp_path / name for name in ("whole", "parts", "auto")), *free_ports(4), *TRAIN, *SETS]
     command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
     environment = dict(os.environ, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", OMP_NUM_THREADS="1")
     started = [
@@ -650,8 +751,13 @@ def test_train_in_two_processes_resumes_to_the_same_result(data, tmp_path):
     ranks = [sorted(p.relative_to(out) for p in out.glob("ranks/**/part-*")) for out in (whole, parts)]
     assert ranks[0] == ranks[1] and len(ranks[0]) == 1
     assert (whole / ranks[0][0]).read_bytes() == (parts / ranks[0][0]).read_bytes()
-    # Ranks draw puzzles and starts of their own.
-    assert (whole / ranks[0][0]).read_bytes() != next(whole.glob("state-*/part-000")).read_bytes()
+    # Ranks draw puzzles and starts of their own; weights and moments are rank 0's.
+    first, own = (load_file(path) for path in (next(whole.glob("state-*/part-000")), whole / ranks[0][0]))
+    assert list(own) == ["generator"] and not torch.equal(own["generator"], first["generator"])
+    manifests = [json.loads(p.read_text()) for p in (tmp_path / "auto").rglob("manifest.json")]
+    assert len(manifests) == 2 and manifests[0]["stream"] != manifests[1]["stream"]
+    slices = [manifest["settings"]["slice_steps"] for manifest in manifests]
+    assert slices[0] == slices[1] and slices[0] % 16 == 0
 
 
 # the program ---------------------------------------------------------------------------------------------------------

@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import free_ports, needs_compiler, outputs_of, tiny_config
+from conftest import free_ports, needs_compiler, needs_extension, outputs_of, tiny_config
 
-from eqr_kernels import EquilibriumReasoner
-from eqr_kernels.ops import extension_status
+from eqr_kernels import EqRConfig, EquilibriumReasoner
 from eqr_kernels.optim import EMA, AdamATan2, learning_rate
 from eqr_kernels.tasks.common import PuzzleSet
 from eqr_kernels.tasks.stream import PuzzleStream, parse_curriculum
@@ -153,30 +152,115 @@ def test_exploration_keeps_a_share_of_the_rows():
     assert 0.015 < 1 - trainer.rows.halted.float().mean().item() < 0.055
 
 
+def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Every tensor that later steps depend on, unrounded."""
+    return {
+        **trainer.model.state_dict(),
+        **{f"ema.{name}": average for name, average in trainer.ema.shadow.items()},
+        **trainer.moments(),
+        **{f"rows.{name}": value for name, value in vars(trainer.rows).items()},
+        "generator": trainer.generator.get_state(),
+    }
+
+
 def states_equal(a: Trainer, b: Trainer) -> None:
-    left, right = a.state_dict(), b.state_dict()
-    assert left.keys() == right.keys()
+    left, right = everything(a), everything(b)
+    assert left.keys() == right.keys() and any(name.startswith("exp_avg_sq.") for name in left)
     for name in left:
-        assert torch.equal(left[name], right[name]), name
+        assert left[name].dtype == right[name].dtype and torch.equal(left[name], right[name]), name
     assert a.stream.state == b.stream.state and a.step == b.step
 
 
-def test_resuming_is_exact(tmp_path):
-    whole = make_trainer()
-    for _ in range(12):
-        whole.train_step()
-    first = make_trainer()
-    for _ in range(7):
-        first.train_step()
+def losses(trainer: Trainer, steps: int) -> list[float]:
+    found = []
+    for _ in range(steps):
+        trainer.train_step()
+        found.append(trainer.report().loss)
+    return found
+
+
+@pytest.mark.parametrize("fused", [False, pytest.param(True, marks=needs_extension)])
+def test_resuming_at_a_boundary_is_exact(tmp_path, fused):
+    whole, first = make_trainer(fused=fused), make_trainer(fused=fused)
+    assert whole.fused == fused
+    assert losses(whole, 7) == losses(first, 7)
+    assert not whole.rows.halted.all()
+    whole.begin_slice()
     save_state(first, tmp_path, {"note": "seven"}, part_bytes=4096)
+    states_equal(whole, first)
     files = [f for f in tmp_path.rglob("*") if f.is_file()]
     assert len(files) > 3 and all(f.stat().st_size <= 4096 for f in files if f.name.startswith("part"))
-    second = make_trainer(seed=5)
+    second = make_trainer(seed=5, fused=fused)
     load_state(second, tmp_path)
+    assert second.rows.halted.all()
     states_equal(first, second)
-    for _ in range(5):
-        second.train_step()
+    tail = losses(whole, 5)
+    assert len(set(tail)) == 5 and tail == losses(second, 5) == losses(first, 5)
     states_equal(whole, second)
+    states_equal(whole, first)
+
+
+def test_a_boundary_rounds_to_bfloat16_and_starts_every_row_afresh():
+    trainer = make_trainer()
+    losses(trainer, 2)
+    name, weight = "lm_head.weight", trainer.model.lm_head.weight
+    # bfloat16 has 7 bits behind the point: 1 + 2^-8 is halfway, and ties go to the even neighbour.
+    weight.data[0, :3] = torch.tensor([0.5, 0.5, 1.0])
+    trainer.ema.shadow[name][0, :3] = torch.tensor([1.5 + 2**-8, 1.5 + 3 * 2**-8, 1.0 + 2**-20])
+    m, v = trainer.moments()[f"exp_avg.{name}"], trainer.moments()[f"exp_avg_sq.{name}"]
+    m[0, :2] = torch.tensor([-1 - 2**-8, -3e-30])
+    v[0, :2] = torch.tensor([1 + 2**-7 + 2**-9, 0.0])
+    kept, before = weight.clone(), [p.data_ptr() for p in (m, v)]
+    trainer.begin_slice()
+    assert trainer.ema.shadow[name][0, :3].tolist() == [1.5, 1.5 + 2**-6, 1.0 + 2**-20]
+    assert m[0, 0].item() == -1 and m[0, 1].item() == pytest.approx(-3e-30, rel=2**-8)
+    assert v[0, :2].tolist() == [1 + 2**-7, 0]
+    assert torch.equal(weight, kept) and [p.data_ptr() for p in (m, v)] == before
+    tokens = trainer.rows.tokens.clone()
+    assert trainer.rows.halted.all()
+    trainer.train_step()
+    assert (trainer.rows.tokens != tokens).any(1).all() and (trainer.rows.steps == 1).all()
+
+
+def test_the_averages_keep_their_distance_from_the_weights_and_a_second_boundary_changes_nothing():
+    """Distances of all sizes, from less than a rounding of the weights to many times the weights."""
+    trainer = make_trainer()
+    losses(trainer, 2)
+    generator = torch.Generator().manual_seed(3)
+    exact = {}
+    for name, p in trainer.model.named_parameters():
+        p.data.normal_(generator=generator)
+        share = 2.0 ** (-26 + 30 * torch.rand(p.shape, generator=generator))
+        share = torch.where(torch.rand(p.shape, generator=generator) < 0.5, share, -share)
+        trainer.ema.shadow[name].copy_(p.detach() * (1 + share))
+        exact[name] = trainer.ema.shadow[name].double()
+    trainer.begin_slice()
+    once = {name: value.clone() for name, value in everything(trainer).items()}
+    for name, p in trainer.model.named_parameters():
+        distance = (exact[name] - p.detach().double()).abs()
+        error = (once[f"ema.{name}"].double() - exact[name]).abs()
+        bound = 2.0**-8 * distance + 2.0**-23 * torch.maximum(exact[name].abs(), p.detach().double().abs())
+        assert (error <= bound).all(), name
+        assert error.max() > 0
+    trainer.begin_slice()
+    for name, value in everything(trainer).items():
+        assert torch.equal(value, once[name]), name
+
+
+def test_the_state_of_the_sudoku_preset_is_small(tmp_path):
+    model = EquilibriumReasoner(EqRConfig.sudoku())
+    sudoku_like = PuzzleSet(*(np.full((1, 81), value, np.uint8) for value in (1, 2)), np.array(["toy"]), np.zeros(1))
+    trainer = Trainer(model, PuzzleStream(sudoku_like, keep), TrainConfig(batch_size=1, compile=False))
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 0.1)
+    trainer.optimizer.step()
+    trainer.step = 1
+    path = save_state(trainer, tmp_path, {})
+    sizes = [f.stat().st_size for f in path.iterdir()]
+    parameters = sum(p.numel() for p in model.parameters())
+    assert parameters == pytest.approx(4.86e6, rel=0.01)
+    assert len(sizes) == 5 and max(sizes) <= 15 * 2**20
+    assert 10 * parameters < sum(sizes) < 10 * parameters + 20_000 < 50 * 2**20
 
 
 def test_a_crash_while_saving_leaves_the_state_before(tmp_path, monkeypatch):
@@ -194,6 +278,10 @@ def test_a_crash_while_saving_leaves_the_state_before(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert read_manifest(tmp_path)["step"] == 1
     assert len(list(tmp_path.iterdir())) == 1
+    for name in ("incomplete-abc", "state-000000000"):  # by runs that were killed while they wrote and removed
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part-000").write_bytes(b"half")
+    assert read_manifest(tmp_path)["step"] == 1
     save_state(trainer, tmp_path, {})
     assert read_manifest(tmp_path)["step"] == 2 and len(list(tmp_path.iterdir())) == 1
 
@@ -230,8 +318,10 @@ def test_damaged_states_are_refused(tmp_path):
         load_state(make_trainer(), tmp_path)
     trainer = make_trainer()
     path = save_state(trainer, tmp_path, {}, part_bytes=4096)
-    with pytest.raises(RuntimeError, match="batch size"):
-        load_state(make_trainer(batch_size=4), tmp_path)
+    model = EquilibriumReasoner(tiny_config(vocab_size=8))
+    other = Trainer(model, PuzzleStream(toy_puzzles(), keep), TrainConfig(batch_size=8, compile=False))
+    with pytest.raises(RuntimeError, match=r"should be torch.float32 \[8, 16\], got torch.float32 \[7, 16\]"):
+        load_state(other, tmp_path)
     part = path / "part-001"
     content = bytearray(part.read_bytes())
     content[7] ^= 1
@@ -241,6 +331,39 @@ def test_damaged_states_are_refused(tmp_path):
     part.unlink()
     with pytest.raises(RuntimeError, match="part-001 is missing"):
         load_state(make_trainer(), tmp_path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["format"]  # as before there was one
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RuntimeError, match=r"format 1, .* reads format 2; finish the run with the version that began"):
+        load_state(make_trainer(), tmp_path)
+
+
+def test_a_state_without_moments_is_refused():
+    trainer = make_trainer()
+    state = trainer.state_dict()
+    with pytest.raises(RuntimeError, match=r"optimizer.exp_avg.* should be torch.bfloat16 .*, got nothing"):
+        trainer.load_state_dict(state, 1)
+    trainer.load_state_dict(state, 0)
+
+
+def test_the_streams_of_a_process_come_from_its_own_state(tmp_path):
+    first, second = make_trainer(), make_trainer()
+    second.generator.manual_seed(77)
+    second.stream.draw(3, 0)
+    losses(first, 2)
+    save_state(first, tmp_path / "out", {})
+    second.step = 2
+    own = save_state(second, tmp_path / "own", {}, shared=False)
+    assert sum(f.stat().st_size for f in own.iterdir()) < 10_000
+    loaded = make_trainer(seed=5)
+    load_state(loaded, tmp_path / "out", own=tmp_path / "own")
+    assert torch.equal(loaded.model.lm_head.weight, first.model.lm_head.weight)
+    assert torch.equal(loaded.generator.get_state(), second.generator.get_state())
+    assert loaded.stream.state == second.stream.state != first.stream.state
+    second.step = 3
+    save_state(second, tmp_path / "own", {}, shared=False)
+    with pytest.raises(RuntimeError, match="own is of step 3, but .*out of step 2"):
+        load_state(loaded, tmp_path / "out", own=tmp_path / "own")
 
 
 def test_curriculum():
@@ -293,7 +416,7 @@ def test_compiled_step_trains_like_the_eager_one():
     assert torch.equal(eager.rows.tokens, compiled.rows.tokens)
 
 
-@pytest.mark.skipif(not extension_status()[0], reason=extension_status()[1])
+@needs_extension
 def test_fused_recursions_train_like_those_of_pytorch():
     fused, plain = make_trainer(), make_trainer(fused=False)
     assert "latent recursions" in fused.kernel and plain.kernel == "PyTorch, as fused is off"

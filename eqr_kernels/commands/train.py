@@ -25,7 +25,8 @@ RECIPES = {"sudoku": _PUBLISHED, "sudoku-small": _SMALL, "maze": _PUBLISHED}
 """The schedule of each preset, where the command line does not say otherwise."""
 
 _PRESETS = {"sudoku": "sudoku", "sudoku-small": "sudoku_small", "maze": "maze"}
-_COMMON: dict[str, Any] = dict(lr_min_ratio=1.0, weight_decay=1.0, ema_rate=0.999, forward_dtype="float32", seed=0)
+_COMMON: dict[str, Any] = dict(lr_min_ratio=1.0, weight_decay=1.0, ema_rate=0.999, forward_dtype="float32", seed=0,
+                               slice_steps=None)  # fmt: skip
 _OPTION_OF = {
     "lr_warmup_steps": "--warmup", "forward_dtype": "--dtype", "total_steps": "--steps", "config": "--preset and --set",
     "data_sha256": "the puzzles of --data", "processes": "the number of processes",
@@ -50,7 +51,7 @@ def train(
     weight_decay: Annotated[float | None, typer.Option(help="Of AdamATan2.", show_default="1")] = None,
     ema_rate: Annotated[float | None, typer.Option(help="Of the averaged weights.", show_default="0.999")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps in all.", show_default="the preset's")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Stop after this much training in this command.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Stop at the last slice's end within this time.")] = None,
     curriculum: Annotated[
         str | None,
         typer.Option(
@@ -67,12 +68,24 @@ def train(
         bool, typer.Option("--fused/--no-fused", help="Recursions without gradient in the fused CPU kernel.")
     ] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, with its settings.")] = False,
-    save_every: Annotated[float, typer.Option(metavar="MINUTES", help="Between saves.")] = 5.0,
+    slice_steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="STEPS",
+            help="Between saves, at which every row starts afresh.",
+            show_default="about 45 seconds, as first measured",
+        ),
+    ] = None,
     log_every: Annotated[int, typer.Option(min=1, metavar="STEPS", help="Between progress lines.")] = 50,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log to OUT/tensorboard.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print progress as one JSON object a line.")] = False,
 ) -> int:
     """Train a model, resumably to the same result; Ctrl-C saves and stops.
+
+    Training goes in slices, and each ends with a save, so a run that is killed loses one slice at most. A run that
+    stops at the end of a slice (as with --minutes) and is resumed equals an uninterrupted one bit for bit. A stop in
+    between (Ctrl-C; --steps or --minutes that end sooner) adds a save, so the result is another, though as good.
 
     OUT gets the state of the run, and model.safetensors with model.json: the averaged weights, as `--model OUT` of the
     other commands takes them. torchrun starts one process a device, each with rows and puzzles of its own.
@@ -81,10 +94,10 @@ def train(
     given = dict(
         batch_size=batch_size, lr=lr, lr_warmup_steps=warmup, lr_min_ratio=lr_min_ratio, weight_decay=weight_decay,
         ema_rate=ema_rate, total_steps=steps, curriculum=curriculum, seed=seed, forward_dtype=dtype,
+        slice_steps=slice_steps,
     )  # fmt: skip
-    for option, value in (("--minutes", minutes), ("--save-every", save_every)):
-        if value is not None and not value > 0:
-            raise ValueError(f"{option} must be positive, got {value:g}")
+    if minutes is not None and not minutes > 0:
+        raise ValueError(f"--minutes must be positive, got {minutes:g}")
     stored = _stored(out, resume)
     with busy("loading torch"):
         import torch
@@ -123,10 +136,14 @@ def train(
         logs: list[running.Log] = [running.JsonLog() if as_json else running.TextLog()]
         if tensorboard and process.rank == 0:
             logs.append(running.TensorBoardLog(out / "tensorboard"))
-        interrupted = run.train(minutes, save_every, log_every, logs)
+        interrupted = run.train(minutes, log_every, logs)
+    step = run.trainer.step
+    between = "" if run.at_boundary else " (not bit for bit as if it had gone on, since no slice ended there)"
     if interrupted:
-        complain(f"interrupted at step {run.trainer.step}; the state is saved, and --resume continues it", "note")
+        complain(f"interrupted at step {step}; the state is saved, and --resume continues it{between}", "note")
         return INTERRUPTED
+    if between and step != settings["total_steps"] and process.rank == 0:
+        complain(f"time was over at step {step}; the state is saved, and --resume continues it{between}", "note")
     return 0
 
 
@@ -204,6 +221,8 @@ def _compare(stored: dict[str, Any], settings: dict[str, Any], how: dict[str, bo
         return
     # Steps only say when to stop, unless the learning rate falls towards them.
     free = {"total_steps"} if settings["lr_min_ratio"] >= 1 else set()
+    if stored.get("slice_steps") is None:  # the run was stopped before its speed was measured
+        free.add("slice_steps")
     differ = [name for name in settings if name in stored and stored[name] != settings[name] and name not in free]
     if differ:
         told = "; ".join(_difference(name, stored[name], settings[name]) for name in differ)

@@ -21,8 +21,9 @@ import torch
 import torch.distributed as dist
 
 from eqr_kernels.checkpoint import ModelCard, save_checkpoint
-from eqr_kernels.commands.console import code_commit
+from eqr_kernels.commands.console import code_commit, complain
 from eqr_kernels.commands.puzzles import SUDOKU, Task
+from eqr_kernels.commands.slices import Slices, slice_steps_for
 from eqr_kernels.config import EqRConfig
 from eqr_kernels.modules import EquilibriumReasoner
 from eqr_kernels.tasks import sudoku
@@ -31,7 +32,7 @@ from eqr_kernels.tasks.stream import PuzzleStream, parse_curriculum
 from eqr_kernels.training import Progress, TrainConfig, Trainer
 from eqr_kernels.training_state import load_state, read_manifest, save_state
 
-_GO_ON, _SAVE, _STOP, _INTERRUPT = range(4)
+_GO_ON, _STOP, _INTERRUPT = range(3)
 
 
 # processes -----------------------------------------------------------------------------------------------------------
@@ -171,10 +172,11 @@ def _missing_compiler(error: BaseException | None) -> str:
 
 
 class TrainingRun:
-    """One process's part of a run. Rank 0 keeps its state in `out`, the others in `out/ranks`, and rank 0 the model.
+    """One process's part of a run. Rank 0 keeps state and model in `out`, the others their streams in `out/ranks`.
 
     Args:
-        settings: the fields of `TrainConfig`, curriculum, and what else the state should remember.
+        settings: the fields of `TrainConfig`, curriculum, slice_steps (steps between saves; None or absent: chosen
+            from the speed of the first steps, and then set here), and what else the state should remember.
         data: name of the data, for the card.
     """
 
@@ -202,39 +204,58 @@ class TrainingRun:
         model = EquilibriumReasoner(config).to(process.device)
         self.trainer = Trainer(model, stream, train_config)
 
-    def train(self, minutes: float | None, save_every: float, log_every: int, logs: Sequence[Log]) -> bool:
-        """Trains to the end or the time limit, saves, and tells whether it was interrupted.
+    def train(self, minutes: float | None, log_every: int, logs: Sequence[Log]) -> bool:
+        """Trains to the end or the time limit, saving at every slice's end, and tells whether it was interrupted.
+
+        A stop between the ends of two slices saves too, and so adds a boundary.
 
         Args:
-            minutes, save_every: in minutes.
+            minutes: stops at the last slice's end that comes within them, or when they are over.
             log_every: in steps.
         """
-        trainer, total = self.trainer, self.trainer.config.total_steps
-        begun = saved = time.monotonic()
+        trainer, total, process = self.trainer, self.trainer.config.total_steps, self.process
         reported = trainer.step
+        slices = Slices(self.settings.get("slice_steps"), trainer.step, process.device, minutes)
         with StopRequest() as request:
             while True:
-                now = time.monotonic()
+                seconds = slices.measured(trainer.step)
+                if seconds is not None:
+                    slices.steps = self._choose_slice(seconds)
                 wish = _GO_ON
                 if request.asked_at is not None:
                     wish = _INTERRUPT
                 elif total is not None and trainer.step >= total:
                     wish = _STOP
-                elif self.process.rank == 0:
-                    if minutes is not None and now - begun >= 60 * minutes:
-                        wish = _STOP
-                    elif now - saved >= 60 * save_every:
-                        wish = _SAVE
-                agreed = self.process.agree(wish)
+                elif process.rank == 0 and slices.out_of_time(trainer.step):
+                    wish = _STOP
+                agreed = process.agree(wish)
                 if trainer.step > reported and (agreed >= _STOP or trainer.step % log_every == 0):
                     self._report(logs)
                     reported = trainer.step
-                if agreed >= _SAVE:
+                if agreed >= _STOP or slices.ends(trainer.step):
+                    begun = time.monotonic()
                     self.save()
-                    saved = time.monotonic()
+                    slices.saved(trainer.step, time.monotonic() - begun)
                 if agreed >= _STOP:
                     return agreed == _INTERRUPT
                 self._train_step()
+
+    def _choose_slice(self, seconds_per_step: float) -> int:
+        """Rank 0's choice of the steps of a slice, kept in the settings."""
+        lifetime = self.trainer.model.config.halt_max_steps
+        steps = self.process.agree(slice_steps_for(seconds_per_step, lifetime) if self.process.rank == 0 else 0)
+        self.settings["slice_steps"] = steps
+        seconds = steps * seconds_per_step
+        if self.process.rank == 0 and seconds > 60:
+            told = f"a slice of {steps} steps, {steps // lifetime} lifetimes of a row, takes {seconds:.0f} s"
+            complain(f"{told}, and a run that is killed loses up to that; --slice-steps sets another", "warning")
+        return steps
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether the present step ends a slice of an uninterrupted run, so that a resumed one equals it."""
+        steps = self.settings.get("slice_steps")
+        return steps is not None and self.trainer.step % steps == 0
 
     def _train_step(self) -> None:
         try:
@@ -256,10 +277,11 @@ class TrainingRun:
                 log(progress)
 
     def _not_finite(self) -> list[str]:
-        """What among the weights and their averages holds NaN or infinity."""
+        """What among the weights, their averages and the optimizer's moments holds NaN or infinity."""
         model = [(f"model.{name}", p) for name, p in self.trainer.model.named_parameters()]
         ema = [(f"ema.{name}", average) for name, average in self.trainer.ema.shadow.items()]
-        return [f"{name} is not finite" for name, value in model + ema if not value.isfinite().all()]
+        moments = [(f"optimizer.{name}", moment) for name, moment in self.trainer.moments().items()]
+        return [f"{name} is not finite" for name, value in model + ema + moments if not value.isfinite().all()]
 
     def _require(self, wrong: list[str]) -> None:
         """Stops all processes when something is wrong in one of them.
@@ -285,17 +307,17 @@ class TrainingRun:
         return self.out / "ranks" / f"step-{step:09d}" / f"rank-{self.process.rank}"
 
     def save(self) -> None:
-        """Writes the state of every process, then the model.
+        """Writes the state of every process, then the model, and begins a slice: all rows start afresh.
 
         Rank 0's state counts: the others' of the step before stay until it is in its place.
 
         Raises:
-            RuntimeError: weights are not finite; the state of the last save stays.
+            RuntimeError: weights or moments are not finite; the state of the last save stays.
         """
         self._require(self._not_finite())
         step, rank = self.trainer.step, self.process.rank
         if rank:
-            save_state(self.trainer, self._folder_of(step), self.settings)
+            save_state(self.trainer, self._folder_of(step), self.settings, shared=False)
         self.process.wait()
         if rank == 0:
             save_state(self.trainer, self.out, self.settings)
@@ -314,7 +336,7 @@ class TrainingRun:
         if self.process.rank == 0:
             load_state(self.trainer, self.out)
         else:
-            load_state(self.trainer, self._folder_of(read_manifest(self.out)["step"]))
+            load_state(self.trainer, self.out, own=self._folder_of(read_manifest(self.out)["step"]))
 
     def _save_model(self) -> None:
         trainer, config = self.trainer, self.trainer.model.config
