@@ -32,6 +32,7 @@ from torch import Tensor
 
 from eqr_kernels.config import EqRConfig, swiglu_size
 from eqr_kernels.noise import RNG_LAYOUT
+from eqr_kernels.other_models import refuse_other_models
 
 SCHEMA_VERSION = 1
 MODEL_FILE = "model.safetensors"
@@ -180,6 +181,10 @@ class Checkpoint:
         return reduce(torch.promote_types, {tensor.dtype for tensor in self.state_dict.values()})
 
 
+class MissingConfigError(ValueError):
+    """A file whose weights could be read, but that does not say which config they were trained with."""
+
+
 class Inert:
     """Stands for an object of a file's that is not needed: takes any arguments, keeps its state, runs nothing."""
 
@@ -222,7 +227,8 @@ def load_checkpoint(
     Raises:
         FileNotFoundError: no such file.
         ImportError: a hub id without huggingface_hub.
-        TypeError, ValueError: an argument, a config field or a card is wrong, or a config is missing.
+        TypeError, ValueError: an argument, a config field or a card is wrong.
+        MissingConfigError: a ValueError; the file does not say its config, and `config` was not given.
         RuntimeError: the file is damaged, names code, or its weights do not fit the config or are not finite.
     """
     if config is not None and not isinstance(config, EqRConfig):
@@ -396,7 +402,7 @@ def _read_safetensors(path: Path, config: EqRConfig | None) -> tuple[dict[str, T
         return state_dict, card
     chosen = config or in_header
     if chosen is None:
-        raise ValueError(
+        raise MissingConfigError(
             f"{path}: no config in its header and no {card_path.name} beside it; pass config=EqRConfig(...)"
         )
     return state_dict, ModelCard(chosen)
@@ -485,9 +491,9 @@ def _clean(raw: Mapping[str, Any], where: str) -> dict[str, Tensor]:
     """Official keys without prefixes, own copies of the tensors on the CPU, caches dropped.
 
     Raises:
-        RuntimeError: a value is no tensor of floats, two keys are one, or the model has puzzle embeddings.
+        RuntimeError: a value is no tensor of floats, two keys are one, or the weights belong to another kind of model.
     """
-    state_dict: dict[str, Tensor] = {}
+    named: dict[str, str] = {}
     for key, value in raw.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise RuntimeError(
@@ -497,17 +503,15 @@ def _clean(raw: Mapping[str, Any], where: str) -> dict[str, Tensor]:
         name = ".".join(part for part in key.split(".") if part != "_orig_mod")
         while name.startswith(_PREFIXES):
             name = name.split(".", 1)[1]
-        if "puzzle_emb" in name.split("."):
-            raise RuntimeError(
-                f"{where}: has puzzle embeddings ({key}), as HRM and the original TRM do; EqR and the TRM of its "
-                "repository have none, so this model can't be run; use a checkpoint trained with puzzle_emb_ndim=0"
-            )
-        if name in ("embed_pos.embedding_weight", "absolute_pos_embedding"):
-            raise RuntimeError(f"{where}: has position embeddings ({key}); supported are rope, rope2d and none")
         if name.startswith("rotary_emb."):
             continue
-        if name in state_dict:
+        if name in named:
             raise RuntimeError(f"{where}: two tensors are named {name!r} once prefixes are removed; keep one of them")
+        named[name] = key
+    refuse_other_models({name: raw[key] for name, key in named.items()}, where)
+    state_dict: dict[str, Tensor] = {}
+    for name, key in named.items():
+        value = raw[key]
         if value.layout != torch.strided or value.dtype not in _DTYPES or value.is_meta:
             raise RuntimeError(
                 f"{where}: {key} is {value.dtype}, {value.layout}, on {value.device}; weights must be dense and one of "
@@ -534,11 +538,8 @@ def _check(state_dict: Mapping[str, Tensor], config: EqRConfig, where: str) -> N
     }
     found = "; ".join(f"{kind}: {_some(names)}" for kind, names in problems.items() if names)
     if found:
-        hint = ""
-        if any(name.startswith("H_level.") for name in shapes):
-            hint = " (two networks, H_level and L_level, are an HRM, which this library does not run)"
         raise RuntimeError(
-            f"{where}: the weights do not fit the config{hint}. {found}. "
+            f"{where}: the weights do not fit the config. {found}. "
             "Pass the config that they were trained with as config="
         )
     for name, tensor in state_dict.items():
@@ -553,12 +554,15 @@ def _infer_config(state_dict: Mapping[str, Tensor], loaded: Mapping[str, Any], w
     """The config of an official file: its `arch` section, with what that lacks read off the tensors.
 
     Raises:
-        ValueError: the file does not say, or has a field that does not exist.
+        MissingConfigError: the file does not say.
+        ValueError: it has a field that does not exist.
     """
     section = loaded.get("config")
     arch = section.get("arch", section) if isinstance(section, Mapping) else None
     if not isinstance(arch, Mapping):
-        raise ValueError(f"{where}: no readable 'config' with an 'arch' section in it; pass config=EqRConfig(...)")
+        raise MissingConfigError(
+            f"{where}: no readable 'config' with an 'arch' section in it; pass config=EqRConfig(...)"
+        )
     tensors = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
     fields: dict[str, Any] = {}
     # TRM keeps its start in the file and knows neither damping nor noise.
@@ -582,7 +586,7 @@ def _infer_config(state_dict: Mapping[str, Tensor], loaded: Mapping[str, Any], w
     fields |= arch
     lacking = [name for name in needed if name not in fields]
     if lacking:
-        raise ValueError(
+        raise MissingConfigError(
             f"{where}: neither its config nor its tensors tell {_some(lacking)}; pass config=EqRConfig(...)"
         )
     try:

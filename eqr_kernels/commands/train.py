@@ -13,6 +13,7 @@ from eqr_kernels.commands import options as opt
 from eqr_kernels.commands.console import INTERRUPTED, busy, command, complain
 
 if TYPE_CHECKING:
+    from eqr_kernels.commands.initial_weights import InitialWeights
     from eqr_kernels.commands.puzzles import Task
     from eqr_kernels.config import EqRConfig
     from eqr_kernels.tasks.common import PuzzleSet
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 _PUBLISHED: dict[str, Any] = dict(batch_size=768, lr=1e-4, lr_warmup_steps=2000, total_steps=50_000, curriculum="")
 _SMALL: dict[str, Any] = dict(
     batch_size=96, lr=1e-3, lr_warmup_steps=200, total_steps=None, curriculum="0:34-50,1200:30-46,4000:20-40,6500:17-38"
+)
+# The averages forget where they started in a few hundred steps, as a short run needs.
+_FINE_TUNING: dict[str, Any] = dict(
+    batch_size=96, lr=1e-4, lr_warmup_steps=100, total_steps=None, curriculum="", ema_rate=0.99
 )
 RECIPES = {"sudoku": _PUBLISHED, "sudoku-small": _SMALL, "maze": _PUBLISHED}
 """The schedule of each preset, where the command line does not say otherwise."""
@@ -41,6 +46,10 @@ def train(
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Set a field of EqRConfig; may be repeated."),
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(metavar="CHECKPOINT", help="Start from these weights (--model of other commands) as an EqR."),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Of each process.", show_default="the preset's")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="the preset's")] = None,
@@ -89,6 +98,12 @@ def train(
 
     OUT gets the state of the run, and model.safetensors with model.json: the averaged weights, as `--model OUT` of the
     other commands takes them. torchrun starts one process a device, each with rows and puzzles of its own.
+
+    --init starts a new run from weights that were trained before, with the config that came with them; --set changes
+    what they do not depend on. A TRM (a fixed start) becomes an EqR: fixed_init=false, lambda_=0.95, noise_scale=0.01,
+    where --set does not say otherwise. The schedule is then batch size 96, --lr 1e-4, --warmup 100, --ema-rate 0.99 and
+    no curriculum.
+
     Exit code 0: the steps or minutes are done; 2: nothing could be done; 130: interrupted, and saved.
     """
     given = dict(
@@ -98,14 +113,17 @@ def train(
     )  # fmt: skip
     if minutes is not None and not minutes > 0:
         raise ValueError(f"--minutes must be positive, got {minutes:g}")
+    if init is not None and resume:
+        raise ValueError("--init starts a new run and --resume continues one with its own weights; give one of them")
     stored = _stored(out, resume)
     with busy("loading torch"):
         import torch
 
         from eqr_kernels.commands import training_run as running
         from eqr_kernels.commands.puzzles import SUDOKU, task_of
-    config = _config(preset, changes or [], stored)
-    settings = _settings(given, preset, stored)
+    start = None if init is None else _initial_weights(init, preset, changes or [])
+    config = _config(preset, changes or [], stored) if start is None else start.config
+    settings = _settings(given, preset, stored, fine_tuning=start is not None)
     if settings["total_steps"] is None and minutes is None:
         raise ValueError("nothing says when to stop; give --steps or --minutes")
     task = task_of(config)
@@ -114,16 +132,25 @@ def train(
     with busy(f"reading {data}"):
         puzzles = _training_puzzles(task, config, data)
     settings |= {"config": config.to_dict(), "data_sha256": _digest(puzzles)}
+    if start is not None:
+        settings["init"] = start.record
+    elif "init" in stored:
+        settings["init"] = stored["init"]
     with running.processes(device) as process:
         settings["processes"] = process.world
         how = {"compile": compile, "fused": fused}
         _compare(stored, settings, how, out)
         settings |= how
-        run = running.TrainingRun(task, puzzles, config, settings, out, process, data=Path(data).name)
+        run = running.TrainingRun(
+            task, puzzles, config, settings, out, process, data=Path(data).name,
+            initial=None if start is None else start.state_dict,
+        )  # fmt: skip
         if resume:
             run.load()
         elif process.rank == 0:
             out.mkdir(parents=True, exist_ok=True)
+            if start is not None:
+                complain(str(start), "note")
         if process.rank == 0 and not as_json:
             parameters = sum(p.numel() for p in run.trainer.model.parameters())
             print(
@@ -159,11 +186,15 @@ def _stored(out: Path, resume: bool) -> dict[str, Any]:
     return settings
 
 
-def _config(preset: str | None, changes: list[str], stored: dict[str, Any]) -> EqRConfig:
-    from eqr_kernels.config import EqRConfig
+def _initial_weights(init: str, preset: str | None, changes: list[str]) -> InitialWeights:
+    with busy(f"loading {init}"):
+        from eqr_kernels.commands.initial_weights import initial_weights
 
-    if preset is not None and preset not in _PRESETS:
-        raise ValueError(f"--preset must be one of {', '.join(_PRESETS)}, got {preset!r}")
+        return initial_weights(init, _fields(changes), None if preset is None else _config(preset, [], {}))
+
+
+def _fields(changes: list[str]) -> dict[str, Any]:
+    """Fields of EqRConfig from "FIELD=VALUE"."""
     fields: dict[str, Any] = {}
     for change in changes:
         name, equals, text = change.partition("=")
@@ -173,15 +204,29 @@ def _config(preset: str | None, changes: list[str], stored: dict[str, Any]) -> E
             fields[name.strip()] = json.loads(text)
         except ValueError:
             fields[name.strip()] = text
+    return fields
+
+
+def _config(preset: str | None, changes: list[str], stored: dict[str, Any]) -> EqRConfig:
+    from eqr_kernels.config import EqRConfig
+
+    if preset is not None and preset not in _PRESETS:
+        raise ValueError(f"--preset must be one of {', '.join(_PRESETS)}, got {preset!r}")
+    fields = _fields(changes)
     if preset is None and "config" in stored:
         return EqRConfig.from_dict({**stored["config"], **fields})
     config: EqRConfig = getattr(EqRConfig, _PRESETS[preset or opt.MODEL])(**fields)
     return config
 
 
-def _settings(given: dict[str, Any], preset: str | None, stored: dict[str, Any]) -> dict[str, Any]:
-    """Each setting as the command line says, else as the resumed run has it, else as the preset's recipe has it."""
-    recipe = {**_COMMON, **RECIPES[preset or opt.MODEL]}
+def _settings(
+    given: dict[str, Any], preset: str | None, stored: dict[str, Any], *, fine_tuning: bool = False
+) -> dict[str, Any]:
+    """Each setting as the command line says, else as the resumed run has it, else as the preset's recipe has it.
+
+    The presets' recipes are for training from nothing, so fine-tuning has one of its own.
+    """
+    recipe = {**_COMMON, **(_FINE_TUNING if fine_tuning else RECIPES[preset or opt.MODEL])}
     return {
         name: value if value is not None else stored[name] if name in stored else recipe[name]
         for name, value in given.items()

@@ -11,7 +11,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -178,6 +178,7 @@ class TrainingRun:
         settings: the fields of `TrainConfig`, curriculum, slice_steps (steps between saves; None or absent: chosen
             from the speed of the first steps, and then set here), and what else the state should remember.
         data: name of the data, for the card.
+        initial: weights that fit `config`, for the model and the averages to start from; None draws them by the seed.
     """
 
     def __init__(
@@ -189,6 +190,7 @@ class TrainingRun:
         out: Path,
         process: Process,
         data: str,
+        initial: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self.settings, self.out, self.process, self.data = settings, out, process, f"{data}: {len(puzzles)} puzzles"
         curriculum = parse_curriculum(settings["curriculum"]) if settings["curriculum"] else ()
@@ -202,6 +204,8 @@ class TrainingRun:
         # The same weights in every process: gradients are averaged, weights are not.
         torch.manual_seed(seed)
         model = EquilibriumReasoner(config).to(process.device)
+        if initial is not None:
+            model.load_state_dict(initial)
         self.trainer = Trainer(model, stream, train_config)
 
     def train(self, minutes: float | None, log_every: int, logs: Sequence[Log]) -> bool:
