@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,6 +114,10 @@ def evaluate(
     depths = _counts("depths", depths)
     breadths = _counts("breadth", breadth if isinstance(breadth, Sequence) else [breadth])
     rules = _rules([select] if isinstance(select, str) else select, halt)
+    if tol is not None and halt == "q":
+        raise ValueError(f'tol is a residual, and halt="q" does not look at it, got tol={tol}; leave one out')
+    if tol is not None and not 0 < tol < math.inf:
+        raise ValueError(f"tol must be positive and finite, got {tol}")
     trace = tol is not None and halt == "none"
     settings: dict[str, Any] = dict(
         depth=depths[-1], breadth=breadths[-1], halt=halt, checkpoints=depths, trace=trace, **options

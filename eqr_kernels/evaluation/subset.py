@@ -20,9 +20,10 @@ def stratified_subset(
 ) -> Ints:
     """n puzzles with the mix of sources and rating bands of the whole: their rows, rising, int64 [n].
 
-    Each stratum (a source and a band of `RATING_BANDS`) gives its share of n rounded down; the seats left over go to
-    the largest remainders, ties to the stratum that is first by name. Within a stratum those with the least SHA-256 of
-    `SUBSET_SEED` and their tokens are taken: the choice depends on no model, seed, order of rows or library version.
+    Sources get their shares of n, and within a source the bands of `RATING_BANDS` get theirs of its seats: rounded
+    down, and what is left over goes to the largest remainders, ties to what is first by name. Within a band of a source
+    those with the least SHA-256 of `SUBSET_SEED` and their tokens are taken: the choice depends on no model, seed,
+    order of rows or library version.
 
     Args:
         inputs: tokens, integers 0..255 [N, S], as published: before clues are revealed.
@@ -41,18 +42,28 @@ def stratified_subset(
         )
     if not 1 <= n <= total:
         raise ValueError(f"a subset must have 1 to all {total} of the puzzles, got {n}")
-    strata: dict[tuple[str, str], list[int]] = {}
-    for row, stratum in enumerate(zip(names.tolist(), rating_bands(rating), strict=True)):
-        strata.setdefault(stratum, []).append(row)
-    # In whole numbers, so that ties are ties.
-    seats = {stratum: n * len(strata[stratum]) // total for stratum in sorted(strata)}
-    by_remainder = sorted(seats, key=lambda stratum: (-(n * len(strata[stratum]) % total), stratum))
-    for stratum in by_remainder[: n - sum(seats.values())]:
-        seats[stratum] += 1
+    strata: dict[str, dict[str, list[int]]] = {}
+    for row, (name, band) in enumerate(zip(names.tolist(), rating_bands(rating), strict=True)):
+        strata.setdefault(name, {}).setdefault(band, []).append(row)
     salt = SUBSET_SEED.to_bytes(8, "little")
     keys = [hashlib.sha256(salt + row.tobytes()).digest() for row in tokens.astype(np.uint8)]
-    chosen = [sorted(rows, key=lambda row: (keys[row], row))[: seats[stratum]] for stratum, rows in strata.items()]
-    return np.sort(np.concatenate(chosen).astype(np.int64))
+    chosen: list[int] = []
+    sources = _shares(n, {name: sum(map(len, bands.values())) for name, bands in strata.items()})
+    for name, bands in strata.items():
+        seats = _shares(sources[name], {band: len(rows) for band, rows in bands.items()})
+        for band, rows in bands.items():
+            chosen += sorted(rows, key=lambda row: (keys[row], row))[: seats[band]]
+    return np.array(sorted(chosen), np.int64)
+
+
+def _shares(n: int, sizes: dict[str, int]) -> dict[str, int]:
+    """n in proportion to the sizes, by the method of the largest remainder; in whole numbers, so that ties are ties."""
+    total = sum(sizes.values())
+    seats = {name: n * size // total for name, size in sizes.items()}
+    by_remainder = sorted(sizes, key=lambda name: (-(n * sizes[name] % total), name))
+    for name in by_remainder[: n - sum(seats.values())]:
+        seats[name] += 1
+    return seats
 
 
 def digest(inputs: npt.ArrayLike, labels: npt.ArrayLike) -> str:
