@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eqr_kernels import evaluation as ev
@@ -30,6 +30,7 @@ def test_auroc_by_hand(cost, right, area):
     assert ev.auroc(cost, right) == pytest.approx(area, abs=1e-15)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), max_size=40))
 def test_auroc_counts_pairs(rows):
     wins = [
@@ -64,6 +65,7 @@ def test_spearman_by_hand(x, y, rho):
     assert ev.spearman(y, x) == pytest.approx(rho, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(st.permutations(range(12)))
 def test_spearman_without_ties_is_the_textbook_formula(order):
     d2 = sum((i - j) ** 2 for i, j in enumerate(order))
@@ -151,6 +153,7 @@ def test_the_share_that_is_broad_can_be_chosen():
             judge("R", broad=bad)
 
 
+@settings(deadline=None)
 @given(st.text("RrWw", min_size=1, max_size=30))
 def test_each_puzzle_is_in_the_one_mode_that_fits(restarts):
     mode = judge(restarts)
@@ -207,6 +210,7 @@ def test_the_subset_is_pinned():
     assert rows.tolist() == [14, 24, 28, 29, 30, 31, 36, 40, 46, 56, 57, 59]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 80), st.integers(0, 5), st.data())
 def test_the_subset_mixes_as_the_whole_does_whatever_the_order(total, seed, data):
     tokens, source, rating = made_up(total, seed)
