@@ -326,6 +326,133 @@ def test_eval_does_not_count_puzzles_without_an_answer(model):
     assert "no puzzle comes with its answer" in eqr("eval", "--model", model, input=PUZZLE, code=2).stderr
 
 
+GRID = ["--reveal", 40, "--depths", "1,3,8", "--breadths", "1,3", "--seed", 4]
+
+
+def test_eval_measures_a_grid_whose_cells_are_runs_of_their_own(data, tmp_path):
+    """The shipped model, against `eqr solve` for each cell."""
+    file = tmp_path / "report.json"
+    report = told("eval", data, *GRID, "--select", "residual,vote,q,any", "--output", file)
+    assert json.loads(file.read_text()) == report
+    assert report["breadths"] == [1, 3] and report["rules"] == ["residual", "vote", "q", "any"]
+    cells = {(cell["depth"], cell["breadth"]): cell for cell in report["grid"]}
+    assert list(cells) == [(d, b) for d in (1, 3, 8) for b in (1, 3)]
+    for (depth, breadth), cell in cells.items():
+        solve = ["solve", data, "--reveal", 40, "--seed", 4, "--halt", "none", "--depth", depth, "--breadth", breadth]
+        assert cell["nfe"] == depth * breadth
+        for rule in ("residual", "vote", "q"):
+            alone = told(*solve, "--select", rule)["summary"]["correct"]
+            assert cell["accuracy"][rule]["correct"] == alone, (depth, breadth, rule)
+            assert cell["accuracy"][rule]["total"] == 8 and alone <= cell["accuracy"]["any"]["correct"]
+    correct = [cell["accuracy"]["residual"]["correct"] for cell in cells.values()]
+    assert correct[0] == 0 < correct[-1]
+    assert report["accuracy"] == [cells[d, 3]["accuracy"]["residual"] for d in (1, 3, 8)]
+    assert sum(row[-1]["correct"] for row in report["by_source"].values()) == correct[-1]
+
+
+def test_eval_tells_coupling_modes_and_how_to_get_them_again(data):
+    report = told("eval", data, *GRID, "--tol", 0.05, "--broad", 0.6)
+    first, *_, last = report["coupling"]
+    assert [row["depth"] for row in report["coupling"]] == [1, 3, 8] and first["trajectories"] == 24
+    assert first["right"] == 0 and first["residual_auroc"] is None  # NaN is no JSON
+    assert last["settled_right"] <= last["settled"] <= 24
+    diagnosis = report["diagnosis"]
+    assert (diagnosis["tol"], diagnosis["broad"], diagnosis["restarts"]) == (0.05, 0.6, 3)
+    rows = diagnosis["per_puzzle"]
+    assert [row["line"] for row in rows] == list(range(2, 10))
+    assert sum(row["right"] for row in rows) == last["right"] and sum(row["settled"] for row in rows) == last["settled"]
+    for mode, count in diagnosis["counts"].items():
+        assert count == sum(row["mode"] == mode for row in rows)
+        assert count == sum(source[mode] for source in diagnosis["by_source"].values())
+    assert sum(diagnosis["counts"].values()) == 8
+    again = report["reproduce"]
+    assert again["command"].endswith(
+        f"eval --depths 1,3,8 --breadths 1,3 --tol 0.05 --broad 0.6 --seed 4 --reveal 40 --json {data}"
+    )
+    assert again["device"] == "cpu" and again["device_name"] and again["versions"]["torch"] == torch.__version__
+    assert again["model_file_sha256"] == load_checkpoint("sudoku-small").card.sha256
+    assert len(again["weights_sha256"]) == len(again["data_sha256"]) == 64
+
+
+def test_eval_digests_follow_weights_and_data(model, data):
+    def digests(*more: object) -> tuple[str, str]:
+        again = told("eval", data, "--model", model, "--depths", 1, *more)["reproduce"]
+        return again["weights_sha256"], again["data_sha256"]
+
+    assert digests() == digests("--seed", 1)
+    assert digests("--limit", 7)[1] != digests()[1] != digests("--reveal", 81)[1]
+    assert digests("--limit", 7)[0] == digests()[0]
+    shipped = told("eval", data, "--depths", 1)["reproduce"]
+    assert shipped["weights_sha256"] != digests()[0] and shipped["data_sha256"] == digests()[1]
+
+
+def test_eval_under_halting_spends_less_and_says_so(model, data):
+    report = told(
+        "eval", data, "--model", model, "--reveal", 81, "--depths", "2,30", "--breadth", 2, "--halt", "residual"
+    )
+    halted = told("solve", data, "--model", model, "--reveal", 81, "--depth", 30, "--breadth", 2)["summary"]
+    assert report["grid"][1]["nfe"] == halted["nfe"] / 8 < 60
+    assert report["accuracy"][1]["correct"] == halted["correct"]
+    assert report["under_tolerance"]["converged"] == 1.0 and report["diagnosis"]["counts"]["broad"] == 8
+    assert report["diagnosis"]["settled_means"] == "halted (halt=residual)"
+    text = eqr("eval", data, "--model", model, "--depths", 2, "--halt", "q").stdout
+    assert "halting by q: mean steps" in text
+
+
+def test_eval_draws_a_table_for_each_rule(model, data):
+    arguments = ["eval", data, "--model", model, "--reveal", 81, "--depths", "1,12"]
+    text = eqr(*arguments, "--breadths", "1,2", "--select", "residual,any").stdout
+    for expected in (
+        "selected by residual", "any trajectory right (an oracle)", "breadth 2", "by source, breadth 2, residual",
+        "AUROC", "modes of 2 restarts at depth 12", "no correct", "competing", "narrow", "8 (100.0 %)",
+    ):  # fmt: skip
+        assert " ".join(expected.split()) in " ".join(text.split()), expected
+    assert "modes of" not in eqr(*arguments).stdout  # one restart shows none
+
+
+def test_eval_without_a_tolerance_has_no_modes_and_says_why(data, tmp_path):
+    model = make_copier(tmp_path, EqRConfig.sudoku(**TINY, noise_scale=0.0))
+    arguments = ["eval", data, "--model", model, "--depths", "1,2", "--breadths", 2]
+    report = told(*arguments)
+    assert report["diagnosis"] is None and report["under_tolerance"] is None and report["card"]["tol"] is None
+    assert report["coupling"][0]["settled"] is None
+    assert "no --tol, and the model's card has no calibrated tolerance" in eqr(*arguments).stdout
+    assert told(*arguments, "--tol", 0.1)["diagnosis"]["tol"] == 0.1
+    assert "eqr calibrate" in eqr(*arguments, "--halt", "residual", code=2).stderr
+
+
+def test_eval_takes_a_fixed_subset(model, data):
+    report = told("eval", data, "--model", model, "--depths", 1, "--subset", 4)
+    assert report["puzzles"] == 4 and report["subset"] == {"puzzles": 4, "of": 8, "seed": 20260605}
+    assert {name: row[0]["total"] for name, row in report["by_source"].items()} == {
+        "generated_easy": 2, "generated_medium": 2,
+    }  # fmt: skip
+    lines = [row["line"] for row in report["diagnosis"]["per_puzzle"]]
+    other = told("eval", data, "--depths", 1, "--subset", 4, "--seed", 3, "--reveal", 50)
+    assert lines == [row["line"] for row in other["diagnosis"]["per_puzzle"]] == sorted(lines)
+    assert "4 of 8 puzzles" in eqr("eval", data, "--model", model, "--depths", 1, "--subset", 4).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--breadths", "1;2"], "--breadths must be numbers"),
+        (["--breadths", "0,2"], "--breadths must be 1 or more, got 0"),
+        (["--select", "residual,best"], "select must be of residual, vote, q, first, any, got 'residual', 'best'"),
+        (["--select", "first"], 'select="first" needs a halting rule'),
+        (["--halt", "soon"], "halt must be one of residual, q, none"),
+        (["--halt", "q", "--tol", 0.1], 'halt="q" does not look at it'),
+        (["--tol", "tight"], "--tol must be auto or a positive number"),
+        (["--tol", "-1"], "tol must be positive"),
+        (["--broad", "0"], "--broad must be a share"),
+        (["--subset", "9"], "1 to all 8 of the puzzles, got 9"),
+    ],
+)
+def test_eval_names_bad_options(model, data, arguments, message):
+    result = eqr("eval", data, "--model", model, "--depths", 1, *arguments, code=2)
+    assert message in result.stderr.replace("\n", " ") and result.stdout == ""
+
+
 # calibrate -----------------------------------------------------------------------------------------------------------
 
 

@@ -192,6 +192,16 @@ def parse_range(option: str, text: str) -> tuple[int, int | None]:
     return least, most
 
 
+def parse_tolerance(text: str) -> float | str:
+    """What --tol says: a number, or "auto"."""
+    if text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"--tol must be auto or a positive number, got {text!r}") from None
+
+
 def percent(share: float) -> str:
     return "-" if math.isnan(share) else f"{100 * share:.1f} %"
 

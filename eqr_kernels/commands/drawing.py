@@ -132,6 +132,42 @@ def accuracy(title: str, depths: Sequence[int], groups: dict[str, list[Accuracy]
     _console().print(table)
 
 
+def coupling(rows: Sequence[dict[str, Any]]) -> None:
+    """`eqr eval`: how far residual and score tell right from wrong, at each depth."""
+    known = rows[0]["settled"] is not None
+    caption = f"over {rows[0]['trajectories']:,} trajectories; rho is with the share of cells that are right"
+    if any(math.isnan(row["residual_auroc"]) for row in rows):
+        caption += "; - where all or none are right, so that nothing can be told apart"
+    table = Table(title="residual and score against being right", title_justify="left", caption=caption)
+    names = ("AUROC\nresidual", "rho\nresidual", "AUROC\nscore", "rho\nscore")
+    for name in ("depth", "right", *(["settled", "right when\nsettled"] * known), *names):
+        table.add_column(name, justify="right")
+    for row in rows:
+        shares = [percent(row["right"] / row["trajectories"])]
+        if known:
+            settled = row["settled"]
+            shares.append(percent(settled / row["trajectories"]))
+            shares.append(percent(row["settled_right"] / settled if settled else math.nan))
+        told = (row[f"{by}_{what}"] for by in ("residual", "score") for what in ("auroc", "spearman"))
+        table.add_row(str(row["depth"]), *shares, *("-" if math.isnan(x) else f"{x:.3f}" for x in told))
+    _console().print(table)
+
+
+def modes(title: str, groups: dict[str, dict[str, int]], broad: float) -> None:
+    """`eqr eval`: how many puzzles of each group are in each mode."""
+    caption = f"broad: at least {100 * broad:g} % of the restarts have settled on the right answer"
+    table = Table(title=title, title_justify="left", caption=caption)
+    table.add_column("")
+    table.add_column("puzzles", justify="right")
+    for mode in groups["all"]:
+        table.add_column(mode, justify="right")
+    for name, counts in groups.items():
+        total = sum(counts.values())
+        shares = (f"{count} ({percent(count / total if total else math.nan)})" for count in counts.values())
+        table.add_row(Text(name), str(total), *shares)
+    _console().print(table)
+
+
 def tolerances(rows: Sequence[dict[str, Any]], puzzles: int, chosen: float | None) -> None:
     """`eqr calibrate`: what each tolerance costs."""
     table = Table(title="tolerances", title_justify="left")

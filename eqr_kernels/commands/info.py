@@ -26,23 +26,15 @@ def info(as_json: opt.AsJson = False, output: opt.Output = None) -> None:
     """Tell versions, the compiled extension, the machine, backends and why one is unavailable, and shipped models."""
     import torch
 
-    import eqr_kernels
     from eqr_kernels import ops
 
     built, status = ops.extension_status()
     report: dict[str, Any] = {
         "command": "info",
-        "versions": {
-            "eqr_kernels": eqr_kernels.__version__,
-            "commit": code_commit(),
-            "torch": torch.__version__,
-            "triton": _version("triton"),
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-        },
+        "versions": versions(),
         "extension": {"loaded": built, "status": status, "build": ops.build_info() if built else None},
         "cpu": {
-            "name": _cpu_name(),
+            "name": cpu_name(),
             "cores": os.cpu_count(),
             "torch_threads": torch.get_num_threads(),
             "torch_capability": torch.backends.cpu.get_cpu_capability(),
@@ -61,7 +53,24 @@ def info(as_json: opt.AsJson = False, output: opt.Output = None) -> None:
         _draw(report)
 
 
-def _cpu_name() -> str:
+def versions() -> dict[str, str | None]:
+    """Of this package and what it runs on."""
+    import torch
+
+    import eqr_kernels
+
+    return {
+        "eqr_kernels": eqr_kernels.__version__,
+        "commit": code_commit(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+
+
+def cpu_name() -> str:
+    """The CPU's name as its maker gives it, or its architecture."""
     if sys.platform == "linux":
         try:
             with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:

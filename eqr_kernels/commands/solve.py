@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eqr_kernels.commands import options as opt
-from eqr_kernels.commands.console import INCOMPLETE, Bar, busy, check_output, command, emit, parse_counts
+from eqr_kernels.commands.console import (
+    INCOMPLETE,
+    Bar,
+    busy,
+    check_output,
+    command,
+    emit,
+    parse_counts,
+    parse_tolerance,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,8 +81,8 @@ def solve(
     if depths and depths[-1] > depth:
         raise ValueError(f"--by-depth must be at most --depth {depth}, got {depths[-1]}; raise --depth")
     settings: dict[str, Any] = dict(
-        depth=depth, breadth=breadth, halt=halt, tol=_tolerance(tol), patience=patience, select=select, window=window,
-        noise_scale=noise_scale, seed=seed, slots=slots, backend=backend, precision=precision,
+        depth=depth, breadth=breadth, halt=halt, tol=parse_tolerance(tol), patience=patience, select=select,
+        window=window, noise_scale=noise_scale, seed=seed, slots=slots, backend=backend, precision=precision,
     )  # fmt: skip
     reasoner = puz.load_model(model, device, progress)
     config, card = reasoner.config, reasoner.card
@@ -127,15 +136,6 @@ def solve(
         drawing.by_depth(at)
         drawing.summary(report["summary"])
     return INCOMPLETE if errors else 0
-
-
-def _tolerance(text: str) -> float | str:
-    if text == "auto":
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"--tol must be auto or a positive number, got {text!r}") from None
 
 
 def _demo(task: Task, config: EqRConfig) -> PuzzleSet:

@@ -1,0 +1,14 @@
+"""What the arrays here hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+Progress = Callable[[int, int], object]
+"""(outer steps spent, outer steps at most)"""
