@@ -271,7 +271,9 @@ def training_batch(
     noise_scale: float,
 ) -> None:
     if sizes[5] != 0:
-        raise ValueError(f"sizes[5] (heads) must be 0: training_step takes token mixing by a SwiGLU only, got {sizes[5]}")
+        raise ValueError(
+            f"sizes[5] (heads) must be 0: training_step takes token mixing by a SwiGLU only, got {sizes[5]}"
+        )
     length, features = sizes[:2]
     _tensor("tokens", tokens, torch.int64, ("n", length))
     n = tokens.shape[0]

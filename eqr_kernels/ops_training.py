@@ -1,4 +1,4 @@
-"""The compiled op `torch.ops.eqr_kernels.training_step`: an outer step of training, forward and backward, in one call."""
+"""The compiled op `training_step`: an outer step of training, forward and backward, in one call."""
 
 from __future__ import annotations
 
@@ -69,7 +69,19 @@ def training_step(
     with torch.no_grad():
         return TrainingStepOutput(
             *torch.ops.eqr_kernels.training_step.default(
-                embedding, lm_head, q_weight, q_bias, blocks, tokens, labels, z_H, z_L, rng, scratch, sizes, constants,
+                embedding,
+                lm_head,
+                q_weight,
+                q_bias,
+                blocks,
+                tokens,
+                labels,
+                z_H,
+                z_L,
+                rng,
+                scratch,
+                sizes,
+                constants,
                 noise_scale,
             )  # fmt: skip
         )

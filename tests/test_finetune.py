@@ -169,8 +169,8 @@ def test_shipped_model_by_name_and_preset(data, tmp_path):
 def test_resume_goes_on_without_init(data, tmp_path):
     path, _ = made(tmp_path, "pth", TRM)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    fine_tune(data, whole, "--init", path, "--lr", 1e-3, "--steps", 4)
-    fine_tune(data, parts, "--init", path, "--lr", 1e-3, "--steps", 2)
+    fine_tune(data, whole, "--init", path, "--lr", 1e-3, "--slice-steps", 2, "--steps", 4)
+    fine_tune(data, parts, "--init", path, "--lr", 1e-3, "--slice-steps", 2, "--steps", 2)
     path.unlink()
     resumed = eqr("train", "--resume", "--no-compile", "--data", data, "--out", parts, "--steps", 4)
     assert "from step 2" in resumed.stdout and "warning" not in resumed.stderr

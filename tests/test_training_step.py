@@ -82,7 +82,9 @@ def test_errs_no_more_than_pytorch_in_bfloat16(isa, cfg):  # noqa: F811
         return  # the norm of one number is its sign: no gradient passes through it but by eps
     # Over all weights and over the blocks' alone, for the heads' are few numbers, whose errors are a matter of luck.
     for part in (slice(None), slice(4, None)):
-        exact, ours, theirs = (torch.cat([g.double().flatten() for g in of[part]]) for of in (want[5], gradients, plain[5]))
+        exact, ours, theirs = (
+            torch.cat([g.double().flatten() for g in of[part]]) for of in (want[5], gradients, plain[5])
+        )
         ours, theirs = ((g - exact).norm() / exact.norm() for g in (ours, theirs))
         assert ours <= 1.1 * theirs, (part, ours, theirs)
     for number, (g, h) in enumerate(zip(gradients, want[5], strict=True)):

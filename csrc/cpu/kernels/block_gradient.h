@@ -6,7 +6,7 @@
 namespace eqr::cpu::EQR_ISA {
 
 // Rows of a tile. Where there are no bf16 instructions each half of a pair takes registers of its own.
-constexpr int kTrainingRows = kHasBf16 || kLanes == 16 ? kTileRows : 4;
+constexpr int kTrainingRows = kHasBf16 ? kTileRows : kLanes == 16 ? 8 : 4;
 
 struct BlockPass {
   const TrainingSizes& z;
