@@ -138,6 +138,8 @@ def train(
         settings["init"] = stored["init"]
     with running.processes(device) as process:
         settings["processes"] = process.world
+        # They decide the last bits of the fused step's gradients, whatever the threads of a resumed run.
+        settings["workers"] = stored.get("workers", torch.get_num_threads())
         how = {"compile": compile, "fused": fused}
         _compare(stored, settings, how, out)
         settings |= how
