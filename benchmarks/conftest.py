@@ -7,8 +7,6 @@ measured, in minutes, and the file is x-quick.json.
 
 from __future__ import annotations
 
-import platform
-import re
 import shlex
 import statistics
 import sys
@@ -17,15 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy
+import machine
 import pytest
-import torch
 from peers.workload import cpu_flags
 from rich.console import Console
 from rich.table import Table
-
-import eqr_kernels
-from eqr_kernels import ops
 
 TABLES = pytest.StashKey[list[Table]]()
 BUSY = pytest.StashKey[float]()
@@ -38,69 +32,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[TABLES] = []
-    config.stash[BUSY] = busy()
+    config.stash[BUSY] = machine.busy()
     folder = config.getoption("--results")
     if folder is None:
         return
     stems = {Path(argument.partition("::")[0]).stem.removeprefix("test_") for argument in config.args}
     quick = "-quick" if config.getoption("--quick") else ""
     name = f"{'+'.join(sorted(stems))}{quick}.json"
-    path = Path(folder) / re.sub(r"[^a-z0-9]+", "-", device().lower()).strip("-") / name
+    path = Path(folder) / machine.folder() / name
     path.parent.mkdir(parents=True, exist_ok=True)
     config.option.benchmark_json = str(path)
 
 
-def cpu() -> str:
-    found = re.search(r"model name\s*:\s*(.+)", _read("/proc/cpuinfo"))
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-def busy(seconds: float = 0.5) -> float:
-    """The share of the machine's CPU time that others took while this process slept; 0 where /proc does not say."""
-
-    def ticks() -> tuple[int, int]:
-        fields = [int(f) for f in _read("/proc/stat").partition("\n")[0].split()[1:9]]
-        return sum(fields), sum(fields[3:5])  # all, idle and waiting for a disk
-
-    if not _read("/proc/stat"):
-        return 0.0
-    before, idle_before = ticks()
-    time.sleep(seconds)
-    after, idle_after = ticks()
-    return round(1 - (idle_after - idle_before) / max(1, after - before), 3)
-
-
-def device() -> str:
-    """The GPU's name, or the CPU's with its highest instruction set (a name may stand for several) and the threads."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    isa = f" {ops.cpu_isas()[-1].replace('_', ' ')}" if ops.extension_status()[0] else ""
-    return f"{cpu()}{isa}, {torch.get_num_threads()} threads"
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
-
-
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    built, reason = ops.extension_status()
     machine_info.clear()  # the plugin's own includes the host's name
     machine_info.update(
-        device=device(),
-        cpu=cpu(),
+        machine.information(),
         cpu_features=sorted(f for f in cpu_flags() if f.startswith(("avx", "fma", "amx"))),
-        threads=torch.get_num_threads(),
         busy_before=config.stash[BUSY],
-        system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        python=platform.python_version(),
-        torch=torch.__version__,
-        numpy=numpy.__version__,
-        eqr_kernels=eqr_kernels.__version__,
-        extension=reason,
-        cpu_isa=ops.cpu_isa() if built else None,
     )
 
 

@@ -1,0 +1,72 @@
+"""What the results say of the machine that gave them."""
+
+from __future__ import annotations
+
+import platform
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+import eqr_kernels
+from eqr_kernels import ops
+
+
+def cpu() -> str:
+    found = re.search(r"model name\s*:\s*(.+)", _read("/proc/cpuinfo"))
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def busy(seconds: float = 0.5) -> float:
+    """The share of the machine's CPU time that others took while this process slept; 0 where /proc does not say."""
+
+    def ticks() -> tuple[int, int]:
+        fields = [int(f) for f in _read("/proc/stat").partition("\n")[0].split()[1:9]]
+        return sum(fields), sum(fields[3:5])  # all, idle and waiting for a disk
+
+    if not _read("/proc/stat"):
+        return 0.0
+    before, idle_before = ticks()
+    time.sleep(seconds)
+    after, idle_after = ticks()
+    return round(1 - (idle_after - idle_before) / max(1, after - before), 3)
+
+
+def device() -> str:
+    """The GPU's name, or the CPU's with its highest instruction set (a name may stand for several) and the threads."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    isa = f" {ops.cpu_isas()[-1].replace('_', ' ')}" if ops.extension_status()[0] else ""
+    return f"{cpu()}{isa}, {torch.get_num_threads()} threads"
+
+
+def folder() -> str:
+    """The name of the folder for this device's results."""
+    return re.sub(r"[^a-z0-9]+", "-", device().lower()).strip("-")
+
+
+def information() -> dict[str, Any]:
+    """Device, system and versions, ready for JSON."""
+    built, reason = ops.extension_status()
+    return {
+        "device": device(),
+        "cpu": cpu(),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "eqr_kernels": eqr_kernels.__version__,
+        "extension": reason,
+        "cpu_isa": ops.cpu_isa() if built else None,
+    }
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
