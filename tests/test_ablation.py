@@ -277,15 +277,6 @@ def test_what_is_kept_is_the_average(name, puzzles, tmp_path, monkeypatch):
 # evaluation ----------------------------------------------------------------------------------------------------------
 
 
-def test_auroc_counts_pairs():
-    rng = np.random.default_rng(0)
-    score, right = rng.integers(0, 6, 40).astype(float), rng.random(40) < 0.4
-    pairs = [(a > b) + 0.5 * (a == b) for a in score[right] for b in score[~right]]
-    assert evaluation.auroc(score, right) == pytest.approx(np.mean(pairs), rel=1e-12)
-    assert evaluation.auroc([-np.inf, -1.0, -0.5], [False, True, True]) == 1.0
-    assert evaluation.auroc([1.0, 2.0], [True, True]) is None
-
-
 def test_levels_show_more_and_more_of_the_same_puzzles(puzzles):
     asked = settings_of.EvaluationSettings(puzzles=4, clues=(60, 45, 0))
     levels = evaluation.draw_levels(puzzles, asked)

@@ -17,7 +17,7 @@ from benchmarks.ablation.settings import EvaluationSettings, TrainingSettings
 from benchmarks.ablation.stack import BlockStack, residual
 from eqr_kernels import EquilibriumReasoner
 from eqr_kernels.checkpoint import atomic_write
-from eqr_kernels.evaluation import Accuracy, exact_match
+from eqr_kernels.evaluation import Accuracy, auroc, exact_match
 from eqr_kernels.tasks import sudoku
 from eqr_kernels.tasks.common import PuzzleSet, Tokens
 
@@ -45,19 +45,10 @@ def draw_levels(puzzles: PuzzleSet, settings: EvaluationSettings) -> dict[int, t
     }
 
 
-def auroc(score: npt.ArrayLike, positive: npt.ArrayLike) -> float | None:
-    """Probability that a positive scores above a negative, ties counting half; None where either is missing.
-
-    Args:
-        score: float [N], without NaN; positive: bool [N].
-    """
-    s, right = np.asarray(score, np.float64), np.asarray(positive, bool)
-    if not right.any() or right.all():
-        return None
-    _, inverse, counts = np.unique(s, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # the mean rank of those that tie
-    n = int(right.sum())
-    return float((rank[right].sum() - n * (n + 1) / 2) / (n * (len(s) - n)))
+def _auroc(residuals: Floats, right: Bools) -> float | None:
+    """AUROC of residuals [N] that predict right [N]; None where all or none are right."""
+    value = auroc(residuals, right)
+    return None if np.isnan(value) else value
 
 
 class Measured:
@@ -81,7 +72,7 @@ class Measured:
             "residual_right": _mean(self.residuals[finite & self.right]),
             "residual_wrong": _mean(self.residuals[finite & ~self.right]),
             "not_finite": int((~finite).sum()),
-            "auroc": auroc(-self.residuals, self.right),
+            "auroc": _auroc(self.residuals, self.right),
         }
 
     def _by_depth(self, exact: Bools) -> dict[str, Any]:
@@ -175,4 +166,4 @@ def _depths(choice: Choice, settings: EvaluationSettings) -> tuple[int, ...]:
 def _pooled(measured: list[Measured]) -> float | None:
     """AUROC over the puzzles of all levels."""
     residuals = [m.residuals for m in measured if m.residuals is not None]
-    return auroc(-np.concatenate(residuals), np.concatenate([m.right for m in measured])) if residuals else None
+    return _auroc(np.concatenate(residuals), np.concatenate([m.right for m in measured])) if residuals else None

@@ -114,7 +114,7 @@ def train(choice: Choice, common: TrainingSettings, puzzles: PuzzleSet, folder: 
         "samples": steps * settings.batch_size,
         "puzzles_drawn": stream.drawn,
         "schedule": dataclasses.asdict(settings.train_config(steps)),
-        "recursions": trainer.recursions if isinstance(trainer, Trainer) else "PyTorch",
+        "kernel": trainer.kernel if isinstance(trainer, Trainer) else "PyTorch",
         "seconds": round(seconds, 2),
         "first_step_seconds": round(first_step, 2),
         "loss": statistics.fmean(r["loss"] for r in reports[-math.ceil(len(reports) / 10) :]),
