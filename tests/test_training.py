@@ -16,10 +16,11 @@ import torch
 from conftest import free_ports, needs_compiler, needs_extension, outputs_of, tiny_config
 
 from eqr_kernels import EqRConfig, EquilibriumReasoner
+from eqr_kernels.objective import objective, stablemax_cross_entropy
 from eqr_kernels.optim import EMA, AdamATan2, learning_rate
 from eqr_kernels.tasks.common import PuzzleSet
 from eqr_kernels.tasks.stream import PuzzleStream, parse_curriculum
-from eqr_kernels.training import TrainConfig, Trainer, objective, stablemax_cross_entropy
+from eqr_kernels.training import TrainConfig, Trainer
 from eqr_kernels.training_state import load_state, read_manifest, save_state
 
 

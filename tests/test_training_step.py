@@ -14,8 +14,8 @@ from test_parity import CONFIGS, build, make_config, make_tokens, relative
 
 from eqr_kernels import EqRConfig, noise, ops, reference
 from eqr_kernels.backends.packing import operator_of
+from eqr_kernels.objective import objective
 from eqr_kernels.ops_training import scratch_bytes, split_gradients, training_step
-from eqr_kernels.training import objective
 
 pytestmark = pytest.mark.skipif(not ops.extension_status()[0], reason=ops.extension_status()[1])
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from eqr_kernels import EqRConfig, EquilibriumReasoner, reference
+from eqr_kernels.objective import objective
 from eqr_kernels.optim import EMA, AdamATan2, learning_rate
 from eqr_kernels.reference import BlockWeights, Rope
 from eqr_kernels.tasks.stream import PuzzleStream
-from eqr_kernels.training import Progress, TrainConfig, objective
+from eqr_kernels.training import Progress, TrainConfig
 
 Block = Callable[[Tensor, BlockWeights, "Rope | None", EqRConfig], Tensor]
 
