@@ -63,6 +63,8 @@ class Field:
         precisions: of the CPU kernel. peers: names of `peers.PEERS`; they run in the main precision.
     """
 
+    ours = frozenset(OURS)
+
     def __init__(self, preset: str, batch: int, threads: int, precisions: list[str], peers: list[str]) -> None:
         self.preset, self.batch, self.threads = preset, batch, threads
         self.operations = operations(PRESETS[preset]())
@@ -85,16 +87,18 @@ class Field:
 
     def _start(self, name: str, precision: str, cache: Path) -> Contender:
         sizes = ["--preset", self.preset, "--batch", str(self.batch), "--threads", str(self.threads)]
-        dtype = [] if name == "meter" else ["--dtype", precision]
         try:
-            process = Process("benchmarks.peers.run", name, *sizes, *dtype, threads=self.threads, cache=cache)
+            process = Process(*self._command(name, precision), *sizes, threads=self.threads, cache=cache)
         except Failed as failure:
             # Wrong results must fail; a peer that does not work here is a gap in the table.
-            if name in OURS or name == "meter" or "AssertionError" in str(failure):
+            if name in self.ours or name == "meter" or "AssertionError" in str(failure):
                 raise
             return Contender(name, precision, None, {"skipped": f"failed: {failure}"})
         self._stack.enter_context(process)
         return Contender(name, precision, None if "skipped" in process.about else process, process.about)
+
+    def _command(self, name: str, precision: str) -> list[str]:
+        return ["benchmarks.peers.run", name, *([] if name == "meter" else ["--dtype", precision])]
 
     def take_turns(self, rounds: int, each: Callable[[], object] = lambda: None) -> None:
         """Each contender once a round, there and back again, so that a drift of the machine favours none."""

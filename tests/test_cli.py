@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -593,7 +594,10 @@ def test_train_resumes_to_the_same_result(data, tmp_path):
     lines = eqr(*train, "--out", whole, "--steps", 6, "--json").stdout.splitlines()
     reports = [json.loads(line) for line in lines]
     assert [r["step"] for r in reports] == [2, 4, 6]
-    assert set(reports[0]) == {"step", "loss", "exact", "steps", "residual", "samples_per_second", "lr"}
+    assert set(reports[0]) == {
+        "step", "loss", "exact", "steps", "residual", "samples_per_second", "lr", "operations_per_second",
+        "share_of_gemm",
+    }  # fmt: skip
     eqr(*train, "--out", parts, "--steps", 3)
     # The settings are the run's own unless they are given again.
     text = eqr("train", "--resume", "--no-compile", "--data", data, "--out", parts, "--steps", 6).stdout
@@ -602,6 +606,21 @@ def test_train_resumes_to_the_same_result(data, tmp_path):
     card = load_checkpoint(parts).card
     assert card.steps == 6 and "puzzles.csv: 8 puzzles" in card.data and card.extra["training"]["batch_size"] == 6
     assert card.config == EqRConfig.sudoku_small(**TINY)
+
+
+def test_train_tells_its_rate_and_share_of_gemm(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("eqr_kernels.commands.training_run.gemm_rate", lambda device, dtype: 2.5e9)
+    monkeypatch.setattr("eqr_kernels.commands.training_run.training_operations", lambda config: 3 * 10**12)
+    train = [*TRAIN, *SETS, "--data", data, "--steps", 2]
+    (line,) = eqr(*train, "--out", tmp_path / "json", "--json").stdout.splitlines()
+    report = json.loads(line)
+    assert report["operations_per_second"] == pytest.approx(3e12 * report["samples_per_second"], rel=1e-12)
+    assert report["share_of_gemm"] == pytest.approx(1200 * report["samples_per_second"], rel=1e-12)
+    *_, gemm, line = eqr(*train, "--out", tmp_path / "text").stdout.splitlines()
+    assert gemm == "GEMM: 0.00 TFLOP/s in float32 (torch.matmul)"
+    samples, tera, percent = re.search(r"  +([\d.]+) samples/s  ([\d.]+) TFLOP/s  (\d+) % of GEMM$", line).groups()
+    assert float(tera) == pytest.approx(3 * float(samples), abs=0.16)
+    assert float(percent) == pytest.approx(120_000 * float(samples), abs=6001)
 
 
 def test_train_state_equals_uninterrupted_bit_for_bit_in_the_library(data, tmp_path):

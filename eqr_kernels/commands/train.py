@@ -104,6 +104,9 @@ def train(
     where --set does not say otherwise. The schedule is then batch size 96, --lr 1e-4, --warmup 100, --ema-rate 0.99 and
     no curriculum.
 
+    A report ends with the samples a second, the operations a second of their matrix products, and what share that is of
+    the rate of big matrix products (torch.matmul in --dtype), which is measured as the run starts.
+
     Exit code 0: the steps or minutes are done; 2: nothing could be done; 130: interrupted, and saved.
     """
     given = dict(
@@ -119,6 +122,7 @@ def train(
     with busy("loading torch"):
         import torch
 
+        from eqr_kernels.commands import training_logs as logging
         from eqr_kernels.commands import training_run as running
         from eqr_kernels.commands.puzzles import SUDOKU, task_of
     start = None if init is None else _initial_weights(init, preset, changes or [])
@@ -159,12 +163,13 @@ def train(
                 f"{config.hidden_size} features, {parameters:,} parameters, "
                 f"{len(puzzles):,} puzzles, {process.world} process(es) on {process.device.type} "
                 f"({torch.get_num_threads()} threads); from step {run.trainer.step}\n"
-                f"outer steps: {run.trainer.kernel}",
+                f"outer steps: {run.trainer.kernel}\n"
+                f"GEMM: {run.gemm_rate / 1e12:.2f} TFLOP/s in {settings['forward_dtype']} (torch.matmul)",
                 flush=True,
             )
-        logs: list[running.Log] = [running.JsonLog() if as_json else running.TextLog()]
+        logs: list[logging.Log] = [logging.JsonLog() if as_json else logging.TextLog()]
         if tensorboard and process.rank == 0:
-            logs.append(running.TensorBoardLog(out / "tensorboard"))
+            logs.append(logging.TensorBoardLog(out / "tensorboard"))
         interrupted = run.train(minutes, log_every, logs)
     step = run.trainer.step
     between = "" if run.at_boundary else " (not bit for bit as if it had gone on, since no slice ended there)"

@@ -1,10 +1,9 @@
-"""A training run: its processes, its loop, its log, and what it leaves in its folder."""
+"""A training run: its processes, its loop, and what it leaves in its folder."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import shutil
@@ -15,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,12 +23,14 @@ from eqr_kernels.checkpoint import ModelCard, save_checkpoint
 from eqr_kernels.commands.console import code_commit, complain
 from eqr_kernels.commands.puzzles import SUDOKU, Task
 from eqr_kernels.commands.slices import Slices, slice_steps_for
+from eqr_kernels.commands.training_logs import Log, Report
+from eqr_kernels.commands.training_rate import gemm_rate, training_operations
 from eqr_kernels.config import EqRConfig
 from eqr_kernels.modules import EquilibriumReasoner
 from eqr_kernels.tasks import sudoku
 from eqr_kernels.tasks.common import PuzzleSet
 from eqr_kernels.tasks.stream import PuzzleStream, parse_curriculum
-from eqr_kernels.training import Progress, TrainConfig, Trainer
+from eqr_kernels.training import TrainConfig, Trainer
 from eqr_kernels.training_state import load_state, read_manifest, save_state
 
 _GO_ON, _STOP, _INTERRUPT = range(3)
@@ -110,54 +111,6 @@ class StopRequest:
             signal.signal(number, handler)
 
 
-# logs ----------------------------------------------------------------------------------------------------------------
-
-
-class Log(Protocol):
-    def __call__(self, progress: Progress) -> None:
-        """Takes one report."""
-
-
-class TextLog:
-    """A line for each report."""
-
-    def __call__(self, progress: Progress) -> None:
-        p = progress
-        print(
-            f"step {p.step:>7,}  loss {p.loss:.4f}  exact {100 * p.exact:5.1f} %  steps {p.steps:4.1f}  "
-            f"residual {p.residual:.4f}  lr {p.lr:.2e}  {p.samples_per_second:6.1f} samples/s",
-            flush=True,
-        )
-
-
-class JsonLog:
-    """A JSON object on a line for each report."""
-
-    def __call__(self, progress: Progress) -> None:
-        print(json.dumps(dataclasses.asdict(progress)), flush=True)
-
-
-class TensorBoardLog:
-    """Scalars for TensorBoard.
-
-    Raises:
-        ImportError: tensorboard is not installed.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ImportError(f"--tensorboard needs tensorboard: pip install 'eqr_kernels[train]' ({error})") from error
-        self.writer = SummaryWriter(str(folder))
-
-    def __call__(self, progress: Progress) -> None:
-        for name, value in dataclasses.asdict(progress).items():
-            if name != "step":
-                self.writer.add_scalar(f"train/{name}", value, progress.step)
-        self.writer.flush()
-
-
 # the run -------------------------------------------------------------------------------------------------------------
 
 
@@ -206,6 +159,9 @@ class TrainingRun:
         model = EquilibriumReasoner(config).to(process.device)
         if initial is not None:
             model.load_state_dict(initial)
+        # Measured before the trainer's clock starts, on rank 0 alone, which alone reports.
+        dtype = getattr(torch, train_config.forward_dtype)
+        self.gemm_rate = gemm_rate(process.device, dtype) if process.rank == 0 else math.nan
         self.trainer = Trainer(model, stream, train_config)
 
     def train(self, minutes: float | None, log_every: int, logs: Sequence[Log]) -> bool:
@@ -277,8 +233,11 @@ class TrainingRun:
         progress = self.trainer.report()
         self._require([] if math.isfinite(progress.loss) else [f"the loss is {progress.loss}", *self._not_finite()])
         if self.process.rank == 0:
+            rate = progress.samples_per_second * training_operations(self.trainer.model.config)
+            share = rate / (self.process.world * self.gemm_rate)
+            report = Report(**dataclasses.asdict(progress), operations_per_second=rate, share_of_gemm=share)
             for log in logs:
-                log(progress)
+                log(report)
 
     def _not_finite(self) -> list[str]:
         """What among the weights, their averages and the optimizer's moments holds NaN or infinity."""
