@@ -74,7 +74,7 @@ def train(
     device: opt.Device = "auto",
     compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Run the step compiled.")] = True,
     fused: Annotated[
-        bool, typer.Option("--fused/--no-fused", help="Recursions without gradient in the fused CPU kernel.")
+        bool, typer.Option("--fused/--no-fused", help="The fused CPU kernels: in bfloat16 the whole outer step.")
     ] = True,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, with its settings.")] = False,
     slice_steps: Annotated[
