@@ -67,5 +67,6 @@ class FusedStep:
         for parameter, gradient in zip(
             parameters, ops_training.split_gradients(out.gradients, parameters), strict=True
         ):
-            parameter.grad = gradient
+            if parameter.requires_grad:
+                parameter.grad = gradient
         return StepResult(out.loss.mean(), out.z_H, out.z_L, out.q_halt, out.exact, out.residual)

@@ -44,10 +44,10 @@ def training_step(
 ) -> TrainingStepOutput:
     """One outer step of every row and the gradients of its loss: segmented online training (EqR, section 3).
 
-    All latent recursions but the last run without gradient. Products are of bf16 operands with float32 sums; states,
-    the residual stream and its gradient are float32. Noise is that of `eqr_kernels.noise.normal`, drawn inside. Rows
-    are computed on torch's threads; their gradients are summed by worker, so that the result depends on
-    `scratch.shape[0]` and not on the number of threads.
+    All latent recursions but the last run without gradient. The blocks' products and the logits are of bf16 operands
+    with float32 sums; states, the residual stream and its gradient are float32. Noise is that of
+    `eqr_kernels.noise.normal`, drawn inside. Rows are computed on torch's threads; their gradients are summed by
+    worker, so that the result depends on `scratch.shape[0]` and the instruction set, not on the number of threads.
 
     Args:
         embedding, lm_head, q_weight, q_bias, blocks, sizes, constants: as in `ops.pack_weights`; token mixing (heads 0)
@@ -56,7 +56,7 @@ def training_step(
         z_H, z_L: float32 [n, S, d], the states to begin with.
         rng: int64 [n, 4]: (seed, restart, id, step) of each row.
         scratch: uint8 [workers, scratch_bytes(sizes, constants)], zeros when it is new; it may be used again as it is
-            by calls with the same sizes. As many workers as threads are best.
+            by calls with the same sizes, one at a time. As many workers as threads are best.
         noise_scale: at least 0.
 
     Raises:
@@ -120,8 +120,8 @@ def _check(
     noise_scale: float,
 ) -> None:
     none = (None, None, None, None)
-    check.on_cpu("embedding", embedding)
     check.pack_weights(embedding, lm_head, q_weight, q_bias, blocks, *none, sizes, constants, "bf16")
+    check.on_cpu("embedding", embedding)
     check.training_batch(tokens, labels, z_H, z_L, rng, scratch, sizes, noise_scale)
 
 

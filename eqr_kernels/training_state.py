@@ -84,7 +84,11 @@ def save_state(
 
 
 def _states(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob(f"{_PREFIX}*") if (p / "manifest.json").is_file())
+    def complete(prefix: str) -> list[Path]:
+        return sorted(p for p in folder.glob(f"{prefix}{_PREFIX}*") if (p / "manifest.json").is_file())
+
+    # A run that was killed while it put a state of the same step in another's place has left the other.
+    return complete("") or complete("replaced-")
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -511,3 +511,22 @@ def test_ranks_keep_the_same_weights_on_different_data():
     outputs = [json.loads(output) for output in outputs_of(ranks, timeout=240)]
     assert outputs[0][:-1] == outputs[1][:-1]
     assert outputs[0][-1] != outputs[1][-1]
+
+
+def test_a_state_that_was_being_replaced_is_found(tmp_path):
+    trainer = make_trainer()
+    losses(trainer, 2)
+    state = save_state(trainer, tmp_path, {})
+    state.rename(tmp_path / f"replaced-{state.name}")  # as a kill between the two renames leaves it
+    assert read_manifest(tmp_path)["step"] == 2
+    load_state(make_trainer(), tmp_path)
+    save_state(trainer, tmp_path, {})
+    assert [p.name for p in tmp_path.iterdir()] == [state.name]
+
+
+def test_frozen_weights_stay(tmp_path):
+    trainer = make_trainer(forward_dtype="bfloat16")
+    frozen = trainer.model.lm_head.weight.requires_grad_(False)
+    before = frozen.clone()
+    losses(trainer, 2)
+    assert torch.equal(frozen, before)

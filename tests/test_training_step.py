@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(not ops.extension_status()[0], reason=ops.extens
 TRAINED = {name: cfg for name, cfg in {**CONFIGS, **ODD}.items() if cfg.mlp_t} | {
     "more tokens than a panel": make_config(seq_len=81, hidden_size=72, L_layers=2),
     "more words than a panel": make_config(seq_len=6, vocab_size=70),
+    "no eps, padded features": make_config(seq_len=7, hidden_size=40, rms_norm_eps=0.0),
 }
 
 
@@ -174,6 +175,21 @@ def test_rows_do_not_touch_each_other():
     assert with_nan.z_H[2].isnan().all() and with_nan.loss[2].isnan() and with_nan.gradients.isnan().any()
     # A row that has diverged leaves nothing in the scratch space.
     assert all(map(torch.equal, again, whole))
+
+
+@pytest.mark.parametrize("tokens", [6, 7])
+def test_scratch_may_hold_anything_but_nan_in_its_padding(isa, tokens):  # noqa: F811
+    """What another size or instruction set left there changes nothing."""
+    cfg = make_config(seq_len=tokens, hidden_size=32, L_layers=2)
+    _, _, tensors, options = problem(cfg, n=3)
+    whole = training_step(*tensors, **options)
+    tensors[10].fill_(1)
+    assert all(map(torch.equal, training_step(*tensors, **options), whole))
+
+
+def test_sizes_whose_activations_cannot_be_held_are_refused():
+    with pytest.raises(ValueError, match="too large to train"):
+        scratch_bytes((2**28, 1, 1, 256, 2**28, 0, 1, 1, 253, 0), (0.95, 1e-5, 1.0, 1.0))
 
 
 def test_opcheck():

@@ -143,7 +143,7 @@ def train(
     with running.processes(device) as process:
         settings["processes"] = process.world
         # They decide the last bits of the fused step's gradients, whatever the threads of a resumed run.
-        settings["workers"] = stored.get("workers", torch.get_num_threads())
+        settings["workers"] = stored.get("workers") or process.agree(torch.get_num_threads())
         how = {"compile": compile, "fused": fused}
         _compare(stored, settings, how, out)
         settings |= how
@@ -151,6 +151,7 @@ def train(
             task, puzzles, config, settings, out, process, data=Path(data).name,
             initial=None if start is None else start.state_dict,
         )  # fmt: skip
+        settings |= _machine(stored, run.trainer.kernel)
         if resume:
             run.load()
         elif process.rank == 0:
@@ -288,6 +289,22 @@ def _compare(stored: dict[str, Any], settings: dict[str, Any], how: dict[str, bo
         if stored.get(name, name != "fused") != value:
             told = f"--{name if value else f'no-{name}'} is not as before"
             complain(f"{told}: the result equals an uninterrupted run's to rounding only", "warning")
+
+
+def _machine(stored: dict[str, Any], kernel: str) -> dict[str, Any]:
+    """What trains here, as far as it decides last bits; warns where that is not what trained `stored`."""
+    import torch
+
+    from eqr_kernels import ops
+
+    here = {"kernel": kernel, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    if ops.extension_status()[0]:
+        here["isa"] = ops.cpu_isa()
+    for name, value in here.items():
+        if stored.get(name, value) != value:
+            same = "is another one, of other random numbers" if name == "kernel" else "differs in its last bits"
+            complain(f"{name} was {stored[name]!r}, now {value!r}: the result {same}", "warning")
+    return here
 
 
 def _difference(name: str, before: Any, now: Any) -> str:

@@ -79,7 +79,9 @@ void token_forward(const BlockPass& b) {
     uint16_t* x = b.kept.x + b.module * z.pairs * z.x_pairs;
     for (int j = 0; j < 2; ++j) {
       const int64_t f = at + j * kLanes;
-      const Vec scale = splat(1.0f) / square_root(squares[j] / splat(float(z.S)) + splat(b.norm_eps));
+      const Vec norm = square_root(squares[j] / splat(float(z.S)) + splat(b.norm_eps));
+      // The padding is zero and stays so, whatever 1 / norm is there.
+      const Vec scale = first_lanes(splat(1.0f) / norm, z.d - f);
       store(b.kept.token_scale + b.module * z.width + f, scale);
       for (int64_t t = 0; t < z.rows; t += 2) {
         const auto normal = [&](int64_t row) {
@@ -101,6 +103,7 @@ void channel_forward(const BlockPass& b) {
   const TrainingSizes& z = b.z;
   uint16_t* kept = b.kept.channel_gu + b.module * z.rows * z.gu_stride;
   uint16_t* h = b.s.wide;
+  if (z.S < z.rows) memset(kept + z.S * z.gu_stride, 0, size_t(2 * z.gu_stride));  // the other half of the last pair
   for (int64_t p = 0; p < z.k / kLanes; ++p)
     product<false>(z.S, b.s.x, z.x_stride, b.w.gate_up + p * z.width * kPanel, 2 * kPanel, z.width / 2,
                    [&](int64_t first, int64_t count, const Vec* sums) {
