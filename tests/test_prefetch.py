@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import queue
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -42,17 +43,24 @@ def make_stream(**changes: Any) -> PuzzleStream:
     return PuzzleStream(toy_puzzles(), roll, **{**options, **changes})
 
 
-def threads() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name.startswith("eqr-puzzles")]
-
-
 @pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    yield
-    gc.collect()
-    for thread in threads():
-        thread.join(timeout=30)
-    assert not threads()
+def before(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[threading.Thread]]:
+    """The threads before the test; afterwards every prefetcher is closed, that of a test that failed too."""
+    made: weakref.WeakSet[Prefetcher] = weakref.WeakSet()
+    init = Prefetcher.__init__
+
+    def remember(self: Prefetcher, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        made.add(self)
+
+    monkeypatch.setattr(Prefetcher, "__init__", remember)
+    yield set(threading.enumerate())
+    for prefetcher in list(made):
+        prefetcher.close()
+
+
+def threads(before: set[threading.Thread]) -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name.startswith("eqr-puzzles") and t not in before]
 
 
 def bits(x: torch.Tensor) -> torch.Tensor:
@@ -64,7 +72,7 @@ def bits(x: torch.Tensor) -> torch.Tensor:
 
 def test_a_step_has_its_puzzles_whatever_was_drawn_before():
     stream, other = make_stream(), make_stream(seed=[1, 2])
-    before = stream.state
+    state = stream.state
     near = Prefetcher(stream, 5, seed=3, rank=1, device=CPU, depth=1)
     far = Prefetcher(other, 5, seed=3, rank=1, device=CPU, depth=4)
     orders = {near: [0, 1, 2, 3, 4, 5, 6], far: [6, 5, 0, 2, 3, 1, 4]}
@@ -77,8 +85,7 @@ def test_a_step_has_its_puzzles_whatever_was_drawn_before():
             assert all(torch.equal(*pair) for pair in zip(taken[p][step], expected, strict=True))
     again = near.take(2)
     assert torch.equal(again[0], taken[near][2][0])
-    assert stream.state == before
-    near.close()
+    assert stream.state == state
 
 
 def test_seeds_ranks_and_steps_have_different_puzzles():
@@ -111,20 +118,20 @@ class Watched(PuzzleStream):
         return [step for step, _ in found]
 
 
-def test_two_steps_are_drawn_ahead_in_another_thread():
+def test_two_steps_are_drawn_ahead_in_another_thread(before):
     stream = Watched()
     prefetcher = Prefetcher(stream, 4, seed=0, rank=0, device=CPU)
-    assert not threads()
+    assert not threads(before)
     prefetcher.take(5)
-    assert stream.steps(3) == [5, 6, 7] and len(threads()) == 1
+    assert stream.steps(3) == [5, 6, 7] and len(threads(before)) == 1
     prefetcher.take(6)
     assert stream.steps(1) == [8]
     prefetcher.take(2)  # as after loading an older state
     assert stream.steps(3) == [2, 3, 4]
     prefetcher.close()
-    assert stream.drawn.empty() and not threads()
+    assert stream.drawn.empty() and not threads(before)
     prefetcher.take(3)
-    assert stream.steps(3) == [3, 4, 5] and len(threads()) == 1
+    assert stream.steps(3) == [3, 4, 5] and len(threads(before)) == 1
 
 
 def test_a_step_waits_for_its_own_puzzles_only():
@@ -152,10 +159,10 @@ def test_what_fails_in_the_thread_fails_the_step_that_needed_it():
 
 
 @pytest.mark.parametrize("ends", ["close", "forgotten"])
-def test_the_thread_ends_with_its_trainer(ends):
+def test_the_thread_ends_with_its_trainer(ends, before):
     trainer = make_trainer(prefetch=True)
     trainer.train_step()
-    (thread,) = threads()
+    (thread,) = threads(before)
     if ends == "close":
         trainer.close()
     del trainer
