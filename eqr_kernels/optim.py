@@ -45,18 +45,26 @@ class AdamATan2(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             lr, (beta1, beta2), decay = group["lr"], group["betas"], group["weight_decay"]
-            params = [p for p in group["params"] if p.grad is not None]
-            for p in params:
+            ages: dict[int, list[Tensor]] = {}  # parameters by the number of their update
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
                 if not self.state[p]:
                     self.state[p].update(step=0, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-            for p in params:
-                state, grad = self.state[p], p.grad
-                state["step"] += 1
-                m: Tensor = state["exp_avg"].lerp_(grad, 1 - beta1)
-                v: Tensor = state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-                scale = math.sqrt(1 - beta2 ** state["step"])
-                p.mul_(1 - lr * decay)
-                p.add_(torch.atan2(m, v.sqrt().div_(scale)), alpha=-lr / (1 - beta1 ** state["step"]))
+                self.state[p]["step"] += 1
+                ages.setdefault(self.state[p]["step"], []).append(p)
+            for age, params in ages.items():
+                grads = [p.grad for p in params if p.grad is not None]
+                m, v = ([self.state[p][name] for p in params] for name in ("exp_avg", "exp_avg_sq"))
+                # One launch for all parameters, where torch has one: a GPU would wait for the host's launches.
+                torch._foreach_lerp_(m, grads, 1 - beta1)
+                torch._foreach_mul_(v, beta2)
+                torch._foreach_addcmul_(v, grads, grads, value=1 - beta2)
+                roots = torch._foreach_sqrt(v)
+                torch._foreach_div_(roots, math.sqrt(1 - beta2**age))
+                torch._foreach_mul_(params, 1 - lr * decay)
+                changes = [torch.atan2(mean, root) for mean, root in zip(m, roots, strict=True)]
+                torch._foreach_add_(params, changes, alpha=-lr / (1 - beta1**age))
         return loss
 
 
@@ -78,8 +86,7 @@ class EMA:
     def update(self, module: nn.Module) -> None:
         """Takes in the module's present parameters."""
         params = dict(module.named_parameters())
-        for name, average in self.shadow.items():
-            average.lerp_(params[name].detach(), 1 - self.rate)
+        torch._foreach_lerp_(list(self.shadow.values()), [params[name] for name in self.shadow], 1 - self.rate)
 
 
 def learning_rate(step: int, *, lr: float, warmup: int, total: int | None, min_ratio: float) -> float:

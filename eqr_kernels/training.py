@@ -21,6 +21,7 @@ from eqr_kernels.fused_training import FusedStep, StepResult
 from eqr_kernels.modules import EquilibriumReasoner
 from eqr_kernels.objective import objective
 from eqr_kernels.optim import EMA, AdamATan2, learning_rate
+from eqr_kernels.tasks.prefetch import Prefetcher
 from eqr_kernels.tasks.stream import PuzzleStream
 
 
@@ -41,6 +42,9 @@ class TrainConfig:
             that carry no gradient.
         workers: parts in which the fused outer step sums its gradients, which decides their last bits; None takes
             torch's number of threads.
+        prefetch: draw puzzles and starts for every row at every step, the puzzles ahead in a thread, and keep those of
+            the rows that halted: no step waits for the device or for a puzzle. False draws for the rows that halted
+            alone, and trains on other puzzles. None prefetches on CUDA only.
         seed: of weights, data, starts and noise.
     """
 
@@ -57,6 +61,7 @@ class TrainConfig:
     compile: bool = True
     fused: bool = True
     workers: int | None = None
+    prefetch: bool | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -132,6 +137,11 @@ class Trainer:
         self.fused_step: FusedStep | None = None
         self.fused_recursions = False
         self.kernel = self._choose_kernel()
+        self.prefetcher: Prefetcher | None = None
+        if config.prefetch or (config.prefetch is None and model.device.type == "cuda"):
+            self.prefetcher = Prefetcher(
+                stream, config.batch_size, seed=config.seed, rank=self.rank, device=model.device
+            )
         self.rows = self._empty_rows()
         self._sums = self._fresh_sums()
         self._loss: Callable[..., Any] = (
@@ -173,23 +183,34 @@ class Trainer:
 
     def _replace_halted(self) -> None:
         """Gives every halted row a fresh puzzle and a fresh start."""
-        rows, c = self.rows, self.model.config
-        index = rows.halted.nonzero()[:, 0]
-        if not len(index):
+        rows = self.rows
+        if self.prefetcher is not None:
+            for name, fresh in self._fresh_rows(*self.prefetcher.take(self.step)).items():
+                old = getattr(rows, name)
+                halted = rows.halted.view(-1, *[1] * (old.ndim - 1))
+                setattr(rows, name, torch.where(halted, fresh, old))
             return
-        tokens, labels = self.stream.draw(len(index), self.step)
-        rows.tokens[index] = torch.from_numpy(tokens).to(rows.tokens)
-        rows.labels[index] = torch.from_numpy(labels).to(rows.labels)
-        for z, fixed, std in ((rows.z_H, self.model.H_init, c.H_init_std), (rows.z_L, self.model.L_init, c.L_init_std)):
-            if fixed is not None:
-                z[index] = fixed.to(z.dtype)
+        index = rows.halted.nonzero()[:, 0]
+        if len(index):
+            drawn = self.stream.draw(len(index), self.step)
+            for name, fresh in self._fresh_rows(*(torch.from_numpy(x).to(rows.tokens) for x in drawn)).items():
+                getattr(rows, name)[index] = fresh
+
+    def _fresh_rows(self, tokens: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Fields of `Rows` for fresh puzzles, int64 [n, S] each: with a fresh start, [d] where the start is fixed."""
+        rows, c = self.rows, self.model.config
+        fresh = {"tokens": tokens, "labels": labels, "steps": torch.zeros_like(tokens[:, 0])}
+        for name, init, std in (("z_H", self.model.H_init, c.H_init_std), ("z_L", self.model.L_init, c.L_init_std)):
+            z = getattr(rows, name)
+            if init is not None:
+                fresh[name] = init.to(z.dtype)
             else:
-                shape = (len(index), c.seq_len, c.hidden_size)
+                shape = (*tokens.shape, c.hidden_size)
                 uniform = torch.rand(shape, generator=self.generator, device=z.device).clamp_(2.0**-24, 1 - 2.0**-24)
-                z[index] = (noise.truncated_normal(uniform) * std).to(z.dtype)
-        rows.steps[index] = 0
+                fresh[name] = (noise.truncated_normal(uniform) * std).to(z.dtype)
         if self.fused_step is not None:
-            rows.ids[index] = torch.randint(2**62, (len(index),), generator=self.generator, device=index.device)
+            fresh["ids"] = torch.randint(2**62, tokens.shape[:1], generator=self.generator, device=tokens.device)
+        return fresh
 
     def _loss_of_step(
         self,
@@ -285,6 +306,11 @@ class Trainer:
         flat /= self.world
         for p, grad in zip(params, flat.split([p.numel() for p in params]), strict=True):
             p.grad = grad.view_as(p)
+
+    def close(self) -> None:
+        """Ends the thread that draws puzzles ahead, if there is one; a later step starts another."""
+        if self.prefetcher is not None:
+            self.prefetcher.close()
 
     def report(self) -> Progress:
         """Means since the last report; starts new ones. Waits for the device."""

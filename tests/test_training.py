@@ -88,6 +88,30 @@ def test_adam_atan2_by_hand():
     assert q.item() == pytest.approx(first, rel=1e-9)
 
 
+def test_adam_atan2_moves_many_parameters_as_each_alone():
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((7, 5), (3,), (2, 33), (1,))]
+    optimizer = AdamATan2(params, lr=0.01, betas=(0.9, 0.95), weight_decay=0.3)
+    alone = [(p.detach().clone(), torch.zeros_like(p), torch.zeros_like(p)) for p in params]
+    ages = [0, 0, 0, 0]
+    for present in ((0, 1, 2, 3), (0, 2, 3), (0, 1, 2)):  # so that their numbers of updates differ
+        for i, p in enumerate(params):
+            p.grad = torch.randn(p.shape, generator=generator) if i in present else None
+        optimizer.step()
+        for i in present:
+            (p, m, v), grad = alone[i], params[i].grad
+            ages[i] += 1
+            m.lerp_(grad, 1 - 0.9)
+            v.mul_(0.95).addcmul_(grad, grad, value=1 - 0.95)
+            p.mul_(1 - 0.01 * 0.3)
+            root = v.sqrt().div_(math.sqrt(1 - 0.95 ** ages[i]))
+            p.add_(torch.atan2(m, root), alpha=-0.01 / (1 - 0.9 ** ages[i]))
+    assert ages == [3, 2, 3, 2] == [optimizer.state[p]["step"] for p in params]
+    for p, (expected, m, v) in zip(params, alone, strict=True):
+        state = optimizer.state[p]
+        assert torch.equal(p, expected) and torch.equal(state["exp_avg"], m) and torch.equal(state["exp_avg_sq"], v)
+
+
 def test_learning_rate_and_average():
     schedule = dict(lr=1.0, warmup=4, total=12, min_ratio=0.1)
     assert [learning_rate(s, **schedule) for s in (0, 2, 4, 12, 99)] == pytest.approx([0, 0.5, 1, 0.1, 0.1])
@@ -180,6 +204,7 @@ def losses(trainer: Trainer, steps: int) -> list[float]:
     return found
 
 
+@pytest.mark.parametrize("prefetch", [False, True])
 @pytest.mark.parametrize(
     ("dtype", "fused"),
     [
@@ -188,8 +213,9 @@ def losses(trainer: Trainer, steps: int) -> list[float]:
         pytest.param("bfloat16", True, marks=needs_extension),
     ],
 )
-def test_resuming_at_a_boundary_is_exact(tmp_path, dtype, fused):
-    whole, first = (make_trainer(fused=fused, forward_dtype=dtype) for _ in range(2))
+def test_resuming_at_a_boundary_is_exact(tmp_path, dtype, fused, prefetch):
+    options = dict(fused=fused, forward_dtype=dtype, prefetch=prefetch)
+    whole, first = (make_trainer(**options) for _ in range(2))
     assert whole.fused_recursions == (fused and dtype == "float32")
     assert (whole.fused_step is not None) == (fused and dtype == "bfloat16")
     assert losses(whole, 7) == losses(first, 7)
@@ -199,7 +225,7 @@ def test_resuming_at_a_boundary_is_exact(tmp_path, dtype, fused):
     states_equal(whole, first)
     files = [f for f in tmp_path.rglob("*") if f.is_file()]
     assert len(files) > 3 and all(f.stat().st_size <= 4096 for f in files if f.name.startswith("part"))
-    second = make_trainer(fused=fused, forward_dtype=dtype)
+    second = make_trainer(**options)
     losses(second, 3)
     load_state(second, tmp_path)
     assert second.rows.halted.all()
@@ -492,7 +518,7 @@ torch.set_num_threads(1)
 from test_training import make_trainer, toy_puzzles, keep
 from eqr_kernels.tasks.stream import PuzzleStream
 dist.init_process_group("gloo")
-trainer = make_trainer()
+trainer = make_trainer(prefetch={prefetch})
 trainer.stream = PuzzleStream(toy_puzzles(), keep, seed=[0, dist.get_rank()])
 for _ in range(3):
     trainer.train_step()
@@ -501,8 +527,9 @@ dist.destroy_process_group()
 """
 
 
-def test_ranks_keep_the_same_weights_on_different_data():
-    script = RANK.format(tests=os.path.dirname(__file__))
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_ranks_keep_the_same_weights_on_different_data(prefetch):
+    script = RANK.format(tests=os.path.dirname(__file__), prefetch=prefetch)
     env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_ports(1)[0], "WORLD_SIZE": "2"}
     ranks = [
         subprocess.Popen([sys.executable, "-c", script], env={**env, "RANK": str(r)}, stdout=subprocess.PIPE, text=True)

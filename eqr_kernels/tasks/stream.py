@@ -83,13 +83,18 @@ class PuzzleStream:
         high = np.interp(step, steps, [point.high for point in self.curriculum])
         return round(float(low)), round(float(high))
 
-    def draw(self, n: int, step: int) -> tuple[Tokens, Tokens]:
-        """n fresh puzzles for training step `step`: inputs and labels, uint8 [n, S]."""
-        index = self.rng.integers(len(self.inputs), size=n)
-        inputs, labels = self.augment(self.inputs[index], self.labels[index], self.rng)
+    def draw(self, n: int, step: int, rng: np.random.Generator | None = None) -> tuple[Tokens, Tokens]:
+        """n fresh puzzles for training step `step`: inputs and labels, uint8 [n, S].
+
+        Args:
+            rng: draws them in place of the stream's own generator, which then stays as it is.
+        """
+        rng = self.rng if rng is None else rng
+        index = rng.integers(len(self.inputs), size=n)
+        inputs, labels = self.augment(self.inputs[index], self.labels[index], rng)
         if self.reveal is not None and self.curriculum:
             low, high = self.clue_range(step)
-            inputs = self.reveal(inputs, labels, self.rng.integers(low, high + 1, size=n), self.rng)
+            inputs = self.reveal(inputs, labels, rng.integers(low, high + 1, size=n), rng)
         return inputs, labels
 
     @property
