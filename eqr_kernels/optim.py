@@ -1,4 +1,4 @@
-"""AdamATan2, the exponential moving average of the weights, and the learning-rate schedule."""
+"""AdamATan2, gradients averaged over processes, the moving average of the weights, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -87,6 +88,16 @@ class EMA:
         """Takes in the module's present parameters."""
         params = dict(module.named_parameters())
         torch._foreach_lerp_(list(self.shadow.values()), [params[name] for name in self.shadow], 1 - self.rate)
+
+
+def average_gradients(params: Iterable[nn.Parameter], world: int) -> None:
+    """Puts the mean over the `world` processes of the default group in place of each parameter's gradient."""
+    params = [p for p in params if p.grad is not None]
+    flat = torch.cat([p.grad.flatten() for p in params])  # type: ignore[union-attr]
+    dist.all_reduce(flat)
+    flat /= world
+    for p, grad in zip(params, flat.split([p.numel() for p in params]), strict=True):
+        p.grad = grad.view_as(p)
 
 
 def learning_rate(step: int, *, lr: float, warmup: int, total: int | None, min_ratio: float) -> float:

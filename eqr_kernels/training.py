@@ -20,7 +20,7 @@ from eqr_kernels.backends.cpu import CpuBackend, latent_recursions
 from eqr_kernels.fused_training import FusedStep, StepResult
 from eqr_kernels.modules import EquilibriumReasoner
 from eqr_kernels.objective import objective
-from eqr_kernels.optim import EMA, AdamATan2, learning_rate
+from eqr_kernels.optim import EMA, AdamATan2, average_gradients, learning_rate
 from eqr_kernels.tasks.prefetch import Prefetcher
 from eqr_kernels.tasks.stream import PuzzleStream
 
@@ -268,7 +268,8 @@ class Trainer:
         config, rows = self.config, self.rows
         self._replace_halted()
         loss, rows.z_H, rows.z_L, q_halt, exact, residual = self._outer_step()
-        self._average_gradients()
+        if self.world > 1:
+            average_gradients(self.model.parameters(), self.world)
         self.optimizer.param_groups[0]["lr"] = learning_rate(
             self.step + 1,
             lr=config.lr,
@@ -296,16 +297,6 @@ class Trainer:
             min(2, c.halt_max_steps), c.halt_max_steps + 1, q_halt.shape, generator=self.generator, device=q_halt.device
         )
         rows.halted = ((q_halt > 0) | (rows.steps >= c.halt_max_steps)) & (rows.steps >= explores * drawn)
-
-    def _average_gradients(self) -> None:
-        if self.world == 1:
-            return
-        params = [p for p in self.model.parameters() if p.grad is not None]
-        flat = torch.cat([p.grad.flatten() for p in params])  # type: ignore[union-attr]
-        dist.all_reduce(flat)
-        flat /= self.world
-        for p, grad in zip(params, flat.split([p.numel() for p in params]), strict=True):
-            p.grad = grad.view_as(p)
 
     def close(self) -> None:
         """Ends the thread that draws puzzles ahead, if there is one; a later step starts another."""
