@@ -617,7 +617,7 @@ def test_train_tells_its_rate_and_share_of_gemm(data, tmp_path, monkeypatch):
     assert report["operations_per_second"] == pytest.approx(3e12 * report["samples_per_second"], rel=1e-12)
     assert report["share_of_gemm"] == pytest.approx(1200 * report["samples_per_second"], rel=1e-12)
     *_, gemm, line = eqr(*train, "--out", tmp_path / "text").stdout.splitlines()
-    assert gemm == "GEMM: 0.00 TFLOP/s in float32 (torch.matmul)"
+    assert gemm == "GEMM: 0.00 TFLOP/s in bfloat16 (torch.matmul)"
     samples, tera, percent = re.search(r"  +([\d.]+) samples/s  ([\d.]+) TFLOP/s  (\d+) % of GEMM$", line).groups()
     assert float(tera) == pytest.approx(3 * float(samples), abs=0.16)
     assert float(percent) == pytest.approx(120_000 * float(samples), abs=6001)
@@ -795,7 +795,7 @@ def test_train_that_diverges_keeps_its_last_good_state(data, tmp_path, monkeypat
 
 
 def test_train_without_a_compiler_says_what_to_do(data, tmp_path):
-    arguments = [part for part in TRAIN if part != "--no-compile"] + SETS
+    arguments = [part for part in TRAIN if part != "--no-compile"] + SETS + ["--dtype", "float32"]
     command = [sys.executable, "-m", "eqr_kernels.cli", *arguments, "--data", data, "--out", tmp_path, "--steps", 1]
     # In a process of its own, whose cache holds nothing compiled yet.
     environment = dict(os.environ, CXX="/nonexistent", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
