@@ -399,6 +399,7 @@ def test_dry_run_and_taking_it_up_again(data, tmp_path):
         (path,) = (tmp_path / "runs" / "results").glob("*/ablation.json")
         return done.stdout, json.loads(path.read_text())
 
+    kept = {path: path.read_bytes() for path in (REPOSITORY / "benchmarks" / "results").rglob("ablation*")}
     said, report = ablation("tied-online", "eqr")
     assert "DRY RUN, NOT MEASUREMENTS" in said and "| (e) EqR |" in said and "eqr: step 3 of 3" in said
     assert report["dry_run"] and [row["row"] for row in report["rows"]] == ["tied-online", "eqr"]
@@ -410,4 +411,4 @@ def test_dry_run_and_taking_it_up_again(data, tmp_path):
     assert "eqr: step" not in again and "feed-forward:layers=4: step" in again
     assert [row["row"] for row in second["rows"]] == ["feed-forward:layers=4", "tied-online", "eqr"]
     assert second["rows"][1:] == report["rows"]
-    assert not list((REPOSITORY / "benchmarks" / "results").rglob("ablation*"))
+    assert kept == {path: path.read_bytes() for path in (REPOSITORY / "benchmarks" / "results").rglob("ablation*")}

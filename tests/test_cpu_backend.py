@@ -419,6 +419,7 @@ def test_packed_weights_go_with_their_model(puzzles):
     model = make_contractive(tiny_config())
     solve(model, puzzles)
     backend = next(b for b in backends._BACKENDS if isinstance(b, cpu.CpuBackend))
+    gc.collect()  # the models of other tests
     held = len(backend._packs)
     assert len(cache(model)) == 1
     del model
