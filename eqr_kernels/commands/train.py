@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -127,6 +126,7 @@ def train(
         from eqr_kernels.commands import training_logs as logging
         from eqr_kernels.commands import training_run as running
         from eqr_kernels.commands.puzzles import SUDOKU, task_of
+        from eqr_kernels.evaluation import digest
     start = None if init is None else _initial_weights(init, preset, changes or [])
     config = _config(preset, changes or [], stored) if start is None else start.config
     settings = _settings(given, preset, stored, fine_tuning=start is not None)
@@ -137,7 +137,8 @@ def train(
         raise ValueError(f'--curriculum is for Sudoku, and the config is one of the {task.name} task; set it to ""')
     with busy(f"reading {data}"):
         puzzles = _training_puzzles(task, config, data)
-    settings |= {"config": config.to_dict(), "data_sha256": _digest(puzzles)}
+    assert puzzles.labels is not None
+    settings |= {"config": config.to_dict(), "data_sha256": digest(puzzles.inputs, puzzles.labels)}
     if start is not None:
         settings["init"] = start.record
     elif "init" in stored:
@@ -259,11 +260,6 @@ def _training_puzzles(task: Task, config: EqRConfig, data: str) -> PuzzleSet:
 
 def _split(data: str) -> str | None:
     return "train" if all((Path(data) / name).is_dir() for name in ("train", "test")) else None
-
-
-def _digest(puzzles: PuzzleSet) -> str:
-    assert puzzles.labels is not None
-    return hashlib.sha256(puzzles.inputs.tobytes() + puzzles.labels.tobytes()).hexdigest()
 
 
 def _compare(stored: dict[str, Any], settings: dict[str, Any], how: dict[str, bool], out: Path) -> None:
