@@ -1,0 +1,94 @@
+"""Points of the map run for real: what `solve` answers and takes, beside what was computed for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from eqr_kernels.evaluation import exact_match
+from eqr_kernels.mapping import meters
+from eqr_kernels.mapping.points import Point
+from eqr_kernels.modules import EquilibriumReasoner
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a policy did on all puzzles in one call, and with single queries.
+
+    Attributes:
+        correct: right answers of the one call.
+        nfe: its outer steps a puzzle; throughput: its puzzles a second.
+        queries: puzzles that were solved alone; latency_ms: p50, p95, p99 of those.
+        computed_ms: the same percentiles of the same puzzles as the map has them.
+    """
+
+    correct: int
+    nfe: float
+    throughput: float
+    queries: int
+    latency_ms: tuple[float, float, float]
+    computed_ms: tuple[float, float, float]
+
+    @property
+    def latency_error(self) -> float:
+        """Of the map's p50, as a share of what was measured."""
+        return self.computed_ms[0] / self.latency_ms[0] - 1
+
+
+def check(
+    model: EquilibriumReasoner,
+    inputs: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    point: Point,
+    computed_ms: npt.NDArray[np.float64],
+    *,
+    seconds: float = 10.0,
+    least: int = 8,
+    progress: Callable[[int, int], object] | None = None,
+    **options: Any,
+) -> Checked:
+    """Runs a point's policy on all puzzles, then puzzle by puzzle for about so many seconds.
+
+    Args:
+        inputs, labels: integers [N, S].
+        computed_ms: [N], each query's latency as the map has it.
+        least: queries, however long they take (fewer where there are fewer puzzles).
+        progress: called with (queries done, at most).
+        options: further arguments of `solve`.
+    """
+    questions, answers = torch.from_numpy(np.asarray(inputs).astype(np.int64)), np.asarray(labels)
+    arguments: dict[str, Any] = {**point.policy.arguments(), **options}
+    # Spread over the file, whose puzzles may be sorted; the same ones whenever it is run.
+    order = np.random.default_rng(0).permutation(len(questions))
+    model.solve(questions[order[:1]], **arguments)
+    meters.synchronize(model.device)
+    begun = time.perf_counter()
+    result = model.solve(questions, **arguments)
+    meters.synchronize(model.device)
+    taken = time.perf_counter() - begun
+    times: list[float] = []
+    for row in order:
+        if len(times) >= least and sum(times) > seconds:
+            break
+        begun = time.perf_counter()
+        model.solve(questions[row : row + 1], **arguments)
+        meters.synchronize(model.device)
+        times.append(time.perf_counter() - begun)
+        if progress is not None:
+            progress(len(times), len(order))
+    measured = np.percentile(np.array(times) * 1e3, (50, 95, 99))
+    computed = np.percentile(computed_ms[order[: len(times)]], (50, 95, 99))
+    return Checked(
+        int(exact_match(result.preds.cpu().numpy(), answers).sum()),
+        float(result.nfe.double().mean()),
+        len(questions) / taken,
+        len(times),
+        (float(measured[0]), float(measured[1]), float(measured[2])),
+        (float(computed[0]), float(computed[1]), float(computed[2])),
+    )
