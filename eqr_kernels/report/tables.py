@@ -105,7 +105,7 @@ def _checked(report: Report) -> Table:
         found.append(
             [
                 p.name,
-                ", ".join(str(why) for why in rows(row, "why")),
+                ", ".join(str(why) for why in rows(row, "why") if why is not None),
                 say.whole(count(look(row, "queries"))),
                 say.whole(p.correct),
                 say.whole(count(look(row, "correct"))),
