@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from eqr_kernels.config import EqRConfig
     from eqr_kernels.mapping import Point, Price, Store
     from eqr_kernels.modules import EquilibriumReasoner
-    from eqr_kernels.tasks.common import PuzzleSet
+    from eqr_kernels.tasks.common import ParseError, PuzzleSet
 
 _GENERATED = ("easy", "medium", "hard", "extreme")
 _GENERATED_SEED = 2026
@@ -118,7 +118,8 @@ def curve(
     reasoner = puz.load_model(model, device, progress)
     task, config = puz.task_of(reasoner.config), reasoner.config
     if file is None:
-        puzzles, errors = _generated(task, config, limit or sizes["puzzles"], progress), []
+        puzzles = _generated(task, config, limit or sizes["puzzles"], progress)
+        errors: list[ParseError] = []
     else:
         read = puz.read_puzzles(task, config.seq_len, file, format=format, split=split, limit=limit, show=progress)
         puzzles, errors = puz.with_answers(*read, task)
@@ -230,7 +231,8 @@ def _generated(task: Task, config: EqRConfig, n: int, progress: bool | None) -> 
 
     with Bar("generating puzzles", progress) as bar:
         if task.name == "maze":
-            return maze.generate(n, size=round(config.seq_len**0.5), seed=_GENERATED_SEED, progress=lambda k: bar.update(k, n))
+            size = round(config.seq_len**0.5)
+            return maze.generate(n, size=size, seed=_GENERATED_SEED, progress=lambda k: bar.update(k, n))
         parts = []
         for i, difficulty in enumerate(_GENERATED):
             count = (n + len(_GENERATED) - 1 - i) // len(_GENERATED)
@@ -251,7 +253,7 @@ def _tolerances(
         try:
             chosen = sorted({float(part) for part in text.split(",")})
         except ValueError:
-            raise ValueError(f"--tols must be auto or numbers separated by commas, as in 0.02,0.03, got {text!r}") from None
+            raise ValueError(f"--tols must be auto or numbers, as in 0.02,0.03, got {text!r}") from None
         if not all(0 < value < math.inf for value in chosen):
             raise ValueError(f"--tols must be positive and finite, got {text!r}")
         return chosen, tol

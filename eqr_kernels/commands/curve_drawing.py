@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -12,7 +13,8 @@ _MOST_ROWS = 14
 
 def curve(report: dict[str, Any]) -> None:
     """The front with its named points, what was run for real, and what to choose."""
-    console = Console(highlight=False)
+    # A log has no width, and eleven columns need one.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
     console.print(_front(report))
     if report["checked"]:
         console.print(_checked(report))
@@ -55,7 +57,9 @@ def _front(report: dict[str, Any]) -> Table:
 def _names(report: dict[str, Any]) -> dict[int, list[str]]:
     bend = report["bend"]
     told: dict[int, list[str]] = {}
-    named = [("knee", bend["knee"]), (f"within {bend['cheapest_within']['points']:g} points of the best", bend["cheapest_within"]["index"]), ("best", bend["best"])]  # fmt: skip
+    within = bend["cheapest_within"]
+    named = [("knee", bend["knee"]), (f"within {within['points']:g} points of the best", within["index"])]
+    named.append(("best", bend["best"]))
     if report["recommendation"]:
         named.append(("recommended", report["recommendation"]["index"]))
     for name, index in named:
@@ -102,7 +106,9 @@ def _lines(report: dict[str, Any]) -> list[str]:
         )
     savings = report["savings"]
     if savings is None:
-        told.append("the model's card has no tolerance, so the saving of early exit is not told; `eqr calibrate` finds one")
+        told.append(
+            "the model's card has no tolerance, so what early exit saves is not told; `eqr calibrate` finds one"
+        )
     else:
         for row in savings["rows"]:
             told.append(

@@ -60,11 +60,12 @@ def check(
     for done, (index, reasons) in enumerate(sorted(why.items())):
         point = found[index]
         alone = costs.latency_of(point.policy.breadth)
-        computed = alone.overhead_ms + alone.ms_per_nfe * mapping.outcome(records, point.policy).nfe
+        nfe = mapping.outcome(records, point.policy).nfe.astype(np.float64)
         checked = mapping.check(
-            model, puzzles.inputs, puzzles.labels, point, computed, seconds=2.0 if quick else 10.0,
-            progress=lambda k, n, done=done: progress(done + k / n, len(why)), **options,
+            model, puzzles.inputs, puzzles.labels, point, alone.overhead_ms + alone.ms_per_nfe * nfe,
+            seconds=2.0 if quick else 10.0, **options,
         )  # fmt: skip
+        progress(done + 1, len(why))
         told.append((index, reasons, checked))
     return told
 

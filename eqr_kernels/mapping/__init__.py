@@ -1,8 +1,8 @@
 """The map of a model: what depth, breadth and early exit cost, what they buy, and where the curve bends.
 
 One run without halting to the greatest depth and breadth holds every shallower, narrower and earlier-stopped one, as a
-trajectory depends on its puzzle, seed and restart alone. So `record` runs once, `outcome` replays any way of stopping and
-selecting on what was recorded, `UnitCosts` says what an outer step costs on this machine, and `points` puts the two
+trajectory depends on its puzzle, seed and restart alone. So `record` runs once, `outcome` replays any way of stopping
+and selecting on what was recorded, `UnitCosts` says what an outer step costs on this machine, and `points` puts the two
 together. Everything here returns numbers and prints nothing. Arrays are NumPy: N puzzles, B trajectories of each, D
 outer steps.
 """
@@ -17,6 +17,8 @@ from eqr_kernels.mapping.store import Store
 
 __all__ = [
     "POLICIES",
+    "WITHIN_POINTS",
+    "Bend",
     "Checked",
     "Energy",
     "Latency",
@@ -26,6 +28,7 @@ __all__ = [
     "Policy",
     "Price",
     "Records",
+    "Saving",
     "Store",
     "UnitCosts",
     "bend",
@@ -40,4 +43,5 @@ __all__ = [
     "recommend",
     "record",
     "savings",
+    "steps_to_settle",
 ]

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -112,14 +113,14 @@ def measure_costs(
     many = tokens[torch.arange(trajectories) % len(tokens)]
     ids = torch.arange(trajectories)
 
-    def alone(breadth: int, depth: int, number: int) -> float:
+    def alone(breadth: int, depth: int, number: int = 0) -> float:
         row = number % len(tokens)
         return _seconds(model, tokens[row : row + 1], depth=depth, breadth=breadth, **options)
 
     def together(depth: int) -> float:
         return _seconds(model, many, depth=depth, breadth=1, ids=ids, **options)
 
-    deeper = {b: _deep_enough(lambda depth, b=b: alone(b, depth, 0), seconds) for b in breadths}
+    deeper = {b: _deep_enough(partial(alone, b), seconds) for b in breadths}
     full = _deep_enough(together, 4 * seconds)
     pairs: dict[int, list[tuple[float, float]]] = {b: [] for b in breadths}
     crowd: list[tuple[float, float]] = []
@@ -143,7 +144,8 @@ def measure_costs(
     joules = meters.joules(lambda: together(full), 2 * seconds, model.device)
     energy = None
     if joules is not None:
-        energy = Energy(joules.joules / (joules.calls * full * trajectories), joules.joules / joules.seconds, joules.source)
+        spent = joules.calls * full * trajectories
+        energy = Energy(joules.joules / spent, joules.joules / joules.seconds, joules.source)
     memory = []
     for depth in depths:
         for b in sorted({min(breadths), max(breadths)}):

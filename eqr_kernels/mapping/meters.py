@@ -52,7 +52,7 @@ def joules(call: Callable[[], object], seconds: float, device: torch.device) -> 
 def _nvml(device: torch.device) -> Callable[[], float] | None:
     """Joules that the board has used, by the driver's own count; None without the package or the count."""
     try:
-        import pynvml
+        import pynvml  # type: ignore[import-not-found, unused-ignore]
 
         pynvml.nvmlInit()
         uuid = str(torch.cuda.get_device_properties(device).uuid)

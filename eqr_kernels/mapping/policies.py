@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from eqr_kernels import selection
@@ -45,7 +47,9 @@ class Policy:
         if self.depth < 1 or self.breadth < 1:
             raise ValueError(f"depth and breadth must be at least 1, got {self.depth} and {self.breadth}")
         if (self.tol is not None) != (self.name in ("residual", "race")):
-            raise ValueError(f"tol is for the policies residual and race, and they need it; got {self.name} with {self.tol}")
+            raise ValueError(
+                f"tol is for the policies residual and race, and they need it; got {self.name} with {self.tol}"
+            )
         if (self.select == "first") != (self.name == "race"):
             raise ValueError(f'select="first" is for the policy race alone, got {self.name} with {self.select!r}')
 
@@ -104,27 +108,27 @@ def outcome(records: Records, policy: Policy) -> Outcome:
         )
     n, d = len(records), policy.depth
 
-    def part(name: str) -> np.ndarray:
+    def part(name: str) -> npt.NDArray[Any]:
         return np.asarray(getattr(records, name))[:, : policy.breadth, :d]
 
-    fires = np.zeros((n, policy.breadth, d), bool)
+    fires: Bools = np.zeros((n, policy.breadth, d), bool)
     if policy.name == "q":
-        fires = part("q_halt") > 0
+        fires = np.asarray(part("q_halt") > 0)
     elif policy.tol is not None:
-        fires = part("residual") <= np.float32(policy.tol)
+        fires = np.asarray(part("residual") <= np.float32(policy.tol))
     gone = records.diverged[:, : policy.breadth]
     fires &= np.arange(1, d + 1) < gone[:, :, None]
-    settled = fires.any(2)
+    settled: Bools = np.asarray(fires.any(2))
     stop = np.where(settled, fires.argmax(2) + 1, d)
     diverged = ~settled & (gone <= d)
     steps = np.where(diverged, gone, stop)
 
-    def at_stop(name: str) -> np.ndarray:
+    def at_stop(name: str) -> npt.NDArray[Any]:
         return np.asarray(np.take_along_axis(part(name), steps[:, :, None] - 1, 2)[:, :, 0])
 
     halted = Status.HALTED if policy.name == "q" else Status.CONVERGED
     status = np.select([diverged, settled], [int(Status.DIVERGED), int(halted)], int(Status.MAX_DEPTH))
-    exact = at_stop("exact") & ~diverged
+    exact: Bools = np.asarray(at_stop("exact") & ~diverged)
     restart = selection.select(
         policy.select,
         torch.from_numpy(at_stop("answer").astype(np.int64))[:, :, None],

@@ -8,6 +8,7 @@ import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ class Store:
             differs = sorted(key for key in {*told, *before} if told.get(key) != before.get(key))
             if differs:
                 what = "; ".join(f"{key} was {before.get(key)!r} and is {told.get(key)!r}" for key in differs)
-                raise ValueError(f"{folder} holds parts of another recording: {what}; start afresh, or use another folder")
+                raise ValueError(f"{folder} holds parts of another recording: {what}")
             return
         folder.mkdir(exist_ok=True)
         atomic_write(path, json.dumps(told, indent=1).encode())
@@ -57,7 +58,8 @@ class Store:
     def save(self, start: int, part: Records) -> None:
         """Keeps the part that begins with puzzle `start`."""
         data = io.BytesIO()
-        np.savez_compressed(data, **part.arrays(), backend=part.backend, backend_reason=part.backend_reason)
+        held: dict[str, Any] = {**part.arrays(), "backend": part.backend, "backend_reason": part.backend_reason}
+        np.savez_compressed(data, **held)
         atomic_write(self._path(start), data.getvalue())
 
     @staticmethod
