@@ -1,4 +1,4 @@
-"""The command line: `eqr solve`, `eval`, `train`, `calibrate`, `generate`, `info`."""
+"""The command line: `eqr solve`, `eval`, `diagnose`, `train`, `calibrate`, `generate`, `info`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import typer
 
 from eqr_kernels.commands.calibrate import calibrate
 from eqr_kernels.commands.console import show_tracebacks
+from eqr_kernels.commands.diagnose import diagnose
 from eqr_kernels.commands.evaluate import evaluate
 from eqr_kernels.commands.generate import generate
 from eqr_kernels.commands.info import info
@@ -40,6 +41,7 @@ def eqr(
 
 app.command("solve")(solve)
 app.command("eval")(evaluate)
+app.command("diagnose")(diagnose)
 app.command("train")(train)
 app.command("calibrate")(calibrate)
 app.command("generate")(generate)
