@@ -145,8 +145,8 @@ def trajectory_kinds(
     """The kind of each trajectory, of `KINDS` [T], and the period of those that cycle, int64 [T], else 0.
 
     The first that holds of: diverged; settled; decaying or growing (the medians of the second, third and last quarter
-    fall or rise, by `TREND` in all); cycling (`answer_periods` or `residual_periods` over the last depths); steady
-    (`plateau`, with one answer throughout the last quarter); wandering.
+    fall or rise, by `TREND` in all); cycling (over the last W depths `answer_periods`, or with one answer
+    `residual_periods`); steady (`plateau`, with one answer throughout the last quarter); wandering.
 
     Args:
         residuals: [T, D]; codes: [T, W], see `answer_codes`, at the last W depths (`tail_depths`).
@@ -171,7 +171,8 @@ def trajectory_kinds(
         decays = (second > third) & (third > last) & (second >= TREND * last)
         grows = (second < third) & (third < last) & (last >= TREND * second)
     period = answer_periods(answers)
-    period = np.where(period > 1, period, residual_periods(r[:, depth - answers.shape[1] :]))
+    # States that repeat repeat their answers: among changing answers without a period, one of the residual is chance.
+    period = np.where(period == 1, residual_periods(r[:, depth - answers.shape[1] :]), period)
     one: Bools = (answers[:, -quarter:] == answers[:, -1:]).all(1)
     steady = one & ~np.isnan(plateau(r))
     told = np.select(
