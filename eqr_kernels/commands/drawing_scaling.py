@@ -53,7 +53,7 @@ def _facts(told: Scaling, tol: str) -> dict[str, str]:
     if told.restarts > 1:
         facts[f"breadth 1 to {told.restarts}, residual"] = _gain(told.by_breadth)
         for rule, by in told.by_rule.items():
-            facts[f"residual to {'an oracle' if rule == 'any' else rule}"] = _gain(by)
+            facts[f"residual to {'oracle' if rule == 'any' else rule}"] = _gain(by)
         facts["pairs that agree"] = (
             f"{percent(a.share)} of {a.pairs}; of settled ones {percent(a.settled_share)} of {a.settled_pairs}"
         )
@@ -98,11 +98,11 @@ def _kinds(told: Scaling) -> None:
 
 
 def _accuracies(told: Scaling) -> None:
-    rows = {"breadth 1": [accuracy_at(told, "residual", k, 0) for k in range(len(told.depths))]}
+    rows = {"1": [accuracy_at(told, "residual", k, 0) for k in range(len(told.depths))]}
     for rule in told.correct if told.restarts > 1 else ():
-        name = f"breadth {told.restarts}, {'an oracle' if rule == 'any' else rule}"
+        name = f"{told.restarts}, {'oracle' if rule == 'any' else rule}"
         rows[name] = [accuracy_at(told, rule, k, -1) for k in range(len(told.depths))]
-    drawing.accuracy("accuracy", told.depths, rows)
+    drawing.accuracy("accuracy by breadth and by how the answer is selected", told.depths, rows)
 
 
 def _findings(findings: Sequence[dict[str, str]]) -> None:

@@ -170,9 +170,11 @@ def _basins(told: Scaling) -> Iterator[Finding]:
         return f"{counts[mode]} of {m} puzzles ({_percent(shares[mode])}) by {where}"
 
     if surely_above(shares["no correct attractor"], m, NOTABLE):
+        # Settled on a wrong answer there is an attractor, and it is the wrong one; else none was reached.
+        ends = f"{_percent(told.settled_lost)} of their trajectories settled, on wrong answers"
         yield Finding(
             "no correct attractor",
-            f"{of('no correct attractor')}; {_percent(told.settled_lost)} of their trajectories settled, all wrong",
+            f"{of('no correct attractor')}; {ends if told.settled_lost else 'none of their trajectories settled'}",
             "Neither this depth nor this breadth finds an answer: train longer, larger, or on such puzzles.",
         )
     if surely_above(shares["competing"], m, NOTABLE):
