@@ -1,4 +1,4 @@
-"""The command line: `eqr solve`, `eval`, `train`, `calibrate`, `curve`, `generate`, `info`."""
+"""The command line: `eqr solve`, `eval`, `train`, `calibrate`, `curve`, `diagnose`, `generate`, `info`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 from eqr_kernels.commands.calibrate import calibrate
 from eqr_kernels.commands.console import show_tracebacks
 from eqr_kernels.commands.curve import curve
+from eqr_kernels.commands.diagnose import diagnose
 from eqr_kernels.commands.evaluate import evaluate
 from eqr_kernels.commands.generate import generate
 from eqr_kernels.commands.info import info
@@ -41,6 +42,7 @@ def eqr(
 
 app.command("solve")(solve)
 app.command("eval")(evaluate)
+app.command("diagnose")(diagnose)
 app.command("train")(train)
 app.command("calibrate")(calibrate)
 app.command("curve")(curve)

@@ -934,7 +934,7 @@ def test_the_command_modules_do_not_import_torch():
     assert run.returncode == 0, run.stderr
 
 
-@pytest.mark.parametrize("command", ["solve", "eval", "train", "calibrate", "generate", "info"])
+@pytest.mark.parametrize("command", ["solve", "eval", "diagnose", "train", "calibrate", "generate", "info"])
 def test_every_command_has_help(command):
     assert "Usage" in eqr(command, "--help").stdout
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,9 @@ _CHUNK_BYTES = 256 << 20
 ANY = "any"
 RULES = (*selection.RULES, ANY)
 """Those of `solve`, and "any": whether any trajectory is right, which an oracle would pick."""
+
+Observer = Callable[[npt.NDArray[np.integer], SolveResult], object]
+"""(labels [n, S] of a chunk of puzzles, what came of them)"""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ def evaluate(
     tol: float | None = None,
     chunk: int | None = None,
     progress: Progress | None = None,
+    record: Sequence[int] = (),
+    observe: Observer | None = None,
     **options: Any,
 ) -> Evaluation:
     """Exact accuracy at several depths and breadths, from one run to the greatest of both.
@@ -106,6 +111,8 @@ def evaluate(
             meets it.
         chunk: puzzles in memory at a time, by default 1024 or what takes some 256 MB; it changes no answer.
         progress: called now and then, at every outer step by the reference backend.
+        record: further depths, up to the greatest of `depths`, that `observe` finds in `SolveResult.at`.
+        observe: called with each chunk's labels and result, in order, before the chunk is dropped.
         options: further arguments of `solve` (window, seed, noise_scale, slots, backend, precision).
 
     Raises:
@@ -119,16 +126,19 @@ def evaluate(
     if tol is not None and not 0 < tol < math.inf:
         raise ValueError(f"tol must be positive and finite, got {tol}")
     trace = tol is not None and halt == "none"
+    recorded = tuple(sorted({*depths, *record}))
     settings: dict[str, Any] = dict(
-        depth=depths[-1], breadth=breadths[-1], halt=halt, checkpoints=depths, trace=trace, **options
+        depth=depths[-1], breadth=breadths[-1], halt=halt, checkpoints=recorded, trace=trace, **options
     )
     if tol is not None and halt == "residual":
         settings["tol"] = tol
     if chunk is None:
-        chunk = _chunk(np.shape(inputs)[-1], depths, breadths[-1], trace)
+        chunk = _chunk(np.shape(inputs)[-1], recorded, breadths[-1], trace)
     parts: list[dict[str, npt.NDArray[Any] | None]] = []
     for answers, result in _in_chunks(model, inputs, labels, chunk, progress, **settings):
         parts.append(_measure(answers, result, depths, breadths, rules, halt, tol))
+        if observe is not None:
+            observe(answers, result)
     joined: dict[str, Any] = {name: _join([part[name] for part in parts]) for name in parts[0]}
     ran: dict[str, Any] = dict(backend=result.backend, backend_reason=result.backend_reason)
     return Evaluation(depths, breadths, rules, **joined, **ran)
