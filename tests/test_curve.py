@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +76,7 @@ def test_the_map_of_the_shipped_model(data, tmp_path):
     assert sum(coupling["right_counts"]) == coupling["right"]
     assert sum(coupling["right_counts"] + coupling["wrong_counts"]) == coupling["trajectories"] == 12
     assert [row["breadth"] for row in told["savings"]["rows"]] == [1, 2]
-    assert told["reproduce"]["command"].startswith("eqr curve") and "--price 0.5" in told["reproduce"]["command"]
+    assert "curve" in told["reproduce"]["command"] and "--price 0.5" in told["reproduce"]["command"]
 
 
 def test_the_same_command_runs_no_puzzle_again(data, tmp_path, monkeypatch):
@@ -131,7 +130,8 @@ def test_a_target_beyond_reach_is_said_and_the_map_is_written(data, tmp_path):
 @pytest.mark.parametrize("budget", ["1000 nfe", "10000 ms", "100 s", "900 USD"])
 def test_budgets_of_every_unit(data, tmp_path, budget):
     _, told = curve(tmp_path / "c", data, "--budget", budget, "--price", 1)
-    assert told["recommendation"]["index"] == told["bend"]["best"]
+    points, best = told["points"], told["bend"]["best"]
+    assert points[told["recommendation"]["index"]]["accuracy"] == points[best]["accuracy"]
 
 
 def test_a_model_that_never_converges(data, tmp_path):
@@ -154,14 +154,15 @@ def test_a_model_without_a_tolerance_or_noise(data, tmp_path):
     assert told["points"][told["bend"]["best"]]["accuracy"]["share"] == 1.0
 
 
-def test_a_trajectory_that_diverges_hurts_no_other(data, tmp_path):
+def test_a_model_whose_states_all_diverge(data, tmp_path):
     model = make_contractive(EqRConfig.sudoku(**TINY))
     with torch.no_grad():
-        model.embed_tokens.embedding_weight[2].mul_(1e38).mul_(1e3)  # the digit 1: inf
-    assert not math.isfinite(model.embed_tokens.embedding_weight.abs().max())
+        model.embed_tokens.embedding_weight.mul_(1e37)  # finite, and its squares are not
+    model.card = ModelCard(model.config, tol=0.02)
     model.save_pretrained(tmp_path / "m")
-    told = eqr("curve", data, "--model", tmp_path / "m", "--out", tmp_path / "c", code=2).stderr
-    assert "non-finite" in told
+    _, told = curve(tmp_path / "c", data, "--model", tmp_path / "m")
+    assert told["coupling"]["diverged"] == told["coupling"]["trajectories"] == 12
+    assert {p["nfe"] for p in told["points"]} == {1, 2} and not any(p["accuracy"]["correct"] for p in told["points"])
 
 
 def test_puzzles_of_our_own_where_no_file_is_named(tmp_path):
