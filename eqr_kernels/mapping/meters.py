@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import os
 import time
@@ -82,10 +84,11 @@ def _rapl() -> Callable[[], float] | None:
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
     """Peak memory of a call above what was held before it; None where the system does not tell.
 
-    On a GPU what torch's allocator held (which a backend's own buffers come from); on a CPU the resident set, which
-    grows in pages and keeps what malloc does not give back, so that it is a bound, not a count.
+    On a GPU what torch's allocator held (which a backend's own buffers come from); on a CPU the resident set, in pages,
+    after malloc has given back what earlier work left in it (where it can: glibc).
     """
     gc.collect()
+    _give_back()
     if device.type == "cuda":
         synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -102,3 +105,9 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
         return None
     peak = next((line for line in status.splitlines() if line.startswith("VmHWM")), None)
     return None if peak is None else max(0, int(peak.split()[1]) * 1024 - held)
+
+
+def _give_back() -> None:
+    """Free memory that malloc keeps would be used again, and the peak would not show what the call needs."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
