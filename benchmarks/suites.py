@@ -32,40 +32,36 @@ def files(quick: bool) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser("benchmarks.suites", description="Run benchmark files, each in a fresh process.")
-    parser.add_argument(
-        "files", nargs="*", metavar="FILE", help="default: all, or with --quick all but end_to_end"
-    )
+    parser.add_argument("files", nargs="*", metavar="FILE", help="default: all, or with --quick all but end_to_end")
     parser.add_argument("--quick", action="store_true", help="fewer sizes, rounds and peers")
     parser.add_argument("--results", metavar="DIR", help="write JSON to DIR/<device>/")
     options, rest = parser.parse_known_args()  # the rest is for pytest
     passed = ["--quick"] * options.quick + (["--results", options.results] if options.results else []) + rest
-    start, failed = time.perf_counter(), []
+    start, failed, interrupted = time.perf_counter(), [], False
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder) / "summary"
         told.touch()
-        for file in options.files or files(options.quick):
-            before = len(told.read_text().splitlines())
-            command = [sys.executable, "-m", "pytest", file, *passed, "--summary", str(told)]
-            code = subprocess.run(command, cwd=REPOSITORY).returncode
-            if code == 2:
-                break
-            if code not in (0, NOTHING_RUN):
-                failed.append(file)
-            if len(told.read_text().splitlines()) == before:
-                with told.open("a") as lines:
-                    print(f"{Path(file).name}: did not run, pytest's exit code {code}", file=lines)
+        try:
+            for file in options.files or files(options.quick):
+                if not _ran(file, passed, told):
+                    failed.append(file)
+        except KeyboardInterrupt:
+            interrupted = True
         print("\n" + told.read_text(), end="")
-    took = f"{time.perf_counter() - start:.0f} s in all"
-    if code == 2:
-        print(f"interrupted; {took}")
-        return 130
-    print(f"{took}; {'failed: ' + ', '.join(failed) if failed else 'all results are right'}")
-    return 1 if failed else 0
+    outcome = f"failed: {', '.join(failed)}" if failed else "all results are right"
+    print(f"{time.perf_counter() - start:.0f} s in all; {'interrupted' if interrupted else outcome}")
+    return 130 if interrupted else 1 if failed else 0
+
+
+def _ran(file: str, arguments: list[str], told: Path) -> bool:
+    """Whether a file ran and its results are right; a line of `told` says what came of it, whatever did."""
+    before = told.read_text()
+    command = [sys.executable, "-m", "pytest", file, *arguments, "--summary", str(told)]
+    code = subprocess.run(command, cwd=REPOSITORY).returncode
+    if told.read_text() == before:
+        told.write_text(f"{before}{Path(file).name}: did not run, pytest's exit code is {code}\n")
+    return code in (0, NOTHING_RUN)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("interrupted")
-        sys.exit(130)
+    sys.exit(main())
