@@ -1,4 +1,4 @@
-"""What the benchmark suites share: rows that can be compared, the runner, and the slowdown that is planted to try it."""
+"""What the benchmark suites share: rows that can be compared, the runner, and the slowdown that can be planted."""
 
 from __future__ import annotations
 
@@ -96,6 +96,7 @@ def files(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_runner_goes_on_and_says_what_came_of_each_file(files):
     paths = [str(files / f"test_{name}.py") for name in ("wrong", "broken", "absent", "right")]
     run = runner(*paths, "--quick", "--results", str(files / "results"))
@@ -110,6 +111,7 @@ def test_the_runner_goes_on_and_says_what_came_of_each_file(files):
     assert list(read(path).rows) == ["test_right op fp32"] and json.loads(path.read_text())["wall_seconds"] > 0
 
 
+@pytest.mark.slow
 def test_the_runner_is_content_with_what_must_be_skipped(files):
     run = runner(str(files / "test_absent.py"), str(files / "test_right.py"))
     assert run.returncode == 0 and run.stdout.splitlines()[-1].endswith("all results are right")
