@@ -6,7 +6,7 @@
 #            make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 #   OFFLINE  set to 1 to install nothing from an index: all that is needed must be in PYTHON; a missing linter is named
 #            and skipped.
-#   BENCH    the benchmark files of `make bench`.    PYTEST_ARGS   more arguments for pytest.
+#   BENCH    the benchmark files of `make bench` and `make bench-quick`.    PYTEST_ARGS   more arguments for pytest.
 #
 # `make gpu-check` installs nothing: it builds the extension in place with GPU_PYTHON (.venv's where there is one, else
 # PYTHON), which must have torch with CUDA, and tests and measures on the GPU for at most nine minutes.
@@ -15,7 +15,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 OFFLINE ?=
-BENCH ?= $(sort $(wildcard benchmarks/test_*.py))
+BENCH ?=
 PYTEST_ARGS ?=
 DRY_RUN ?=
 RESULTS ?=
@@ -43,7 +43,7 @@ sys.exit(not ok or print(d.locate_file(""), *sys.version_info[:2], sep="\n"))
 endef
 export FIND_TORCH
 
-.PHONY: solve test lint bench gpu-check sanitize dist build clean distclean named-anew
+.PHONY: solve test lint bench bench-quick gpu-check sanitize dist build clean distclean named-anew
 
 solve: build
 	$(VENV)/bin/eqr solve --demo
@@ -59,9 +59,13 @@ lint: build
 	  case $$tool in ruff) $(PY) -m ruff check . ;; mypy) $(PY) -m mypy ;; esac; \
 	done
 
-# Each file in a fresh process: what one leaves in the allocator changes the timings of the next.
+# Each file in a fresh process: what one leaves in the allocator changes the timings of the next. The quick one takes
+# under five minutes on two cores.
 bench: build
-	@for file in $(BENCH); do $(PY) -m pytest $$file --results benchmarks/results $(PYTEST_ARGS); done
+	@$(PY) -m benchmarks.suites $(BENCH) --results benchmarks/results $(PYTEST_ARGS)
+
+bench-quick: build
+	@$(PY) -m benchmarks.suites $(BENCH) --quick --results benchmarks/results $(PYTEST_ARGS)
 
 gpu-check:
 	@exec $(GPU_PYTHON) -m benchmarks.gpu_check $(if $(DRY_RUN),--dry-run) $(if $(RESULTS),--results $(RESULTS)) \

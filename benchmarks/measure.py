@@ -60,7 +60,7 @@ class Field:
     """All contenders of one preset and batch size, alive at once; use as a context manager.
 
     Args:
-        precisions: of the CPU kernel. peers: names of `peers.PEERS`; they run in the main precision.
+        precisions: of the CPU kernel. peers: names of `peers.PEERS`, or "reference", which run in the main precision.
     """
 
     ours = frozenset(OURS)
@@ -126,30 +126,29 @@ class Field:
         about = {key: value for key, value in contender.about.items() if key not in ("contender", "dtype")}
         row: dict[str, Any] = {"contender": contender.name, "precision": contender.precision, **about}
         row |= {"preset": self.preset, "batch": self.batch, "threads": self.threads}
+        row["peer"] = contender.name not in OURS
         if not contender.turns:
             return row
+        row["rounds"] = len(contender.turns)
         for key, name in (("seconds", "ms_per_trajectory_step"), ("solve_seconds", "ms_per_trajectory_step_of_solve")):
             if key in contender.turns[0]:
                 row |= spread(name, [seconds / self.batch * 1e3 for seconds in contender.seconds(key)])
         if contender.name == "cpu":
-            row["times_as_fast_as"], row["notes"] = self._ratios(contender)
+            found, row["notes"] = self._ratios(contender)
+            row |= found
             wanted = goal(self.preset, self.batch, contender.precision)
             if wanted:
                 row["goal"] = wanted
                 row["goal_is_for_this_machine"] = has_bf16() and self.threads == 2
         return row
 
-    def _ratios(self, ours: Contender) -> tuple[dict[str, float], list[str]]:
+    def _ratios(self, ours: Contender) -> tuple[dict[str, Any], list[str]]:
         main = main_precision()
         if ours.precision not in (main, "int8"):
-            return {}, [f"not compared: the peers run in {main}, as {_why_main()}"]
+            return ratios({}), [f"not compared: the peers run in {main}, as {_why_main()}"]
         notes = [f"the peers run in {main}, as {_why_main()}"] if main == "fp32" else []
-        ratios = {}
-        for peer in self.contenders:
-            if peer.name not in (*OURS, "meter") and peer.turns:
-                pairs = zip(peer.seconds(), ours.seconds(), strict=True)
-                ratios[peer.name] = round(statistics.median(theirs / mine for theirs, mine in pairs), 3)
-        return ratios, notes
+        others = [c for c in self.contenders if c.name not in ("cpu", "meter") and c.turns]
+        return ratios({c.name: quotients(c.seconds(), ours.seconds()) for c in others}), notes
 
     def _share(self, contender: Contender, peaks: list[dict[str, float]]) -> dict[str, Any]:
         shares = [
@@ -180,6 +179,18 @@ def share_of_peak(cost: Operations, precision: str, peak: dict[str, float], seco
     """
     mixer = "bf16" if precision == "int8" else precision
     return (cost.channel / peak[precision] + cost.mixer / peak[mixer]) / seconds
+
+
+def quotients(theirs: list[float], mine: list[float]) -> list[float]:
+    """Round by round, how many times as fast as theirs mine is."""
+    return [a / b for a, b in zip(theirs, mine, strict=True)]
+
+
+def ratios(against: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """`times_as_fast_as` of a row, with its first and last fifth, from the quotients of each round, by peer."""
+    found = {peer: spread("times_as_fast_as", values) for peer, values in against.items()}
+    names = ("times_as_fast_as", "times_as_fast_as_p20", "times_as_fast_as_p80")
+    return {name: {peer: values[name] for peer, values in found.items()} for name in names}
 
 
 def spread(name: str, values: list[float]) -> dict[str, float]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import median_seconds
+from oplevel import NAMES, ROUNDS, about_op, copying, op_rows, op_table, turns
+from rich.table import Table
 from torch import Tensor
 
 from eqr_kernels import noise, ops, reference
@@ -50,7 +51,11 @@ def check(z: Tensor, u: Tensor, rng: Tensor, noise_scale: float, z_prev: Tensor 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("size", SHAPES)
 @torch.no_grad()
-def test_damped_update(benchmark, size: str, dtype: torch.dtype, noise_scale: float, residual: bool) -> None:
+def test_damped_update(
+    benchmark, tables: list[Table], quick: bool, size: str, dtype: torch.dtype, noise_scale: float, residual: bool
+) -> None:
+    if quick and (size != "sudoku" or not noise_scale):
+        pytest.skip("left out by --quick")
     torch.manual_seed(0)
     n = SHAPES[size][0]
     z, u, z_prev = (torch.randn(SHAPES[size]).to(dtype) for _ in range(3))
@@ -62,23 +67,10 @@ def test_damped_update(benchmark, size: str, dtype: torch.dtype, noise_scale: fl
         return ops.damped_update(z, u, rng, STREAM, LAMBDA, noise_scale, previous)
 
     moved = (4 if residual else 3) * z.nbytes  # read z, u and perhaps z_prev, write out
-    source = torch.empty(moved // 2, dtype=torch.uint8).random_()
-    target = torch.empty_like(source)
-    seconds = median_seconds(
-        {"op": op, "eager": lambda: eager(z, u, noise_scale, previous), "copy": lambda: target.copy_(source)}
-    )
-    benchmark.extra_info.update(
-        shape=list(SHAPES[size]),
-        dtype=str(dtype),
-        backend="cpu",
-        isa=ops.cpu_isa(),
-        threads=torch.get_num_threads(),
-        op_us=round(seconds["op"] * 1e6, 1),
-        eager_us=round(seconds["eager"] * 1e6, 1),
-        times_faster_than_eager=round(seconds["eager"] / seconds["op"], 2),
-        bytes_moved=moved,
-        gb_per_s=round(moved / seconds["op"] / 1e9, 2),
-        copy_gb_per_s=round(moved / seconds["copy"] / 1e9, 2),
-        share_of_copy_bandwidth=round(seconds["copy"] / seconds["op"], 3),
-    )
-    benchmark(op)
+    candidates = {"op": op, "eager": lambda: eager(z, u, noise_scale, previous), "copy": copying(moved)}
+    times = turns(candidates, ROUNDS[quick])
+    rows = op_rows(times, NAMES[dtype], moved=moved)
+    noisy, norms = "with noise" if noise_scale else "without noise", " and norms" if residual else ""
+    tables.append(op_table(f"damped_update, {size} {list(SHAPES[size])}, {noisy}{norms}", rows))
+    benchmark.extra_info.update(op="damped_update", shape=list(SHAPES[size]), **about_op(), rows=rows)
+    benchmark.pedantic(op, rounds=5, warmup_rounds=1)

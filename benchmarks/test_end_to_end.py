@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from measure import main_precision
+from measure import main_precision, spread
 from peers.process import REPOSITORY, Process
 from rich.table import Table
 
@@ -191,6 +191,7 @@ def test_end_to_end(benchmark, tables: list[Table], quick: bool, solvers: dict[s
         runs={name: classes[0].answers[name][0]["backend_reason"] for name in classes[0].answers},
         goal=GOAL,
         timing=timing,
+        rows=[row for c in classes for row in _rows(c)],
         accuracy=accuracy,
         int8_against_bf16=int8,
         residual_floor={"rows": len(easy), "depth": DEPTH, "median": floors},
@@ -229,6 +230,17 @@ def _timing(c: Class, early: str, full: str, theirs: str) -> dict[str, Any]:
         "nfe": {run: c.answers[run][0]["nfe"] / len(c.answers[run][0]["preds"]) for run in (early, full, theirs)},
         **_factors(*seconds.values()),
     }
+
+
+def _rows(c: Class) -> list[dict[str, Any]]:
+    """Every way of solving a class: time a puzzle with its range, where it was solved more than once, and steps."""
+    rows = []
+    for run, answers in c.answers.items():
+        times = [1e3 * a["seconds"] / a["timed_rows"] for a in answers]
+        row: dict[str, Any] = {"class": c.name, "run": run, "rounds": len(times)}
+        row |= spread("ms_per_puzzle", times) if len(times) > 1 else {"ms_per_puzzle": round(times[0], 3)}
+        rows.append(row | {"nfe": answers[0]["nfe"] / len(answers[0]["preds"])})
+    return rows
 
 
 def _total(classes: list[Class], early: str, full: str, theirs: str) -> dict[str, Any]:

@@ -7,21 +7,24 @@ fail; slowness does not. The goal is recorded beside what was measured.
 
 from __future__ import annotations
 
-import statistics
 from typing import Any
 
 import pytest
 import torch
-from measure import Contender, Field, spread
-from peers.trainer import CONTENDERS
+from measure import Contender, Field, quotients, ratios, spread
+from oplevel import Peak, about_op, op_rows, op_table, turns
+from peers.trainer import CONTENDERS, check_gradients, check_step, random_model, trainer_of
 from peers.workload import PRESETS, has_bf16
 from rich.table import Table
 
+from eqr_kernels import ops
 from eqr_kernels.commands.training_rate import training_operations
 
-OURS, BASELINE = "fused", "compile"
+OURS = "fused"
+KERNELS = (OURS, "recursions")
+"""Contenders that use kernels of this package."""
 BATCHES = {"sudoku-small": 96, "sudoku": 16}
-ROUNDS = {False: 7, True: 3}  # by --quick
+ROUNDS = {False: 7, True: 5}  # by --quick
 GOAL = {"share_of_peak": 0.5}
 
 
@@ -43,24 +46,17 @@ class TrainingField(Field):
     def _row(self, contender: Contender) -> dict[str, Any]:
         row: dict[str, Any] = {key: value for key, value in contender.about.items() if key != "dtype"}
         row |= {"contender": contender.name, "precision": contender.precision, "threads": self.threads}
-        row |= {"preset": self.preset, "batch": self.batch}
+        row |= {"preset": self.preset, "batch": self.batch, "peer": contender.name not in KERNELS}
         if not contender.turns:
             return row
+        row["rounds"] = len(contender.turns)
         row |= spread("ms_per_step", [1e3 * seconds for seconds in contender.seconds()])
         row |= spread("samples_per_s", [self.batch / seconds for seconds in contender.seconds()])
         if contender.name == OURS:
-            row["times_as_fast_as"] = self._ratios(contender)
+            others = [c for c in self.contenders if c.name not in (OURS, "meter") and c.turns]
+            row |= ratios({c.name: quotients(c.seconds(), contender.seconds()) for c in others})
             row["goal"], row["goal_is_for_this_machine"] = GOAL, has_bf16() and self.threads == 2
         return row
-
-    def _ratios(self, ours: Contender) -> dict[str, float]:
-        """Of each round, the median."""
-        ratios = {}
-        for peer in self.contenders:
-            if peer.name not in (OURS, "meter") and peer.turns:
-                pairs = zip(peer.seconds(), ours.seconds(), strict=True)
-                ratios[peer.name] = round(statistics.median(theirs / mine for theirs, mine in pairs), 3)
-        return ratios
 
     def _share(self, contender: Contender, peaks: list[dict[str, float]]) -> dict[str, Any]:
         rates = [self.sample * self.batch / seconds for seconds in contender.seconds()]
@@ -77,7 +73,8 @@ class TrainingField(Field):
 def test_training_step(benchmark, tables: list[Table], quick: bool, preset: str) -> None:
     if quick and preset != "sudoku-small":
         pytest.skip("left out by --quick")
-    names = [OURS, BASELINE, "eager"] if quick else list(CONTENDERS)
+    names = [OURS, "eager"] if quick else list(CONTENDERS)  # compiling takes most of a minute
+    baseline = names[1]
     with TrainingField(preset, torch.get_num_threads(), names) as field:
         ours = field.find(OURS, "bf16")
         if ours.process is None:
@@ -85,8 +82,8 @@ def test_training_step(benchmark, tables: list[Table], quick: bool, preset: str)
         field.take_turns(ROUNDS[quick])
         rows = field.rows()
         tables.append(table(preset, rows))
-        benchmark.extra_info.update(preset=preset, batch=field.batch, baseline=BASELINE, rows=rows)
-        benchmark.pedantic(ours.process.request, rounds=3)
+        benchmark.extra_info.update(preset=preset, batch=field.batch, baseline=baseline, rows=rows)
+        benchmark.pedantic(ours.process.request, rounds=1)
 
 
 def table(preset: str, rows: list[dict[str, Any]]) -> Table:
@@ -120,3 +117,36 @@ def table(preset: str, rows: list[dict[str, Any]]) -> Table:
             "" if ratio is None else f"{ratio:.2f}x",
         )
     return shown
+
+
+@pytest.mark.skipif(not ops.extension_status()[0], reason=ops.extension_status()[1])
+@pytest.mark.parametrize("batch", [16, 96])
+def test_op(benchmark, tables: list[Table], quick: bool, batch: int) -> None:
+    """The op training_step: outer step, objective and backward pass of a batch, without optimizer and averages."""
+    if quick and batch != 16:
+        pytest.skip("left out by --quick")
+    preset, threads = "sudoku-small", torch.get_num_threads()
+    model = random_model(PRESETS[preset]())
+    errors = check_gradients(OURS, PRESETS[preset](), threads)
+    ours = trainer_of(OURS, model, batch, threads)
+    calls: dict[str, Any] = {"op": ours}
+    if has_bf16():  # PyTorch's bf16 is a hundred times as slow without
+        calls["eager"] = trainer_of("eager", model, batch, threads)
+    errors |= check_step(OURS, ours)
+    for trainer in calls.values():
+        trainer._replace_halted()
+    meter = Peak(("bf16",))
+    try:
+        candidates = {name: trainer._outer_step for name, trainer in calls.items()} | meter.candidate
+        times = turns(candidates, ROUNDS[quick])
+        benchmark.pedantic(candidates["op"], rounds=5, warmup_rounds=1)
+    finally:
+        for trainer in calls.values():
+            trainer.close()
+    operations = training_operations(PRESETS[preset]()) * batch
+    floor = [operations / rates["bf16"] for rates in meter.of(ROUNDS[quick])]
+    rows = op_rows(times, "bf16", floor=floor)
+    tables.append(op_table(f"training_step, {preset}, {batch} rows", rows))
+    benchmark.extra_info.update(
+        op="training_step", preset=preset, batch=batch, meter=meter.missing, **about_op(), **errors, rows=rows
+    )

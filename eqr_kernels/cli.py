@@ -1,4 +1,4 @@
-"""The command line: `eqr solve`, `eval`, `train`, `calibrate`, `curve`, `diagnose`, `generate`, `info`."""
+"""The command line: `eqr solve`, `eval`, `train`, `calibrate`, `curve`, `diagnose`, `generate`, `info`, `bench`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from eqr_kernels.commands import bench
 from eqr_kernels.commands.calibrate import calibrate
 from eqr_kernels.commands.console import show_tracebacks
 from eqr_kernels.commands.curve import curve
@@ -48,6 +49,7 @@ app.command("calibrate")(calibrate)
 app.command("curve")(curve)
 app.command("generate")(generate)
 app.command("info")(info)
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:
