@@ -31,6 +31,7 @@ RECIPES = {"sudoku": {**_PUBLISHED, "forward_dtype": "bfloat16"}, "sudoku-small"
 """The schedule of each preset, where the command line does not say otherwise."""
 
 _PRESETS = {"sudoku": "sudoku", "sudoku-small": "sudoku_small", "maze": "maze"}
+_PRESET = "sudoku-small"
 _COMMON: dict[str, Any] = dict(lr_min_ratio=1.0, weight_decay=1.0, ema_rate=0.999, forward_dtype="float32", seed=0,
                                slice_steps=None)  # fmt: skip
 _OPTION_OF = {
@@ -43,7 +44,7 @@ _OPTION_OF = {
 def train(
     data: Annotated[str, typer.Option(help="Puzzles with answers, in any form that `eqr solve` reads.")],
     out: Annotated[Path, typer.Option(help="Folder of the run: its state, and the averaged weights with their card.")],
-    preset: Annotated[str | None, typer.Option(help="sudoku, sudoku-small or maze.", show_default=opt.MODEL)] = None,
+    preset: Annotated[str | None, typer.Option(help="sudoku, sudoku-small or maze.", show_default=_PRESET)] = None,
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Set a field of EqRConfig; may be repeated."),
@@ -226,7 +227,7 @@ def _config(preset: str | None, changes: list[str], stored: dict[str, Any]) -> E
     fields = _fields(changes)
     if preset is None and "config" in stored:
         return EqRConfig.from_dict({**stored["config"], **fields})
-    config: EqRConfig = getattr(EqRConfig, _PRESETS[preset or opt.MODEL])(**fields)
+    config: EqRConfig = getattr(EqRConfig, _PRESETS[preset or _PRESET])(**fields)
     return config
 
 
@@ -237,7 +238,7 @@ def _settings(
 
     The presets' recipes are for training from nothing, so fine-tuning has one of its own.
     """
-    recipe = {**_COMMON, **(_FINE_TUNING if fine_tuning else RECIPES[preset or opt.MODEL])}
+    recipe = {**_COMMON, **(_FINE_TUNING if fine_tuning else RECIPES[preset or _PRESET])}
     return {
         name: value if value is not None else stored[name] if name in stored else recipe[name]
         for name, value in given.items()
