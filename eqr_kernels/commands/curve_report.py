@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _BINS = 40
 _MOST_CHECKED = 6
+_DEFAULT_RULE = ("select", "residual")
 
 
 def measure(
@@ -249,7 +251,8 @@ def recommendation(
         return told
     point = found[chosen]
     low, high = point.accuracy.interval
-    told["arguments"] = ", ".join(f"{name}={value!r}" for name, value in point.policy.arguments().items())
+    arguments = {name: value for name, value in point.policy.arguments().items() if (name, value) != _DEFAULT_RULE}
+    told["arguments"] = ", ".join(f"{name}={json.dumps(value)}" for name, value in arguments.items())
     told["reason"] = (
         f"{'the cheapest' if target else 'the most accurate'} point that offers {wanted}: "
         f"{point.accuracy.share:.3f} ({low:.3f} to {high:.3f}) on the same puzzles that it was chosen on"

@@ -75,6 +75,7 @@ class Point:
     depth: int | None
     breadth: int | None
     tol: float | None
+    select: str | None
     correct: int | None
     total: int | None
     share: float | None
@@ -122,6 +123,7 @@ def _point(row: Any, unit: str | None) -> Point:
         depth=count(look(row, "depth")),
         breadth=count(look(row, "breadth")),
         tol=number(look(row, "tol")),
+        select=look(row, "select"),
         correct=count(look(row, "accuracy", "correct")),
         total=count(look(row, "accuracy", "total")),
         share=number(look(row, "accuracy", "share")),

@@ -58,6 +58,7 @@ def arguments(point: Point) -> str:
     words = [f"depth={point.depth}", f"breadth={point.breadth}", f'halt="{halts[point.policy]}"']
     if halts[point.policy] == "residual" and point.tol is not None:
         words.append(f"tol={point.tol:.6g}")
-    if point.policy == "race":
-        words.append('select="first"')
+    rule = "first" if point.policy == "race" else point.select
+    if rule not in (None, "residual"):
+        words.append(f'select="{rule}"')
     return ", ".join(words)
