@@ -1,4 +1,4 @@
-"""The shipped model does what its card says, on puzzles that the project generates and on real ones."""
+"""The shipped models do what their cards say, on puzzles that the project generates and on real ones."""
 
 from __future__ import annotations
 
@@ -7,19 +7,29 @@ import pytest
 import torch
 
 from eqr_kernels import EquilibriumReasoner
-from eqr_kernels.checkpoint import PRETRAINED
+from eqr_kernels.checkpoint import PRETRAINED, available_models
+from eqr_kernels.commands import options
 from eqr_kernels.tasks import sudoku, sudoku_generator
 
-NAME = "sudoku-small"
+MEBIBYTES = {"sudoku-small": 3, "sudoku": 12}
+
+
+@pytest.fixture(scope="module", params=MEBIBYTES)
+def name(request) -> str:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def model() -> EquilibriumReasoner:
-    return EquilibriumReasoner.from_pretrained(NAME)
+def model(name) -> EquilibriumReasoner:
+    return EquilibriumReasoner.from_pretrained(name)
 
 
-def test_it_is_small_and_its_card_is_complete(model):
-    assert (PRETRAINED / f"{NAME}.safetensors").stat().st_size <= 3 * 2**20
+def test_these_are_all_and_one_is_what_the_commands_take():
+    assert set(available_models()) == set(MEBIBYTES) and options.MODEL in MEBIBYTES
+
+
+def test_it_is_small_and_its_card_is_complete(model, name):
+    assert (PRETRAINED / f"{name}.safetensors").stat().st_size <= MEBIBYTES[name] * 2**20
     card = model.card
     assert card.tol and card.steps and card.data and card.accuracies and card.licence == "Apache-2.0"
     assert card.config == model.config
