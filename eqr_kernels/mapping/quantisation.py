@@ -17,7 +17,7 @@ import torch
 from eqr_kernels.evaluation import Progress
 from eqr_kernels.mapping import quantisation_runs as runs
 from eqr_kernels.mapping.fake_quantisation import Rounded, with_rounded_weights
-from eqr_kernels.mapping.quantisation_advice import MAX_CHANGED, MAX_LOSS, judge, recommend
+from eqr_kernels.mapping.quantisation_advice import MAX_LEFT, MAX_LOSS, judge, recommend
 from eqr_kernels.mapping.quantisation_cost import time_precisions
 from eqr_kernels.mapping.quantisation_displacement import Probe
 from eqr_kernels.mapping.quantisation_variants import BASELINE, Variant, default_variants, sort_out, weight_bytes
@@ -48,7 +48,7 @@ def study(
     displaced: int = DISPLACED,
     rounds: int = 7,
     max_loss: float = MAX_LOSS,
-    max_changed: float = MAX_CHANGED,
+    max_left: float = MAX_LEFT,
 ) -> dict[str, Any]:
     """Accuracy, residuals, basins, displacement and cost of each variant against fp32; a dict that is ready for JSON.
 
@@ -65,7 +65,7 @@ def study(
         backend, slots: as for `solve`.
         displaced: puzzles, settled and right in fp32, for the displacement; 0 measures none.
         rounds: of the timing; 0 measures none.
-        max_loss, max_changed: of the recommendation, see `judge`.
+        max_loss, max_left: of the recommendation, see `judge`.
 
     Raises:
         ValueError: shapes, labels or numbers do not fit; as `solve`. RuntimeError: fp32 cannot run on this backend.
@@ -118,10 +118,10 @@ def study(
     for row in told:
         row |= _UNTIMED if row["simulated"] else timed.get(row["precision"], _UNTIMED)
     # Where several controls are given, the one that moves most.
-    moved = max((row["changed_basin"]["share"] for row in told if row["control"]), default=0.0)
+    moved = max((row["left_attractor"]["share"] or 0.0 for row in told if row["control"]), default=0.0)
     compared = [row for row in told if not row["control"]]
     for row in compared:
-        row["verdict"] = judge(row, moved, max_loss=max_loss, max_changed=max_changed)
+        row["verdict"] = judge(row, moved, max_loss=max_loss, max_left=max_left)
     return {
         "depth": depth,
         "breadth": breadth,
@@ -129,13 +129,13 @@ def study(
         "tol": tol,
         "seed": seed,
         "noise_scale": noise_scale,
-        "rule": {"max_loss": max_loss, "max_changed": max_changed, "control_changed": moved},
+        "rule": {"max_loss": max_loss, "max_left": max_left, "control_left": moved},
         "baseline": baseline,
         "control": [row for row in told if row["control"]],
         "variants": compared,
         "not_available": missing,
         "recommendation": recommend(
-            baseline["weight_bytes"], compared, len(questions), max_loss=max_loss, max_changed=max_changed
+            baseline["weight_bytes"], compared, len(questions), max_loss=max_loss, max_left=max_left
         ),
     }
 

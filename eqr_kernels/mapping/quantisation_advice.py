@@ -7,28 +7,32 @@ from collections.abc import Sequence
 from typing import Any
 
 MAX_LOSS = 0.01
-MAX_CHANGED = 0.02
+MAX_LEFT = 0.02
 _ZZ = 1.959963984540054**2
 
 
 def judge(
-    variant: dict[str, Any], control_changed: float, *, max_loss: float = MAX_LOSS, max_changed: float = MAX_CHANGED
+    variant: dict[str, Any], control_left: float, *, max_loss: float = MAX_LOSS, max_left: float = MAX_LEFT
 ) -> str:
     """ "keeps", "loses" or "open".
 
-    "loses": the interval of the paired difference in accuracy lies below 0, or the share of trajectories that changed
-    basin exceeds the control's by more than `max_changed`. "keeps": neither, and the interval excludes a loss greater
-    than `max_loss`. "open": neither; more puzzles would tell.
+    A trajectory has left its attractor when it settled in fp32, but here elsewhere or not at all; at most the control's
+    share plus `max_left` may. "loses": the interval of the paired difference in accuracy lies below 0, or that of the
+    share that left above what may. "keeps": the former excludes a loss greater than `max_loss`, and the share that left
+    is no more than may. "open": neither; more puzzles would tell.
 
     Args:
-        variant: with "paired" and "changed_basin", as in the study.
-        control_changed: share of trajectories that a change of the last bits alone moves to another basin.
-        max_loss, max_changed: shares.
+        variant: with "paired" and "left_attractor", as in the study.
+        control_left: share that leaves when only last bits change.
+        max_loss, max_left: shares.
     """
     low, high = variant["paired"]["tango95"]
-    if high < 0 or variant["changed_basin"]["share"] > control_changed + max_changed + 1e-12:
+    left, most = variant["left_attractor"], control_left + max_left
+    if high < 0 or left["wilson95"][0] > most:
         return "loses"
-    return "keeps" if low > -max_loss else "open"
+    # Nothing settled in fp32: there is no attractor to keep.
+    stays = left["share"] is not None and left["share"] <= most
+    return "keeps" if low > -max_loss and stays else "open"
 
 
 def least_puzzles(max_loss: float) -> int:
@@ -44,7 +48,7 @@ def recommend(
     puzzles: int,
     *,
     max_loss: float = MAX_LOSS,
-    max_changed: float = MAX_CHANGED,
+    max_left: float = MAX_LEFT,
 ) -> str:
     """The cheapest variant that keeps accuracy and attractors, in words; the cheapest has the fewest bytes of weights.
 
@@ -55,8 +59,8 @@ def recommend(
         puzzles: on which the accuracies were compared.
     """
     kept = [variant for variant in variants if variant["verdict"] == "keeps"]
-    changes = f"basin changes at most {100 * max_changed:g} points above those of jittered fp32"
-    rule = f"no loss of more than {100 * max_loss:g} points, {changes}"
+    stays = f"at most {100 * max_left:g} points more of what settled leaving its attractor than in jittered fp32"
+    rule = f"no loss of more than {100 * max_loss:g} points, {stays}"
     if not kept:
         unsure = [v["name"] for v in variants if v["verdict"] == "open"]
         lost = [v["name"] for v in variants if v["verdict"] == "loses"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from eqr_kernels.backends.packing import PackArguments, wrong_dtype
 from eqr_kernels.modules import EquilibriumReasoner
 from eqr_kernels.solve import PRECISIONS
 
+NOISY_STEPS = 16
+"""Outer steps from the fixed point after which two draws of the noise are compared."""
 _CHUNK = 8  # rows at a time: with noise, all of an outer step's draws are in memory
 
 
@@ -22,14 +24,20 @@ class States:
     """n trajectories after the full depth.
 
     Attributes:
-        z: float32 [n, 2 S d], z_H and z_L.
+        z_H, z_L: float32 [n, S, d].
         residual: float32 [n], of the last outer step.
         answers: int64 [n, S].
     """
 
-    z: Tensor
+    z_H: Tensor
+    z_L: Tensor
     residual: Tensor
     answers: Tensor
+
+    @property
+    def z(self) -> Tensor:
+        """float32 [n, 2 S d]."""
+        return _joined((self.z_H, self.z_L))
 
 
 def arithmetic(model: EquilibriumReasoner, precision: str) -> str | None:
@@ -56,8 +64,8 @@ def states(
     *,
     depth: int,
     precision: str,
+    begin: States | None = None,
     noise_scale: float = 0.0,
-    noise_seed: int | None = None,
 ) -> States:
     """The states after `depth` outer steps.
 
@@ -67,7 +75,7 @@ def states(
         start: int64 [n, 4] on it, the counters (see `noise.make_rng`) of the random starts and, with a `noise_scale`,
             of the noise.
         precision: of `solve`; where `arithmetic` is None for it, ValueError.
-        noise_seed: another seed for the noise; None takes that of `start`.
+        begin: states to go on from, instead of the random starts.
 
     Raises:
         ValueError: nothing here gives states in this precision.
@@ -75,24 +83,29 @@ def states(
     if arithmetic(model, precision) is None:
         raise ValueError(f"precision={precision!r} gives no states here: {_why_no_kernel(model)}; use fp32 or bf16")
     step = _kernel_step(model, precision) if _why_no_kernel(model) is None else _plain_step(model, precision)
-    parts = [
-        _iterate(model, step, rows, rng, depth, noise_scale, noise_seed)
-        for rows, rng in zip(tokens.split(_CHUNK), start.split(_CHUNK), strict=True)
-    ]
-    return States(*(torch.cat([getattr(part, name) for part in parts]) for name in ("z", "residual", "answers")))
+    parts = []
+    for first in range(0, len(tokens), _CHUNK):
+        rows = slice(first, first + _CHUNK)
+        z = model.start(start[rows]) if begin is None else (begin.z_H[rows], begin.z_L[rows])
+        parts.append(_iterate(model, step, tokens[rows], z, start[rows], depth, noise_scale))
+    return States(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(States)))
 
 
 def _iterate(
-    model: EquilibriumReasoner, step: Any, tokens: Tensor, start: Tensor, depth: int, scale: float, seed: int | None
+    model: EquilibriumReasoner,
+    step: Any,
+    tokens: Tensor,
+    z: tuple[Tensor, Tensor],
+    start: Tensor,
+    depth: int,
+    scale: float,
 ) -> States:
     c = model.config
-    z = model.start(start)
-    seeds = start[:, 0] if seed is None else seed
     change = torch.full((len(tokens),), torch.nan, device=tokens.device)
     for k in range(depth):
         eps = None
         if scale:
-            rng = noise.make_rng(seeds, start[:, 1], start[:, 2], k)
+            rng = noise.make_rng(start[:, 0], start[:, 1], start[:, 2], k)
             shape = (c.seq_len, c.hidden_size)
             draws = [noise.normal(rng, noise.FIRST_UPDATE + m, shape, torch.float32) for m in range(c.updates_per_step)]
             eps = torch.stack(draws)
@@ -100,7 +113,7 @@ def _iterate(
         change = _distance(_joined(after), _joined(z))
         z = after
     logits = torch.nn.functional.linear(z[0].float(), model.lm_head.weight)
-    return States(_joined(z), change, logits.argmax(-1))
+    return States(z[0].float(), z[1].float(), change, logits.argmax(-1))
 
 
 def _kernel_step(model: EquilibriumReasoner, precision: str) -> Any:
@@ -149,11 +162,18 @@ class Probe:
         self.model, self.tokens, self.depth, self.tol, self.seed = model, tokens.to(model.device), depth, tol, seed
         self.base = self._states(model, "fp32")
 
-    def _rng(self, restart: int) -> Tensor:
-        return noise.make_rng(self.seed, restart, noise.hash_tokens(self.tokens), 0)
+    def _rng(self, restart: int, seed: int) -> Tensor:
+        return noise.make_rng(seed, restart, noise.hash_tokens(self.tokens), 0)
 
-    def _states(self, model: EquilibriumReasoner, precision: str, restart: int = 0, **noisy: Any) -> States:
-        return states(model, self.tokens, self._rng(restart), depth=self.depth, precision=precision, **noisy)
+    def _states(self, model: EquilibriumReasoner, precision: str, restart: int = 0) -> States:
+        return states(model, self.tokens, self._rng(restart, self.seed), depth=self.depth, precision=precision)
+
+    def _noisy(self, noise_scale: float, seed: int) -> States:
+        """Where the noise of a seed leads from the baseline's fixed points."""
+        return states(
+            self.model, self.tokens, self._rng(0, seed % 2**32), depth=NOISY_STEPS, precision="fp32", begin=self.base,
+            noise_scale=noise_scale,
+        )  # fmt: skip
 
     def measure(self, model: EquilibriumReasoner, precision: str) -> dict[str, Any] | None:
         """Relative distance of the states from the baseline's; None where there are no states in that precision."""
@@ -172,13 +192,10 @@ class Probe:
         two_restarts = self._compare(self.base, self._states(self.model, "fp32", restart=1))
         two_draws = None
         if noise_scale:
-            draws = [
-                self._states(self.model, "fp32", noise_scale=noise_scale, noise_seed=(self.seed + more) % 2**32)
-                for more in (0, 1)
-            ]
-            two_draws = self._compare(*draws)
+            two_draws = self._compare(*(self._noisy(noise_scale, self.seed + more) for more in (0, 1)))
         return {
             "arithmetic": arithmetic(self.model, "fp32"),
+            "depth": self.depth,
             "noise_free_residual": float(self.base.residual.median()),
             "two_noise_draws": two_draws,
             "two_restarts": two_restarts,
