@@ -69,8 +69,8 @@ def _cost(rows: list[dict[str, Any]]) -> Table:
 
 def _basins(found: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
     table = _table(
-        f"basins: {found['puzzles'] * found['breadth']} trajectories, (puzzles)", "changed", "[95 %]", "left", "of them "
-        "elsewhere", "newly settled", "right to wrong", "wrong to right",
+        f"basins: {found['puzzles'] * found['breadth']} trajectories (puzzles in brackets)", "changed", "[95 %]",
+        "left", "of them elsewhere", "newly settled", "right to wrong", "wrong to right",
     )  # fmt: skip
     names = ("left_attractor", "settled_elsewhere", "settled_here_only", "right_to_wrong", "wrong_to_right")
     for row in rows:
@@ -98,8 +98,8 @@ def _displacement(found: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
 
 def _residuals(found: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
     table = _table(
-        f"residual, and halting at tol {found['tol']:g}", "floor", "AUROC", "settled", "and right", "fires", "right then",
-        "steps",
+        f"residual, and halting at tol {found['tol']:g}", "floor", "AUROC", "settled", "and right", "fires",
+        "right then", "steps",
     )  # fmt: skip
     for row in rows:
         told, settled = row["tolerance"], row["settled_right"]
