@@ -32,13 +32,12 @@ def main(
     backend: opt.BackendName = "auto",
     device: opt.Device = "auto",
     simulate_in: Annotated[str, typer.Option(help="Kernel of the simulated variants: fp32 or bf16.")] = _SIMULATE_IN,
-    only: Annotated[str | None, typer.Option(help="Names of variants, separated by semicolons.")] = None,
+    only: Annotated[str | None, typer.Option(help="Names of variants, as in bf16,int8.")] = None,
     displaced: Annotated[int, typer.Option(min=0, help="Puzzles for the displacement; 0: none.")] = 32,
     rounds: Annotated[int, typer.Option(min=0, help="Of the timing; 0: none.")] = 7,
     max_loss: Annotated[float, typer.Option(help="Share of accuracy that the recommendation may lose.")] = 0.01,
-    max_left: Annotated[
-        float, typer.Option(help="Share of what settled that may leave its attractor beyond that of jittered fp32.")
-    ] = 0.02,
+    max_changed: Annotated[float, typer.Option(help="Share of trajectories that may change basin.")] = 0.1,
+    max_elsewhere: Annotated[float, typer.Option(help="Share of attractors that may be lost.")] = 0.01,
     results: Annotated[
         Path | None, typer.Option(help="Folder of <device>/quantisation.json; without, nothing is written.")
     ] = None,
@@ -77,7 +76,7 @@ def main(
         found = study(
             reasoner, puzzles.inputs, puzzles.labels, depth=depth, breadth=breadth, tol=tolerance, seed=seed,
             progress=bar.update, variants=chosen, noise_scale=noise_scale, backend=backend, slots=slots,
-            displaced=displaced, rounds=rounds, max_loss=max_loss, max_left=max_left,
+            displaced=displaced, rounds=rounds, max_loss=max_loss, max_changed=max_changed, max_elsewhere=max_elsewhere,
         )  # fmt: skip
     report: dict[str, Any] = {
         "benchmark": "quantisation",
@@ -102,11 +101,11 @@ def main(
 def _chosen(variants: tuple[Any, ...], only: str | None) -> list[Any]:
     if only is None:
         return list(variants)
-    names = [part.strip() for part in only.split(";") if part.strip()]
+    names = [part.strip() for part in only.split(",") if part.strip()]
     known = {variant.name: variant for variant in variants}
     for name in names:
         if name not in known:
-            raise ValueError(f"--only must name variants separated by ;, of {'; '.join(known)}, got {name!r}")
+            raise ValueError(f"--only must name variants separated by commas, of {', '.join(known)}, got {name!r}")
     return [known[name] for name in dict.fromkeys(names)]
 
 

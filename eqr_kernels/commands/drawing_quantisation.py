@@ -70,9 +70,11 @@ def _cost(rows: list[dict[str, Any]]) -> Table:
 def _basins(found: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
     table = _table(
         f"basins: {found['puzzles'] * found['breadth']} trajectories (puzzles in brackets)", "changed", "[95 %]",
-        "left", "of them elsewhere", "newly settled", "right to wrong", "wrong to right",
+        "settled elsewhere", "no longer settled", "newly settled", "right to wrong", "wrong to right",
     )  # fmt: skip
-    names = ("left_attractor", "settled_elsewhere", "settled_here_only", "right_to_wrong", "wrong_to_right")
+    names = (
+        "settled_elsewhere", "settled_in_baseline_only", "settled_here_only", "right_to_wrong", "wrong_to_right",
+    )  # fmt: skip
     for row in rows:
         changed = row["changed_basin"]
         counts = [f"{row[name]['count']} ({row[name]['puzzles']})" for name in names]
@@ -82,8 +84,9 @@ def _basins(found: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
 
 def _displacement(found: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
     table = _table(
-        "displacement of fixed points, without noise", "median", "90 %", "max", "same basin", "last residual"
-    )
+        "displacement without noise: from the same starts, and from fp32's fixed points", "median", "90 %", "max",
+        "same basin", "last residual", "from points: median", "max", "still there",
+    )  # fmt: skip
     spread = found["baseline"]["spread"]
     told = [(_name(row), row["displacement"]) for row in rows]
     if spread:
@@ -92,7 +95,11 @@ def _displacement(found: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
         if moved:
             same = f"{moved['same_basin']} of {moved['trajectories']}"
             ends = [_number(moved[end], ".2g") for end in ("median", "p90", "max")]
-            table.add_row(name, *ends, same, _number(moved.get("noise_free_residual"), ".1e"))
+            more, stayed = [], moved.get("from_fixed_point")
+            if stayed:
+                kept = f"{stayed['same_basin']} of {stayed['lost']['total']}"
+                more = [*(_number(stayed[end], ".2g") for end in ("median", "max")), kept]
+            table.add_row(name, *ends, same, _number(moved.get("noise_free_residual"), ".1e"), *more)
     return table
 
 

@@ -17,7 +17,7 @@ import torch
 from eqr_kernels.evaluation import Progress
 from eqr_kernels.mapping import quantisation_runs as runs
 from eqr_kernels.mapping.fake_quantisation import Rounded, with_rounded_weights
-from eqr_kernels.mapping.quantisation_advice import MAX_LEFT, MAX_LOSS, judge, recommend
+from eqr_kernels.mapping.quantisation_advice import MAX_CHANGED, MAX_ELSEWHERE, MAX_LOSS, judge, recommend
 from eqr_kernels.mapping.quantisation_cost import time_precisions
 from eqr_kernels.mapping.quantisation_displacement import Probe
 from eqr_kernels.mapping.quantisation_variants import BASELINE, Variant, default_variants, sort_out, weight_bytes
@@ -48,7 +48,8 @@ def study(
     displaced: int = DISPLACED,
     rounds: int = 7,
     max_loss: float = MAX_LOSS,
-    max_left: float = MAX_LEFT,
+    max_changed: float = MAX_CHANGED,
+    max_elsewhere: float = MAX_ELSEWHERE,
 ) -> dict[str, Any]:
     """Accuracy, residuals, basins, displacement and cost of each variant against fp32; a dict that is ready for JSON.
 
@@ -59,13 +60,12 @@ def study(
         tol: residual that counts as settled.
         seed: of starts and noise, the same for all.
         progress: called with (outer steps spent, outer steps in all); displacement and timing are not counted.
-        variants: to compare with fp32, by default `default_variants()`. A control among them tells how many
-            trajectories other last bits alone move.
+        variants: to compare with fp32, by default `default_variants()`. Controls are told apart.
         noise_scale: None takes the card's, else the config's.
         backend, slots: as for `solve`.
         displaced: puzzles, settled and right in fp32, for the displacement; 0 measures none.
         rounds: of the timing; 0 measures none.
-        max_loss, max_left: of the recommendation, see `judge`.
+        max_loss, max_changed, max_elsewhere: of the recommendation, see `judge`.
 
     Raises:
         ValueError: shapes, labels or numbers do not fit; as `solve`. RuntimeError: fp32 cannot run on this backend.
@@ -74,23 +74,24 @@ def study(
     if noise_scale is None:
         card = model.card
         noise_scale = model.config.noise_scale if card is None or card.noise_scale is None else card.noise_scale
+    limits = dict(max_loss=max_loss, max_changed=max_changed, max_elsewhere=max_elsewhere)
     options: dict[str, Any] = dict(seed=seed, noise_scale=noise_scale, backend=backend, slots=slots)
     base_model, _ = with_rounded_weights(model, None)
     asked = default_variants() if variants is None else variants
     wanted, missing = sort_out(base_model, asked, backend)
     each, total = len(questions) * depth * breadth, (1 + len(wanted)) * len(questions) * depth * breadth
 
-    def measured(number: int, changed: EquilibriumReasoner, precision: str) -> runs.Run:
+    def measured(number: int, changed: EquilibriumReasoner, variant: Variant) -> runs.Run:
         def shown(spent: int, _of: int) -> None:
             if progress is not None:
                 progress(number * each + spent, total)
 
         return runs.run(
-            changed, questions, answers, depth=depth, breadth=breadth, tol=tol, precision=precision, progress=shown,
-            **options,
+            changed, questions, answers, depth=depth, breadth=breadth, tol=tol, precision=variant.precision,
+            progress=shown, **{**options, "seed": (seed + variant.reseeded) % 2**32},
         )  # fmt: skip
 
-    base = measured(0, base_model, BASELINE.precision)
+    base = measured(0, base_model, BASELINE)
     rows = np.flatnonzero(base.settled[:, 0] & base.ended_right[:, 0])[:displaced]
     probe = None
     if len(rows):
@@ -99,13 +100,16 @@ def study(
     told = []
     for number, variant in enumerate(wanted, 1):
         changed, rounded = with_rounded_weights(model, variant.rounding)
-        here = measured(number, changed, variant.precision)
+        here = measured(number, changed, variant)
         told.append(
             {
                 **_named(variant, changed, rounded),
                 **runs.alone(here),
                 **runs.against(base, here),
-                "displacement": None if probe is None else probe.measure(changed, variant.precision),
+                # Of the same starts, so of none where there are others.
+                "displacement": None
+                if probe is None or variant.reseeded
+                else probe.measure(changed, variant.precision),
             }
         )
     timed = _times(base_model, questions, wanted, rounds, options)
@@ -117,11 +121,9 @@ def study(
     }
     for row in told:
         row |= _UNTIMED if row["simulated"] else timed.get(row["precision"], _UNTIMED)
-    # Where several controls are given, the one that moves most.
-    moved = max((row["left_attractor"]["share"] or 0.0 for row in told if row["control"]), default=0.0)
     compared = [row for row in told if not row["control"]]
     for row in compared:
-        row["verdict"] = judge(row, moved, max_loss=max_loss, max_left=max_left)
+        row["verdict"] = judge(row, **limits)
     return {
         "depth": depth,
         "breadth": breadth,
@@ -129,14 +131,12 @@ def study(
         "tol": tol,
         "seed": seed,
         "noise_scale": noise_scale,
-        "rule": {"max_loss": max_loss, "max_left": max_left, "control_left": moved},
+        "rule": limits,
         "baseline": baseline,
         "control": [row for row in told if row["control"]],
         "variants": compared,
         "not_available": missing,
-        "recommendation": recommend(
-            baseline["weight_bytes"], compared, len(questions), max_loss=max_loss, max_left=max_left
-        ),
+        "recommendation": recommend(baseline["weight_bytes"], compared, len(questions), **limits),
     }
 
 

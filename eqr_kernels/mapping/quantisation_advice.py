@@ -7,32 +7,39 @@ from collections.abc import Sequence
 from typing import Any
 
 MAX_LOSS = 0.01
-MAX_LEFT = 0.02
+MAX_CHANGED = 0.1
+MAX_ELSEWHERE = 0.01
 _ZZ = 1.959963984540054**2
 
 
 def judge(
-    variant: dict[str, Any], control_left: float, *, max_loss: float = MAX_LOSS, max_left: float = MAX_LEFT
+    variant: dict[str, Any],
+    *,
+    max_loss: float = MAX_LOSS,
+    max_changed: float = MAX_CHANGED,
+    max_elsewhere: float = MAX_ELSEWHERE,
 ) -> str:
     """ "keeps", "loses" or "open".
 
-    A trajectory has left its attractor when it settled in fp32, but here elsewhere or not at all; at most the control's
-    share plus `max_left` may. "loses": the interval of the paired difference in accuracy lies below 0, or that of the
-    share that left above what may. "keeps": the former excludes a loss greater than `max_loss`, and the share that left
-    is no more than may. "open": neither; more puzzles would tell.
+    Four shares have a limit: the loss of accuracy (paired), trajectories that changed basin, those that settled in both
+    with different answers, and attractors that are no longer there when the variant starts at fp32's fixed points.
+    "loses": an interval lies above its limit, or that of the accuracy below no loss at all. "keeps": the interval of
+    the accuracy excludes a loss beyond the limit, and the other shares themselves are within theirs. "open": neither;
+    more puzzles would tell.
 
     Args:
-        variant: with "paired" and "left_attractor", as in the study.
-        control_left: share that leaves when only last bits change.
-        max_loss, max_left: shares.
+        variant: with "paired", "changed_basin", "settled_elsewhere" and "displacement", as in the study.
+        max_loss, max_changed, max_elsewhere: shares; the last is the limit for the last two.
     """
+    limited = [(variant["changed_basin"], max_changed), (variant["settled_elsewhere"], max_elsewhere)]
+    if variant["displacement"] is not None:
+        limited.append((variant["displacement"]["from_fixed_point"]["lost"], max_elsewhere))
     low, high = variant["paired"]["tango95"]
-    left, most = variant["left_attractor"], control_left + max_left
-    if high < 0 or left["wilson95"][0] > most:
+    if high < 0 or any(share["wilson95"][0] > limit for share, limit in limited):
         return "loses"
-    # Nothing settled in fp32: there is no attractor to keep.
-    stays = left["share"] is not None and left["share"] <= most
-    return "keeps" if low > -max_loss and stays else "open"
+    # Where nothing settled there is no attractor to keep.
+    within = all(share["share"] is not None and share["share"] <= limit for share, limit in limited)
+    return "keeps" if low > -max_loss and within else "open"
 
 
 def least_puzzles(max_loss: float) -> int:
@@ -48,23 +55,26 @@ def recommend(
     puzzles: int,
     *,
     max_loss: float = MAX_LOSS,
-    max_left: float = MAX_LEFT,
+    max_changed: float = MAX_CHANGED,
+    max_elsewhere: float = MAX_ELSEWHERE,
 ) -> str:
     """The cheapest variant that keeps accuracy and attractors, in words; the cheapest has the fewest bytes of weights.
 
     Of those that really run (not simulated), the one with the least time a step is named too.
 
     Args:
-        variants: with "name", "verdict" (of `judge`), "simulated", "weight_bytes", "ms_per_step" and "paired".
+        variants: with "name", "verdict" (of `judge`), "simulated", "weight_bytes", "ms_per_step", "paired".
         puzzles: on which the accuracies were compared.
     """
     kept = [variant for variant in variants if variant["verdict"] == "keeps"]
-    stays = f"at most {100 * max_left:g} points more of what settled leaving its attractor than in jittered fp32"
-    rule = f"no loss of more than {100 * max_loss:g} points, {stays}"
+    rule = (
+        f"a loss of over {100 * max_loss:g} points excluded, at most {100 * max_changed:g} % basin changes, "
+        f"{100 * max_elsewhere:g} % attractors lost"
+    )
     if not kept:
         unsure = [v["name"] for v in variants if v["verdict"] == "open"]
         lost = [v["name"] for v in variants if v["verdict"] == "loses"]
-        told = f"fp32: no other variant is shown to keep accuracy and attractors ({rule}) on {puzzles} puzzles"
+        told = f"fp32: nothing else is shown to keep accuracy and attractors on {puzzles} puzzles ({rule})"
         if unsure:
             told += f"; undecided: {', '.join(unsure)}"
             if puzzles < least_puzzles(max_loss):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from eqr_kernels import noise, ops, reference
 from eqr_kernels.backends.packing import PackArguments, wrong_dtype
+from eqr_kernels.mapping.paired import counted
 from eqr_kernels.modules import EquilibriumReasoner
 from eqr_kernels.solve import PRECISIONS
 
@@ -176,14 +177,23 @@ class Probe:
         )  # fmt: skip
 
     def measure(self, model: EquilibriumReasoner, precision: str) -> dict[str, Any] | None:
-        """Relative distance of the states from the baseline's; None where there are no states in that precision."""
+        """How far the states are from the baseline's, relatively; None where there are none in that precision.
+
+        From the same starts, and ("from_fixed_point") from the baseline's states at the end: the latter tells whether
+        an attractor is still there and how far it has moved, whatever way a trajectory from the start takes.
+        """
         how = arithmetic(model, precision)
         if how is None:
             return None
         here = self._states(model, precision)
+        start = self._rng(0, self.seed)
+        stayed = states(model, self.tokens, start, depth=self.depth, precision=precision, begin=self.base)
+        still = self._compare(self.base, stayed)
+        of = int((self.base.residual <= self.tol).sum())
         return {
             "arithmetic": how,
             **self._compare(self.base, here),
+            "from_fixed_point": {**still, "lost": counted(of - still["same_basin"], of)},
             "noise_free_residual": float(here.residual.median()),
         }
 

@@ -146,8 +146,7 @@ def alone(run: Run) -> dict[str, Any]:
 def against(base: Run, other: Run) -> dict[str, Any]:
     """How a run differs from the baseline's on the same puzzles, starts and noise.
 
-    A trajectory has changed basin if it settled in both with different answers, or in one only. It has left its
-    attractor if it settled in the baseline, and here with another answer or not at all. Trajectories of one
+    A trajectory has changed basin if it settled in both with different answers, or in one only. Trajectories of one
     puzzle are alike, so that intervals over trajectories are too narrow; how many puzzles are touched stands beside.
     """
     if base.answers.shape != other.answers.shape:
@@ -156,7 +155,7 @@ def against(base: Run, other: Run) -> dict[str, Any]:
     elsewhere = both & (base.answers != other.answers).any(2)
     only_base, only_here = base.settled & ~other.settled, other.settled & ~base.settled
     changed = elsewhere | only_base | only_here
-    total, settled = base.trajectories, int(base.settled.sum())
+    total = base.trajectories
 
     def share(mask: Bools, of: int) -> dict[str, Any]:
         return {**counted(int(mask.sum()), of), "puzzles": int(mask.any(1).sum())}
@@ -164,7 +163,6 @@ def against(base: Run, other: Run) -> dict[str, Any]:
     return {
         "paired": compare_answers(base.selected, other.selected),
         "changed_basin": share(changed, total),
-        "left_attractor": share(elsewhere | only_base, settled),
         "settled_elsewhere": share(elsewhere, int(both.sum())),
         "settled_in_baseline_only": share(only_base, total),
         "settled_here_only": share(only_here, total),

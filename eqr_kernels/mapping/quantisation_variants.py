@@ -33,7 +33,8 @@ class Variant:
         precision: of the kernel that runs it, as `solve` takes it.
         rounding: of the block linears' weights before they are given to that kernel; None where it takes them as
             they are. With one, a variant is simulated: its effect is real, its speed unknown.
-        control: no quantisation, but what another rounding of the same arithmetic does.
+        control: no quantisation, but fp32 with something else changed, to compare with.
+        reseeded: it runs from other starts with other noise.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Variant:
     precision: str
     rounding: Rounding | None = None
     control: bool = False
+    reseeded: bool = False
 
     @property
     def simulated(self) -> bool:
@@ -48,9 +50,10 @@ class Variant:
 
 
 BASELINE = Variant("fp32", "fp32 throughout", "fp32")
-CONTROL = Variant(
-    "fp32, jittered", "block weights times 1 +- 2**-20: fp32 with other last bits", "fp32", jitter, control=True
+JITTERED = Variant(
+    "fp32 jittered", "block weights times 1 +- 2**-20: fp32 with other last bits", "fp32", jitter, control=True
 )
+RESEEDED = Variant("fp32 reseeded", "fp32 from other starts, with other noise", "fp32", control=True, reseeded=True)
 
 
 def _grouped(weight: Tensor, bits: int, most: int) -> Rounded:
@@ -58,7 +61,7 @@ def _grouped(weight: Tensor, bits: int, most: int) -> Rounded:
 
 
 def default_variants(simulate_in: str = "fp32") -> tuple[Variant, ...]:
-    """All that is compared with `BASELINE`, `CONTROL` first.
+    """All that is compared with `BASELINE`, the controls first.
 
     Args:
         simulate_in: precision of the kernel that runs the simulated ones. "fp32" takes the rounded weights as they are,
@@ -71,11 +74,12 @@ def default_variants(simulate_in: str = "fp32") -> tuple[Variant, ...]:
         raise ValueError(f"simulate_in must be fp32 or bf16, got {simulate_in!r}")
 
     def weights(name: str, what: str, rounding: Rounding) -> Variant:
-        return Variant(f"{name} weights, simulated", f"{what}, run in the {simulate_in} kernel", simulate_in, rounding)
+        return Variant(f"{name} weights (simulated)", f"{what}, run in the {simulate_in} kernel", simulate_in, rounding)
 
     channel = "symmetric, a scale for each output channel"
     return (
-        CONTROL,
+        JITTERED,
+        RESEEDED,
         Variant("bf16", "bf16 operands, fp32 sums and state", "bf16"),
         Variant("int8", "products over features in int8, activations scaled per row as they come; else bf16", "int8"),
         weights("int8", channel, partial(round_to_integers, bits=8)),
