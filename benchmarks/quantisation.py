@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,6 +43,9 @@ def main(
         Path | None, typer.Option(help="Folder of <device>/quantisation.json; without, nothing is written.")
     ] = None,
     name: Annotated[str, typer.Option(help="Of the JSON file in it, without its ending.")] = "quantisation",
+    table: Annotated[
+        Path | None, typer.Option(metavar="JSON", help="Print the tables of docs/quantisation.md, and do no more.")
+    ] = None,
     as_json: opt.AsJson = False,
     progress: opt.ShowProgress = None,
 ) -> int:
@@ -54,6 +58,9 @@ def main(
     from eqr_kernels.mapping.quantisation import study
     from eqr_kernels.mapping.quantisation_variants import default_variants
 
+    if table is not None:
+        print(drawing_quantisation.markdown(json.loads(table.read_text())["quantisation"]))
+        return 0
     chosen = _chosen(default_variants(simulate_in), only)
     reasoner = puz.load_model(model, device, progress)
     tolerance = _tolerance(tol, reasoner.card)

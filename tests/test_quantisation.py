@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eqr_kernels import EquilibriumReasoner, noise
+from eqr_kernels.commands import drawing_quantisation
 from eqr_kernels.commands.console import to_json
 from eqr_kernels.mapping import quantisation_displacement as displacement
 from eqr_kernels.mapping.fake_quantisation import (
@@ -269,15 +270,18 @@ def test_fp32_against_itself_moves_nothing(shipped: EquilibriumReasoner, easy) -
     moved = same["displacement"]
     assert (moved["median"], moved["max"], moved["same_basin"]) == (0, 0, 2)
     assert moved["from_fixed_point"]["lost"]["count"] == 0
-    # Not there yet after four depths: it comes closer still.
-    assert 0 <= moved["from_fixed_point"]["max"] < 0.01
+    assert moved["from_fixed_point"]["max"] == 0
     assert same["residual_floor"] == found["baseline"]["residual_floor"]
     assert same["ms_per_step"] is None and same["verdict"] == "open"
     assert spent[-1] == (2 * 4 * 2 * 16,) * 2
     # Noise alone moves a state; other starts do as well.
     spread = found["baseline"]["spread"]
     assert 0.001 < spread["two_noise_draws"]["median"] < 0.1
-    assert json.loads(to_json(found))["baseline"]["name"] == "fp32"
+    again = json.loads(to_json(found))
+    assert again["baseline"]["name"] == "fp32"
+    lines = drawing_quantisation.markdown(again).splitlines()
+    assert "| same | 100.0 % | 0, 0 | +0.0 [-49.0, +49.0] | 1.00 | - | open |" in lines
+    assert any(line.startswith("| same | 0.01") and line.endswith("| 2 of 2 |") for line in lines)
 
 
 def test_one_bit_is_detected(shipped: EquilibriumReasoner, easy) -> None:
@@ -298,6 +302,7 @@ def test_int4_moves_fixed_points_further_than_int8(shipped: EquilibriumReasoner,
     control, reseeded = found["control"]
     assert 0 < control["displacement"]["median"] < int8 < int4
     assert control["simulated"] and "verdict" not in control
+    assert control["displacement"]["from_fixed_point"]["median"] < 1e-4
     assert reseeded["displacement"] is None
     assert reseeded["residual_floor"] != found["baseline"]["residual_floor"]
 

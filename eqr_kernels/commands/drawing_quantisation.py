@@ -39,7 +39,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _name(row: dict[str, Any]) -> str:
-    return row["name"].removesuffix(", simulated") + " *" * (row["simulated"] and not row["control"])
+    return row["name"].removesuffix(" (simulated)") + " *" * (row["simulated"] and not row["control"])
 
 
 def _accuracy(found: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
@@ -118,6 +118,54 @@ def _residuals(found: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
             _number(told["mean_steps"], ".1f"),
         )  # fmt: skip
     return table
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The two tables of docs/quantisation.md, accuracy with cost and attractors, and the recommendation."""
+    rows = [found["baseline"], *found["control"], *found["variants"]]
+    first = [["", "right", "gained, lost", "points [95 %]", "bytes", "as fast as bf16", "verdict"]]
+    second = [
+        ["", "floor", "settled", "and right", "changed basin", "settled elsewhere", "moved", "attractors still there"]
+    ]
+    for row in rows:
+        paired, moved, settled = row.get("paired"), row.get("displacement"), row["settled_right"]
+        first.append(
+            [
+                _name(row),
+                f"{100 * row['accuracy']['share']:.1f} %",
+                f"{paired['gained']}, {paired['lost']}" if paired else "",
+                f"{100 * paired['difference']:+.1f} {_interval(paired['tango95'], '+.1f')}" if paired else "",
+                f"{row['weight_bytes'] / rows[0]['weight_bytes']:.2f}",
+                _number(row["times_as_fast"], ".2f", "x"),
+                row.get("verdict", ""),
+            ]
+        )
+        changed = "changed_basin" in row and f"{100 * row['changed_basin']['share']:.1f} %"
+        stayed = moved["from_fixed_point"] if moved else None
+        second.append(
+            [
+                _name(row),
+                _number(row["residual_floor"], ".4f"),
+                f"{100 * row['settled_share']:.1f} %",
+                f"{settled['count']} of {settled['total']}",
+                changed or "",
+                str(row["settled_elsewhere"]["count"]) if changed else "",
+                _number(moved["median"], ".1e") if moved else "",
+                f"{stayed['same_basin']} of {stayed['lost']['total']}" if stayed else "",
+            ]
+        )
+    spread = found["baseline"]["spread"]
+    for name in ("two_noise_draws", "two_restarts"):
+        if spread and spread[name]:
+            moved = _number(spread[name]["median"], ".1e")
+            second.append([f"fp32, {name.replace('_', ' ')}", *[""] * 5, moved, ""])
+    return "\n\n".join([*map(_markdown_table, (first, second)), found["recommendation"]])
+
+
+def _markdown_table(rows: list[list[str]]) -> str:
+    # A lone asterisk would begin emphasis.
+    lines = ["| " + " | ".join(row).replace(" *", r" \*") + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
 def _interval(ends: list[float], form: str = ".1f") -> str:

@@ -120,7 +120,7 @@ def study(
         **timed.get(BASELINE.precision, _UNTIMED),
     }
     for row in told:
-        row |= _UNTIMED if row["simulated"] else timed.get(row["precision"], _UNTIMED)
+        row |= _UNTIMED if row["simulated"] or row["control"] else timed.get(row["precision"], _UNTIMED)
     compared = [row for row in told if not row["control"]]
     for row in compared:
         row["verdict"] = judge(row, **limits)
