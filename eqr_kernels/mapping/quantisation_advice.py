@@ -1,0 +1,98 @@
+"""Which precision to take: a rule on the study's numbers, and the sentence that says so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+MAX_LOSS = 0.01
+MAX_CHANGED = 0.1
+MAX_ELSEWHERE = 0.01
+_ZZ = 1.959963984540054**2
+
+
+def judge(
+    variant: dict[str, Any],
+    *,
+    max_loss: float = MAX_LOSS,
+    max_changed: float = MAX_CHANGED,
+    max_elsewhere: float = MAX_ELSEWHERE,
+) -> str:
+    """ "keeps", "loses" or "open".
+
+    Four shares have a limit: the loss of accuracy (paired), trajectories that changed basin, those that settled in both
+    with different answers, and attractors that are no longer there when the variant starts at fp32's fixed points.
+    "loses": an interval lies above its limit, or that of the accuracy below no loss at all. "keeps": the interval of
+    the accuracy excludes a loss beyond the limit, and the other shares themselves are within theirs. "open": neither;
+    more puzzles would tell.
+
+    Args:
+        variant: with "paired", "changed_basin", "settled_elsewhere" and "displacement", as in the study.
+        max_loss, max_changed, max_elsewhere: shares; the last is the limit for the last two.
+    """
+    limited = [(variant["changed_basin"], max_changed), (variant["settled_elsewhere"], max_elsewhere)]
+    if variant["displacement"] is not None:
+        limited.append((variant["displacement"]["from_fixed_point"]["lost"], max_elsewhere))
+    low, high = variant["paired"]["tango95"]
+    if high < 0 or any(share["wilson95"][0] > limit for share, limit in limited):
+        return "loses"
+    # Where nothing settled there is no attractor to keep.
+    within = all(share["share"] is not None and share["share"] <= limit for share, limit in limited)
+    return "keeps" if low > -max_loss and within else "open"
+
+
+def least_puzzles(max_loss: float) -> int:
+    """Puzzles below which not even two equal runs exclude a loss greater than `max_loss`; see `tango_interval`."""
+    if not 0 < max_loss < 1:
+        raise ValueError(f"max_loss must be a share between 0 and 1, got {max_loss}")
+    return math.floor(_ZZ * (1 - max_loss) / max_loss) + 1
+
+
+def recommend(
+    baseline_bytes: int,
+    variants: Sequence[dict[str, Any]],
+    puzzles: int,
+    *,
+    max_loss: float = MAX_LOSS,
+    max_changed: float = MAX_CHANGED,
+    max_elsewhere: float = MAX_ELSEWHERE,
+) -> str:
+    """The cheapest variant that keeps accuracy and attractors, in words; the cheapest has the fewest bytes of weights.
+
+    Of those that really run (not simulated), the one with the least time a step is named too.
+
+    Args:
+        variants: with "name", "verdict" (of `judge`), "simulated", "weight_bytes", "ms_per_step", "paired".
+        puzzles: on which the accuracies were compared.
+    """
+    kept = [variant for variant in variants if variant["verdict"] == "keeps"]
+    rule = (
+        f"a loss of over {100 * max_loss:g} points excluded, at most {100 * max_changed:g} % basin changes, "
+        f"{100 * max_elsewhere:g} % attractors lost"
+    )
+    if not kept:
+        unsure = [v["name"] for v in variants if v["verdict"] == "open"]
+        lost = [v["name"] for v in variants if v["verdict"] == "loses"]
+        told = f"fp32: nothing else is shown to keep accuracy and attractors on {puzzles} puzzles ({rule})"
+        if unsure:
+            told += f"; undecided: {', '.join(unsure)}"
+            if puzzles < least_puzzles(max_loss):
+                told += f" (even equal answers need {least_puzzles(max_loss)} puzzles)"
+        return told + (f"; lost: {', '.join(lost)}." if lost else ".")
+    best = min(kept, key=lambda v: (v["weight_bytes"], v["simulated"], v["name"]))
+    told = f"By memory {best['name']}: {best['weight_bytes'] / baseline_bytes:.2f} of fp32's bytes, {_accuracy(best)}"
+    timed = [v for v in kept if not v["simulated"] and v["ms_per_step"] is not None]
+    if timed:
+        fastest = min(timed, key=lambda v: v["ms_per_step"])
+        told += f". By time {fastest['name']}: {fastest['ms_per_step']:.3g} ms a step"
+        if fastest["times_as_fast"] is not None and fastest["name"] != "bf16":
+            told += f", {fastest['times_as_fast']:.2f} times as fast as bf16"
+        told += f", {_accuracy(fastest)}"
+    return f"{told} ({rule}, on {puzzles} puzzles)."
+
+
+def _accuracy(variant: dict[str, Any]) -> str:
+    paired = variant["paired"]
+    low, high = (100 * end for end in paired["tango95"])
+    return f"{100 * paired['difference']:+.1f} points [{low:+.1f}, {high:+.1f}]"
