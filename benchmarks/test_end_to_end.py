@@ -8,7 +8,6 @@ before and after the reference. A wrong result fails: answers that disagree wher
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from measure import main_precision, spread
 from peers.process import REPOSITORY, Process
 from rich.table import Table
 
+from eqr_kernels.evaluation import mcnemar
 from eqr_kernels.tasks import sudoku
 
 MODEL, DEPTH, SEED = "sudoku-small", 64, 2605
@@ -79,15 +79,13 @@ def draw(quick: bool) -> list[Class]:
 def paired(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
     """Counts of two runs on the same rows, bool [n] each, and McNemar's exact p-value (two-sided)."""
     only_ours, only_theirs = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    differ = only_ours + only_theirs
-    tail = sum(math.comb(differ, k) for k in range(min(only_ours, only_theirs) + 1)) / 2**differ
     return {
         "rows": len(ours),
         "both_right": int((ours & theirs).sum()),
         "only_ours_right": only_ours,
         "only_theirs_right": only_theirs,
         "difference_points": round(100 * (only_ours - only_theirs) / len(ours), 3),
-        "p": round(min(1.0, 2 * tail), 4),
+        "p": round(mcnemar(only_ours, only_theirs), 4),
     }
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from eqr_kernels import EquilibriumReasoner, noise
 from eqr_kernels.commands import drawing_quantisation
 from eqr_kernels.commands.console import to_json
+from eqr_kernels.evaluation import tango_interval
 from eqr_kernels.mapping import quantisation_displacement as displacement
 from eqr_kernels.mapping.fake_quantisation import (
     Rounded,
@@ -26,7 +27,7 @@ from eqr_kernels.mapping.fake_quantisation import (
     round_to_integers,
     with_rounded_weights,
 )
-from eqr_kernels.mapping.paired import compare_answers, counted, mcnemar_p, tango_interval
+from eqr_kernels.mapping.paired import compare_answers, counted
 from eqr_kernels.mapping.quantisation import study
 from eqr_kernels.mapping.quantisation_advice import judge, least_puzzles, recommend
 from eqr_kernels.mapping.quantisation_runs import run
@@ -183,11 +184,6 @@ def test_weight_bytes_by_hand(contractive: EquilibriumReasoner) -> None:
 
 
 # --- paired statistics
-
-
-@pytest.mark.parametrize(("gained", "lost", "p"), [(0, 0, 1), (1, 0, 1), (5, 0, 0.0625), (1, 6, 0.125), (4, 4, 1)])
-def test_mcnemar(gained: int, lost: int, p: float) -> None:
-    assert mcnemar_p(gained, lost) == p == mcnemar_p(lost, gained)
 
 
 def test_tango_without_differences_is_its_closed_form() -> None:

@@ -162,7 +162,10 @@ def curve(
             )  # fmt: skip
         study = None
         if quantisation:
-            study = curve_report.quantisation(reasoner, puzzles, most, card_tol or tolerances[0], seed, progress)
+            study = curve_report.quantisation(
+                reasoner, puzzles, most, card_tol or tolerances[0], quick=quick, seed=seed, show=progress,
+                noise_scale=noise_scale, backend=backend, slots=slots,
+            )  # fmt: skip
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"interrupted; what was run is kept in {out / PARTS}, and the same command goes on from there"

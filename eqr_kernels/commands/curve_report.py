@@ -73,15 +73,17 @@ def check(
 
 
 def quantisation(
-    model: EquilibriumReasoner, puzzles: PuzzleSet, most: tuple[int, int], tol: float, seed: int, show: bool | None
-) -> dict[str, Any]:
+    model: EquilibriumReasoner, puzzles: PuzzleSet, most: tuple[int, int], tol: float, *, quick: bool, seed: int,
+    show: bool | None, noise_scale: float | None, backend: str, slots: int | None,
+) -> dict[str, Any]:  # fmt: skip
     """The study of `eqr_kernels.mapping.quantisation` at the greatest depth and breadth."""
     from eqr_kernels.mapping.quantisation import study
 
+    assert puzzles.labels is not None
     with Bar("quantising", show) as bar:
         return study(
             model, puzzles.inputs, puzzles.labels, depth=most[0], breadth=most[1], tol=tol, seed=seed,
-            progress=bar.update,
+            noise_scale=noise_scale, backend=backend, slots=slots, rounds=3 if quick else 7, progress=bar.update,
         )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from eqr_kernels.evaluation.convergence import (
     trajectory_kinds,
 )
 from eqr_kernels.evaluation.coupling import Coupling, auroc, couple, spearman
-from eqr_kernels.evaluation.paired import Paired, mcnemar, pair
+from eqr_kernels.evaluation.paired import Paired, mcnemar, pair, tango_interval
 from eqr_kernels.evaluation.probing import Probe, doubling_depths, noise_floor, probe, provisional_tolerance
 from eqr_kernels.evaluation.running import CHUNK, RULES, Evaluation, Trajectories, evaluate, trajectories
 from eqr_kernels.evaluation.scaling import Convergence, Quartiles, Scaling, Trend, quartiles, summarise
@@ -90,6 +90,7 @@ __all__ = [
     "stratified_subset",
     "summarise",
     "tail_depths",
+    "tango_interval",
     "token_accuracy",
     "tolerance_grid",
     "trajectories",

@@ -17,6 +17,7 @@ from eqr_kernels.report.reading import (
     memory_of,
     number,
     points,
+    quantised,
     rows,
     seconds_unit,
 )
@@ -219,7 +220,7 @@ def _savings(report: Report) -> Table:
 
 def _quantisation(report: Report) -> Table:
     found = []
-    for row in rows(report, "quantisation", "variants"):
+    for row in quantised(report):
         interval = rows(row, "accuracy", "wilson95")
         bounds = [number(value) for value in interval] if len(interval) == 2 else [None, None]
         moved = [say.whole(count(look(row, "changed_basin", part))) for part in ("count", "total")]
@@ -229,7 +230,7 @@ def _quantisation(report: Report) -> Table:
                 say.percent(number(look(row, "accuracy", "share"))),
                 say.interval(*bounds),
                 say.significant(number(look(row, "residual_floor"))),
-                say.significant(number(look(row, "displacement"))),
+                say.significant(number(look(row, "displacement", "median"))),
                 " of ".join(moved) if all(moved) else "",
                 say.percent(number(look(row, "changed_basin", "share"))),
                 say.significant(number(look(row, "ms_per_step"))),
@@ -241,7 +242,7 @@ def _quantisation(report: Report) -> Table:
         title="Quantised weights",
         caption=str(look(report, "quantisation", "recommendation") or ""),
         columns=[
-            "variant", "accuracy", "95 % interval", "residual floor", "displacement", "changed basin", "share",
+            "variant", "accuracy", "95 % interval", "residual floor", "moved by", "changed basin", "share",
             "ms a step", "times as fast",
         ],
         words=1,

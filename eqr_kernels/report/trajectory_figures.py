@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from eqr_kernels.report import style
-from eqr_kernels.report.reading import Report, count, look, number, numbers, rows
+from eqr_kernels.report.reading import Report, count, look, number, numbers, quantised, rows
 from eqr_kernels.report.wording import percent, significant, tolerance
 
 if TYPE_CHECKING:
@@ -149,10 +149,10 @@ def quantisation(report: Report) -> Figure:
     Raises:
         NoData: the quantised variants were not run.
     """
-    variants = [row for row in rows(report, "quantisation", "variants") if look(row, "name") is not None]
+    variants = quantised(report)
     panels = [
         ("answered exactly\n(%)", [_times(100, look(row, "accuracy", "share")) for row in variants]),
-        ("changed basin\n(% of puzzles)", [_times(100, look(row, "changed_basin", "share")) for row in variants]),
+        ("changed basin\n(% of trajectories)", [_times(100, look(row, "changed_basin", "share")) for row in variants]),
         ("floor of the\nresidual", [number(look(row, "residual_floor")) for row in variants]),
         ("speed\n(times as fast)", [number(look(row, "times_as_fast")) for row in variants]),
     ]
