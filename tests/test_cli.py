@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from eqr_kernels import EqRConfig, EquilibriumReasoner
 from eqr_kernels.checkpoint import ModelCard, load_checkpoint
 from eqr_kernels.cli import app
+from eqr_kernels.commands import options
 from eqr_kernels.tasks import maze, sudoku, sudoku_generator
 from eqr_kernels.training import Trainer
 
@@ -371,7 +372,7 @@ def test_eval_tells_coupling_modes_and_how_to_get_them_again(data):
         f"eval --depths 1,3,8 --breadths 1,3 --tol 0.05 --broad 0.6 --seed 4 --reveal 40 --json {data}"
     )
     assert again["device"] == "cpu" and again["device_name"] and again["versions"]["torch"] == torch.__version__
-    assert again["model_file_sha256"] == load_checkpoint("sudoku-small").card.sha256
+    assert again["model_file_sha256"] == load_checkpoint(options.MODEL).card.sha256
     assert len(again["weights_sha256"]) == len(again["data_sha256"]) == 64
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-MODEL = "sudoku-small"
+MODEL = "sudoku"
 
 Model = Annotated[
     str, typer.Option(help="Name of a shipped model, a folder of save_pretrained, a .safetensors, a .pth or a hub id.")
