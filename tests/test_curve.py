@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -95,19 +96,53 @@ def _any_right(report) -> bool:
 
 
 def test_an_interruption_keeps_what_was_run_and_says_so(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("eqr_kernels.mapping.records._FULL", {"cpu": 1})  # a puzzle at a time
     real, out = mapping.Store.save, tmp_path / "c"
 
     def interrupted(self, start, part):
         real(self, start, part)
-        raise KeyboardInterrupt
+        if start == 1:
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(mapping.Store, "save", interrupted)
     result = eqr("curve", data, "--out", out, "--depth", 2, "--breadth", 1, "--quick", code=130)
-    assert "interrupted; what was run is kept in" in result.stderr and "goes on from there" in result.stderr
-    assert not (out / "curve.json").exists() and len(list(out.glob("recording/part-*.npz"))) == 1
-    monkeypatch.setattr(mapping.Store, "save", lambda self, start, part: pytest.fail("was run again"))
+    assert "interrupted; 2 of 6 puzzles are kept in" in result.stderr and "goes on from there" in result.stderr
+    assert not (out / "curve.json").exists() and len(list(out.glob("recording/part-*.npz"))) == 2
+    ran = []
+
+    def counted(self, start, part):
+        ran.append(start)
+        real(self, start, part)
+
+    monkeypatch.setattr(mapping.Store, "save", counted)
     eqr("curve", data, "--out", out, "--depth", 2, "--breadth", 1, "--quick")
-    assert (out / "curve.json").exists()
+    assert ran == [2, 3, 4, 5] and (out / "curve.json").exists()
+
+
+def test_what_decides_the_answers_is_in_the_recording(data, tmp_path, monkeypatch):
+    """The same weights under another config, noise of the card, or backend give other answers."""
+    out, model = tmp_path / "c", EquilibriumReasoner.from_pretrained("sudoku-small")
+    sizes = ["--out", out, "--depth", 2, "--breadth", 1, "--quick", "--limit", 2]
+    model.save_pretrained(tmp_path / "m")
+    eqr("curve", data, "--model", tmp_path / "m", *sizes)
+    for name, card in (("m2", dict(noise_scale=0.3)), ("m3", dict(window=1))):
+        model.card = dataclasses.replace(ModelCard(model.config, tol=0.03), **card)
+        model.save_pretrained(tmp_path / name)
+        told = eqr("curve", data, "--model", tmp_path / name, *sizes, code=2).stderr
+        assert f"{next(iter(card))} was" in told
+    weights = model.state_dict()
+    other = EquilibriumReasoner(dataclasses.replace(model.config, H_cycles=1))
+    other.load_state_dict(weights)
+    other.save_pretrained(tmp_path / "m4")
+    assert "config was" in eqr("curve", data, "--model", tmp_path / "m4", *sizes, code=2).stderr
+    monkeypatch.setenv("EQR_BACKEND", "reference")
+    assert "backend was" in eqr("curve", data, "--model", tmp_path / "m", *sizes, code=2).stderr
+
+
+def test_without_matplotlib_it_stops_before_the_work(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    told = eqr("curve", data, "--out", tmp_path / "c", "--quick", code=2).stderr
+    assert "a report needs matplotlib and jinja2: pip install" in told and not (tmp_path / "c").exists()
 
 
 def test_another_model_seed_or_size_in_the_same_folder_is_refused(data, tmp_path):
@@ -128,7 +163,7 @@ def test_a_target_beyond_reach_is_said_and_the_map_is_written(data, tmp_path):
 
 
 @pytest.mark.parametrize("budget", ["1000 nfe", "10000 ms", "100 s", "900 USD"])
-def test_budgets_of_every_unit(data, tmp_path, budget):
+def test_budgets_buy_all_where_they_are_large(data, tmp_path, budget):
     _, told = curve(tmp_path / "c", data, "--budget", budget, "--price", 1)
     points, best = told["points"], told["bend"]["best"]
     assert points[told["recommendation"]["index"]]["accuracy"] == points[best]["accuracy"]
@@ -186,7 +221,7 @@ def test_puzzles_of_our_own_where_no_file_is_named(tmp_path):
         (("--tols", "small"), "--tols must be auto or numbers"),
         (("--tols", "0.1,-0.2"), "--tols must be positive"),
         (("--select", "first"), "is the race, which is mapped anyway"),
-        (("--select", "best"), "select must be one of"),
+        (("--select", "best"), "--select must be residual, vote or q"),
         (("--out", "/nowhere/at/all"), "there is no folder"),
         (("--out", "/etc/hosts"), "is a file; name a folder"),
     ],

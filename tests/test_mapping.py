@@ -57,11 +57,13 @@ def test_a_replayed_policy_is_what_solve_answers(model, puzzles, records, policy
         assert (told.nfe <= policy.breadth * policy.depth).all() and (told.nfe >= told.steps).all()
 
 
-@needs_extension
-def test_votes_are_counted_on_whole_answers(model, puzzles, records):
-    policy = Policy("fixed", 2, 4, select="vote")
-    real = model.solve(torch.from_numpy(puzzles.inputs).long(), seed=5, **policy.arguments())
-    assert mapping.outcome(records, policy).restart.tolist() == real.restart.tolist()
+def test_votes_are_counted_on_whole_answers():
+    """Restarts 0 and 2 answer alike; restart 1 has the lowest score and an answer of its own."""
+    told = made(
+        exact=[[[1], [0], [1]]], residual=[[[0.3], [0.1], [0.2]]], score=[[[3], [1], [2]]], answer=[[[5], [7], [5]]]
+    )
+    assert mapping.outcome(told, Policy("fixed", 1, 3, select="vote")).restart.tolist() == [2]
+    assert mapping.outcome(told, Policy("fixed", 1, 3)).restart.tolist() == [1]
 
 
 def test_a_recording_does_not_depend_on_its_chunks(model, puzzles):
@@ -120,6 +122,24 @@ def test_a_trajectory_that_diverged_spends_nothing_more_and_never_answers():
     assert (early.exact.item(), early.restart.item(), early.nfe.item()) == (True, 0, 4)
     alone = mapping.outcome(told, Policy("fixed", 3, 1))
     assert (alone.exact.item(), alone.steps.item()) == (False, 2)
+
+
+def test_where_trajectories_go_side_by_side_a_query_takes_as_long_as_the_longest():
+    told = made(exact=[[[1, 1, 1], [1, 1, 1]]], residual=[[[0.1, 0.1, 0.1], [0.9, 0.9, 0.1]]])
+    found = mapping.outcome(told, Policy("residual", 3, 2, 0.2))
+    assert (found.nfe.item(), found.longest.item()) == (4, 3)
+    costs = dataclasses.replace(COSTS, latency=(Latency(2, 1.0, 0.5),))
+    assert costs.query_ms(2, found.nfe, found.longest).tolist() == [1.0 + 4 * 0.5]
+    beside = dataclasses.replace(costs, side_by_side=True)
+    assert beside.query_ms(2, found.nfe, found.longest).tolist() == [1.0 + 3 * 2 * 0.5]
+
+
+@pytest.mark.parametrize(
+    ("puzzles", "depth", "breadth", "device", "expected"),
+    [(200, 64, 8, "cpu", 13), (48, 16, 4, "cpu", 16), (3, 1, 1, "cpu", 64), (2500, 64, 8, "cuda", 191)],
+)
+def test_parts_are_small_but_keep_the_device_busy_and_fit_in_memory(puzzles, depth, breadth, device, expected):
+    assert mapping.chunk_size(puzzles, 81, depth, breadth, device) == expected
 
 
 def test_a_recording_must_be_deep_and_broad_enough(records):
@@ -365,13 +385,16 @@ def test_joules_come_from_the_counter_alone(monkeypatch, tmp_path):
     monkeypatch.setattr(meters, "_RAPL", tmp_path)
     cpu = torch.device("cpu")
     assert meters.joules(lambda: None, 0.0, cpu) is None
-    for zone in ("intel-rapl:0", "intel-rapl:1", "intel-rapl:0:0"):
+    names = {"intel-rapl:0": "package-0", "intel-rapl:1": "package-1", "intel-rapl:0:0": "core", "intel-rapl:2": "psys"}
+    for zone, name in names.items():
         (tmp_path / zone).mkdir()
+        (tmp_path / zone / "name").write_text(name)
         (tmp_path / zone / "energy_uj").write_text("1000000")
 
     def work() -> None:
         (tmp_path / "intel-rapl:1" / "energy_uj").write_text("4000000")
-        (tmp_path / "intel-rapl:0:0" / "energy_uj").write_text("9000000")  # a part of the package, not counted again
+        for again in ("intel-rapl:0:0", "intel-rapl:2"):  # a part of a package, and what holds them: counted already
+            (tmp_path / again / "energy_uj").write_text("9000000")
 
     told = meters.joules(work, 0.0, cpu)
     assert told is not None and (told.joules, told.calls, told.source) == (3.0, 1, "RAPL")

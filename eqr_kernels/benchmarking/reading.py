@@ -157,13 +157,17 @@ def _curve(file: str, found: dict[str, Any]) -> Run:
     versions = reproduce.get("versions") or {}
     about = {
         "device": found.get("device"), "threads": reproduce.get("torch_threads"), "backend": found.get("backend"),
-        "precision": settings.get("precision"), "weights": reproduce.get("weights_sha256"), **versions,
+        "precision": settings.get("precision"), "weights": reproduce.get("weights_sha256"),
+        "cpu_isa": settings.get("instruction_set"), **versions,
     }  # fmt: skip
     costs = found["unit_costs"]
     errors = [abs(p["latency_error"]) for p in found.get("checked", []) if p.get("latency_error") is not None]
     # How far computed latencies lie from measured ones is the only noise that a curve tells of.
     noise = statistics.median(errors) if errors else CURVE_DEVIATION
     context = {"model": found.get("model"), "precision": settings.get("precision")}
+    # Outer steps, and which puzzles a query's percentiles are over, depend on these.
+    asked = {key: settings.get(key) for key in ("seed", "noise_scale", "window", "depth")}
+    asked["data"] = reproduce.get("data_sha256")
     rows: list[Row] = []
 
     def add(name: str, entry: Mapping[str, Any], *keys: str, kind: str = TIME, sizes: Mapping[str, Any] = {}) -> None:
@@ -180,8 +184,11 @@ def _curve(file: str, found: dict[str, Any]) -> Run:
     add("energy:", costs.get("energy") or {}, "joules_per_nfe")
     for entry in found.get("checked") or []:
         point = found["points"][entry["index"]]
-        name = f"checked {point['policy']}, depth {point['depth']}, breadth {point['breadth']}:"
-        add(name, entry.get("latency_ms") or {}, "p50", sizes={"tol": point.get("tol"), "select": point.get("select")})
-        add(name, entry, "nfe", kind=AMOUNT, sizes={"tol": point.get("tol"), "select": point.get("select")})
+        tol = "" if point.get("tol") is None else f" {point['tol']:.4g}"
+        name = f"checked {point['policy']}{tol}, depth {point['depth']}, breadth {point['breadth']}:"
+        sizes = {**asked, "select": point.get("select")}
+        add(name, entry.get("latency_ms") or {}, "p50", sizes={**sizes, "queries": entry.get("queries")})
+        if point["policy"] != "race":  # what its losers spend depends on timing
+            add(name, entry, "nfe", kind=AMOUNT, sizes=sizes)
     named = {key: value for key, value in about.items() if value is not None}
     return Run(file, "curve", named, {row.name: row for row in rows}, ())

@@ -99,11 +99,12 @@ def curve(
     Exit code 0: mapped; 1: mapped, but some lines could not be used, or nothing fits --target and --budget; 2: nothing
     could be done; 130: interrupted, and what was run is kept.
     """
-    from eqr_kernels import mapping
+    from eqr_kernels import mapping, selection
     from eqr_kernels.commands import curve_drawing, curve_report, drawing
     from eqr_kernels.commands import puzzles as puz
     from eqr_kernels.commands.provenance import reproduction, weights_digest
     from eqr_kernels.evaluation import SUBSET_SEED, digest, stratified_subset
+    from eqr_kernels.report import require
 
     begun = time.perf_counter()
     sizes = _QUICK if quick else _USUAL
@@ -114,7 +115,10 @@ def curve(
         raise ValueError(f"--target must be a share above 0 and up to 1, as in 0.95, got {target}")
     if select == "first":
         raise ValueError("--select first is the race, which is mapped anyway; choose residual, vote or q")
+    if select not in selection.RULES:
+        raise ValueError(f"--select must be residual, vote or q, got {select!r}")
     _check_folder(out)
+    require()  # before the work: the pictures come last
     reasoner = puz.load_model(model, device, progress)
     task, config = puz.task_of(reasoner.config), reasoner.config
     if file is None:
@@ -134,10 +138,11 @@ def curve(
     options: dict[str, Any] = dict(
         window=window, noise_scale=noise_scale, slots=slots, backend=backend, precision=precision
     )
+    ran = curve_report.resolved(reasoner, options)
     about = {
         "weights": weights_digest(reasoner), "puzzles": digest(puzzles.inputs, puzzles.labels), "depth": most[0],
-        "breadth": most[1], "seed": seed, **options, "device": str(reasoner.device),
-        "chunk": mapping.chunk_size(config.seq_len, *most),
+        "breadth": most[1], "seed": seed, **ran,
+        "chunk": mapping.chunk_size(len(puzzles), config.seq_len, *most, reasoner.device.type),
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     store = _store(out / PARTS, about, fresh)
@@ -160,15 +165,10 @@ def curve(
                 reasoner, puzzles, records, found, costs, chosen, quick=quick, progress=bar.update,
                 options={**options, "seed": seed},
             )  # fmt: skip
-        study = None
-        if quantisation:
-            study = curve_report.quantisation(
-                reasoner, puzzles, most, card_tol or tolerances[0], quick=quick, seed=seed, show=progress,
-                noise_scale=noise_scale, backend=backend, slots=slots,
-            )  # fmt: skip
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"interrupted; what was run is kept in {out / PARTS}, and the same command goes on from there"
+            f"interrupted; {store.puzzles()} of {len(puzzles)} puzzles are kept in {out / PARTS}, and the same command "
+            "goes on from there"
         ) from None
     report = {
         "command": "curve",
@@ -181,17 +181,23 @@ def curve(
         },
         "settings": {
             "depth": most[0], "breadth": most[1], "depths": depths, "breadths": breadths, "tols": tolerances,
-            "card_tol": card_tol, "select": select, "seed": seed, **options,
+            "card_tol": card_tol, "select": select, "seed": seed, **options, **ran,
             "price": None if asked is None else {"per_hour": asked.per_hour, "currency": asked.currency},
         },
         **curve_report.tell(reasoner, puzzles, records, found, costs, checked, card_tol),
-        "recommendation": curve_report.recommendation(found, chosen, target, budget),
-        "quantisation": study,
+        "recommendation": curve_report.recommendation(found, chosen, target, budget, {**options, "seed": seed}),
+        "quantisation": None,
         "reproduce": reproduction(ctx, reasoner, puzzles),
         "errors": puz.errors_as_json(errors),
         "seconds": time.perf_counter() - begun,
     }  # fmt: skip
     files = curve_report.write(report, out)
+    if quantisation:
+        report["quantisation"] = curve_report.quantisation(
+            reasoner, puzzles, most, card_tol or tolerances[0], quick=quick, seed=seed, show=progress,
+            noise_scale=noise_scale, backend=backend, slots=slots,
+        )  # fmt: skip
+        files = curve_report.write(report, out)
     emit(report, as_json, None)
     if not as_json:
         curve_drawing.curve(report)
@@ -265,6 +271,7 @@ def _tolerances(
     floor = math.sqrt(2) * noise_scale
     middle = tol or 2 * floor or 0.01
     # Below the noise's own residual a tolerance never fires.
+    middle = middle if middle * _TOLERANCES[-1] > floor else 2 * floor
     return [value for factor in _TOLERANCES if (value := float(f"{factor * middle:.4g}")) > floor], tol
 
 
@@ -272,7 +279,7 @@ def _budget(text: str | None, price: Price | None) -> tuple[float, str] | None:
     """The amount and what it is of, checked before the work begins."""
     if text is None:
         return None
-    match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*([^\s0-9].*?)\s*", text)
+    match = re.fullmatch(r"\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*([^\s0-9].*?)\s*", text)
     units = ["nfe", "ms", "s", *([price.currency] if price else [])]
     try:
         value, unit = (float(match[1]), match[2]) if match else (math.nan, "")

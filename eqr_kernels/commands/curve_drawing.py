@@ -70,10 +70,9 @@ def _names(report: dict[str, Any]) -> dict[int, list[str]]:
 
 def _spread(front: list[int], names: dict[int, list[str]]) -> list[int]:
     """At most so many of the front, the named ones always."""
-    if len(front) <= _MOST_ROWS:
-        return front
+    few = len(front) <= _MOST_ROWS
     step = (len(front) - 1) / (_MOST_ROWS - 1)
-    kept = {front[round(k * step)] for k in range(_MOST_ROWS)} | set(names)
+    kept = (set(front) if few else {front[round(k * step)] for k in range(_MOST_ROWS)}) | set(names)
     return [i for i in [*front, *sorted(set(names) - set(front))] if i in kept]
 
 
@@ -98,7 +97,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
     best, within = points[bend["best"]], points[bend["cheapest_within"]["index"]]
     if not best["accuracy"]["correct"]:
         told.append("no puzzle is answered right at any point of the map; `eqr diagnose` says why")
-    else:
+    elif within is not best:
         told.append(
             f"the bend: {policy(within)} is within {bend['cheapest_within']['points']:g} points of the best "
             f"({100 * within['accuracy']['share']:.1f} of {100 * best['accuracy']['share']:.1f} %) for "

@@ -61,11 +61,10 @@ def check(
     told = []
     for done, (index, reasons) in enumerate(sorted(why.items())):
         point = found[index]
-        alone = costs.latency_of(point.policy.breadth)
-        nfe = mapping.outcome(records, point.policy).nfe.astype(np.float64)
+        replayed = mapping.outcome(records, point.policy)
+        computed = costs.query_ms(point.policy.breadth, replayed.nfe, replayed.longest)
         checked = mapping.check(
-            model, puzzles.inputs, puzzles.labels, point, alone.overhead_ms + alone.ms_per_nfe * nfe,
-            seconds=2.0 if quick else 10.0, **options,
+            model, puzzles.inputs, puzzles.labels, point, computed, seconds=2.0 if quick else 10.0, **options,
         )  # fmt: skip
         progress(done + 1, len(why))
         told.append((index, reasons, checked))
@@ -85,6 +84,33 @@ def quantisation(
             model, puzzles.inputs, puzzles.labels, depth=most[0], breadth=most[1], tol=tol, seed=seed,
             noise_scale=noise_scale, backend=backend, slots=slots, rounds=3 if quick else 7, progress=bar.update,
         )  # fmt: skip
+
+
+def resolved(model: EquilibriumReasoner, options: dict[str, Any]) -> dict[str, Any]:
+    """What decides the answers of a run beside weights, puzzles, sizes and seed: in words and numbers, not defaults."""
+    import torch
+
+    import eqr_kernels
+    from eqr_kernels import backends, ops
+    from eqr_kernels.solve import PRECISIONS
+
+    card, config = model.card, model.config
+    dtype = PRECISIONS.get(options["precision"], model.dtype)
+    backend = backends.choose(options["backend"], model, dtype)[0].name
+    noise_scale, window = options["noise_scale"], options["window"]
+    if noise_scale is None:
+        noise_scale = config.noise_scale if card is None or card.noise_scale is None else card.noise_scale
+    return {
+        "config": config.to_dict(),
+        "noise_scale": noise_scale,
+        "window": (card.window if card and card.window else 3) if window is None else window,
+        "backend": backend,
+        "precision": str(dtype).removeprefix("torch."),
+        "instruction_set": ops.cpu_isa() if backend == "cpu" else None,
+        "device": str(model.device),
+        "torch": torch.__version__,
+        "eqr_kernels": eqr_kernels.__version__,
+    }
 
 
 def groups(puzzles: PuzzleSet) -> dict[str, int]:
@@ -114,7 +140,7 @@ def tell(
         "front": bend.front,
         "bend": _bend(bend),
         "checked": [_checked(*row, found) for row in checked],
-        "savings": None if tol is None else _savings(records, breadths, tol),
+        "savings": None if tol is None else _savings(records, breadths, tol, found[0].policy.select),
         "convergence": None if tol is None else _convergence(puzzles, records, tol),
         "coupling": _coupling(records),
     }
@@ -185,7 +211,7 @@ def _checked(index: int, why: list[str], found: Checked, points: list[Point]) ->
     }
 
 
-def _savings(records: Records, breadths: Sequence[int], tol: float) -> dict[str, Any]:
+def _savings(records: Records, breadths: Sequence[int], tol: float, select: str) -> dict[str, Any]:
     """At the greatest breadth, and a row for each."""
     from eqr_kernels import mapping
 
@@ -195,7 +221,7 @@ def _savings(records: Records, breadths: Sequence[int], tol: float) -> dict[str,
             "lost": s.lost, "gained": s.gained, "nfe_full": s.nfe_full, "nfe_exit": s.nfe_exit, "times": s.times,
             "settled": s.settled,
         }
-        for s in mapping.savings(records, breadths, tol=tol)
+        for s in mapping.savings(records, breadths, tol=tol, select=select)
     ]  # fmt: skip
     return {"tol": tol, **rows[-1], "rows": rows}
 
@@ -225,7 +251,7 @@ def _coupling(records: Records) -> dict[str, Any]:
     return {
         "depth": records.depth,
         "trajectories": len(right),
-        "right": int(right.sum()),
+        "right": int((right & sound).sum()),
         "diverged": int((~sound).sum()),
         "auroc": None if math.isnan(value := auroc(cost, right)) else value,
         "log10_edges": edges.tolist(),
@@ -235,7 +261,7 @@ def _coupling(records: Records) -> dict[str, Any]:
 
 
 def recommendation(
-    found: list[Point], chosen: int | None, target: float | None, budget: str | None
+    found: list[Point], chosen: int | None, target: float | None, budget: str | None, options: dict[str, Any]
 ) -> dict[str, Any] | None:
     """What to call `solve` with, and why."""
     if target is None and budget is None:
@@ -244,16 +270,16 @@ def recommendation(
     told: dict[str, Any] = {"target": target, "budget": budget, "index": chosen, "arguments": None}
     if chosen is None:
         best = max(p.accuracy.share for p in found)
-        within = " within the budget" if target and budget else ""
-        told["reason"] = (
-            f"no point of the map offers {wanted}: the most accurate of all reaches {best:.3f}; "
-            f"none reaches what was asked{within}. Raise --depth, --breadth or --budget, or lower --target; "
-            "`eqr diagnose` says whether depth or breadth can help"
-        )
+        if target and best < target:
+            why = f"the most accurate reaches {best:.3f}; `eqr diagnose` says whether more depth or breadth can help"
+        else:
+            why = "what is as cheap is not as accurate; raise --budget" if target else "all cost more; raise --budget"
+        told["reason"] = f"no point of the map offers {wanted}: {why}"
         return told
     point = found[chosen]
     low, high = point.accuracy.interval
     arguments = {name: value for name, value in point.policy.arguments().items() if (name, value) != _DEFAULT_RULE}
+    arguments |= {name: value for name, value in options.items() if value not in (None, "auto", 0)}
     told["arguments"] = ", ".join(f"{name}={json.dumps(value)}" for name, value in arguments.items())
     told["reason"] = (
         f"{'the cheapest' if target else 'the most accurate'} point that offers {wanted}: "

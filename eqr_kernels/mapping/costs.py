@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from eqr_kernels.mapping import meters
 from eqr_kernels.modules import EquilibriumReasoner
+
+Doubles = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class UnitCosts:
         unit: "core" or "GPU".
         memory: as measured; empty where the system does not tell.
         energy: None where nothing measures it.
+        side_by_side: a query's trajectories go at once, so that it takes as long as the longest; on a CPU the threads
+            share all that is left, and it takes what their steps add up to.
     """
 
     latency: tuple[Latency, ...]
@@ -76,6 +82,13 @@ class UnitCosts:
     unit: str
     memory: tuple[Memory, ...]
     energy: Energy | None
+    side_by_side: bool = False
+
+    def query_ms(self, breadth: int, nfe: npt.NDArray[np.integer], longest: npt.NDArray[np.integer]) -> Doubles:
+        """Time of queries alone, from their outer steps and those of their longest trajectories: [N] -> float64 [N]."""
+        alone = self.latency_of(breadth)
+        steps = np.asarray(breadth * longest if self.side_by_side else nfe, np.float64)
+        return np.asarray(alone.overhead_ms + alone.ms_per_nfe * steps)
 
     def latency_of(self, breadth: int) -> Latency:
         """Of a breadth that was measured."""
@@ -112,6 +125,8 @@ def measure_costs(
         trajectories = 16 * per_unit if cuda else 64 * torch.get_num_threads()
     many = tokens[torch.arange(trajectories) % len(tokens)]
     ids = torch.arange(trajectories)
+
+    ran = model.solve(tokens[:1], depth=1, breadth=1, halt="none", **options).backend
 
     def alone(breadth: int, depth: int, number: int = 0) -> float:
         row = number % len(tokens)
@@ -164,6 +179,7 @@ def measure_costs(
         "GPU" if cuda else "core",
         tuple(memory),
         energy,
+        ran != "cpu",
     )
 
 
@@ -179,5 +195,6 @@ def _deep_enough(run: Callable[[int], float], seconds: float, most: int = 4096) 
     """A depth whose solve takes about so long; what is run here also warms up."""
     run(2)
     short, long = run(1), run(5)
-    step = max((long - short) / 4, 1e-6)
+    # A hiccup in the short one must not make the long one endless.
+    step = max((long - short) / 4, long / 50)
     return int(min(most, max(5, 1 + seconds / step)))

@@ -67,14 +67,16 @@ def _nvml(device: torch.device) -> Callable[[], float] | None:
 
 def _rapl() -> Callable[[], float] | None:
     """Joules that all CPU packages have used; None where the kernel does not let us read them."""
-    counters = [
-        zone / "energy_uj" for zone in sorted(_RAPL.glob("intel-rapl:[0-9]*")) if zone.name.count(":") == 1
-    ]  # no subzones: a package holds them
+    counters: list[Path] = []
 
     def read() -> float:
         return sum(int(counter.read_text()) for counter in counters) / 1e6
 
     try:
+        for zone in sorted(_RAPL.glob("intel-rapl:*")):
+            # Not the parts of a package, nor the zone of the whole board that some machines have beside it.
+            if zone.name.count(":") == 1 and (zone / "name").read_text().startswith("package"):
+                counters.append(zone / "energy_uj")
         read()
     except (OSError, ValueError):
         return None

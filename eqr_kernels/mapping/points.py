@@ -55,8 +55,7 @@ def points(records: Records, policies: Iterable[Policy], costs: UnitCosts, price
 def _point(records: Records, policy: Policy, costs: UnitCosts, price: Price | None) -> Point:
     found = outcome(records, policy)
     nfe = float(found.nfe.mean())
-    alone = costs.latency_of(policy.breadth)
-    queries = alone.overhead_ms + alone.ms_per_nfe * found.nfe
+    queries = costs.query_ms(policy.breadth, found.nfe, found.longest)
     p50, p95, p99 = (float(q) for q in np.percentile(queries, (50, 95, 99)))
     seconds = nfe * costs.ms_per_nfe / 1e3
     return Point(

@@ -50,6 +50,8 @@ class Policy:
             raise ValueError(
                 f"tol is for the policies residual and race, and they need it; got {self.name} with {self.tol}"
             )
+        if self.select not in selection.RULES:
+            raise ValueError(f"select must be one of {', '.join(selection.RULES)}, got {self.select!r}")
         if (self.select == "first") != (self.name == "race"):
             raise ValueError(f'select="first" is for the policy race alone, got {self.name} with {self.select!r}')
 
@@ -82,6 +84,7 @@ class Outcome:
         settled: bool [N], the selected trajectory's halting rule had fired; all False for "fixed".
         steps: int64 [N], outer steps of the selected trajectory.
         nfe: int64 [N], outer steps spent on all trajectories of the puzzle.
+        longest: int64 [N], those of the trajectory that spent most: what a query takes where all go side by side.
         restart: int64 [N], the selected trajectory.
     """
 
@@ -89,14 +92,16 @@ class Outcome:
     settled: Bools
     steps: Ints
     nfe: Ints
+    longest: Ints
     restart: Ints
 
 
 def outcome(records: Records, policy: Policy) -> Outcome:
     """What `solve` with the policy's arguments answers and spends, from a recording to at least its depth and breadth.
 
-    On a compiled backend it is the same to the last bit, but for what a race spends: here its trajectories go in step,
-    so that all of them stop when the first has settled; a machine that runs fewer at a time spends another number.
+    On a compiled backend it is the same to the last bit (the cuda backend's latency kernel, for up to 8 trajectories,
+    rounds in its own way), but for what a race spends: here its trajectories go in step, so that all of them stop when
+    the first has settled; one that runs fewer at a time spends another number.
 
     Raises:
         ValueError: the recording is not as deep or as broad.
@@ -128,7 +133,7 @@ def outcome(records: Records, policy: Policy) -> Outcome:
 
     halted = Status.HALTED if policy.name == "q" else Status.CONVERGED
     status = np.select([diverged, settled], [int(Status.DIVERGED), int(halted)], int(Status.MAX_DEPTH))
-    exact: Bools = np.asarray(at_stop("exact") & ~diverged)
+    exact: Bools = at_stop("exact")
     restart = selection.select(
         policy.select,
         torch.from_numpy(at_stop("answer").astype(np.int64))[:, :, None],
@@ -142,4 +147,5 @@ def outcome(records: Records, policy: Policy) -> Outcome:
         first = np.where(settled, steps, d).min(1, keepdims=True)
         spent = np.minimum(steps, first)
     rows = np.arange(n)
-    return Outcome(exact[rows, restart], settled[rows, restart], steps[rows, restart], spent.sum(1), restart)
+    won = exact[rows, restart], settled[rows, restart], steps[rows, restart]
+    return Outcome(*won, spent.sum(1), spent.max(1), restart)

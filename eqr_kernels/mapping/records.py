@@ -16,6 +16,8 @@ from eqr_kernels.modules import EquilibriumReasoner
 from eqr_kernels.solve import SolveResult
 
 _CHUNK_BYTES = 128 << 20
+_PARTS = 16
+_FULL = {"cpu": 64, "cuda": 4224}
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,14 @@ class Records:
 
     Attributes:
         exact: bool [N, B, D], the answer is right in every labelled token.
-        answer: int16 [N, B, D], the answer, numbered within a puzzle: equal numbers are equal answers.
+        answer: int32 [N, B, D], the answer, numbered within a puzzle: equal numbers are equal answers.
         residual, score, q_halt: float32 [N, B, D]; score as `solve` has it after that step (the mean over a window).
         diverged: int64 [N, B], the step at which the state turned non-finite; D + 1 where it never did.
         backend, backend_reason: what ran, and why.
     """
 
     exact: Bools
-    answer: npt.NDArray[np.int16]
+    answer: npt.NDArray[np.int32]
     residual: Floats
     score: Floats
     q_halt: Floats
@@ -86,7 +88,7 @@ def record(
     Args:
         inputs, labels: integers [N, S]; a label of 0 is not scored.
         depth, breadth: D outer steps of B trajectories a puzzle.
-        chunk: puzzles at a time; by default what takes some 128 MB. It changes no answer.
+        chunk: puzzles at a time, see `chunk_size`. On a compiled backend it changes no answer.
         parts: keeps each chunk as it is done, and gives back those that were done before, so that a run that was
             interrupted goes on where it stopped.
         progress: called with (outer steps spent or found in `parts`, outer steps in all).
@@ -101,7 +103,7 @@ def record(
             f"inputs and labels must both be [N >= 1, S], got shapes {questions.shape} and {answers.shape}"
         )
     if chunk is None:
-        chunk = chunk_size(questions.shape[1], depth, breadth)
+        chunk = chunk_size(len(questions), questions.shape[1], depth, breadth, model.device.type)
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     total = len(questions) * depth * breadth
@@ -130,10 +132,13 @@ def record(
     return join(found)
 
 
-def chunk_size(tokens: int, depth: int, breadth: int) -> int:
-    """Puzzles at a time, so that what is recorded of them stays within bounds."""
+def chunk_size(puzzles: int, tokens: int, depth: int, breadth: int, device: str = "cpu") -> int:
+    """Puzzles at a time: a sixteenth of all, so that little is lost when a run is interrupted, but enough trajectories
+    to keep the device busy; and no more than some 128 MB of records."""
     # Answers in int64 and six more numbers at each step; twice, as an op's output is copied.
-    return max(1, _CHUNK_BYTES // (2 * breadth * depth * (8 * tokens + 36)))
+    most = _CHUNK_BYTES // (2 * breadth * depth * (8 * tokens + 36))
+    busy = -(-_FULL.get(device, _FULL["cuda"]) // breadth)
+    return max(1, min(most, max(-(-puzzles // _PARTS), busy)))
 
 
 def join(parts: Iterable[Records]) -> Records:
@@ -165,12 +170,9 @@ def _recorded(result: SolveResult, answers: npt.NDArray[np.integer]) -> Records:
     )
 
 
-def _numbered(rows: npt.NDArray[np.integer]) -> npt.NDArray[np.int16]:
-    """A number for each of the rows [m, S], the same for the same row: int16 [m]."""
-    # Tokens are small: a row's bytes are compared at once, some ten times as fast as by columns.
-    packed = np.ascontiguousarray(rows.astype(np.uint8)).view(f"V{rows.shape[1]}")[:, 0]
+def _numbered(rows: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
+    """A number for each of the rows [m, S], the same for the same row: int32 [m]."""
+    # A row's bytes are compared at once, some ten times as fast as by columns.
+    narrow = rows.astype(np.uint8 if rows.max() < 256 else np.int64)
     number: dict[bytes, int] = {}
-    told = [number.setdefault(bytes(row), len(number)) for row in packed]
-    if len(number) > np.iinfo(np.int16).max:
-        raise ValueError(f"a puzzle has {len(number)} different answers, more than 32,767; lower breadth or depth")
-    return np.array(told, np.int16)
+    return np.array([number.setdefault(row.tobytes(), len(number)) for row in narrow], np.int32)

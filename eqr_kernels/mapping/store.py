@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,13 @@ class Store:
                     backend=str(held["backend"]),
                     backend_reason=str(held["backend_reason"]),
                 )
-        except (FileNotFoundError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+        except (OSError, KeyError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error):
             return None
+
+    def puzzles(self) -> int:
+        """How many puzzles the finished parts hold."""
+        known = (self.load(int(path.stem.removeprefix("part-"))) for path in self.folder.glob("part-*.npz"))
+        return sum(len(part) for part in known if part is not None)
 
     def save(self, start: int, part: Records) -> None:
         """Keeps the part that begins with puzzle `start`."""

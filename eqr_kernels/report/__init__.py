@@ -4,6 +4,7 @@ Matplotlib and jinja2 are imported when something is drawn or written: `pip inst
 """
 
 from eqr_kernels.report.figures import PICTURES, NoData, Picture
+from eqr_kernels.report.style import require
 from eqr_kernels.report.write import PAGE, page, write_report
 
-__all__ = ["PAGE", "PICTURES", "NoData", "Picture", "page", "write_report"]
+__all__ = ["PAGE", "PICTURES", "NoData", "Picture", "page", "require", "write_report"]

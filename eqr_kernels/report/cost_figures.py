@@ -172,27 +172,31 @@ def _evenly(n: int, kept: int) -> list[int]:
     return [round(k * (n - 1) / (kept - 1)) for k in range(kept)]
 
 
-def _checked(report: Report) -> list[tuple[Point, float, float | None]]:
+_BESIDE_P50 = (("latency_ms", "p95"), ("latency_ms_computed", "p50"))
+
+
+def _checked(report: Report) -> list[tuple[Point, float, float | None, float | None]]:
     """Points that were run for real, with their measured median and 95th percentile in ms, by breadth."""
     everything, found = points(report), []
     for row in rows(report, "checked"):
         index = as_index(report, look(row, "index"), "checked")
         p50 = number(look(row, "latency_ms", "p50"))
         if index is not None and p50 is not None and everything[index].breadth is not None:
-            found.append((everything[index], p50, number(look(row, "latency_ms", "p95"))))
+            p95, computed = (number(look(row, *path)) for path in _BESIDE_P50)
+            found.append((everything[index], p50, p95, computed))
     return sorted(found, key=lambda row: (row[0].breadth or 0, row[1]))
 
 
-def _draw_checked(axes: Axes, checked: list[tuple[Point, float, float | None]]) -> None:
+def _draw_checked(axes: Axes, checked: list[tuple[Point, float, float | None, float | None]]) -> None:
     for breadth, group in groupby(checked, key=lambda row: row[0].breadth or 1):
         same = list(group)
-        for k, (p, p50, p95) in enumerate(same):
+        for k, (_, p50, p95, computed) in enumerate(same):
             x = breadth * 1.09 ** (k - (len(same) - 1) / 2)  # side by side
             if p95 is not None:
                 axes.vlines(x, p50, max(p50, p95), color=style.INK, linewidth=1, zorder=4)
             axes.plot(x, p50, "o", color=style.INK, markersize=6, zorder=5)
-            if p.p50 is not None:
-                axes.plot(x, p.p50, "_", color=style.INK, markersize=13, markeredgewidth=1.5, zorder=5)
+            if computed is not None:
+                axes.plot(x, computed, "_", color=style.INK, markersize=13, markeredgewidth=1.5, zorder=5)
     if checked:
         axes.plot([], [], "o", color=style.INK, label="measured p50;\nline up to p95")
         axes.plot([], [], "_", color=style.INK, markersize=13, markeredgewidth=1.5, label="computed p50\nof the same")

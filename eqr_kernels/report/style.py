@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import io
 import textwrap
 from collections.abc import Callable, Iterator
@@ -38,6 +39,17 @@ _STYLE: Any = {
     # Ids in an SVG are random without a salt; letters as outlines look the same everywhere.
     "svg.hashsalt": "eqr_kernels", "svg.fonttype": "path",
 }  # fmt: skip
+
+
+def require() -> None:
+    """Raises where a report could not be written, before the work for it begins.
+
+    Raises:
+        ImportError: matplotlib or jinja2 is not installed.
+    """
+    missing = [name for name in ("matplotlib", "jinja2") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"a report needs {' and '.join(missing)}: {INSTALL}")
 
 
 class NoData(ValueError):

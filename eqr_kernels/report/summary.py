@@ -141,8 +141,9 @@ def explanations(report: Report) -> list[tuple[str, str]]:
         ),
         (
             "The front and its bend",
-            "A point is on the front when no other is both cheaper and more accurate. The bend is the cheapest point "
-            "whose accuracy is close to the best; the knee is where the next factor of cost starts to buy least.",
+            "A point is on the front when no other is as accurate for less, or more accurate for as much. The bend is "
+            "the cheapest point whose accuracy is close to the best; the knee is where the next factor of cost starts "
+            "to buy least.",
         ),
         (
             "Points that were run",
@@ -168,10 +169,12 @@ def _cost(report: Report) -> str:
     field = seconds_field(report)
     unit = "the seconds" if field is None else f"the {SECONDS[field]}"
     price = _price(report)
-    money = f"Costs in money are these at {price}." if price else "No price was given, so there are no costs in money."
+    money = "No price was given, so there are no costs in money."
+    if price:
+        money = f"Costs in money are the wall time at {price}, for the whole machine."
     return (
-        f"With {many} in flight the device is saturated. Throughput and {unit} of a query follow from the time for "
-        f"each NFE there and the point's NFE. {money}"
+        f"A call of {many} stands for a device that is saturated. Throughput and {unit} of a query follow from the "
+        f"time for each NFE there and the point's NFE. {money}"
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from eqr_kernels.report import wording as say
 from eqr_kernels.report.reading import (
@@ -112,7 +111,7 @@ def _checked(report: Report) -> Table:
                 say.whole(count(look(row, "correct"))),
                 say.significant(p.nfe),
                 say.significant(number(look(row, "nfe"))),
-                say.significant(p.p50),
+                say.significant(number(look(row, "latency_ms_computed", "p50"))),
                 *(say.significant(number(look(row, "latency_ms", part))) for part in ("p50", "p95", "p99")),
                 say.signed_percent(number(look(row, "latency_error"))),
                 say.significant(p.throughput),
@@ -172,7 +171,7 @@ def _rates(report: Report) -> Table:
     saturation, energy = look(report, "unit_costs", "saturation"), look(report, "unit_costs", "energy")
     source = look(energy, "source")
     known = [
-        ("trajectories in flight at saturation", say.whole(count(look(saturation, "trajectories")))),
+        ("trajectories in a call, for saturation", say.whole(count(look(saturation, "trajectories")))),
         ("ms per NFE at saturation", say.significant(number(look(saturation, "ms_per_nfe")))),
         (
             f"joules per NFE{'' if source is None else f' ({source})'}",
@@ -191,31 +190,34 @@ def _rates(report: Report) -> Table:
     )
 
 
-_SAVINGS: dict[str, tuple[str, Any]] = {
-    "accuracy_full": ("accuracy, all trajectories to the full depth", say.percent),
-    "accuracy_exit": ("accuracy, adaptive exit", say.percent),
-    "nfe_full": ("NFE, all to the full depth", say.significant),
-    "nfe_exit": ("NFE, adaptive exit", say.significant),
-    "times": ("times fewer outer steps", say.significant),
-    "tol": ("tolerance", say.tolerance),
-}
-
-
 def _savings(report: Report) -> Table:
     found = []
-    for name, value in (look(report, "savings") or {}).items():
-        label, tell = _SAVINGS.get(name, (name.replace("_", " "), say.significant))
-        if not isinstance(value, dict | list):
-            found.append([label, value if isinstance(value, str) else tell(number(value))])
+    for row in rows(report, "savings", "rows"):
+        changed = [say.whole(count(look(row, part))) for part in ("lost", "gained")]
+        found.append(
+            [
+                say.whole(count(look(row, "breadth"))),
+                *(say.significant(number(look(row, part))) for part in ("nfe_full", "nfe_exit", "times")),
+                *(say.percent(number(look(row, part))) for part in ("accuracy_full", "accuracy_exit")),
+                *changed,
+                say.percent(number(look(row, "settled"))),
+            ]
+        )
+    tol, depth = number(look(report, "savings", "tol")), count(look(report, "savings", "depth"))
     return Table(
         anchor="savings",
         title="What adaptive exit saves",
-        caption="At equal accuracy, against running every trajectory to the full depth.",
-        columns=["what", "value"],
-        words=1,
+        caption=f"Residual exit at the model's tolerance{'' if tol is None else f', {tol:.4g},'} against running every "
+        f"trajectory to the full depth{'' if depth is None else f', {depth}'}: lost and gained are puzzles that only "
+        "the full depth, or only the exit, answers right.",
+        columns=[
+            "breadth", "NFE, full", "NFE, exit", "times fewer", "accuracy, full", "accuracy, exit", "lost", "gained",
+            "settled",
+        ],
+        words=0,
         rows=[Row(cells) for cells in found],
-        absent="No tolerance gave the accuracy of the full depth, or none was tried.",
-    )
+        absent="The model's card has no tolerance; `eqr calibrate` finds one.",
+    )  # fmt: skip
 
 
 def _quantisation(report: Report) -> Table:
