@@ -130,8 +130,9 @@ def make_report(gpu: bool = False, price: bool = True, quantised: bool = True, s
         },
         "checked": [
             {
-                "index": i, "why": ["bend"], "correct": points[i]["accuracy"]["correct"],
-                "nfe": points[i]["nfe"] * 1.01,
+                "index": i, "why": ["bend"], "puzzles": N, "correct": points[i]["accuracy"]["correct"],
+                "correct_computed": points[i]["accuracy"]["correct"], "nfe": points[i]["nfe"] * 1.01,
+                "nfe_computed": points[i]["nfe"],
                 "latency_ms": {q: ms * 1.04 for q, ms in points[i]["latency_ms"].items()}, "queries": N,
                 "throughput": points[i]["throughput"] * 0.97, "latency_error": 1 / 1.04 - 1,
                 "latency_ms_computed": dict(points[i]["latency_ms"]),

@@ -96,7 +96,7 @@ def _any_right(report) -> bool:
 
 
 def test_an_interruption_keeps_what_was_run_and_says_so(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("eqr_kernels.mapping.records._FULL", {"cpu": 1})  # a puzzle at a time
+    monkeypatch.setattr("eqr_kernels.mapping.records._FULL", {"cpu": 1, "cuda": 1})  # a puzzle at a time
     real, out = mapping.Store.save, tmp_path / "c"
 
     def interrupted(self, start, part):

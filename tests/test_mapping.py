@@ -373,8 +373,10 @@ def test_costs_and_checks_on_a_tiny_model():
     labels = real(tokens, depth=4, halt="none").preds.numpy()
     records = mapping.record(model, tokens.numpy(), labels, depth=4, breadth=1)
     (point,) = mapping.points(records, [Policy("fixed", 4, 1)], dataclasses.replace(costs, latency=COSTS.latency))
-    checked = mapping.check(model, tokens.numpy(), labels, point, np.full(5, 4.0), seconds=0.0, least=2)
-    assert (checked.correct, checked.nfe, checked.queries) == (5, 4.0, 2)
+    replayed = mapping.outcome(records, point.policy)
+    checked = mapping.check(model, tokens.numpy(), labels, point, replayed, np.full(5, 4.0), seconds=0.0, least=2)
+    assert (checked.puzzles, checked.correct, checked.nfe, checked.queries) == (2, 2, 4.0, 2)
+    assert (checked.computed_correct, checked.computed_nfe) == (2, 4.0)
     assert checked.computed_ms == (4.0, 4.0, 4.0) and 0 < checked.latency_ms[0] <= checked.latency_ms[2]
     assert checked.latency_error == 4.0 / checked.latency_ms[0] - 1
 

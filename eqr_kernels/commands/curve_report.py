@@ -64,7 +64,7 @@ def check(
         replayed = mapping.outcome(records, point.policy)
         computed = costs.query_ms(point.policy.breadth, replayed.nfe, replayed.longest)
         checked = mapping.check(
-            model, puzzles.inputs, puzzles.labels, point, computed, seconds=2.0 if quick else 10.0, **options,
+            model, puzzles.inputs, puzzles.labels, point, replayed, computed, seconds=2.0 if quick else 10.0, **options,
         )  # fmt: skip
         progress(done + 1, len(why))
         told.append((index, reasons, checked))
@@ -198,10 +198,11 @@ def _checked(index: int, why: list[str], found: Checked, points: list[Point]) ->
     return {
         "index": index,
         "why": why,
+        "puzzles": found.puzzles,
         "correct": found.correct,
-        "correct_computed": point.accuracy.correct,
+        "correct_computed": found.computed_correct,
         "nfe": found.nfe,
-        "nfe_computed": point.nfe,
+        "nfe_computed": found.computed_nfe,
         "queries": found.queries,
         "latency_ms": _percentiles(found.latency_ms),
         "latency_ms_computed": _percentiles(found.computed_ms),

@@ -14,22 +14,26 @@ import torch
 from eqr_kernels.evaluation import exact_match
 from eqr_kernels.mapping import meters
 from eqr_kernels.mapping.points import Point
+from eqr_kernels.mapping.policies import Outcome
 from eqr_kernels.modules import EquilibriumReasoner
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a policy did on all puzzles in one call, and with single queries.
+    """What a policy did on puzzles in one call, and with single queries; beside it what the map has for the same ones.
 
     Attributes:
-        correct: right answers of the one call.
-        nfe: its outer steps a puzzle; throughput: its puzzles a second.
-        queries: puzzles that were solved alone; latency_ms: p50, p95, p99 of those.
-        computed_ms: the same percentiles of the same puzzles as the map has them.
+        puzzles: of the one call.
+        correct, computed_correct: its right answers. nfe, computed_nfe: its outer steps a puzzle.
+        throughput: its puzzles a second.
+        queries: puzzles that were solved alone; latency_ms, computed_ms: p50, p95, p99 of those.
     """
 
+    puzzles: int
     correct: int
+    computed_correct: int
     nfe: float
+    computed_nfe: float
     throughput: float
     queries: int
     latency_ms: tuple[float, float, float]
@@ -46,6 +50,7 @@ def check(
     inputs: npt.ArrayLike,
     labels: npt.ArrayLike,
     point: Point,
+    replayed: Outcome,
     computed_ms: npt.NDArray[np.float64],
     *,
     seconds: float = 10.0,
@@ -53,12 +58,15 @@ def check(
     progress: Callable[[int, int], object] | None = None,
     **options: Any,
 ) -> Checked:
-    """Runs a point's policy on all puzzles, then puzzle by puzzle for about so many seconds.
+    """Runs a point's policy on all puzzles at once, then puzzle by puzzle.
+
+    Where one of the two would take much longer than `seconds`, it runs on some of the puzzles, spread over the set.
 
     Args:
         inputs, labels: integers [N, S].
-        computed_ms: [N], each query's latency as the map has it.
-        least: queries, however long they take (fewer where there are fewer puzzles).
+        replayed, computed_ms: what the map has for each puzzle: its outcome, and the latency of its query [N].
+        seconds: that either should take, about.
+        least: puzzles in either, however long they take (fewer where there are fewer).
         progress: called with (queries done, at most).
         options: further arguments of `solve`.
     """
@@ -69,7 +77,8 @@ def check(
     model.solve(questions[order[:1]], **arguments)
     meters.synchronize(model.device)
     begun = time.perf_counter()
-    result = model.solve(questions, **arguments)
+    rows = order[: max(least, int(seconds * point.throughput))]
+    result = model.solve(questions[rows], **arguments)
     meters.synchronize(model.device)
     taken = time.perf_counter() - begun
     times: list[float] = []
@@ -85,9 +94,12 @@ def check(
     measured = np.percentile(np.array(times) * 1e3, (50, 95, 99))
     computed = np.percentile(computed_ms[order[: len(times)]], (50, 95, 99))
     return Checked(
-        int(exact_match(result.preds.cpu().numpy(), answers).sum()),
+        len(rows),
+        int(exact_match(result.preds.cpu().numpy(), answers[rows]).sum()),
+        int(replayed.exact[rows].sum()),
         float(result.nfe.double().mean()),
-        len(questions) / taken,
+        float(replayed.nfe[rows].mean()),
+        len(rows) / taken,
         len(times),
         (float(measured[0]), float(measured[1]), float(measured[2])),
         (float(computed[0]), float(computed[1]), float(computed[2])),

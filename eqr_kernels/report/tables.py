@@ -106,10 +106,11 @@ def _checked(report: Report) -> Table:
             [
                 p.name,
                 ", ".join(str(why) for why in rows(row, "why") if why is not None),
+                say.whole(count(look(row, "puzzles"))),
                 say.whole(count(look(row, "queries"))),
-                say.whole(p.correct),
+                say.whole(count(look(row, "correct_computed"))),
                 say.whole(count(look(row, "correct"))),
-                say.significant(p.nfe),
+                say.significant(number(look(row, "nfe_computed"))),
                 say.significant(number(look(row, "nfe"))),
                 say.significant(number(look(row, "latency_ms_computed", "p50"))),
                 *(say.significant(number(look(row, "latency_ms", part))) for part in ("p50", "p95", "p99")),
@@ -121,10 +122,10 @@ def _checked(report: Report) -> Table:
     return Table(
         anchor="checked",
         title="Points that were run for real",
-        caption="What was computed for a point, and what a run of it gave. The error of the latency is "
+        caption="What was computed for a point, and what a run of it on the same puzzles gave. The error of the latency is "
         "(computed − measured) / measured, of the median.",
         columns=[
-            "point", "why", "queries", "right, computed", "right, run", "NFE, computed", "NFE, run",
+            "point", "why", "puzzles", "queries alone", "right, computed", "right, run", "NFE, computed", "NFE, run",
             "p50, computed, ms", "p50, run, ms", "p95, run, ms", "p99, run, ms", "error of p50",
             "puzzles/s, computed", "puzzles/s, run",
         ],
