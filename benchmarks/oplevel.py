@@ -15,8 +15,8 @@ from rich.table import Table
 
 from eqr_kernels import ops
 
-ROUNDS = {False: 15, True: 9}  # by --quick
-SECONDS = 0.02
+ROUNDS = {False: 15, True: 11}  # by --quick
+SECONDS = 0.1
 """Roughly what is timed in a turn, in whole calls."""
 MOST_CALLS = 1000
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
