@@ -122,8 +122,8 @@ def _checked(report: Report) -> Table:
     return Table(
         anchor="checked",
         title="Points that were run for real",
-        caption="What was computed for a point, and what a run of it on the same puzzles gave. The error of the latency "
-        "is (computed − measured) / measured, of the median.",
+        caption="What was computed for a point, and what a run of it on the same puzzles gave. The error of the "
+        "latency is (computed − measured) / measured, of the median.",
         columns=[
             "point", "why", "puzzles", "queries alone", "right, computed", "right, run", "NFE, computed", "NFE, run",
             "p50, computed, ms", "p50, run, ms", "p95, run, ms", "p99, run, ms", "error of p50",
