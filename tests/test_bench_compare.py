@@ -174,8 +174,11 @@ def test_committed_results(both, file, row):
     assert alarms <= 2 and found >= 17, (alarms, found)
 
 
+STUDIES = ("ablation.json", "eval.json", "quantisation.json")  # no measurements of speed
+
+
 def test_all_committed_files_of_the_suites_are_read():
-    files = [p for p in (REPOSITORY / "benchmarks" / "results").rglob("*.json") if p.name != "ablation.json"]
+    files = [p for p in (REPOSITORY / "benchmarks" / "results").rglob("*.json") if p.name not in STUDIES]
     assert len(files) >= 10
     for path in files:
         assert read(path).rows, path

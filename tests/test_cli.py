@@ -21,7 +21,6 @@ from typer.testing import CliRunner
 from eqr_kernels import EqRConfig, EquilibriumReasoner
 from eqr_kernels.checkpoint import ModelCard, load_checkpoint
 from eqr_kernels.cli import app
-from eqr_kernels.commands import options
 from eqr_kernels.tasks import maze, sudoku, sudoku_generator
 from eqr_kernels.training import Trainer
 
@@ -328,11 +327,11 @@ def test_eval_does_not_count_puzzles_without_an_answer(model):
     assert "no puzzle comes with its answer" in eqr("eval", "--model", model, input=PUZZLE, code=2).stderr
 
 
-GRID = ["--reveal", 40, "--depths", "1,3,8", "--breadths", "1,3", "--seed", 4]
+GRID = ["--model", "sudoku-small", "--reveal", 40, "--depths", "1,3,8", "--breadths", "1,3", "--seed", 4]
 
 
 def test_eval_measures_a_grid_whose_cells_are_runs_of_their_own(data, tmp_path):
-    """The shipped model, against `eqr solve` for each cell."""
+    """A shipped model, against `eqr solve` for each cell."""
     file = tmp_path / "report.json"
     report = told("eval", data, *GRID, "--select", "residual,vote,q,any", "--output", file)
     assert json.loads(file.read_text()) == report
@@ -340,7 +339,7 @@ def test_eval_measures_a_grid_whose_cells_are_runs_of_their_own(data, tmp_path):
     cells = {(cell["depth"], cell["breadth"]): cell for cell in report["grid"]}
     assert list(cells) == [(d, b) for d in (1, 3, 8) for b in (1, 3)]
     for (depth, breadth), cell in cells.items():
-        solve = ["solve", data, "--reveal", 40, "--seed", 4, "--halt", "none", "--depth", depth, "--breadth", breadth]
+        solve = ["solve", data, *GRID[:4], "--seed", 4, "--halt", "none", "--depth", depth, "--breadth", breadth]
         assert cell["nfe"] == depth * breadth
         for rule in ("residual", "vote", "q"):
             alone = told(*solve, "--select", rule)["summary"]["correct"]
@@ -369,10 +368,11 @@ def test_eval_tells_coupling_modes_and_how_to_get_them_again(data):
     assert sum(diagnosis["counts"].values()) == 8
     again = report["reproduce"]
     assert again["command"].endswith(
-        f"eval --depths 1,3,8 --breadths 1,3 --tol 0.05 --broad 0.6 --seed 4 --reveal 40 --json {data}"
+        "eval --model sudoku-small --depths 1,3,8 --breadths 1,3 --tol 0.05 --broad 0.6 --seed 4 --reveal 40 --json "
+        + str(data)
     )
     assert again["device"] == "cpu" and again["device_name"] and again["versions"]["torch"] == torch.__version__
-    assert again["model_file_sha256"] == load_checkpoint(options.MODEL).card.sha256
+    assert again["model_file_sha256"] == load_checkpoint("sudoku-small").card.sha256
     assert len(again["weights_sha256"]) == len(again["data_sha256"]) == 64
 
 

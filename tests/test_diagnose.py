@@ -14,6 +14,8 @@ from test_cli import TINY, eqr, make_copier, told
 
 from eqr_kernels import EqRConfig, EquilibriumReasoner
 from eqr_kernels import evaluation as ev
+from eqr_kernels.checkpoint import load_checkpoint
+from eqr_kernels.commands.options import MODEL
 from eqr_kernels.evaluation import advice
 from eqr_kernels.tasks import sudoku, sudoku_generator
 
@@ -440,7 +442,8 @@ def test_diagnose_as_json(data, tmp_path):
         "modes", "coupling", "findings", "seconds", "reproduce", "errors",
     }  # fmt: skip
     assert json.loads(file.read_text()) == report
-    assert report["settings"]["tol"] == 0.0282 and report["settings"]["tol_from"] == "the model's card"
+    assert report["settings"]["tol"] == load_checkpoint(MODEL).card.tol
+    assert report["settings"]["tol_from"] == "the model's card"
     assert "diagnose --depth 16 --breadth 3 --seed 7 " in report["reproduce"]["command"]
     same = told(
         "eval", data, "--depths", "1,2,4,8,16", "--breadths", "1,3", "--select", "residual,vote,q,any", "--seed", 7

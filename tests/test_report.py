@@ -146,7 +146,7 @@ def test_summary_and_other_tables() -> None:
     assert f"model.solve(tokens, {call})" in found.text
     assert REPORT["reproduce"]["command"] in found.text
     checked = found.tables[1][1:]
-    assert len(checked) == len(REPORT["checked"]) and {row[11] for row in checked} == {"-3.8 %"}
+    assert len(checked) == len(REPORT["checked"]) and {row[12] for row in checked} == {"-3.8 %"}
     memory = found.tables[3]
     assert memory[0] == ["depth", "breadth 1", "breadth 8", "breadth 32"]
     assert [row[0] for row in memory[1:]] == ["1", "4", "16", "64"]
