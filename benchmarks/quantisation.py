@@ -65,14 +65,9 @@ def main(
     reasoner = puz.load_model(model, device, progress)
     tolerance = _tolerance(tol, reasoner.card)
     task = puz.task_of(reasoner.config)
-    read = puz.read_puzzles(task, reasoner.config.seq_len, file, limit=limit, show=progress)
-    puzzles, errors = puz.with_answers(*read, task)
-    puz.report_errors(errors)
+    puzzles, errors = puz.read_answered(task, reasoner.config.seq_len, file, limit=limit, show=progress)
     of = len(puzzles)
-    if subset is not None:
-        rows = evaluation.stratified_subset(puzzles.inputs, puzzles.source, puzzles.rating, subset)
-        puzzles = puzzles.subset(rows)
-    puzzles = puz.reveal_clues(task, puzzles, reveal, seed)
+    puzzles = puz.reveal_clues(task, puz.stratified(puzzles, subset), reveal, seed)
     assert puzzles.labels is not None
     path = None if results is None else results / machine.folder() / f"{name}.json"
     if path is not None:

@@ -295,6 +295,17 @@ class EquilibriumReasoner(nn.Module):
 
         return solve(self, tokens, **options)
 
+    @property
+    def inference_noise_scale(self) -> float:
+        """What `solve` takes for noise_scale=None: the card's, else the config's."""
+        recommended = None if self.card is None else self.card.noise_scale
+        return self.config.noise_scale if recommended is None else recommended
+
+    @property
+    def inference_window(self) -> int:
+        """What `solve` takes for window=None: the card's, else 3."""
+        return (self.card.window if self.card else 0) or 3
+
     @classmethod
     def from_pretrained(
         cls, source: str | PathLike[str], config: EqRConfig | None = None, *, revision: str | None = None

@@ -151,21 +151,21 @@ def solve(
         RuntimeError: no calibrated tolerance for tol="auto", non-finite weights, or a backend that cannot run here.
     """
     tokens = check_tokens(tokens, model.config).to(model.device)
-    n, card = tokens.shape[0], model.card
+    n = tokens.shape[0]
     for name, value in (("depth", depth), ("breadth", breadth), ("patience", patience)):
         _check_count(name, value)
     if slots is not None:
         _check_count("slots", slots)
     if depth >= 1 << 24 or breadth >= 1 << 32:
         raise ValueError(f"depth must be below 2**24 and breadth below 2**32, got {depth} and {breadth}")
-    window = _check_count("window", (card.window if card and card.window else 3) if window is None else window)
+    window = _check_count("window", model.inference_window if window is None else window)
     _check_choice("halt", halt, HALTING_RULES)
     _check_choice("select", select, selection.RULES)
     if select == "first" and halt == "none":
         raise ValueError('select="first" needs a halting rule, got halt="none"; use halt="residual" or halt="q"')
     seed = noise.check_word("seed", seed, 32)
     if noise_scale is None:
-        noise_scale = model.config.noise_scale if card is None or card.noise_scale is None else card.noise_scale
+        noise_scale = model.inference_noise_scale
     _check_number("noise_scale", noise_scale)
     tolerance = _tolerance(model, halt, tol, noise_scale)
     checkpoints = tuple(sorted({_check_count("checkpoints", c) for c in checkpoints}))

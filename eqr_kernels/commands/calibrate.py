@@ -62,15 +62,13 @@ def calibrate(
         )
     weights = _writable(model) if write else None
     reasoner = puz.load_model(model, device, progress)
-    config, card = reasoner.config, reasoner.card
-    task = puz.task_of(config)
-    read = puz.read_puzzles(task, config.seq_len, file, format=format, split=split, limit=limit, show=progress)
-    puzzles, errors = puz.with_answers(*read, task)
-    puz.report_errors(errors)
+    task = puz.task_of(reasoner.config)
+    reading: dict[str, Any] = dict(format=format, split=split, limit=limit, show=progress)
+    puzzles, errors = puz.read_answered(task, reasoner.config.seq_len, file, **reading)
     puzzles = puz.reveal_clues(task, puzzles, reveal, seed)
     assert puzzles.labels is not None
     if noise_scale is None:
-        noise_scale = config.noise_scale if card is None or card.noise_scale is None else card.noise_scale
+        noise_scale = reasoner.inference_noise_scale
     settings: dict[str, Any] = dict(
         noise_scale=noise_scale, seed=seed, slots=slots, backend=backend, precision=precision
     )

@@ -103,7 +103,7 @@ def curve(
     from eqr_kernels.commands import curve_drawing, curve_report, drawing
     from eqr_kernels.commands import puzzles as puz
     from eqr_kernels.commands.provenance import reproduction, weights_digest
-    from eqr_kernels.evaluation import SUBSET_SEED, digest, stratified_subset
+    from eqr_kernels.evaluation import SUBSET_SEED, digest
     from eqr_kernels.report import require
 
     begun = time.perf_counter()
@@ -125,14 +125,12 @@ def curve(
         puzzles = _generated(task, config, limit or sizes["puzzles"], progress)
         errors: list[ParseError] = []
     else:
-        read = puz.read_puzzles(task, config.seq_len, file, format=format, split=split, limit=limit, show=progress)
-        puzzles, errors = puz.with_answers(*read, task)
-    puz.report_errors(errors)
+        reading: dict[str, Any] = dict(format=format, split=split, limit=limit, show=progress)
+        puzzles, errors = puz.read_answered(task, config.seq_len, file, **reading)
     of = len(puzzles)
-    if subset is not None or (quick and limit is None and of > sizes["puzzles"]):
-        rows = stratified_subset(puzzles.inputs, puzzles.source, puzzles.rating, subset or sizes["puzzles"])
-        puzzles = puzzles.subset(rows)
-    puzzles = puz.reveal_clues(task, puzzles, reveal, seed)
+    if quick and subset is None and limit is None and of > sizes["puzzles"]:
+        subset = sizes["puzzles"]
+    puzzles = puz.reveal_clues(task, puz.stratified(puzzles, subset), reveal, seed)
     assert puzzles.labels is not None
     tolerances, card_tol = _tolerances(tols, reasoner, noise_scale)
     options: dict[str, Any] = dict(
@@ -233,10 +231,8 @@ def _powers(most: int) -> list[int]:
 
 def _generated(task: Task, config: EqRConfig, n: int, progress: bool | None) -> PuzzleSet:
     """So many of our own generator, always the same; Sudoku in four difficulties, a group each."""
-    import numpy as np
-
     from eqr_kernels.tasks import maze, sudoku_generator
-    from eqr_kernels.tasks.common import PuzzleSet
+    from eqr_kernels.tasks.common import join
 
     with Bar("generating puzzles", progress) as bar:
         if task.name == "maze":
@@ -248,8 +244,7 @@ def _generated(task: Task, config: EqRConfig, n: int, progress: bool | None) -> 
             if count:
                 parts.append(sudoku_generator.generate(count, difficulty, seed=_GENERATED_SEED + i))
             bar.update(i + 1, len(_GENERATED))
-    columns = [(p.inputs, p.labels, p.source, p.rating) for p in parts]
-    return PuzzleSet(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+    return join(parts)
 
 
 def _tolerances(
@@ -266,9 +261,7 @@ def _tolerances(
         if not all(0 < value < math.inf for value in chosen):
             raise ValueError(f"--tols must be positive and finite, got {text!r}")
         return chosen, tol
-    if noise_scale is None:
-        noise_scale = model.config.noise_scale if card is None or card.noise_scale is None else card.noise_scale
-    floor = math.sqrt(2) * noise_scale
+    floor = math.sqrt(2) * (model.inference_noise_scale if noise_scale is None else noise_scale)
     middle = tol or 2 * floor or 0.01
     # Below the noise's own residual a tolerance never fires.
     middle = middle if middle * _TOLERANCES[-1] > floor else 2 * floor

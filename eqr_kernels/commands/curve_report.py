@@ -13,7 +13,6 @@ import numpy as np
 from eqr_kernels.commands.console import Bar, to_json, write_atomically
 
 if TYPE_CHECKING:
-    from eqr_kernels.evaluation import Accuracy
     from eqr_kernels.mapping import Bend, Checked, Point, Records, UnitCosts
     from eqr_kernels.modules import EquilibriumReasoner
     from eqr_kernels.tasks.common import PuzzleSet
@@ -94,16 +93,13 @@ def resolved(model: EquilibriumReasoner, options: dict[str, Any]) -> dict[str, A
     from eqr_kernels import backends, ops
     from eqr_kernels.solve import PRECISIONS
 
-    card, config = model.card, model.config
     dtype = PRECISIONS.get(options["precision"], model.dtype)
     backend = backends.choose(options["backend"], model, dtype)[0].name
     noise_scale, window = options["noise_scale"], options["window"]
-    if noise_scale is None:
-        noise_scale = config.noise_scale if card is None or card.noise_scale is None else card.noise_scale
     return {
-        "config": config.to_dict(),
-        "noise_scale": noise_scale,
-        "window": (card.window if card and card.window else 3) if window is None else window,
+        "config": model.config.to_dict(),
+        "noise_scale": model.inference_noise_scale if noise_scale is None else noise_scale,
+        "window": model.inference_window if window is None else window,
         "backend": backend,
         "precision": str(dtype).removeprefix("torch."),
         "instruction_set": ops.cpu_isa() if backend == "cpu" else None,
@@ -146,10 +142,6 @@ def tell(
     }
 
 
-def _accuracy(a: Accuracy) -> dict[str, Any]:
-    return {"correct": a.correct, "total": a.total, "share": a.share, "wilson95": list(a.interval)}
-
-
 def _percentiles(values: tuple[float, float, float]) -> dict[str, float]:
     return dict(zip(("p50", "p95", "p99"), values, strict=True))
 
@@ -174,7 +166,7 @@ def _point(p: Point, layers: int, costs: UnitCosts) -> dict[str, Any]:
         "breadth": policy.breadth,
         "tol": policy.tol,
         "select": policy.select,
-        "accuracy": _accuracy(p.accuracy),
+        "accuracy": p.accuracy.as_json(),
         "nfe": p.nfe,
         "layer_equivalents": p.nfe * layers,
         "settled": p.settled,

@@ -78,16 +78,12 @@ def diagnose(
     reasoner = puz.load_model(model, device, progress)
     task, card = puz.task_of(reasoner.config), reasoner.card
     if noise_scale is None:
-        noise_scale = reasoner.config.noise_scale if card is None or card.noise_scale is None else card.noise_scale
+        noise_scale = reasoner.inference_noise_scale
     tolerance, tol_from = _tolerance(wanted_tol, card, noise_scale)
-    read = puz.read_puzzles(task, reasoner.config.seq_len, file, format=format, split=split, limit=limit, show=progress)
-    puzzles, errors = puz.with_answers(*read, task)
-    puz.report_errors(errors)
+    reading: dict[str, Any] = dict(format=format, split=split, limit=limit, show=progress)
+    puzzles, errors = puz.read_answered(task, reasoner.config.seq_len, file, **reading)
     of = len(puzzles)
-    if subset is not None:
-        rows = evaluation.stratified_subset(puzzles.inputs, puzzles.source, puzzles.rating, subset)
-        puzzles = puzzles.subset(rows)
-    puzzles = puz.reveal_clues(task, puzzles, reveal, seed)
+    puzzles = puz.reveal_clues(task, puz.stratified(puzzles, subset), reveal, seed)
     assert puzzles.labels is not None
     settings: dict[str, Any] = dict(
         depth=depth, breadth=breadth, tol=tolerance, window=window, noise_scale=noise_scale, seed=seed, slots=slots,
@@ -149,7 +145,7 @@ def _as_json(told: Scaling, puzzles: PuzzleSet) -> dict[str, Any]:
             {
                 "depth": depth,
                 "breadth": breadth,
-                "accuracy": {rule: _share(accuracy_at(told, rule, k, j)) for rule in told.correct},
+                "accuracy": {rule: accuracy_at(told, rule, k, j).as_json() for rule in told.correct},
             }
             for k, depth in enumerate(told.depths)
             for j, breadth in enumerate(sorted({1, told.restarts}))
@@ -204,10 +200,6 @@ def distinct_counts(told: Scaling) -> dict[int, int]:
 
     values, counts = np.unique(told.agreement.distinct, return_counts=True)
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
-
-
-def _share(a: Accuracy) -> dict[str, Any]:
-    return {"correct": a.correct, "total": a.total, "share": a.share, "wilson95": list(a.interval)}
 
 
 def _paired(by: Paired) -> dict[str, Any]:

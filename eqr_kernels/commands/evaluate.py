@@ -97,14 +97,10 @@ def evaluate(
         raise ValueError(f"--broad must be a share above 0 and up to 1, got {broad}")
     reasoner = puz.load_model(model, device, progress)
     task, card = puz.task_of(reasoner.config), reasoner.card
-    read = puz.read_puzzles(task, reasoner.config.seq_len, file, format=format, split=split, limit=limit, show=progress)
-    puzzles, errors = puz.with_answers(*read, task)
-    puz.report_errors(errors)
+    reading: dict[str, Any] = dict(format=format, split=split, limit=limit, show=progress)
+    puzzles, errors = puz.read_answered(task, reasoner.config.seq_len, file, **reading)
     of = len(puzzles)
-    if subset is not None:
-        rows = evaluation.stratified_subset(puzzles.inputs, puzzles.source, puzzles.rating, subset)
-        puzzles = puzzles.subset(rows)
-    puzzles = puz.reveal_clues(task, puzzles, reveal, seed)
+    puzzles = puz.reveal_clues(task, puz.stratified(puzzles, subset), reveal, seed)
     assert puzzles.labels is not None
     settings: dict[str, Any] = dict(
         halt=halt, tol=_tolerance(wanted_tol, card, halt), window=window, noise_scale=noise_scale, seed=seed,
@@ -174,14 +170,10 @@ def _groups(found: Evaluation, puzzles: PuzzleSet) -> dict[str, dict[str, list[A
 
 def _tables(found: Evaluation, puzzles: PuzzleSet) -> dict[str, Any]:
     told: dict[str, Any] = {
-        table: {name: [_as_json(a) for a in row] for name, row in groups.items()}
+        table: {name: [a.as_json() for a in row] for name, row in groups.items()}
         for table, groups in _groups(found, puzzles).items()
     }
     return {**told, "accuracy": told["accuracy"]["all"]}
-
-
-def _as_json(a: Accuracy) -> dict[str, Any]:
-    return {"correct": a.correct, "total": a.total, "share": a.share, "wilson95": list(a.interval)}
 
 
 def _cell(found: Evaluation, depth: int, breadth: int, rule: int) -> Accuracy:
@@ -199,7 +191,7 @@ def _grid(found: Evaluation) -> list[dict[str, Any]]:
             "depth": depth,
             "breadth": breadth,
             "nfe": float(found.all_steps[:, k, :breadth].sum(1).mean()),
-            "accuracy": {rule: _as_json(_cell(found, k, j, r)) for r, rule in enumerate(found.rules)},
+            "accuracy": {rule: _cell(found, k, j, r).as_json() for r, rule in enumerate(found.rules)},
         }
         for k, depth in enumerate(found.depths)
         for j, breadth in enumerate(found.breadths)

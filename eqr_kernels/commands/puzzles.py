@@ -152,6 +152,29 @@ def reveal_clues(task: Task, puzzles: PuzzleSet, clues: int | None, seed: int) -
     return dataclasses.replace(puzzles, inputs=inputs)
 
 
+def read_answered(task: Task, seq_len: int, file: str | None, **reading: Any) -> tuple[PuzzleSet, list[ParseError]]:
+    """The puzzles of `file` that come with their answers, and the rows that are none, which are named on stderr.
+
+    Args:
+        reading: further arguments of `read_puzzles`, which see.
+
+    Raises:
+        As `read_puzzles` and `with_answers`.
+    """
+    puzzles, errors = with_answers(*read_puzzles(task, seq_len, file, **reading), task)
+    report_errors(errors)
+    return puzzles, errors
+
+
+def stratified(puzzles: PuzzleSet, subset: int | None) -> PuzzleSet:
+    """Only so many of the puzzles, see `evaluation.stratified_subset`; None takes all."""
+    if subset is None:
+        return puzzles
+    from eqr_kernels.evaluation import stratified_subset
+
+    return puzzles.subset(stratified_subset(puzzles.inputs, puzzles.source, puzzles.rating, subset))
+
+
 def with_answers(puzzles: PuzzleSet, errors: list[ParseError], task: Task) -> tuple[PuzzleSet, list[ParseError]]:
     """The puzzles whose answers are known; the others join the errors, in the order of their lines.
 

@@ -140,17 +140,14 @@ def solve(
 
 def _demo(task: Task, config: EqRConfig) -> PuzzleSet:
     """A dozen puzzles of our own generator, always the same."""
-    import numpy as np
-
     from eqr_kernels.tasks import maze, sudoku_generator
-    from eqr_kernels.tasks.common import PuzzleSet
+    from eqr_kernels.tasks.common import join
 
     if task.name == "maze":
         return maze.generate(6, size=round(config.seq_len**0.5), seed=_DEMO_SEED)
     # A seed for each difficulty: the same one would thin out the same grids.
     parts = [sudoku_generator.generate(n, difficulty, seed=_DEMO_SEED + i) for i, (difficulty, n) in enumerate(_DEMO)]
-    columns = [(p.inputs, p.labels, p.source, p.rating) for p in parts]
-    return PuzzleSet(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+    return join(parts)
 
 
 def _rows(task: Task, puzzles: PuzzleSet, result: SolveResult | None) -> list[dict[str, Any]]:

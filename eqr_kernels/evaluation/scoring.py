@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -93,6 +94,10 @@ class Accuracy:
     def interval(self) -> tuple[float, float]:
         """Wilson 95 %."""
         return wilson_interval(self.correct, self.total)
+
+    def as_json(self) -> dict[str, Any]:
+        """Counts, share and interval by name."""
+        return {"correct": self.correct, "total": self.total, "share": self.share, "wilson95": list(self.interval)}
 
 
 def by_group(exact: Bools, groups: Sequence[str] | npt.NDArray[np.str_]) -> dict[str, list[Accuracy]]:

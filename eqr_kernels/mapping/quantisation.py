@@ -72,8 +72,7 @@ def study(
     """
     questions, answers = _checked(inputs, labels, tol)
     if noise_scale is None:
-        card = model.card
-        noise_scale = model.config.noise_scale if card is None or card.noise_scale is None else card.noise_scale
+        noise_scale = model.inference_noise_scale
     limits = dict(max_loss=max_loss, max_changed=max_changed, max_elsewhere=max_elsewhere)
     options: dict[str, Any] = dict(seed=seed, noise_scale=noise_scale, backend=backend, slots=slots)
     base_model, _ = with_rounded_weights(model, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,12 @@ class PuzzleSet:
             self.rating[index],
             None if self.line is None else self.line[index],
         )
+
+
+def join(parts: Sequence[PuzzleSet]) -> PuzzleSet:
+    """Sets with labels, one after the other; not the lines that they came from."""
+    columns = [(part.inputs, part.labels, part.source, part.rating) for part in parts]
+    return PuzzleSet(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
 
 @dataclass(frozen=True)
