@@ -189,6 +189,16 @@ def test_a_model_without_a_tolerance_or_noise(data, tmp_path):
     assert told["points"][told["bend"]["best"]]["accuracy"]["share"] == 1.0
 
 
+def test_the_recommended_call_has_what_was_asked_for(data, tmp_path):
+    options = ["--noise-scale", 0, "--window", 1, "--seed", 3, "--precision", "bf16", "--select", "vote"]
+    _, told = curve(tmp_path / "c", data, *options, "--budget", "9999 nfe")
+    arguments = told["recommendation"]["arguments"]
+    for wanted in ("noise_scale=0.0", "window=1", "seed=3", 'precision="bf16"'):
+        assert wanted in arguments
+    _, told = curve(tmp_path / "plain", data, "--budget", "9999 nfe")
+    assert "seed" not in told["recommendation"]["arguments"] and "noise" not in told["recommendation"]["arguments"]
+
+
 def test_a_model_whose_states_all_diverge(data, tmp_path):
     model = make_contractive(EqRConfig.sudoku(**TINY))
     with torch.no_grad():

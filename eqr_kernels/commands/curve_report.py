@@ -272,7 +272,8 @@ def recommendation(
     point = found[chosen]
     low, high = point.accuracy.interval
     arguments = {name: value for name, value in point.policy.arguments().items() if (name, value) != _DEFAULT_RULE}
-    arguments |= {name: value for name, value in options.items() if value not in (None, "auto", 0)}
+    # A noise scale of 0 was asked for; a seed of 0 is what solve takes anyway.
+    arguments |= {n: v for n, v in options.items() if v not in (None, "auto") and (n, v) != ("seed", 0)}
     told["arguments"] = ", ".join(f"{name}={json.dumps(value)}" for name, value in arguments.items())
     told["reason"] = (
         f"{'the cheapest' if target else 'the most accurate'} point that offers {wanted}: "
