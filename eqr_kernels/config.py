@@ -185,7 +185,7 @@ class EqRConfig:
 
     @classmethod
     def sudoku_medium(cls, **changes: Any) -> EqRConfig:
-        """Half a million parameters for 9x9 Sudoku; one latent recursion a step, so that training wastes no operation."""
+        """Half a million parameters for 9x9 Sudoku; all of its one latent recursion carries a gradient in training."""
         return cls.from_dict({**dict(hidden_size=128, H_cycles=1, L_cycles=3, L_layers=2), **changes})
 
     @classmethod

@@ -70,24 +70,42 @@ class AdamATan2(torch.optim.Optimizer):
 
 
 class EMA:
-    """Exponential moving average of a module's parameters; evaluation uses it.
+    """Exponential moving average of a module's parameters, which evaluation uses.
+
+    Update t, counted from 1, keeps min(rate, (1 + t) / (10 + t)) of the average: early on that spans the last tenth or
+    so of the updates, so that where the module started is forgotten however few there are. `rate` itself is reached
+    after `warm_up(rate)` updates.
 
     Args:
         module: whose parameters are followed; the average starts at their values.
-        rate: weight of the old average at every update.
+        rate: weight of the old average at every update, once there have been enough.
+
+    Attributes:
+        updates: so far.
     """
 
     def __init__(self, module: nn.Module, rate: float = 0.999) -> None:
         if not 0 <= rate < 1:
             raise ValueError(f"rate must be in [0, 1), got {rate}")
-        self.rate = rate
+        self.rate, self.updates = rate, 0
         self.shadow = {name: p.detach().clone() for name, p in module.named_parameters()}
+
+    @staticmethod
+    def warm_up(rate: float) -> int:
+        """Updates until the average keeps `rate` of itself."""
+        return max(0, math.ceil((10 * rate - 1) / (1 - rate)))
+
+    def next_rate(self) -> float:
+        """What the next update keeps of the average."""
+        return min(self.rate, (2 + self.updates) / (11 + self.updates))
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """Takes in the module's present parameters."""
         params = dict(module.named_parameters())
-        torch._foreach_lerp_(list(self.shadow.values()), [params[name] for name in self.shadow], 1 - self.rate)
+        kept = self.next_rate()
+        torch._foreach_lerp_(list(self.shadow.values()), [params[name] for name in self.shadow], 1 - kept)
+        self.updates += 1
 
 
 def average_gradients(params: Iterable[nn.Parameter], world: int) -> None:
@@ -100,11 +118,18 @@ def average_gradients(params: Iterable[nn.Parameter], world: int) -> None:
         p.grad = grad.view_as(p)
 
 
-def learning_rate(step: int, *, lr: float, warmup: int, total: int | None, min_ratio: float) -> float:
-    """Linear warm-up from 0 over `warmup` steps, then a cosine to `min_ratio * lr` at `total` (constant when None)."""
+def learning_rate(
+    step: int, *, lr: float, warmup: int, total: int | None, min_ratio: float, decay_from: int | None = None
+) -> float:
+    """The rate of training step `step`, counted from 1.
+
+    It rises linearly over `warmup` steps, stays at `lr` until step `decay_from` (None: the end of the warm-up), and
+    falls by a cosine to `min_ratio * lr` at step `total`. Without a `total`, or at a `min_ratio` of 1, it never falls.
+    """
     if step < warmup:
         return lr * step / warmup
-    if total is None or min_ratio >= 1:
+    begin = warmup if decay_from is None else max(warmup, decay_from)
+    if total is None or min_ratio >= 1 or step <= begin:
         return lr
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    progress = min(1.0, (step - begin) / max(1, total - begin))
     return lr * (min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -17,12 +17,14 @@ from torch import Tensor
 
 from eqr_kernels import fused_training, noise, reference
 from eqr_kernels.backends.cpu import CpuBackend, latent_recursions
+from eqr_kernels.cycles import config_at, parse_cycles, stretches
 from eqr_kernels.fused_training import FusedStep, StepResult
 from eqr_kernels.modules import EquilibriumReasoner
 from eqr_kernels.objective import objective
 from eqr_kernels.optim import EMA, AdamATan2, average_gradients, learning_rate
 from eqr_kernels.tasks.prefetch import Prefetcher
 from eqr_kernels.tasks.stream import PuzzleStream
+from eqr_kernels.training_rate import training_operations
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,13 @@ class TrainConfig:
 
     Attributes:
         batch_size: rows of this process; torchrun multiplies it by the number of processes.
-        lr, lr_warmup_steps, lr_min_ratio: see `eqr_kernels.optim.learning_rate`; 1.0 keeps the rate constant.
+        lr, lr_warmup_steps, lr_min_ratio, decay_from: see `eqr_kernels.optim.learning_rate`; a ratio of 1.0 keeps the
+            rate constant.
         beta1, beta2, weight_decay: of AdamATan2.
-        ema_rate: of the averaged weights that are saved as the model.
+        ema_rate: of the averaged weights that are saved as the model; see `eqr_kernels.optim.EMA`.
         total_steps: where the cosine ends and training stops; None trains until the time limit.
+        cycles: how the recursions of an outer step grow along the run, as `eqr_kernels.cycles.parse_cycles` reads it;
+            "" keeps those of the model's config.
         forward_dtype: "float32" or "bfloat16"; parameters and optimizer stay in float32.
         compile: compile the step with torch.compile.
         fused: use the fused CPU kernels where there are some for the device and `forward_dtype` (`Trainer.kernel`
@@ -52,11 +57,13 @@ class TrainConfig:
     lr: float = 1e-4
     lr_warmup_steps: int = 2000
     lr_min_ratio: float = 1.0
+    decay_from: int | None = None
     beta1: float = 0.9
     beta2: float = 0.95
     weight_decay: float = 1.0
     ema_rate: float = 0.999
     total_steps: int | None = 50_000
+    cycles: str = ""
     forward_dtype: str = "float32"
     compile: bool = True
     fused: bool = True
@@ -69,10 +76,11 @@ class TrainConfig:
             raise ValueError(f'forward_dtype must be "float32" or "bfloat16", got {self.forward_dtype!r}')
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        for name in ("total_steps", "workers"):
+        for name, least in (("total_steps", 1), ("workers", 1), ("decay_from", 0)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1 or None, got {value}")
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least} or None, got {value}")
+        parse_cycles(self.cycles)
 
 
 @dataclass
@@ -114,7 +122,8 @@ class Trainer:
     """Trains a model in place, one outer step a call.
 
     Args:
-        model: with float32 parameters, on the device to train on.
+        model: with float32 parameters, on the device to train on; with `TrainConfig.cycles` its config changes as the
+            run goes on.
         stream: yields fresh puzzles.
         config: how to train.
 
@@ -129,14 +138,14 @@ class Trainer:
             )
         self.model, self.stream, self.config = model.train(), stream, config
         self.step = 0
+        self._cycles, self._base = parse_cycles(config.cycles), model.config
+        model.config = config_at(self._cycles, self._base, 0)
         self.optimizer = AdamATan2(model.parameters(), config.lr, (config.beta1, config.beta2), config.weight_decay)
         self.ema = EMA(model, config.ema_rate)
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.generator = torch.Generator(model.device).manual_seed(config.seed * 1_000_003 + self.rank)
         self.forward_dtype = getattr(torch, config.forward_dtype)
-        self.fused_step: FusedStep | None = None
-        self.fused_recursions = False
-        self.kernel = self._choose_kernel()
+        self._prepare()
         self.prefetcher: Prefetcher | None = None
         if config.prefetch or (config.prefetch is None and model.device.type == "cuda"):
             self.prefetcher = Prefetcher(
@@ -144,9 +153,33 @@ class Trainer:
             )
         self.rows = self._empty_rows()
         self._sums = self._fresh_sums()
+
+    def _prepare(self) -> None:
+        """Takes the kernel and compiles what the model's config, with its present cycles, asks for."""
+        self.fused_step: FusedStep | None = None
+        self.fused_recursions = False
+        self.kernel = self._choose_kernel()
         self._loss: Callable[..., Any] = (
-            torch.compile(self._loss_of_step, dynamic=False) if config.compile else self._loss_of_step
+            torch.compile(self._loss_of_step, dynamic=False) if self.config.compile else self._loss_of_step
         )
+
+    def _take_cycles(self) -> None:
+        """Gives the model the config of the step to come."""
+        config = config_at(self._cycles, self._base, self.step)
+        if config != self.model.config:
+            self.model.config = config
+            self._prepare()
+
+    @property
+    def longest_lifetime(self) -> int:
+        """The most outer steps that a row has at any time of the run."""
+        return max([point.halt_max_steps for point in self._cycles] or [self._base.halt_max_steps])
+
+    @property
+    def operations(self) -> int:
+        """Operations of the run's training steps so far, of all processes; see `training_operations`."""
+        rows = self.config.batch_size * self.world
+        return sum(rows * n * training_operations(c) for c, n in stretches(self._cycles, self._base, self.step))
 
     def _choose_kernel(self) -> str:
         """Takes a fused kernel where there is one; a text that says which, or why none."""
@@ -266,6 +299,7 @@ class Trainer:
     def train_step(self) -> None:
         """One training step: one outer step of every row, one update of the weights."""
         config, rows = self.config, self.rows
+        self._take_cycles()
         self._replace_halted()
         loss, rows.z_H, rows.z_L, q_halt, exact, residual = self._outer_step()
         if self.world > 1:
@@ -276,6 +310,7 @@ class Trainer:
             warmup=config.lr_warmup_steps,
             total=config.total_steps,
             min_ratio=config.lr_min_ratio,
+            decay_from=config.decay_from,
         )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -302,6 +337,10 @@ class Trainer:
         """Ends the thread that draws puzzles ahead, if there is one; a later step starts another."""
         if self.prefetcher is not None:
             self.prefetcher.close()
+
+    def leave_out(self, seconds: float) -> None:
+        """Keeps so many of the seconds since the last report, spent on something else, out of the rate it tells."""
+        self._sums.since += seconds
 
     def report(self) -> Progress:
         """Means since the last report; starts new ones. Waits for the device."""
@@ -381,4 +420,5 @@ class Trainer:
                 self.optimizer.state[p].update(step=step, **moments)
         self.rows = self._empty_rows()
         self.generator.set_state(state["generator"].cpu())
-        self.step = step
+        self.step = self.ema.updates = step
+        self._take_cycles()

@@ -134,16 +134,25 @@ def load_state(trainer: Trainer, folder: str | os.PathLike[str], own: str | os.P
 
 
 def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the manifest of the newest state under `folder`."""
-    manifest = read_manifest(folder)
-    path = _states(folder)[-1]
+    """The tensors and the manifest of the newest state under `folder`; a run may be writing newer ones meanwhile."""
+    while True:
+        manifest = read_manifest(folder)
+        try:
+            return _parts(_states(folder)[-1], manifest["parts"]), manifest
+        except (RuntimeError, FileNotFoundError):
+            # Its run has put a newer state in its place, and goes on.
+            if read_manifest(folder)["step"] == manifest["step"]:
+                raise
+
+
+def _parts(path: Path, digests: list[str]) -> dict[str, Tensor]:
     data = bytearray()
-    for i, digest in enumerate(manifest["parts"]):
+    for i, digest in enumerate(digests):
         part = path / f"part-{i:03d}"
         if not part.is_file():
-            raise RuntimeError(f"{part} is missing ({len(manifest['parts'])} parts belong to this state); copy it back")
+            raise RuntimeError(f"{part} is missing ({len(digests)} parts belong to this state); copy it back")
         content = part.read_bytes()
         if hashlib.sha256(content).hexdigest() != digest:
             raise RuntimeError(f"{part} is damaged (its SHA-256 differs from the manifest's); copy it back")
         data += content
-    return safetensors.torch.load(bytes(data)), manifest
+    return safetensors.torch.load(bytes(data))

@@ -9,7 +9,7 @@ import torch
 
 from eqr_kernels import EqRConfig
 from eqr_kernels.commands import training_rate
-from eqr_kernels.commands.training_rate import gemm_rate, training_operations
+from eqr_kernels.training_rate import gemm_rate, training_operations
 
 
 def test_operations_of_the_presets():

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from eqr_kernels.commands import options as opt
-from eqr_kernels.commands.console import INCOMPLETE, Bar, check_output, command, emit, percent, write_atomically
-
-if TYPE_CHECKING:
-    from eqr_kernels.evaluation import Calibration
+from eqr_kernels.commands.console import INCOMPLETE, Bar, check_output, command, emit, percent
 
 _SHOWN = 24
 
@@ -53,6 +49,7 @@ def calibrate(
     from eqr_kernels import evaluation
     from eqr_kernels.commands import drawing
     from eqr_kernels.commands import puzzles as puz
+    from eqr_kernels.commands.calibration import store_tolerance
 
     check_output(output)
     if write and patience != 1:
@@ -105,7 +102,7 @@ def calibrate(
             "allow a loss with --max-loss, ask for less --trust, or lower --noise-scale"
         )
     if weights is not None:
-        report["written"] = str(_write(weights, found, report, str(file)))
+        report["written"] = str(store_tolerance(weights, found, report["settings"], Path(str(file)).name))
     emit(report, as_json, output)
     if not as_json:
         chosen = found.chosen
@@ -130,34 +127,6 @@ def _writable(model: str) -> Path:
             f"--write needs --model to be the path of a .safetensors file or of a folder with {MODEL_FILE}, got "
             f"{model!r}; save the model with save_pretrained first"
         )
-    return path
-
-
-def _write(weights: Path, found: Calibration, report: dict[str, Any], data: str) -> Path:
-    """Stores the tolerance, and what it was found on, in the card beside the weights, which stay untouched."""
-    from eqr_kernels.checkpoint import load_checkpoint
-
-    assert found.chosen is not None
-    card = load_checkpoint(weights).card
-    settings = report["settings"]
-    told = {
-        "data": Path(data).name,
-        "puzzles": found.puzzles,
-        **{
-            name: settings[name] for name in ("depth", "reveal", "seed", "max_loss", "trust", "patience", "noise_scale")
-        },
-        "correct_at_full_depth": found.correct,
-        **{name: report["chosen"][name] for name in ("correct", "mean_steps", "converged")},
-    }
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    scale = settings["noise_scale"]
-    # The tolerance holds for this noise only, so the card recommends both together.
-    recommended = None if scale == card.config.noise_scale else scale
-    card = dataclasses.replace(
-        card, tol=found.chosen.tol, noise_scale=recommended, sha256=digest, extra={**card.extra, "calibration": told}
-    )
-    path = weights.with_suffix(".json")
-    write_atomically(path, card.to_json().encode())
     return path
 
 

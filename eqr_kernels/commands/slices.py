@@ -25,7 +25,7 @@ class Slices:
     """Slices that end at the multiples of `steps`, at steps and not at times, so that a run can be repeated exactly.
 
     Args:
-        steps: of a slice; None until `choose` is told the measured speed.
+        steps: of a slice; None until it is chosen from the measured speed.
         start: training step that the command begins with, whose state is there already.
         device: to wait for before a clock is read.
         minutes: that the command may take from now on; None is any time.
@@ -43,10 +43,10 @@ class Slices:
         return time.monotonic()
 
     def measured(self, step: int) -> float | None:
-        """Seconds a step at the one step where the length of the slices is to be chosen, None at all others."""
+        """Seconds a step at the one step where there is a first measurement of them, None at all others."""
         if step == self.start + _WARM_STEPS:
             self._mark = (step, self._now())
-        if self.steps is None and step == self.start + _WARM_STEPS + _MEASURED_STEPS:
+        if step == self.start + _WARM_STEPS + _MEASURED_STEPS:
             return self._seconds_per_step(step)
         return None
 

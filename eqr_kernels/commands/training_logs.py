@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from eqr_kernels.commands.training_evaluation import Measurement, log_line
 from eqr_kernels.training import Progress
 
 
@@ -23,6 +25,9 @@ class Log(Protocol):
     def __call__(self, report: Report) -> None:
         """Takes one report."""
 
+    def evaluated(self, step: int, measurements: Sequence[Measurement]) -> None:
+        """Takes what the averaged weights of a step measure."""
+
 
 class TextLog:
     """A line for each report."""
@@ -36,12 +41,18 @@ class TextLog:
             flush=True,
         )
 
+    def evaluated(self, step: int, measurements: Sequence[Measurement]) -> None:
+        print(log_line(step, measurements), flush=True)
+
 
 class JsonLog:
     """A JSON object on a line for each report."""
 
     def __call__(self, report: Report) -> None:
         print(json.dumps(dataclasses.asdict(report)), flush=True)
+
+    def evaluated(self, step: int, measurements: Sequence[Measurement]) -> None:
+        print(json.dumps({"step": step, "evaluation": [dataclasses.asdict(m) for m in measurements]}), flush=True)
 
 
 class TensorBoardLog:
@@ -62,4 +73,11 @@ class TensorBoardLog:
         for name, value in dataclasses.asdict(report).items():
             if name != "step":
                 self.writer.add_scalar(f"train/{name}", value, report.step)
+        self.writer.flush()
+
+    def evaluated(self, step: int, measurements: Sequence[Measurement]) -> None:
+        for m in measurements:
+            self.writer.add_scalar(f"evaluation/{m.clues}/{m.source}/loss", m.loss, step)
+            for depth, share in m.exact.items():
+                self.writer.add_scalar(f"evaluation/{m.clues}/{m.source}/exact_{depth}", share, step)
         self.writer.flush()

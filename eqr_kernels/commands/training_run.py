@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import math
 import os
@@ -23,14 +24,15 @@ from eqr_kernels.checkpoint import ModelCard, save_checkpoint
 from eqr_kernels.commands.console import code_commit, complain
 from eqr_kernels.commands.puzzles import SUDOKU, Task
 from eqr_kernels.commands.slices import Slices, slice_steps_for
+from eqr_kernels.commands.training_evaluation import Curve, Evaluator, Stopwatch
 from eqr_kernels.commands.training_logs import Log, Report
-from eqr_kernels.commands.training_rate import gemm_rate, training_operations
 from eqr_kernels.config import EqRConfig
 from eqr_kernels.modules import EquilibriumReasoner
 from eqr_kernels.tasks import sudoku
 from eqr_kernels.tasks.common import PuzzleSet
-from eqr_kernels.tasks.stream import PuzzleStream, parse_curriculum
+from eqr_kernels.tasks.stream import PuzzleStream, parse_curriculum, parse_mix
 from eqr_kernels.training import TrainConfig, Trainer
+from eqr_kernels.training_rate import gemm_rate, training_operations
 from eqr_kernels.training_state import load_state, read_manifest, save_state
 
 _GO_ON, _STOP, _INTERRUPT = range(3)
@@ -128,7 +130,7 @@ class TrainingRun:
     """One process's part of a run. Rank 0 keeps state and model in `out`, the others their streams in `out/ranks`.
 
     Args:
-        settings: the fields of `TrainConfig`, curriculum, slice_steps (steps between saves; None or absent: chosen
+        settings: the fields of `TrainConfig`, curriculum, mix, slice_steps (steps between saves; None or absent: chosen
             from the speed of the first steps, and then set here), and what else the state should remember.
         data: name of the data, for the card.
         initial: weights that fit `config`, for the model and the averages to start from; None draws them by the seed.
@@ -150,8 +152,9 @@ class TrainingRun:
         reveal = sudoku.reveal if task is SUDOKU else None
         seed = settings["seed"]
         stream = PuzzleStream(
-            puzzles, task.module.augment, reveal=reveal, curriculum=curriculum, seed=[seed, process.rank]
-        )
+            puzzles, task.module.augment, reveal=reveal, curriculum=curriculum, mix=parse_mix(settings["mix"]),
+            seed=[seed, process.rank],
+        )  # fmt: skip
         fields = {field.name for field in dataclasses.fields(TrainConfig)}
         train_config = TrainConfig(**{name: value for name, value in settings.items() if name in fields})
         # The same weights in every process: gradients are averaged, weights are not.
@@ -163,8 +166,23 @@ class TrainingRun:
         dtype = getattr(torch, train_config.forward_dtype)
         self.gemm_rate = gemm_rate(process.device, dtype) if process.rank == 0 else math.nan
         self.trainer = Trainer(model, stream, train_config)
+        self.stopwatch = Stopwatch()
 
-    def train(self, minutes: float | None, log_every: int, logs: Sequence[Log]) -> bool:
+    @property
+    def spent(self) -> dict[str, float]:
+        """Seconds of training up to the last save, as `Stopwatch` takes them."""
+        return {name: self.settings.get(name, 0.0) for name in ("seconds", "cpu_seconds")}
+
+    def train(
+        self,
+        minutes: float | None,
+        log_every: int,
+        logs: Sequence[Log],
+        *,
+        finish: float | None = None,
+        evaluator: Evaluator | None = None,
+        evaluate_every: int | None = None,
+    ) -> bool:
         """Trains to the end or the time limit, saving at every slice's end, and tells whether it was interrupted.
 
         A stop between the ends of two slices saves too, and so adds a boundary.
@@ -172,15 +190,27 @@ class TrainingRun:
         Args:
             minutes: stops at the last slice's end that comes within them, or when they are over.
             log_every: in steps.
+            finish: minutes in which the rate falls from here to its end, in as many steps as they are measured to hold;
+                the end is then that of the run.
+            evaluator: measures the averaged weights every `evaluate_every` steps and at the end, for the logs and for
+                OUT/curve.csv.
         """
-        trainer, total, process = self.trainer, self.trainer.config.total_steps, self.process
-        reported = trainer.step
-        slices = Slices(self.settings.get("slice_steps"), trainer.step, process.device, minutes)
+        trainer, process = self.trainer, self.process
+        start = reported = evaluated = trainer.step
+        slices = Slices(self.settings.get("slice_steps"), start, process.device, minutes)
+        curve = None
+        if evaluator is not None and process.rank == 0:
+            curve = Curve(self.out / "curve.csv", evaluator.depths, start)
+        self.stopwatch = Stopwatch(**self.spent)
         with StopRequest() as request:
             while True:
                 seconds = slices.measured(trainer.step)
                 if seconds is not None:
-                    slices.steps = self._choose_slice(seconds)
+                    if slices.steps is None:
+                        slices.steps = self._choose_slice(seconds)
+                    if finish is not None:
+                        self._begin_decay(seconds, finish)
+                total = trainer.config.total_steps
                 wish = _GO_ON
                 if request.asked_at is not None:
                     wish = _INTERRUPT
@@ -196,13 +226,40 @@ class TrainingRun:
                     begun = time.monotonic()
                     self.save()
                     slices.saved(trainer.step, time.monotonic() - begun)
+                due = agreed == _STOP or (evaluate_every is not None and trainer.step % evaluate_every == 0)
+                if evaluator is not None and curve is not None and due and trainer.step > evaluated:
+                    self._evaluate(evaluator, curve, logs)
+                    evaluated = trainer.step
                 if agreed >= _STOP:
                     return agreed == _INTERRUPT
                 self._train_step()
 
+    def _begin_decay(self, seconds_per_step: float, minutes: float) -> None:
+        """Lets the rate fall from here on, over the steps that the minutes hold, and the run end there."""
+        steps = self.process.agree(max(1, round(60 * minutes / seconds_per_step)) if self.process.rank == 0 else 0)
+        begin = self.trainer.step
+        self.settings |= {"decay_from": begin, "total_steps": begin + steps}
+        self.trainer.config = dataclasses.replace(self.trainer.config, decay_from=begin, total_steps=begin + steps)
+
+    def _evaluate(self, evaluator: Evaluator, curve: Curve, logs: Sequence[Log]) -> None:
+        trainer = self.trainer
+        begun = time.monotonic()
+        with self.stopwatch.paused():
+            model = copy.deepcopy(trainer.model).requires_grad_(False).eval()
+            model.load_state_dict({**model.state_dict(), **trainer.ema.shadow})
+            measurements = evaluator(model)
+        costs = {
+            "step": trainer.step, "samples": trainer.step * trainer.config.batch_size * self.process.world,
+            "operations": trainer.operations, **self.stopwatch.read(), "lr": trainer.optimizer.param_groups[0]["lr"],
+        }  # fmt: skip
+        curve.add(costs, measurements)
+        for log in logs:
+            log.evaluated(trainer.step, measurements)
+        trainer.leave_out(time.monotonic() - begun)
+
     def _choose_slice(self, seconds_per_step: float) -> int:
         """Rank 0's choice of the steps of a slice, kept in the settings."""
-        lifetime = self.trainer.model.config.halt_max_steps
+        lifetime = self.trainer.longest_lifetime
         steps = self.process.agree(slice_steps_for(seconds_per_step, lifetime) if self.process.rank == 0 else 0)
         self.settings["slice_steps"] = steps
         seconds = steps * seconds_per_step
@@ -266,8 +323,8 @@ class TrainingRun:
             "(--resume keeps to the run's own settings)"
         )
 
-    def _folder_of(self, step: int) -> Path:
-        return self.out / "ranks" / f"step-{step:09d}" / f"rank-{self.process.rank}"
+    def _folder_of(self, step: int, out: Path | None = None) -> Path:
+        return (out or self.out) / "ranks" / f"step-{step:09d}" / f"rank-{self.process.rank}"
 
     def save(self) -> None:
         """Writes the state of every process, then the model, and begins a slice: all rows start afresh.
@@ -278,6 +335,7 @@ class TrainingRun:
             RuntimeError: weights or moments are not finite; the state of the last save stays.
         """
         self._require(self._not_finite())
+        self.settings |= self.stopwatch.read()
         step, rank = self.trainer.step, self.process.rank
         if rank:
             save_state(self.trainer, self._folder_of(step), self.settings, shared=False)
@@ -290,16 +348,18 @@ class TrainingRun:
                     shutil.rmtree(old)
         self.process.wait()
 
-    def load(self) -> None:
-        """Continues the newest state.
+    def load(self, folder: Path | None = None) -> None:
+        """Continues the newest state in `folder`, which stays as it is; None is the run's own.
 
         Raises:
             FileNotFoundError, RuntimeError: there is none, or it is damaged or does not fit.
         """
+        folder = folder or self.out
+        self.settings |= {name: read_manifest(folder)["settings"].get(name, 0.0) for name in self.spent}
         if self.process.rank == 0:
-            load_state(self.trainer, self.out)
+            load_state(self.trainer, folder)
         else:
-            load_state(self.trainer, self.out, own=self._folder_of(read_manifest(self.out)["step"]))
+            load_state(self.trainer, folder, own=self._folder_of(read_manifest(folder)["step"], folder))
 
     def _save_model(self) -> None:
         trainer, config = self.trainer, self.trainer.model.config

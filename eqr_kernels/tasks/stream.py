@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from eqr_kernels.tasks.common import PuzzleSet, Tokens
 
@@ -46,6 +48,27 @@ def parse_curriculum(text: str) -> tuple[RevealPoint, ...]:
     return tuple(points)
 
 
+def parse_mix(text: str) -> dict[str, float]:
+    """Shares by source from text such as "17_clue=0.3,forum=0.7"; "" has none.
+
+    Raises:
+        ValueError: text of another form, a source twice, or a share that is not positive.
+    """
+    shares: dict[str, float] = {}
+    for part in filter(None, text.split(",")):
+        source, equals, share = part.rpartition("=")
+        try:
+            value = float(share)
+        except ValueError:
+            value = 0.0
+        if not (equals and source and 0 < value < math.inf) or source in shares:
+            raise ValueError(
+                f'mix: {part!r} is not SOURCE=SHARE with a positive share and a source of its own, as in "17_clue=0.3"'
+            )
+        shares[source] = value
+    return shares
+
+
 class PuzzleStream:
     """Draws puzzles at random, each under a random symmetry and, with a curriculum, with more clues revealed.
 
@@ -53,10 +76,12 @@ class PuzzleStream:
         puzzles: with labels.
         augment: applies a random symmetry to each row.
         reveal, curriculum: `reveal(inputs, labels, clues, rng)` and when to show how many clues; empty shows none.
+        mix: shares of the draws by source, in any unit; a source that it does not name is not drawn. Empty draws all
+            puzzles alike.
         seed: int or ints that key the stream.
 
     Raises:
-        ValueError: puzzles without labels, or an empty set.
+        ValueError: puzzles without labels, an empty set, or a source that no puzzle has.
     """
 
     def __init__(
@@ -66,6 +91,7 @@ class PuzzleStream:
         *,
         reveal: Reveal | None = None,
         curriculum: Sequence[RevealPoint] = (),
+        mix: Mapping[str, float] | None = None,
         seed: int | Sequence[int] = 0,
     ) -> None:
         if puzzles.labels is None or not len(puzzles):
@@ -75,6 +101,27 @@ class PuzzleStream:
         self.inputs, self.labels = puzzles.inputs, puzzles.labels
         self.augment, self.reveal, self.curriculum = augment, reveal, tuple(curriculum)
         self.rng = np.random.default_rng(seed)
+        self._groups, self._shares = self._by_source(puzzles, mix or {})
+
+    @staticmethod
+    def _by_source(puzzles: PuzzleSet, mix: Mapping[str, float]) -> tuple[list[npt.NDArray[np.int64]], list[float]]:
+        """The rows of each source of the mix, and its share of the draws."""
+        rows = {source: np.flatnonzero(puzzles.source == source) for source in mix}
+        for source, group in rows.items():
+            if not len(group):
+                known = ", ".join(sorted(set(puzzles.source.tolist())))
+                raise ValueError(f"mix: no puzzle is of the source {source!r}; there are {known}")
+        total = sum(mix.values())
+        return list(rows.values()), [share / total for share in mix.values()]
+
+    def _index(self, n: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+        """Rows of n puzzles, int64 [n]."""
+        if not self._groups:
+            return rng.integers(len(self.inputs), size=n)
+        sizes = np.array([len(group) for group in self._groups])
+        drawn = rng.choice(len(sizes), size=n, p=self._shares)
+        within = rng.integers(sizes[drawn])
+        return np.array([self._groups[g][i] for g, i in zip(drawn, within, strict=True)], np.int64)
 
     def clue_range(self, step: int) -> tuple[int, int]:
         """The least and the greatest number of clues to show at training step `step`."""
@@ -90,7 +137,7 @@ class PuzzleStream:
             rng: draws them in place of the stream's own generator, which then stays as it is.
         """
         rng = self.rng if rng is None else rng
-        index = rng.integers(len(self.inputs), size=n)
+        index = self._index(n, rng)
         inputs, labels = self.augment(self.inputs[index], self.labels[index], rng)
         if self.reveal is not None and self.curriculum:
             low, high = self.clue_range(step)

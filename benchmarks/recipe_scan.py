@@ -1,0 +1,236 @@
+"""`python -m benchmarks.recipe_scan`: which size, cycles and schedule learn most from the same operations.
+
+Successive halving: every candidate trains with `eqr train` at a constant rate to the first rung, the better ones go on
+to the next, and so on. Rungs are operations of the training steps' matrix products, so that neither a candidate's speed
+nor what else the machine does has a say. Each is judged by its averaged weights: the mean share of exact answers over
+17-clue puzzles and the magictour list as published, and over all puzzles with 28 clues shown, at depths 16 and 64; the
+loss on the forum's hardest, whose exact answers come late, stands beside it and breaks ties. The better is kept as long
+as there are more candidates in a rung than the next one takes.
+
+A rung that a candidate has reached in --runs is not trained again, so a scan may be stopped and called again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shlex
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.gpu_check.child import ROOT, run
+from eqr_kernels import EqRConfig
+from eqr_kernels.checkpoint import atomic_write
+from eqr_kernels.commands.console import code_commit
+from eqr_kernels.cycles import parse_cycles, stretches
+from eqr_kernels.training_rate import training_operations
+
+_TRM = {"fixed_init": True, "lambda_": 1.0, "noise_scale": 0.0}
+CURRICULUM = "0:34-50,1000:28-44,2200:22-40,6000:19-36,12000:17-30"
+BATCH = 32
+_DAY = 86_400.0
+JUDGED = (("published", "17_clue"), ("published", "magictour_top1465"), ("28", "all"))
+FORUM = ("published", "forum_hardest_1905_11plus")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A recipe: the preset sudoku-medium, by default with a fixed start (a TRM), and what is changed of it."""
+
+    about: str
+    fields: dict[str, Any]
+    options: tuple[str, ...] = ()
+    cycles: str = ""
+    fixed_start: bool = True
+
+    def config(self) -> EqRConfig:
+        return EqRConfig.sudoku_medium(**(_TRM if self.fixed_start else {}), **self.fields)
+
+    def steps(self, operations: float) -> int:
+        """Training steps nearest to so many operations."""
+        points, config, done, step = parse_cycles(self.cycles), self.config(), 0.0, 0
+        for stretch, count in stretches(points, config, 10**9):
+            each = BATCH * training_operations(stretch)
+            if done + count * each >= operations:
+                return step + round((operations - done) / each)
+            done, step = done + count * each, step + count
+        raise AssertionError("a billion steps hold fewer operations")
+
+    def command(self, train: Path, dev: Path, out: Path, steps: int, puzzles: int) -> list[str]:
+        settings = {**(_TRM if self.fixed_start else {}), **self.fields}
+        sets = [part for name, value in settings.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+        curriculum = () if "--curriculum" in self.options else ("--curriculum", CURRICULUM)
+        new = ["--preset", "sudoku-medium", *sets, *curriculum, *self.options, "--cycles", self.cycles,
+               "--batch-size", BATCH]  # fmt: skip
+        resume = ["--resume"] if any(out.glob("state-*")) else new
+        return [
+            sys.executable, "-m", "eqr_kernels.cli", "train", "--data", train, "--out", out, "--steps", steps,
+            "--eval-data", dev, "--eval-puzzles", puzzles, "--eval-depths", "16,64", "--no-calibrate", "--no-compile",
+            "--log-every", 500, *resume,
+        ]  # fmt: skip
+
+
+CANDIDATES = {
+    "h1-l3": Candidate("H 1, L 3, d 128, two blocks", {}),
+    "eqr": Candidate("the same with random starts, noise and damping", {}, fixed_start=False),
+    "raw": Candidate("the same without the curriculum", {}, ("--curriculum", "")),
+    "h1-l2": Candidate("H 1, L 2", {"L_cycles": 2}),
+    "h2-l3": Candidate("H 2, L 3", {"H_cycles": 2}),
+    "growing": Candidate("cycles that grow", {}, cycles="0:1x2x8,800:1x3x16,4000:1x6x16"),
+    "d96": Candidate("d 96", {"hidden_size": 96}),
+    "d192": Candidate("d 192", {"hidden_size": 192}),
+    "one-block": Candidate("one block", {"L_layers": 1}),
+    "three-blocks": Candidate("three blocks", {"L_layers": 3}),
+}
+
+
+def measured(out: Path) -> list[dict[str, str]]:
+    """The rows of a candidate's learning curve."""
+    path = out / "curve.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def result(out: Path, steps: int) -> dict[str, Any] | None:
+    """What a candidate's curve says of a step; None where it does not get there."""
+    rows = {(row["clues"], row["source"]): row for row in measured(out) if int(row["step"]) == steps}
+    if not rows:
+        return None
+    exact = {
+        f"{clues} {source}": {depth: float(rows[clues, source][f"exact_{depth}"]) for depth in ("16", "64")}
+        for clues, source in (*JUDGED, FORUM)
+    }
+    judged = [share for clues, source in JUDGED for share in exact[f"{clues} {source}"].values()]
+    row = rows[FORUM]
+    return {
+        "step": steps, "samples": int(row["samples"]), "operations": int(row["operations"]),
+        "cpu_seconds": float(row["cpu_seconds"]), "puzzles": int(rows["published", "all"]["puzzles"]), "exact": exact,
+        "score": sum(judged) / len(judged), "forum_loss": float(row["loss"]),
+    }  # fmt: skip
+
+
+def train_to(name: str, operations: float, options: argparse.Namespace) -> None:
+    """Takes a candidate to a rung, in a process on `options.threads` threads.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    candidate, out = CANDIDATES[name], options.runs / name
+    steps = candidate.steps(operations)
+    if result(out, steps) is None:
+        out.mkdir(parents=True, exist_ok=True)
+        train, dev = (options.data / f"{part}.csv.gz" for part in ("train", "dev"))
+        command = [str(part) for part in candidate.command(train, dev, out, steps, options.puzzles)]
+        with (out / "log.txt").open("a") as log:
+            ended = run(command, _DAY, lambda line: print(line, file=log, flush=True),
+                        OMP_NUM_THREADS=str(options.threads))  # fmt: skip
+        if ended.why:
+            raise RuntimeError(f"{name}: {ended.why}")
+    print(f"{operations:.2g} {name}: {json.dumps(result(out, steps))}", flush=True)
+
+
+def report(rungs: dict[float, list[str]], options: argparse.Namespace) -> dict[str, Any]:
+    """All rungs, each with its candidates from the best to the worst."""
+    rows = []
+    for operations, names in rungs.items():
+        for name in names:
+            candidate = CANDIDATES[name]
+            found = result(options.runs / name, candidate.steps(operations))
+            if found is not None:
+                parameters = _parameters(candidate.config())
+                rows.append({"rung": operations, "candidate": name, "about": candidate.about, "parameters": parameters,
+                             **found})  # fmt: skip
+    rows.sort(key=lambda row: (row["rung"], *_rank(row)))
+    return {
+        "machine": machine.information(), "commit": code_commit(), "rungs": list(rungs), "seed": 0, "batch": BATCH,
+        "curriculum": CURRICULUM, "command": shlex.join(["python", "-m", "benchmarks.recipe_scan", *sys.argv[1:]]),
+        "rows": rows,
+    }  # fmt: skip
+
+
+def _rank(row: dict[str, Any]) -> tuple[float, float]:
+    return -row["score"], row["forum_loss"]
+
+
+def _parameters(config: EqRConfig) -> int:
+    import torch
+
+    from eqr_kernels import EquilibriumReasoner
+
+    with torch.device("meta"):
+        return sum(p.numel() for p in EquilibriumReasoner(config).parameters())
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """A table for people: exact answers at depth 16 / 64 in per cent."""
+    lines = ["| operations | candidate | samples | score | 17-clue | magictour | 28 clues | forum | forum loss |",
+             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for row in found["rows"]:
+        cells = [" / ".join(f"{100 * share:.0f}" for share in row["exact"][f"{c} {s}"].values())
+                 for c, s in (*JUDGED, FORUM)]  # fmt: skip
+        lines.append(
+            f"| {row['rung']:.2g} | {row['candidate']}: {row['about']} | {row['samples'] / 1e3:.0f}k | "
+            f"{100 * row['score']:.1f} | {' | '.join(cells)} | {row['forum_loss']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "benchmarks.recipe_scan", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__,
+        epilog="candidates:\n" + "\n".join(f"  {name}: {c.about}" for name, c in CANDIDATES.items()),
+    )  # fmt: skip
+    parser.add_argument("--candidates", nargs="+", default=list(CANDIDATES), choices=CANDIDATES, metavar="NAME")
+    parser.add_argument("--rungs", default="5e13:10,1.5e14:5,3e14:3,1e15:2", help="OPERATIONS:CANDIDATES,...")
+    parser.add_argument("--processes", type=int, default=2, help="candidates at a time")
+    parser.add_argument("--threads", type=int, default=1, help="of each")
+    parser.add_argument("--puzzles", type=int, default=120, help="of dev.csv.gz")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "sudoku",
+                        help="folder of train.csv.gz and dev.csv.gz")  # fmt: skip
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "recipe-scan", help="folder of the runs")
+    parser.add_argument("--results", type=Path, help="folder of <device>/recipe_scan.json; default: benchmarks/results")
+    parser.add_argument("--table", type=Path, metavar="JSON", help="print the table of this file, and do no more")
+    options = parser.parse_args(given)
+    try:
+        rungs = [part.split(":") for part in options.rungs.split(",")]
+        options.rungs = {float(operations): int(count) for operations, count in rungs}
+    except ValueError:
+        parser.error(f"--rungs must be OPERATIONS:CANDIDATES,... as in 3e14:9,1e15:3, got {options.rungs!r}")
+    if list(options.rungs) != sorted(options.rungs):
+        parser.error("--rungs must rise")
+    options.results = options.results or ROOT / "benchmarks" / "results"
+    return options
+
+
+def main() -> int:
+    options = arguments()
+    if options.table is not None:
+        print(markdown(json.loads(options.table.read_text())))
+        return 0
+    path = options.results / machine.folder() / "recipe_scan.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names, done = list(options.candidates), {}
+    for operations, count in options.rungs.items():
+        names = names[:count]
+        done[operations] = names
+        with ThreadPoolExecutor(options.processes) as pool:
+            for finished in [pool.submit(train_to, name, operations, options) for name in names]:
+                finished.result()
+                atomic_write(path, (json.dumps(report(done, options), indent=1) + "\n").encode())
+        names = [row["candidate"] for row in json.loads(path.read_text())["rows"] if row["rung"] == operations]
+    print(f"\n{markdown(json.loads(path.read_text()))}\n\n{path}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
