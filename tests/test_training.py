@@ -117,12 +117,34 @@ def test_learning_rate_and_average():
     assert [learning_rate(s, **schedule) for s in (0, 2, 4, 12, 99)] == pytest.approx([0, 0.5, 1, 0.1, 0.1])
     assert learning_rate(8, **schedule) == pytest.approx(0.55)
     assert learning_rate(10**6, lr=2.0, warmup=4, total=None, min_ratio=0.1) == 2.0
+    late = dict(schedule, decay_from=8)
+    assert [learning_rate(s, **late) for s in (2, 4, 8, 10, 12)] == pytest.approx([0.5, 1, 1, 0.55, 0.1])
+    # A decay cannot begin before the rate is there.
+    assert learning_rate(3, **{**late, "decay_from": 0}) == 0.75
+    assert [learning_rate(s, **{**late, "decay_from": 0}) for s in (5, 9)] == [
+        learning_rate(s, **schedule) for s in (5, 9)
+    ]
+
+
+def test_the_average_forgets_where_it_started_however_few_the_updates():
     module = torch.nn.Linear(1, 1, bias=False)
-    torch.nn.init.constant_(module.weight, 1.0)
-    ema = EMA(module, 0.75)
-    torch.nn.init.constant_(module.weight, 5.0)
-    ema.update(module)
-    assert ema.shadow["weight"].item() == pytest.approx(2.0)
+
+    def averaged(rate: float, values: list[float]) -> list[float]:
+        torch.nn.init.constant_(module.weight, 1.0)
+        ema, found = EMA(module, rate), []
+        for value in values:
+            torch.nn.init.constant_(module.weight, value)
+            ema.update(module)
+            found.append(ema.shadow["weight"].item())
+        assert ema.updates == len(values)
+        return found
+
+    # (1 + t) / (10 + t) of the average at update t, and never more than the rate.
+    first, second = 2 / 11 * 1 + 9 / 11 * 5, 3 / 12
+    assert averaged(0.999, [5.0, 9.0]) == pytest.approx([first, second * first + (1 - second) * 9])
+    assert averaged(0.1, [5.0, 9.0]) == pytest.approx([4.6, 8.56])
+    assert averaged(0.999, [5.0] * 500)[-1] == pytest.approx(5.0, abs=1e-6)
+    assert EMA.warm_up(0.999) == 8990 and EMA.warm_up(0.0) == 0
     with pytest.raises(ValueError, match="rate must be in"):
         EMA(module, 1.0)
 

@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from eqr_kernels import EqRConfig
-from eqr_kernels.commands import training_rate
+from eqr_kernels import EqRConfig, training_rate
 from eqr_kernels.training_rate import gemm_rate, training_operations
 
 

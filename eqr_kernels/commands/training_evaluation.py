@@ -204,8 +204,8 @@ class Curve:
         temporary.replace(self.path)
 
 
-def calibrate_model(weights: Path, sets: Sequence[EvaluationSet], data: str, device: torch.device) -> tuple[bool, str]:
-    """Finds the tolerance of a trained model and stores it in its card; whether there is one, and what to tell.
+def calibrate_model(weights: Path, sets: Sequence[EvaluationSet], data: str, device: torch.device) -> str:
+    """Finds the tolerance of a trained model and stores it in its card; what to tell of it.
 
     It is the loosest that costs no answer and of whose settled puzzles at least `TRUST` are right. A model that answers
     too few to tell gets none: a tolerance would mean nothing.
@@ -225,15 +225,15 @@ def calibrate_model(weights: Path, sets: Sequence[EvaluationSet], data: str, dev
     right = int(run.exact[:, -1].sum())
     if right < _LEAST_SETTLED:
         told = f"{right} of {len(labels)} puzzles right at depth {CALIBRATION_DEPTH}, too few to calibrate"
-        return False, f"{told}; {none}"
+        return f"{told}; {none}"
     floor = math.sqrt(2) * settings["noise_scale"]
     found = evaluation.calibrate(run.residuals, run.exact, trust=TRUST, floor=floor)
     if found.chosen is None or found.chosen.converged < _LEAST_SETTLED:
-        return False, f"no tolerance keeps all answers and is right for {100 * TRUST:g} % of what settles; {none}"
+        return f"no tolerance keeps all answers and is right for {100 * TRUST:g} % of what settles; {none}"
     kinds = " and ".join("as published" if one.clues == "published" else f"with {one.clues} clues" for one in sets)
     store_tolerance(weights, found, settings, f"{data}, {kinds}")
     c = found.chosen
-    return True, (
+    return (
         f"tol {c.tol:g} is stored in the card: {c.converged} of {found.puzzles} puzzles settle, "
         f"{c.right_when_converged} of them right, after a mean of {c.mean_steps:.1f} steps"
     )

@@ -152,7 +152,7 @@ class TrainingRun:
         reveal = sudoku.reveal if task is SUDOKU else None
         seed = settings["seed"]
         stream = PuzzleStream(
-            puzzles, task.module.augment, reveal=reveal, curriculum=curriculum, mix=parse_mix(settings["mix"]),
+            puzzles, task.module.augment, reveal=reveal, curriculum=curriculum, mix=parse_mix(settings.get("mix", "")),
             seed=[seed, process.rank],
         )  # fmt: skip
         fields = {field.name for field in dataclasses.fields(TrainConfig)}
