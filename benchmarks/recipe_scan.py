@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks import machine
 from benchmarks.gpu_check.child import ROOT, run
-from eqr_kernels import EqRConfig
+from eqr_kernels import EqRConfig, EquilibriumReasoner
 from eqr_kernels.checkpoint import atomic_write
 from eqr_kernels.commands.console import code_commit
 from eqr_kernels.cycles import parse_cycles, stretches
@@ -160,12 +160,7 @@ def _rank(row: dict[str, Any]) -> tuple[float, float]:
 
 
 def _parameters(config: EqRConfig) -> int:
-    import torch
-
-    from eqr_kernels import EquilibriumReasoner
-
-    with torch.device("meta"):
-        return sum(p.numel() for p in EquilibriumReasoner(config).parameters())
+    return sum(p.numel() for p in EquilibriumReasoner(config).parameters())
 
 
 def markdown(found: dict[str, Any]) -> str:
