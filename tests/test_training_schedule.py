@@ -187,7 +187,7 @@ def test_finish_anneals_a_copy_and_the_run_goes_on_as_if_it_had_not(data, tmp_pa
         (["--resume", "--decay-from", 8, "--steps", 8], "--decay-from 8 needs --steps beyond it"),
         (["--resume", "--decay-from", 1, "--steps", 8], "--decay-from (was None, now 1)"),
         (["--resume", "--steps", 8, "--mix", "easy=1"], "--mix (was '', now 'easy=1')"),
-        (["--resume", "--steps", 8, "--cycles", "0:1x1x4"], "--cycles (was '', now '0:1x1x4')"),
+        (["--resume", "--steps", 8, "--cycles", "0:1x2x4"], "--cycles (was '', now '0:1x2x4')"),
     ],
 )
 def test_what_would_spoil_a_run_is_refused(data, tmp_path, arguments, message):
@@ -215,6 +215,20 @@ def test_a_resumed_run_may_be_told_to_decay_and_equals_one_that_was_told_before(
         "train", "--no-compile", "--resume", "--data", data, "--out", parts, "--no-calibrate", *decay
     ).stdout
     assert "lr 1.00e-04" in text.splitlines()[-1] and state_of(whole) == state_of(parts)
+
+
+def test_schedules_of_the_steps_to_come_may_be_given_anew(data, tmp_path):
+    out = tmp_path / "run"
+    train = [*TRAIN, *SETS, "--data", data, "--no-calibrate", "--out", out]
+    eqr(*train, "--steps", 4, "--cycles", "0:1x1x4,9:1x2x4", "--curriculum", "0:40-60,3:30-50,8:20-40")
+    resume = ["train", "--no-compile", "--data", data, "--no-calibrate", "--out", out, "--resume", "--steps", 6]
+    for changed in (
+        ["--cycles", "0:1x1x4,3:1x2x4"], ["--cycles", "0:1x2x4"], ["--curriculum", "0:40-60,2:30-50"],
+        ["--curriculum", ""], ["--curriculum", "0:40-60,4:30-50"],
+    ):  # fmt: skip
+        assert f"{changed[0]} (was" in eqr(*resume, *changed, code=2).stderr
+    eqr(*resume, "--cycles", "0:1x1x4,4:1x3x4", "--curriculum", "0:40-60,3:30-50,8:20-40,20:17-30")
+    assert settings_of(out)["cycles"] == "0:1x1x4,4:1x3x4" and load_checkpoint(out).card.config.L_cycles == 3
 
 
 def test_a_state_that_gives_way_while_it_is_read_is_read_anew(tmp_path, monkeypatch):

@@ -438,6 +438,7 @@ def _compare(
     free = set() if begun else schedule
     if stored.get("slice_steps") is None:  # the run was stopped before its speed was measured
         free.add("slice_steps")
+    free |= _same_so_far(stored, settings, step)
     differ = [name for name in settings if name in stored and stored[name] != settings[name] and name not in free]
     if differ:
         told = "; ".join(_difference(name, stored[name], settings[name]) for name in differ)
@@ -451,6 +452,24 @@ def _compare(
         if stored.get(name, name != "fused") != value:
             told = f"--{name if value else f'no-{name}'} is not as before"
             complain(f"{told}: the result equals an uninterrupted run's to rounding only", "warning")
+
+
+def _same_so_far(stored: dict[str, Any], settings: dict[str, Any], step: int) -> set[str]:
+    """Which of the schedules by step may differ, as they agree on all steps that are done."""
+    from eqr_kernels.config import EqRConfig
+    from eqr_kernels.cycles import parse_cycles, stretches
+    from eqr_kernels.tasks.stream import parse_curriculum, same_clues
+
+    def cycles(some: dict[str, Any]) -> Any:
+        return stretches(parse_cycles(some.get("cycles", "")), EqRConfig.from_dict(some["config"]), step)
+
+    def curriculum(some: dict[str, Any]) -> Any:
+        return parse_curriculum(some["curriculum"]) if some["curriculum"] else ()
+
+    same = {"cycles"} if cycles(stored) == cycles(settings) else set()
+    if "curriculum" in stored and same_clues(curriculum(stored), curriculum(settings), step):
+        same.add("curriculum")
+    return same
 
 
 def _decay_begins(settings: dict[str, Any]) -> float:

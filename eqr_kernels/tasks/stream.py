@@ -48,6 +48,22 @@ def parse_curriculum(text: str) -> tuple[RevealPoint, ...]:
     return tuple(points)
 
 
+def same_clues(first: Sequence[RevealPoint], second: Sequence[RevealPoint], steps: int) -> bool:
+    """Whether two curricula show as many clues at each of the first `steps` training steps."""
+    if not steps or not first or not second:
+        return not steps or not (first or second)
+    # Between these both are linear.
+    corners = {0, steps - 1, *(point.step for point in (*first, *second) if point.step < steps)}
+    return all(_ends(first, step) == _ends(second, step) for step in corners)
+
+
+def _ends(curriculum: Sequence[RevealPoint], step: int) -> tuple[float, float]:
+    steps = [point.step for point in curriculum]
+    low = np.interp(step, steps, [point.low for point in curriculum])
+    high = np.interp(step, steps, [point.high for point in curriculum])
+    return float(low), float(high)
+
+
 def parse_mix(text: str) -> dict[str, float]:
     """Shares by source from text such as "17_clue=0.3,forum=0.7"; "" has none.
 
@@ -125,10 +141,8 @@ class PuzzleStream:
 
     def clue_range(self, step: int) -> tuple[int, int]:
         """The least and the greatest number of clues to show at training step `step`."""
-        steps = [point.step for point in self.curriculum]
-        low = np.interp(step, steps, [point.low for point in self.curriculum])
-        high = np.interp(step, steps, [point.high for point in self.curriculum])
-        return round(float(low)), round(float(high))
+        low, high = _ends(self.curriculum, step)
+        return round(low), round(high)
 
     def draw(self, n: int, step: int, rng: np.random.Generator | None = None) -> tuple[Tokens, Tokens]:
         """n fresh puzzles for training step `step`: inputs and labels, uint8 [n, S].
