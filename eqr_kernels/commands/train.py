@@ -161,6 +161,16 @@ def train(
     OUT gets the state of the run, and model.safetensors with model.json: the averaged weights, as `--model OUT` of the
     other commands takes them. torchrun starts one process a device, each with rows and puzzles of its own.
 
+    The rate stays constant until a decay is asked for, and steps drive all that changes along a run: it may be stopped
+    and continued at any time, and what --cycles and --curriculum say of the steps to come be said anew. --finish anneals
+    a copy: the run in --out stays as it is and can go on, even meanwhile. --decay-from with --steps anneals the run
+    itself, also one that is resumed.
+
+    --eval-data measures the averaged weights on a fixed subset, as published and with 28 clues shown, to the full
+    --eval-depths without halting: lines in the log, and rows of OUT/curve.csv with the operations, the seconds and the
+    samples that they had cost. At the end the tolerance is calibrated, on those puzzles (else on some that were trained
+    on), and stored in the model's card: the loosest that costs no answer and with which 99 % of what settles is right.
+
     --init starts a new run from weights that were trained before, with the config that came with them; --set changes
     what they do not depend on. A TRM (a fixed start) becomes an EqR: fixed_init=false, lambda_=0.95, noise_scale=0.01,
     where --set does not say otherwise. The schedule is then batch size 96, --lr 1e-4, --warmup 100, --ema-rate 0.99 and
