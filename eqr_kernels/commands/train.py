@@ -162,9 +162,9 @@ def train(
     other commands takes them. torchrun starts one process a device, each with rows and puzzles of its own.
 
     The rate stays constant until a decay is asked for, and steps drive all that changes along a run: it may be stopped
-    and continued at any time, and what --cycles and --curriculum say of the steps to come be said anew. --finish anneals
-    a copy: the run in --out stays as it is and can go on, even meanwhile. --decay-from with --steps anneals the run
-    itself, also one that is resumed.
+    and continued at any time, and what --cycles and --curriculum say of the steps to come be said anew. --finish
+    anneals a copy: the run in --out stays as it is and can go on, even meanwhile. --decay-from with --steps anneals the
+    run itself, also one that is resumed.
 
     --eval-data measures the averaged weights on a fixed subset, as published and with 28 clues shown, to the full
     --eval-depths without halting: lines in the log, and rows of OUT/curve.csv with the operations, the seconds and the
