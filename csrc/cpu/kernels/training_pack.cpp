@@ -90,6 +90,9 @@ EQR_INLINE float* gather(int64_t rows, int64_t columns, int64_t stride, int64_t 
   return out;
 }
 
+// Where a column of panels of `rows` rows begins; its rows lie kPanel apart.
+EQR_INLINE int64_t column_at(int64_t column, int64_t rows) { return column / kPanel * rows * kPanel + column % kPanel; }
+
 void head_gradients(const TrainingSizes& z, void* const* workspaces, int64_t workers, float* out) {
   const auto heads = [&](int64_t i) {
     Laying l = {static_cast<char*>(workspaces[i]), 0};
@@ -140,22 +143,33 @@ void training_gradients(const Shape& shape, void* const* workspaces, int64_t wor
   };
   switch (part % kTrainingParts) {
     case 0:
-      gather(2 * token_k, S, 1, workers, out, [&](int64_t i, int64_t r) {
-        return of(i).token_in + (r % token_k * 2 + r / token_k) * z.columns;
+      gather(2 * token_k, S, kPanel, workers, out, [&](int64_t i, int64_t r) {
+        return of(i).token_in + column_at(channel_column(r % token_k, r >= token_k), S);
       });
       return;
     case 1:
-      gather(S, token_k, z.columns, workers, out + 2 * token_k * S,
-             [&](int64_t i, int64_t t) { return of(i).token_out_t + t; });
+      for (int64_t u = 0; u < token_k; ++u) {
+        const int64_t at = column_at(channel_column(u / 2, u % 2), S);
+        float* to = out + 2 * token_k * S + u;
+        for (int64_t t = 0; t < S; ++t) {
+          float sum = 0.0f;
+          for (int64_t i = 0; i < workers; ++i) sum += of(i).token_out[at + t * kPanel];
+          to[t * token_k] = sum;
+        }
+      }
       return;
     case 2:
-      gather(2 * k, d, 1, workers, out + 3 * token_k * S, [&](int64_t i, int64_t r) {
-        return of(i).gate_up + channel_column(r % k, r >= k) * z.width;
+      gather(2 * k, d, kPanel, workers, out + 3 * token_k * S, [&](int64_t i, int64_t r) {
+        return of(i).gate_up + column_at(channel_column(r % k, r >= k), z.width);
       });
       return;
     default:
-      gather(d, k, 1, workers, out + 3 * token_k * S + 2 * k * d,
-             [&](int64_t i, int64_t f) { return of(i).down + f * k; });
+      out += 3 * token_k * S + 2 * k * d;
+      for (int64_t f = 0; f < d; ++f)
+        for (int64_t u = 0; u < k; u += kPanel)
+          out = gather(1, kPanel, 1, workers, out, [&](int64_t i, int64_t) {
+            return of(i).down + column_at(u, z.width) + f * kPanel;
+          });
   }
 }
 
