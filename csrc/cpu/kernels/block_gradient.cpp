@@ -92,6 +92,8 @@ void put_feature_pairs(int64_t rows, const uint16_t* pairs, int64_t steps, uint1
 #pragma GCC unroll 8
       for (int i = 0; i < kLanes; i += 2) {
         uint16_t* at = to + (j * kLanes + i) * kPanel;
+        __builtin_prefetch(at + 2 * steps * kPanel, 1);
+        __builtin_prefetch(at + 2 * steps * kPanel + kPanel, 1);
         const UVec first = (of[i] & 0xFFFFu) | of[i + 1] << 16, second = of[i] >> 16 | (of[i + 1] & 0xFFFF0000u);
         memcpy(at, &first, sizeof first);
         memcpy(at + kPanel, &second, sizeof second);
@@ -182,11 +184,16 @@ void token_forward(const BlockPass& b) {
 }
 
 // Rows [S][stride], kPanel values of each, as the pairs of the present module in panel `panel` of pairs of tokens
+template <int kAhead>
 EQR_INLINE void put_token_pairs(const BlockPass& b, const uint16_t* rows, int64_t stride, int64_t panel, uint16_t* to) {
   const TrainingSizes& z = b.z;
   to += (panel * z.modules + b.module) * z.pairs * 2 * kPanel;
-  for (int64_t t = 0; t < z.S; t += 2, to += 2 * kPanel)
+  const int64_t next = kAhead * z.modules * z.pairs * 2 * kPanel;
+  for (int64_t t = 0; t < z.S; t += 2, to += 2 * kPanel) {
+    __builtin_prefetch(to + next, 1);
+    __builtin_prefetch(to + next + kPanel, 1);
     pair_rows(rows + t * stride, t + 1 < z.S ? rows + (t + 1) * stride : kNoRow, to);
+  }
 }
 
 void channel_forward(const BlockPass& b) {
@@ -200,11 +207,12 @@ void channel_forward(const BlockPass& b) {
                    [&](int64_t first, int64_t count, const Vec* sums) {
                      for (int64_t i = 0; i < count; ++i) {
                        const SwiGLU of = SwiGLU::of(sums[2 * i], sums[2 * i + 1]);
+                       __builtin_prefetch(slopes + (z.S + first + i) * kPanel, 1);
                        store_bf16(slopes + (first + i) * kPanel, of.by_gate, of.by_up);
                        store_bf16(h + (first + i) * z.h_stride + g * kLanes, of.h);
                      }
                    });
-    if (g % 2) put_token_pairs(b, h + (g - 1) * kLanes, z.h_stride, g / 2, b.kept.h);
+    if (g % 2) put_token_pairs<1>(b, h + (g - 1) * kLanes, z.h_stride, g / 2, b.kept.h);
   }
   for (int64_t p = 0; p < z.panels; ++p) {
     const uint16_t* weights = b.w.down + p * z.k * kPanel;
@@ -258,11 +266,12 @@ void channel_backward(const BlockPass& b) {
                        for (int j = 0; j < 2; ++j) {
                          const Vec dh = sums[2 * i + j];
                          const uint16_t* by = slopes + (j * z.S + first + i) * kPanel;
+                         __builtin_prefetch(by + 2 * z.S * kPanel);
                          store_bf16(rows + (first + i) * z.gu_stride + (2 * p + j) * kPanel, dh * load_bf16(by),
                                     dh * load_bf16(by + kLanes));
                        }
                    });
-    for (int j = 0; j < 2; ++j) put_token_pairs(b, rows + (2 * p + j) * kPanel, z.gu_stride, 2 * p + j, b.kept.dgu);
+    for (int j = 0; j < 2; ++j) put_token_pairs<2>(b, rows + (2 * p + j) * kPanel, z.gu_stride, 2 * p + j, b.kept.dgu);
   }
   for (int64_t p = 0; p < z.panels; ++p) {
     const uint16_t* weights = b.w.gate_up_t + p * 2 * z.k * kPanel;
@@ -300,6 +309,7 @@ void token_backward(const BlockPass& b) {
                        for (int j = 0; j < 2; ++j) {
                          const Vec dh = sums[2 * i + j];
                          const uint16_t* by = slopes + (2 * (first + i) + j) * kPanel;
+                         __builtin_prefetch(by + 2 * kTrainingRows * kPanel);
                          store_pair(b.s.wide + ((first + i) * kPanel + j * kLanes) * 2, dh * load_bf16(by),
                                     dh * load_bf16(by + kLanes));
                        }
