@@ -69,19 +69,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> training_step
 
   const DefaultFloatingPoint same_for_all;
   const int64_t recursions = s.H_cycles - 1, parts = s.layers * eqr::cpu::kTrainingParts + 1;
-  Tensor inference = torch::stable::new_zeros(embedding, {eqr::cpu::packed_bytes(s, eqr::Precision::bf16, isa)},
-                                              ScalarType::Byte);
+  // Without recursions that carry no gradient, nothing needs the operands of inference.
+  const int64_t inference_bytes = recursions ? eqr::cpu::packed_bytes(s, eqr::Precision::bf16, isa) : 0;
+  Tensor inference = torch::stable::new_zeros(embedding, {inference_bytes}, ScalarType::Byte);
   Tensor packed = torch::stable::new_empty(embedding, {EQR_DISPATCH_TO(isa, training_packed_bytes, s)},
                                            ScalarType::Byte);
-  torch::stable::parallel_for(0, parts + 1, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, parts + (recursions != 0), 1, [&](int64_t begin, int64_t end) {
     const DefaultFloatingPoint same_for_all;
     for (int64_t i = begin; i < end; ++i)
       i == parts ? eqr::cpu::pack(s, eqr::Precision::bf16, isa, given.weights,
                                   static_cast<eqr::cpu::Packed*>(inference.mutable_data_ptr()))
                  : EQR_DISPATCH_TO(isa, training_pack, s, given.weights, i, packed.mutable_data_ptr());
   });
-  const eqr::cpu::Engine engine =
-      eqr::cpu::engine(static_cast<const eqr::cpu::Packed*>(inference.const_data_ptr()), inference.numel());
+  std::optional<eqr::cpu::Engine> engine;
+  if (recursions)
+    engine = eqr::cpu::engine(static_cast<const eqr::cpu::Packed*>(inference.const_data_ptr()), inference.numel());
 
   Tensor new_H = torch::stable::empty_like(z_H), new_L = torch::stable::empty_like(z_L);
   const auto make = [&](ScalarType dtype, int64_t count) { return torch::stable::new_empty(z_H, {count}, dtype); };
@@ -98,10 +100,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> training_step
       for (int64_t i = n * w / workers; i < n * (w + 1) / workers; ++i) {
         std::copy_n(start_H + i * row, row, H + i * row);
         std::copy_n(start_L + i * row, row, L + i * row);
-        if (recursions)
-          engine.recur(engine.packed, static_cast<char*>(spaces[size_t(w)]) + needed.training,
-                       {.tokens = token + i * S, .count = recursions, .z_H = H + i * row, .z_L = L + i * row,
-                        .eps = nullptr, .eps_stride = 0, .noise_scale = float(noise_scale), .rng = random + 4 * i});
+        if (engine)
+          engine->recur(engine->packed, static_cast<char*>(spaces[size_t(w)]) + needed.training,
+                        {.tokens = token + i * S, .count = recursions, .z_H = H + i * row, .z_L = L + i * row,
+                         .eps = nullptr, .eps_stride = 0, .noise_scale = float(noise_scale), .rng = random + 4 * i});
         const eqr::cpu::TrainingResult result =
             EQR_DISPATCH_TO(isa, training_row, s, packed.const_data_ptr(), spaces[size_t(w)],
                             {.tokens = token + i * S, .labels = label + i * S, .rng = random + 4 * i,
