@@ -148,6 +148,12 @@ void token_forward(const BlockPass& b) {
   }
 }
 
+// A row of a pairs form: element `column` of the even or the odd one.
+EQR_INLINE Vec load_of_pair(const uint16_t* pairs, bool odd) {
+  const UVec both = bits<UVec>(load_ints(reinterpret_cast<const int32_t*>(pairs)));
+  return bits<Vec>((both << (odd ? 0 : 16)) & 0xFFFF0000u);
+}
+
 // Rows [S][stride], kPanel values of each, as the pairs of the present module in panel `panel` of pairs of tokens
 template <int kAhead>
 EQR_INLINE void put_token_pairs(const BlockPass& b, const uint16_t* rows, int64_t stride, int64_t panel, uint16_t* to) {
@@ -155,8 +161,7 @@ EQR_INLINE void put_token_pairs(const BlockPass& b, const uint16_t* rows, int64_
   to += (panel * z.modules + b.module) * z.pairs * 2 * kPanel;
   const int64_t next = kAhead * z.modules * z.pairs * 2 * kPanel;
   for (int64_t t = 0; t < z.S; t += 2, to += 2 * kPanel) {
-    __builtin_prefetch(to + next, 1);
-    __builtin_prefetch(to + next + kPanel, 1);
+    if (kAhead) __builtin_prefetch(to + next, 1), __builtin_prefetch(to + next + kPanel, 1);
     pair_rows(rows + t * stride, t + 1 < z.S ? rows + (t + 1) * stride : kNoRow, to);
   }
 }
@@ -164,19 +169,32 @@ EQR_INLINE void put_token_pairs(const BlockPass& b, const uint16_t* rows, int64_
 void channel_forward(const BlockPass& b) {
   const TrainingSizes& z = b.z;
   const int64_t groups = z.k / kLanes;
-  uint16_t* slopes = b.kept.channel_slopes + b.module * groups * z.S * kPanel;
   uint16_t* h = b.s.wide;
-  for (int64_t g = 0; g < groups; ++g, slopes += z.S * kPanel) {
+  const int64_t panel = z.modules * z.pairs * 2 * kPanel;
+  uint16_t* slopes = b.kept.dgu + b.module * z.pairs * 2 * kPanel;
+  for (int64_t g = 0; g < groups; ++g, slopes += panel) {
     const uint16_t* weights = b.w.gate_up + g * z.width * kPanel;
+    Vec gate = Vec{}, up = Vec{};  // of an even token, until the odd one is there
     product<false>(z.S, b.s.x, z.x_stride, weights, 2 * kPanel, z.width / 2, weights + z.width * kPanel,
                    [&](int64_t first, int64_t count, const Vec* sums) {
                      for (int64_t i = 0; i < count; ++i) {
                        const SwiGLU of = SwiGLU::of(sums[2 * i], sums[2 * i + 1]);
-                       __builtin_prefetch(slopes + (z.S + first + i) * kPanel, 1);
-                       store_bf16(slopes + (first + i) * kPanel, of.by_gate, of.by_up);
-                       store_bf16(h + (first + i) * z.h_stride + g * kLanes, of.h);
+                       const int64_t t = first + i;
+                       store_bf16(h + t * z.h_stride + g * kLanes, of.h);
+                       uint16_t* to = slopes + t / 2 * 2 * kPanel;
+                       __builtin_prefetch(to + panel + t % 2 * kPanel, 1);
+                       if (t % 2) {
+                         store_pair(to, gate, of.by_gate);
+                         store_pair(to + kPanel, up, of.by_up);
+                       } else {
+                         gate = of.by_gate, up = of.by_up;
+                       }
                      }
                    });
+    if (z.S % 2) {
+      store_pair(slopes + z.S / 2 * 2 * kPanel, gate, Vec{});
+      store_pair(slopes + z.S / 2 * 2 * kPanel + kPanel, up, Vec{});
+    }
     if (g % 2) put_token_pairs<1>(b, h + (g - 1) * kLanes, z.h_stride, g / 2, b.kept.h);
   }
   for (int64_t p = 0; p < z.panels; ++p) {
@@ -221,34 +239,30 @@ void channel_backward(const BlockPass& b) {
       pair_rows(b.s.x + t * z.x_stride + f, t + 1 < z.S ? b.s.x + (t + 1) * z.x_stride + f : kNoRow,
                 dv + pair_at(t, f, z.x_pairs));
 
-  const uint16_t* slopes = b.kept.channel_slopes + b.module * (z.k / kLanes) * z.S * kPanel;
+  const int64_t panel = z.modules * z.pairs * 2 * kPanel;
+  const uint16_t* slopes = b.kept.dgu + b.module * z.pairs * 2 * kPanel;
   uint16_t* rows = b.s.wide;
-  for (int64_t p = 0; p < z.k / kPanel; ++p, slopes += 2 * z.S * kPanel) {
+  for (int64_t p = 0; p < z.k / kPanel; ++p, slopes += 2 * panel) {
     const uint16_t* weights = b.w.down_t + p * z.width * kPanel;
     product<false>(z.S, b.s.x, z.x_stride, weights, 2 * kPanel, z.width / 2, weights + z.width * kPanel,
                    [&](int64_t first, int64_t count, const Vec* sums) {
                      for (int64_t i = 0; i < count; ++i)
                        for (int j = 0; j < 2; ++j) {
                          const Vec dh = sums[2 * i + j];
-                         const uint16_t* by = slopes + (j * z.S + first + i) * kPanel;
-                         __builtin_prefetch(by + 2 * z.S * kPanel);
-                         store_bf16(rows + (first + i) * z.gu_stride + (2 * p + j) * kPanel, dh * load_bf16(by),
-                                    dh * load_bf16(by + kLanes));
+                         const int64_t t = first + i;
+                         const uint16_t* by = slopes + j * panel + t / 2 * 2 * kPanel;
+                         __builtin_prefetch(by + 2 * panel + t % 2 * kPanel, 1);
+                         store_bf16(rows + t * z.gu_stride + (2 * p + j) * kPanel, dh * load_of_pair(by, t % 2),
+                                    dh * load_of_pair(by + kPanel, t % 2));
                        }
                    });
-    for (int j = 0; j < 2; ++j) put_token_pairs<2>(b, rows + (2 * p + j) * kPanel, z.gu_stride, 2 * p + j, b.kept.dgu);
+    for (int j = 0; j < 2; ++j) put_token_pairs<0>(b, rows + (2 * p + j) * kPanel, z.gu_stride, 2 * p + j, b.kept.dgu);
   }
   for (int64_t p = 0; p < z.panels; ++p) {
     const uint16_t* weights = b.w.gate_up_t + p * 2 * z.k * kPanel;
     product<false>(z.S, rows, z.gu_stride, weights, 2 * kPanel, z.k, weights + 2 * z.k * kPanel,
                    [&](int64_t first, int64_t count, const Vec* sums) { add_sums(z, b.s.g, p, first, count, sums); });
   }
-}
-
-// A row of a pairs form: element `column` of the even or the odd one.
-EQR_INLINE Vec load_of_pair(const uint16_t* pairs, bool odd) {
-  const UVec both = bits<UVec>(load_ints(reinterpret_cast<const int32_t*>(pairs)));
-  return odd ? bits<Vec>(both & 0xFFFF0000u) : bits<Vec>(both << 16);
 }
 
 void token_backward(const BlockPass& b) {

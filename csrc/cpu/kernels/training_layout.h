@@ -96,17 +96,16 @@ EQR_INLINE TrainedLayer lay_layer(const TrainingSizes& z, Laying& l) {
 
 // What a layer's forward passes keep for the backward ones, and what both leave for the gradients of the weights: of
 // all modules, so that those are products over the tokens or features of all of them.
-// The slopes of a SwiGLU, kLanes of either side by side: of its result by the gate and by the up.
+// The slopes of a SwiGLU are kLanes of its result by the gate, then as many by the up.
 struct Kept {
   uint16_t* token_slopes;    // [modules][panels][token_k][2][2][kLanes], a vector of features after the other
   float* token_scale;        // [modules][width], 1 / norm over tokens
-  uint16_t* channel_slopes;  // [modules][k / kLanes][S][2][kLanes]
   float* channel_scale;      // [modules][rows], 1 / norm over features
   uint16_t* out;             // [modules][S][width], the block's result
   uint16_t* x;               // pairs [modules][pairs][x_pairs], what channel mixing reads
   uint16_t* dv;              // pairs, like x: gradient of what channel mixing adds
   uint16_t* h;               // pairs in panels [k / kPanel][modules][pairs][kPanel][2], hidden units of channel mixing
-  uint16_t* dgu;             // pairs in panels [2 k / kPanel][modules][pairs][kPanel][2], gradient of its gates and ups
+  uint16_t* dgu;             // the same, [2 k / kPanel] panels: its slopes, then in their place the gradient
   uint16_t* u;               // rows [S][f_stride], what token mixing reads
   uint16_t* du;              // rows, like u: gradient of what token mixing adds
   uint16_t* token_h;         // pairs of features in panels [token_k / kPanel][modules][width / 2][kPanel][2]
@@ -139,7 +138,7 @@ EQR_INLINE Kept lay_kept(const TrainingSizes& z, Laying& l) {
   Kept k;
   const int64_t m = z.modules, tokens = m * z.pairs, features = m * z.width;
   k.token_slopes = l.take<uint16_t>(2 * features * z.token_k), k.token_scale = l.take<float>(features);
-  k.channel_slopes = l.take<uint16_t>(2 * m * z.S * z.k), k.channel_scale = l.take<float>(m * z.rows);
+  k.channel_scale = l.take<float>(m * z.rows);
   k.out = l.take<uint16_t>(m * z.S * z.width);
   k.x = l.take<uint16_t>(tokens * z.x_pairs), k.dv = l.take<uint16_t>(tokens * z.x_pairs);
   k.h = l.take<uint16_t>(2 * tokens * z.k), k.dgu = l.take<uint16_t>(4 * tokens * z.k);
