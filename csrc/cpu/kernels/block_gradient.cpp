@@ -45,20 +45,20 @@ EQR_INLINE void pair_rows(const uint16_t* even, const uint16_t* odd, uint16_t* t
 #endif
 }
 
-// Pairs of units [rows][kPanel features][2] as pairs of features, in panels of `steps` steps that begin at `to`: of
-// kLanes rows the first units, then the second.
-void put_feature_pairs(int64_t rows, const uint16_t* pairs, int64_t steps, uint16_t* to) {
-  for (int64_t r = 0; r < rows; r += kLanes, to += 2 * steps * kPanel)
-    for (int j = 0; j < 2; ++j) {
+// Pairs of units [rows][kPanel features][2] as pairs of features [rows / kLanes][kLanes][kPanel][2]: of kLanes rows the
+// first units, then the second.
+void put_feature_pairs(int64_t rows, const uint16_t* pairs, uint16_t* to) {
+  for (int64_t r = 0; r < rows; r += kLanes)
+    for (int j = 0; j < 2; ++j, to += kChunk / 2) {
       UVec of[kLanes];
 #pragma GCC unroll 16
       for (int l = 0; l < kLanes; ++l) memcpy(of + l, pairs + ((r + l) * kPanel + j * kLanes) * 2, sizeof(UVec));
       transpose(of);
 #pragma GCC unroll 8
       for (int i = 0; i < kLanes; i += 2) {
-        uint16_t* at = to + (j * kLanes + i) * kPanel;
-        __builtin_prefetch(at + 2 * steps * kPanel, 1);
-        __builtin_prefetch(at + 2 * steps * kPanel + kPanel, 1);
+        uint16_t* at = to + i * kPanel;
+        __builtin_prefetch(at + kChunk, 1);
+        __builtin_prefetch(at + kChunk + kPanel, 1);
         const UVec first = (of[i] & 0xFFFFu) | of[i + 1] << 16, second = of[i] >> 16 | (of[i + 1] & 0xFFFF0000u);
         memcpy(at, &first, sizeof first);
         memcpy(at + kPanel, &second, sizeof second);
@@ -92,11 +92,10 @@ EQR_INLINE void add_sums(const TrainingSizes& z, float* state, int64_t p, int64_
 
 void token_forward(const BlockPass& b) {
   const TrainingSizes& z = b.z;
-  const int64_t steps = z.modules * z.width / 2;
   put_token_operand(b, b.s.u, b.kept.u);
   for (int64_t p = 0; p < z.panels; ++p) {
     const int64_t at = p * kPanel;
-    uint16_t* slopes = b.kept.token_slopes + (b.module * z.panels + p) * z.token_k * 2 * kPanel;
+    uint16_t* slopes = b.kept.token_dgu + (b.module * z.panels + p) * z.token_dgu;
     // In units of two: their hidden units make a pair.
     Vec sums[2 * kUnits * 2];
     for (int64_t first = 0; first < z.token_k; first += kUnits) {
@@ -113,7 +112,7 @@ void token_forward(const BlockPass& b) {
           store_pair(b.s.wide + pair_at(first + i, j * kLanes, 2 * kPanel), even.h, odd.h);
         }
     }
-    put_feature_pairs(z.token_k / 2, b.s.wide, steps, b.kept.token_h + (b.module * z.width + at) * kPanel);
+    put_feature_pairs(z.token_k / 2, b.s.wide, b.kept.token_h + (b.module * z.panels + p) * z.token_h);
     Vec squares[2] = {Vec{}, Vec{}};
     product<false>(z.S, b.w.token_out, z.token_out, b.s.wide, 2 * kPanel, z.token_k / 2, b.w.token_in,
                    [&](int64_t first, int64_t count, const Vec* sums) {
@@ -267,7 +266,6 @@ void channel_backward(const BlockPass& b) {
 
 void token_backward(const BlockPass& b) {
   const TrainingSizes& z = b.z;
-  const int64_t steps = z.modules * z.width / 2;
   const uint16_t* x = b.kept.x + b.module * z.pairs * z.x_pairs;
   for (int64_t f = 0; f < z.width; f += kLanes) {
     Vec along = Vec{};
@@ -281,7 +279,7 @@ void token_backward(const BlockPass& b) {
   }
   put_token_operand(b, b.s.g, b.kept.du);
   for (int64_t p = 0; p < z.panels; ++p) {
-    const uint16_t* slopes = b.kept.token_slopes + (b.module * z.panels + p) * z.token_k * 2 * kPanel;
+    uint16_t* slopes = b.kept.token_dgu + (b.module * z.panels + p) * z.token_dgu;
     product<false>(z.token_k, b.w.token_out_t, z.rows, b.s.p + 2 * p * kPanel, z.x_pairs, z.pairs, b.w.token_in_t,
                    [&](int64_t first, int64_t count, const Vec* sums) {
                      for (int64_t i = 0; i < count; ++i)
@@ -293,26 +291,79 @@ void token_backward(const BlockPass& b) {
                                     dh * load_bf16(by + kLanes));
                        }
                    });
-    put_feature_pairs(z.token_k, b.s.wide, steps, b.kept.token_dgu + (b.module * z.width + p * kPanel) * kPanel);
+    put_feature_pairs(z.token_k, b.s.wide, slopes);
     product<false>(z.S, b.w.token_in_t, z.token_in, b.s.wide, 2 * kPanel, z.token_k, b.w.token_out_t,
                    [&](int64_t first, int64_t count, const Vec* sums) { add_sums(z, b.s.g, p, first, count, sums); });
   }
 }
 
-// gradient [panels][rows][kPanel] += a @ b, b in panels of `steps` steps
-template <bool kPairs>
-void add_outer(int64_t rows, const uint16_t* a, int64_t a_stride, int64_t panels, const uint16_t* b, int64_t steps,
-               float* gradient) {
-  for (int64_t p = 0; p < panels; ++p, b += steps * 2 * kPanel, gradient += rows * kPanel)
-    product<kPairs>(rows, a, a_stride, b, 2 * kPanel, steps, b + steps * 2 * kPanel,
-                    [&](int64_t first, int64_t count, const Vec* sums) {
-                      float* to = gradient + first * kPanel;
-                      for (int64_t i = 0; i < 2 * count; ++i) {
-                        store(to + i * kLanes, load(to + i * kLanes) + sums[i]);
-                        // of the next tile
-                        __builtin_prefetch(to + (2 * count + i) * kLanes, 1);
-                      }
-                    });
+// gradient, of row `first` on, += the sums of a tile
+EQR_INLINE void add_tile(float* gradient, int64_t first, int64_t count, const Vec* sums) {
+  float* to = gradient + first * kPanel;
+  for (int64_t i = 0; i < 2 * count; ++i) {
+    store(to + i * kLanes, load(to + i * kLanes) + sums[i]);
+    __builtin_prefetch(to + (2 * count + i) * kLanes, 1);  // of the next tile
+  }
+}
+
+// gradient [panels][width][kPanel] += a @ b over the pairs of tokens of all modules, b in panels
+void add_over_tokens(const TrainingSizes& z, const uint16_t* a, int64_t panels, const uint16_t* b, float* gradient) {
+  const int64_t steps = z.modules * z.pairs;
+  for (int64_t p = 0; p < panels; ++p, b += steps * 2 * kPanel, gradient += z.width * kPanel)
+    product<true>(
+        z.width, a, z.x_pairs, b, 2 * kPanel, steps, b + steps * 2 * kPanel,
+        [&](int64_t first, int64_t count, const Vec* sums) { add_tile(gradient, first, count, sums); });
+}
+
+// `tile` of tile.h with b in chunks of kLanes steps. `prefetch` goes from chunk to chunk as b does.
+template <int kRows>
+__attribute__((noinline)) void chunks_tile(const uint16_t* a, int64_t a_stride, const uint16_t* b, int64_t chunk_stride,
+                                           int64_t chunks, Vec* __restrict out, const char* prefetch) {
+  Vec c[kRows][2];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) c[i][0] = c[i][1] = Vec{};
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const uint16_t* columns = b;
+    for (int k = 0; k < kLanes; ++k) {
+      const IVec first = Op::load_b(columns), second = Op::load_b(columns + kPanel);
+      if (k % 4 == 0) __builtin_prefetch(prefetch + k / 4 * kPrefetchLine, 0, 2);
+#pragma GCC unroll 16
+      for (int i = 0; i < kRows; ++i) {
+        const IVec row = Op::broadcast(a + i * a_stride);
+        c[i][0] = Op::multiply_add(row, first, c[i][0]);
+        c[i][1] = Op::multiply_add(row, second, c[i][1]);
+      }
+      a += Op::kA;
+      columns += 2 * kPanel;
+    }
+    b += chunk_stride;
+    prefetch += 2 * chunk_stride;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) out[2 * i] = c[i][0], out[2 * i + 1] = c[i][1];
+}
+
+template <int kRows = kTrainingRows>
+EQR_INLINE void chunks_tile_of(int64_t rows, const uint16_t* a, int64_t a_stride, const uint16_t* b,
+                               int64_t chunk_stride, int64_t chunks, Vec* out, const char* prefetch) {
+  if (rows == kRows) return chunks_tile<kRows>(a, a_stride, b, chunk_stride, chunks, out, prefetch);
+  if constexpr (kRows > 1)
+    chunks_tile_of<kRows - 1>(rows, a, a_stride, b, chunk_stride, chunks, out, prefetch);
+}
+
+// gradient [panels][S][kPanel] += a @ b over the pairs of features of all modules, b in chunks
+void add_over_features(const TrainingSizes& z, const uint16_t* a, int64_t panels, const uint16_t* b,
+                       int64_t chunk_stride, float* gradient) {
+  const Parts tiles = parts_of(z.S, kTrainingRows);
+  for (int64_t p = 0; p < panels; ++p, b += kChunk, gradient += z.S * kPanel) {
+    const char* fetch = reinterpret_cast<const char*>(b + kChunk);  // the next panel's chunk, a part by each tile
+    for (int64_t t = 0; t < tiles.parts; ++t, fetch += kLanes / 4 * kPrefetchLine) {
+      const int64_t first = tiles.begin(t), count = tiles.begin(t + 1) - first;
+      Vec sums[kTrainingRows * 2];
+      chunks_tile_of(count, a + first * z.f_stride, z.f_stride, b, chunk_stride, z.modules * z.panels, sums, fetch);
+      add_tile(gradient, first, count, sums);
+    }
+  }
 }
 
 }  // namespace
@@ -328,11 +379,10 @@ void block_backward(const BlockPass& b) {
 }
 
 void block_weights(const TrainingSizes& z, const Kept& k, const Gradients& g) {
-  const int64_t tokens = z.modules * z.pairs, features = z.modules * z.width / 2;
-  add_outer<true>(z.width, k.x, z.x_pairs, 2 * z.k / kPanel, k.dgu, tokens, g.gate_up);
-  add_outer<true>(z.width, k.dv, z.x_pairs, z.k / kPanel, k.h, tokens, g.down);
-  add_outer<false>(z.S, k.u, z.f_stride, 2 * z.token_k / kPanel, k.token_dgu, features, g.token_in);
-  add_outer<false>(z.S, k.du, z.f_stride, z.token_k / kPanel, k.token_h, features, g.token_out);
+  add_over_tokens(z, k.x, 2 * z.k / kPanel, k.dgu, g.gate_up);
+  add_over_tokens(z, k.dv, z.k / kPanel, k.h, g.down);
+  add_over_features(z, k.u, 2 * z.token_k / kPanel, k.token_dgu, z.token_dgu, g.token_in);
+  add_over_features(z, k.du, z.token_k / kPanel, k.token_h, z.token_h, g.token_out);
 }
 
 }  // namespace eqr::cpu::EQR_ISA

@@ -13,6 +13,7 @@ namespace eqr::cpu::EQR_ISA {
 
 // Strides are padded by a cache line: powers of two would let rows compete for the same sets of the caches.
 constexpr int64_t kPad = 32;
+constexpr int64_t kChunk = kLanes * 2 * kPanel;  // bf16 values of a panel's features, in pairs, of kPanel columns
 
 struct TrainingSizes {
   int64_t S, d, V, k, token_k, layers, modules;  // modules: updates of the last latent recursion
@@ -21,6 +22,7 @@ struct TrainingSizes {
   int64_t x_stride, h_stride, gu_stride;         // bf16 values of a row: features, hidden units, gates and ups
   int64_t x_pairs;                               // bf16 values of a pair of rows of features
   int64_t token_out, token_in;                   // bf16 values of a row of mixer_out, of mixer_in transposed
+  int64_t token_h, token_dgu;                    // bf16 values of a panel's pairs of features
   int64_t f_stride;                              // bf16 values of a row of all modules' features
 };
 
@@ -33,6 +35,7 @@ EQR_INLINE TrainingSizes training_sizes(const Shape& s) {
   z.x_stride = z.width + kPad, z.h_stride = z.k + kPad, z.gu_stride = 2 * z.k + kPad;
   z.x_pairs = 2 * z.width + kPad;
   z.token_out = z.token_k + kPad, z.token_in = 2 * z.token_k + kPad;
+  z.token_h = z.token_k * kPanel + kChunk, z.token_dgu = 2 * z.token_k * kPanel + kChunk;
   z.f_stride = z.modules * z.width + kPad;
   return z;
 }
@@ -98,7 +101,6 @@ EQR_INLINE TrainedLayer lay_layer(const TrainingSizes& z, Laying& l) {
 // all modules, so that those are products over the tokens or features of all of them.
 // The slopes of a SwiGLU are kLanes of its result by the gate, then as many by the up.
 struct Kept {
-  uint16_t* token_slopes;    // [modules][panels][token_k][2][2][kLanes], a vector of features after the other
   float* token_scale;        // [modules][width], 1 / norm over tokens
   float* channel_scale;      // [modules][rows], 1 / norm over features
   uint16_t* out;             // [modules][S][width], the block's result
@@ -108,8 +110,8 @@ struct Kept {
   uint16_t* dgu;             // the same, [2 k / kPanel] panels: its slopes, then in their place the gradient
   uint16_t* u;               // rows [S][f_stride], what token mixing reads
   uint16_t* du;              // rows, like u: gradient of what token mixing adds
-  uint16_t* token_h;         // pairs of features in panels [token_k / kPanel][modules][width / 2][kPanel][2]
-  uint16_t* token_dgu;       // the same, [2 token_k / kPanel] panels
+  uint16_t* token_h;         // pairs of features [modules][panels][token_k / kPanel][kLanes][kPanel][2], padded
+  uint16_t* token_dgu;       // the same, of [2 token_k / kPanel]: slopes [token_k][2][2][kLanes], then the gradient
 };
 
 // fp32, of a layer, in panels of kPanel columns. Those of gates and ups are in the order of channel_column; unit u of
@@ -137,13 +139,13 @@ struct Scratch {
 EQR_INLINE Kept lay_kept(const TrainingSizes& z, Laying& l) {
   Kept k;
   const int64_t m = z.modules, tokens = m * z.pairs, features = m * z.width;
-  k.token_slopes = l.take<uint16_t>(2 * features * z.token_k), k.token_scale = l.take<float>(features);
+  k.token_scale = l.take<float>(features);
   k.channel_scale = l.take<float>(m * z.rows);
   k.out = l.take<uint16_t>(m * z.S * z.width);
   k.x = l.take<uint16_t>(tokens * z.x_pairs), k.dv = l.take<uint16_t>(tokens * z.x_pairs);
   k.h = l.take<uint16_t>(2 * tokens * z.k), k.dgu = l.take<uint16_t>(4 * tokens * z.k);
   k.u = l.take<uint16_t>(z.S * z.f_stride), k.du = l.take<uint16_t>(z.S * z.f_stride);
-  k.token_h = l.take<uint16_t>(features * z.token_k), k.token_dgu = l.take<uint16_t>(2 * features * z.token_k);
+  k.token_h = l.take<uint16_t>(m * z.panels * z.token_h), k.token_dgu = l.take<uint16_t>(m * z.panels * z.token_dgu);
   return k;
 }
 
