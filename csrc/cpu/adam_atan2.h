@@ -1,5 +1,5 @@
-// An update of weights by AdamATan2 in one pass: p *= keep; p -= rate * atan2(m, root_scale * sqrt(v)), with m and v the
-// moving averages of the gradient and of its square, this gradient included.
+// An update of weights by AdamATan2 in one pass: p *= keep; p -= rate * atan2(m, root_scale * sqrt(v)), with m and v
+// the moving averages of the gradient and of its square, this gradient included.
 #pragma once
 
 #include <stdint.h>

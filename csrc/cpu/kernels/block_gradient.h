@@ -29,9 +29,9 @@ void block_weights(const TrainingSizes&, const Kept&, const Gradients&);
 // bf16 words: where element pairs [row pair][column] begin
 EQR_INLINE int64_t pair_at(int64_t row, int64_t column, int64_t stride) { return row / 2 * stride + 2 * column; }
 
-// a @ b for `rows` rows of a and one panel of b, in tiles: calls done(first, count, sums
-// [count][2]). a is rows with a stride of a_stride, or (kPairs) pairs with one of a_stride. `next` is what is read next:
-// it is fetched, as far as each tile's steps go.
+// a @ b for `rows` rows of a and one panel of b, in tiles: calls done(first, count, sums [count][2]). a is rows with a
+// stride of a_stride, or (kPairs) pairs with one of a_stride. `next` is what is read next: it is fetched, as far as each
+// tile's steps go.
 template <bool kPairs, class Done>
 EQR_INLINE void product(int64_t rows, const uint16_t* a, int64_t a_stride, const uint16_t* b, int64_t b_stride,
                         int64_t steps, const void* next, Done&& done) {
