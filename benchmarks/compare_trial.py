@@ -29,7 +29,7 @@ from .suites import REPOSITORY
 FILES = {
     "damped_update": "damped_update", "philox_words": "philox", "philox_normal": "philox",
     "pack_weights": "pack_weights", "fingerprint": "fingerprint", "latent_recursions": "latent_recursions",
-    "fixed_point": "fixed_point", "training_step": "training_step",
+    "fixed_point": "fixed_point", "training_step": "training_step", "adam_atan2_": "adam_atan2",
 }  # fmt: skip
 
 

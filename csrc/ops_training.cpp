@@ -1,15 +1,17 @@
-// A training step's outer step as a torch op, on CPU; see the head of ops.cpp.
+// A training step's outer step and its update of the weights as torch ops, on CPU; see the head of ops.cpp.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "cpu/adam_atan2.h"
 #include "cpu/isa.h"
 #include "cpu/operator.h"
 #include "cpu/training_step.h"
@@ -69,19 +71,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> training_step
 
   const DefaultFloatingPoint same_for_all;
   const int64_t recursions = s.H_cycles - 1, parts = s.layers * eqr::cpu::kTrainingParts + 1;
-  Tensor inference = torch::stable::new_zeros(embedding, {eqr::cpu::packed_bytes(s, eqr::Precision::bf16, isa)},
-                                              ScalarType::Byte);
+  // Without recursions that carry no gradient, nothing needs the operands of inference.
+  const int64_t inference_bytes = recursions ? eqr::cpu::packed_bytes(s, eqr::Precision::bf16, isa) : 0;
+  Tensor inference = torch::stable::new_zeros(embedding, {inference_bytes}, ScalarType::Byte);
   Tensor packed = torch::stable::new_empty(embedding, {EQR_DISPATCH_TO(isa, training_packed_bytes, s)},
                                            ScalarType::Byte);
-  torch::stable::parallel_for(0, parts + 1, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, parts + (recursions != 0), 1, [&](int64_t begin, int64_t end) {
     const DefaultFloatingPoint same_for_all;
     for (int64_t i = begin; i < end; ++i)
       i == parts ? eqr::cpu::pack(s, eqr::Precision::bf16, isa, given.weights,
                                   static_cast<eqr::cpu::Packed*>(inference.mutable_data_ptr()))
                  : EQR_DISPATCH_TO(isa, training_pack, s, given.weights, i, packed.mutable_data_ptr());
   });
-  const eqr::cpu::Engine engine =
-      eqr::cpu::engine(static_cast<const eqr::cpu::Packed*>(inference.const_data_ptr()), inference.numel());
+  std::optional<eqr::cpu::Engine> engine;
+  if (recursions)
+    engine = eqr::cpu::engine(static_cast<const eqr::cpu::Packed*>(inference.const_data_ptr()), inference.numel());
 
   Tensor new_H = torch::stable::empty_like(z_H), new_L = torch::stable::empty_like(z_L);
   const auto make = [&](ScalarType dtype, int64_t count) { return torch::stable::new_empty(z_H, {count}, dtype); };
@@ -98,10 +102,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> training_step
       for (int64_t i = n * w / workers; i < n * (w + 1) / workers; ++i) {
         std::copy_n(start_H + i * row, row, H + i * row);
         std::copy_n(start_L + i * row, row, L + i * row);
-        if (recursions)
-          engine.recur(engine.packed, static_cast<char*>(spaces[size_t(w)]) + needed.training,
-                       {.tokens = token + i * S, .count = recursions, .z_H = H + i * row, .z_L = L + i * row,
-                        .eps = nullptr, .eps_stride = 0, .noise_scale = float(noise_scale), .rng = random + 4 * i});
+        if (engine)
+          engine->recur(engine->packed, static_cast<char*>(spaces[size_t(w)]) + needed.training,
+                        {.tokens = token + i * S, .count = recursions, .z_H = H + i * row, .z_L = L + i * row,
+                         .eps = nullptr, .eps_stride = 0, .noise_scale = float(noise_scale), .rng = random + 4 * i});
         const eqr::cpu::TrainingResult result =
             EQR_DISPATCH_TO(isa, training_row, s, packed.const_data_ptr(), spaces[size_t(w)],
                             {.tokens = token + i * S, .labels = label + i * S, .rng = random + 4 * i,
@@ -122,6 +126,57 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> training_step
   return {new_H, new_L, loss, q_halt, residual, exact, gradients};
 }
 
+// weights, gradients, means and squares: as many float32 tensors of each, alike in their shapes
+void adam_atan2_(std::vector<Tensor> weights, std::vector<Tensor> gradients, std::vector<Tensor> means,
+                 std::vector<Tensor> squares, double lr, double beta1, double beta2, double weight_decay,
+                 int64_t step) {
+  if (gradients.size() != weights.size() || means.size() != weights.size() || squares.size() != weights.size())
+    fail("gradients, means and squares must be as many tensors as weights, ", weights.size(), ", got ",
+         gradients.size(), ", ", means.size(), " and ", squares.size());
+  if (!std::isfinite(lr) || lr < 0 || !std::isfinite(weight_decay) || weight_decay < 0)
+    fail("lr and weight_decay must be finite and at least 0, got ", lr, " and ", weight_decay);
+  if (!(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1))
+    fail("beta1 and beta2 must be in [0, 1), got ", beta1, " and ", beta2);
+  if (step < 1) fail("step must be at least 1, the number of this update, got ", step);
+  constexpr int64_t kPiece = 8192;
+  struct Piece {
+    int64_t count;
+    float* weights;
+    const float* gradients;
+    float *means, *squares;
+  };
+  std::vector<Piece> pieces;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const auto sizes = weights[i].sizes();
+    const std::vector<int64_t> like(sizes.begin(), sizes.end());
+    const auto check = [&](const char* name, const Tensor& tensor) {
+      check_tensor(std::string(name) + "[" + std::to_string(i) + "]", tensor, ScalarType::Float, like);
+    };
+    check("weights", weights[i]), check("gradients", gradients[i]);
+    check("means", means[i]), check("squares", squares[i]);
+    float *w = weights[i].mutable_data_ptr<float>(), *m = means[i].mutable_data_ptr<float>();
+    float* v = squares[i].mutable_data_ptr<float>();
+    const float* g = gradients[i].const_data_ptr<float>();
+    const int64_t count = weights[i].numel();
+    for (int64_t n = 0; n < count; n += kPiece)
+      pieces.push_back({std::min(kPiece, count - n), w + n, g + n, m + n, v + n});
+  }
+  const double age = double(step);
+  const eqr::cpu::AdamATan2 by = {.keep = float(1 - lr * weight_decay),
+                                  .rate = float(lr / (1 - std::pow(beta1, age))),
+                                  .root_scale = float(1 / std::sqrt(1 - std::pow(beta2, age))),
+                                  .beta1 = float(beta1), .beta2 = float(beta2), .rest1 = float(1 - beta1),
+                                  .rest2 = float(1 - beta2)};
+  const eqr::cpu::Isa isa = eqr::cpu::isa();
+  torch::stable::parallel_for(0, int64_t(pieces.size()), 4, [&](int64_t begin, int64_t end) {
+    const DefaultFloatingPoint same_for_all;
+    for (int64_t i = begin; i < end; ++i) {
+      const Piece& p = pieces[size_t(i)];
+      EQR_DISPATCH_TO(isa, adam_atan2, by, p.count, p.weights, p.gradients, p.means, p.squares);
+    }
+  });
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(eqr_kernels, m) {
@@ -129,6 +184,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(eqr_kernels, m) {
         "Tensor tokens, Tensor labels, Tensor z_H, Tensor z_L, Tensor rng, Tensor(a!) scratch, int[] sizes, "
         "float[] constants, float noise_scale) -> (Tensor new_H, Tensor new_L, Tensor loss, Tensor q_halt, "
         "Tensor residual, Tensor exact, Tensor gradients)");
+  m.def("adam_atan2_(Tensor(a!)[] weights, Tensor[] gradients, Tensor(b!)[] means, Tensor(c!)[] squares, float lr, "
+        "float beta1, float beta2, float weight_decay, int step) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(eqr_kernels, CPU, m) { m.impl("training_step", TORCH_BOX(&training_step)); }
+STABLE_TORCH_LIBRARY_IMPL(eqr_kernels, CPU, m) {
+  m.impl("training_step", TORCH_BOX(&training_step));
+  m.impl("adam_atan2_", TORCH_BOX(&adam_atan2_));
+}

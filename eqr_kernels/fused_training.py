@@ -1,8 +1,8 @@
-"""A training step's outer step by the fused kernel, as `eqr_kernels.training.Trainer` uses it."""
+"""A training step's outer step and update by the fused kernels, as `eqr_kernels.training.Trainer` uses them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from eqr_kernels import ops_training
 from eqr_kernels.backends.cpu import CpuBackend
 from eqr_kernels.backends.packing import operator_of
+from eqr_kernels.optim import AdamATan2
 
 if TYPE_CHECKING:
     from eqr_kernels.modules import EquilibriumReasoner
@@ -70,3 +71,20 @@ class FusedStep:
             if parameter.requires_grad:
                 parameter.grad = gradient
         return StepResult(out.loss.mean(), out.z_H, out.z_L, out.q_halt, out.exact, out.residual)
+
+
+class FusedAdamATan2(AdamATan2):
+    """AdamATan2 of float32 parameters on CPU, each of its updates one pass over the weights."""
+
+    def _update(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        m: list[Tensor],
+        v: list[Tensor],
+        group: dict[str, Any],
+        age: int,
+    ) -> None:
+        ops_training.adam_atan2_(
+            params, grads, m, v, lr=group["lr"], betas=group["betas"], weight_decay=group["weight_decay"], step=age
+        )

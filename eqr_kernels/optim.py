@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -45,7 +46,6 @@ class AdamATan2(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            lr, (beta1, beta2), decay = group["lr"], group["betas"], group["weight_decay"]
             ages: dict[int, list[Tensor]] = {}  # parameters by the number of their update
             for p in group["params"]:
                 if p.grad is None:
@@ -57,16 +57,28 @@ class AdamATan2(torch.optim.Optimizer):
             for age, params in ages.items():
                 grads = [p.grad for p in params if p.grad is not None]
                 m, v = ([self.state[p][name] for p in params] for name in ("exp_avg", "exp_avg_sq"))
-                # One launch for all parameters, where torch has one: a GPU would wait for the host's launches.
-                torch._foreach_lerp_(m, grads, 1 - beta1)
-                torch._foreach_mul_(v, beta2)
-                torch._foreach_addcmul_(v, grads, grads, value=1 - beta2)
-                roots = torch._foreach_sqrt(v)
-                torch._foreach_div_(roots, math.sqrt(1 - beta2**age))
-                torch._foreach_mul_(params, 1 - lr * decay)
-                changes = [torch.atan2(mean, root) for mean, root in zip(m, roots, strict=True)]
-                torch._foreach_add_(params, changes, alpha=-lr / (1 - beta1**age))
+                self._update(params, grads, m, v, group, age)
         return loss
+
+    def _update(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        m: list[Tensor],
+        v: list[Tensor],
+        group: dict[str, Any],
+        age: int,
+    ) -> None:
+        lr, (beta1, beta2), decay = group["lr"], group["betas"], group["weight_decay"]
+        # One launch for all parameters, where torch has one: a GPU would wait for the host's launches.
+        torch._foreach_lerp_(m, grads, 1 - beta1)
+        torch._foreach_mul_(v, beta2)
+        torch._foreach_addcmul_(v, grads, grads, value=1 - beta2)
+        roots = torch._foreach_sqrt(v)
+        torch._foreach_div_(roots, math.sqrt(1 - beta2**age))
+        torch._foreach_mul_(params, 1 - lr * decay)
+        changes = [torch.atan2(mean, root) for mean, root in zip(m, roots, strict=True)]
+        torch._foreach_add_(params, changes, alpha=-lr / (1 - beta1**age))
 
 
 class EMA:

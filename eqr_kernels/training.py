@@ -18,7 +18,7 @@ from torch import Tensor
 from eqr_kernels import fused_training, noise, reference
 from eqr_kernels.backends.cpu import CpuBackend, latent_recursions
 from eqr_kernels.cycles import config_at, parse_cycles, stretches
-from eqr_kernels.fused_training import FusedStep, StepResult
+from eqr_kernels.fused_training import FusedAdamATan2, FusedStep, StepResult
 from eqr_kernels.modules import EquilibriumReasoner
 from eqr_kernels.objective import objective
 from eqr_kernels.optim import EMA, AdamATan2, average_gradients, learning_rate
@@ -140,12 +140,13 @@ class Trainer:
         self.step = 0
         self._cycles, self._base = parse_cycles(config.cycles), model.config
         model.config = config_at(self._cycles, self._base, 0)
-        self.optimizer = AdamATan2(model.parameters(), config.lr, (config.beta1, config.beta2), config.weight_decay)
         self.ema = EMA(model, config.ema_rate)
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.generator = torch.Generator(model.device).manual_seed(config.seed * 1_000_003 + self.rank)
         self.forward_dtype = getattr(torch, config.forward_dtype)
         self._prepare()
+        kind = AdamATan2 if self.fused_step is None else FusedAdamATan2
+        self.optimizer = kind(model.parameters(), config.lr, (config.beta1, config.beta2), config.weight_decay)
         self.prefetcher: Prefetcher | None = None
         if config.prefetch or (config.prefetch is None and model.device.type == "cuda"):
             self.prefetcher = Prefetcher(

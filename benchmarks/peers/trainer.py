@@ -165,7 +165,7 @@ class Training:
 def main() -> None:
     parser = argparse.ArgumentParser("benchmarks.peers.trainer", description="Time one contender's training steps.")
     parser.add_argument("name", choices=CONTENDERS)
-    parser.add_argument("--preset", choices=("sudoku", "sudoku-small"), default="sudoku-small")
+    parser.add_argument("--preset", choices=[name for name in PRESETS if name != "maze"], default="sudoku-small")
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--turns", type=int, default=5, help="timings to take, of one or more steps each")

@@ -14,7 +14,12 @@ from torch import Tensor
 from eqr_kernels import EqRConfig, EquilibriumReasoner, reference
 from eqr_kernels.config import swiglu_size
 
-PRESETS = {"sudoku": EqRConfig.sudoku, "maze": EqRConfig.maze, "sudoku-small": EqRConfig.sudoku_small}
+PRESETS = {
+    "sudoku": EqRConfig.sudoku,
+    "maze": EqRConfig.maze,
+    "sudoku-small": EqRConfig.sudoku_small,
+    "sudoku-medium": EqRConfig.sudoku_medium,
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ERROR_LIMIT = {"fp32": 2e-5, "int8": 0.05}
 """Of the logits after two applications of the module on random weights; bf16 is held to the reference's own error."""

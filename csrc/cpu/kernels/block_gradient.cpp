@@ -1,21 +1,22 @@
 // A block forward and backward. Products are those of the inference kernels' tiles on bf16 operands; the residual
 // stream and its gradient stay in fp32. Built once per instruction set, with EQR_ISA naming the namespace.
 #include "block_gradient.h"
+#include "transpose.h"
 
 namespace eqr::cpu::EQR_ISA {
 namespace {
 
 typedef Bf16Dot Op;
-constexpr int kEvenRows = kTrainingRows / 2 * 2;
 constexpr int kUnits = kTrainingRows / 4 * 2;  // of a tile of token mixing's gates and ups; even
+alignas(64) constexpr uint16_t kNoRow[kPanel] = {};
 
-// What a gate and an up gave, and the gradients of both from that of silu(gate) * up.
-struct SwiGLUGradient {
-  Vec h, gate, up;
-  EQR_INLINE SwiGLUGradient of(Vec gate, Vec up, Vec dh) {
+// silu(gate) * up, and its slopes: by the gate, and by the up.
+struct SwiGLU {
+  Vec h, by_gate, by_up;
+  EQR_INLINE SwiGLU of(Vec gate, Vec up) {
     const Vec power = minimum(splat(126.0f), gate * splat(-0x1.715476p0f));
     const Vec s = quotient<true>(splat(1.0f), splat(1.0f) + power_of_two<true>(power)), silu = gate * s;
-    return {silu * up, dh * up * fma(silu, splat(1.0f) - s, s), dh * silu};
+    return {silu * up, up * fma(silu, splat(1.0f) - s, s), silu};
   }
 };
 
@@ -24,49 +25,96 @@ EQR_INLINE void store_pair(uint16_t* to, Vec even, Vec odd) {
   memcpy(to, &both, sizeof both);
 }
 
-// state [S][width] as pairs of rows, and what of it a transposed pairs form [width / 2][columns][2] wants
-EQR_INLINE void put_token_operand(const BlockPass& b, const float* state, uint16_t* transposed) {
+// to [kPanel][2] <- two rows of kPanel values
+EQR_INLINE void pair_rows(const uint16_t* even, const uint16_t* odd, uint16_t* to) {
+#if defined(__AVX512BW__)
+  const __m512i a = _mm512_loadu_si512(even), b = _mm512_loadu_si512(odd);
+  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
+                                       5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  const __m512i high = _mm512_or_si512(low, _mm512_set1_epi16(16));
+  _mm512_storeu_si512(to, _mm512_permutex2var_epi16(a, low, b));
+  _mm512_storeu_si512(to + kPanel, _mm512_permutex2var_epi16(a, high, b));
+#else
+  for (int j = 0; j < 2; ++j) {
+    HalfVec a, b;
+    memcpy(&a, even + j * kLanes, sizeof a);
+    memcpy(&b, odd + j * kLanes, sizeof b);
+    const UVec both = __builtin_convertvector(a, UVec) | __builtin_convertvector(b, UVec) << 16;
+    memcpy(to + j * kPanel, &both, sizeof both);
+  }
+#endif
+}
+
+// Pairs of units [rows][kPanel features][2] as pairs of features [rows / kLanes][kLanes][kPanel][2]: of kLanes rows the
+// first units, then the second.
+void put_feature_pairs(int64_t rows, const uint16_t* pairs, uint16_t* to) {
+  for (int64_t r = 0; r < rows; r += kLanes)
+    for (int j = 0; j < 2; ++j, to += kChunk / 2) {
+      UVec of[kLanes];
+#pragma GCC unroll 16
+      for (int l = 0; l < kLanes; ++l) memcpy(of + l, pairs + ((r + l) * kPanel + j * kLanes) * 2, sizeof(UVec));
+      transpose(of);
+#pragma GCC unroll 8
+      for (int i = 0; i < kLanes; i += 2) {
+        uint16_t* at = to + i * kPanel;
+        __builtin_prefetch(at + kChunk, 1);
+        __builtin_prefetch(at + kChunk + kPanel, 1);
+        const UVec first = (of[i] & 0xFFFFu) | of[i + 1] << 16, second = of[i] >> 16 | (of[i + 1] & 0xFFFF0000u);
+        memcpy(at, &first, sizeof first);
+        memcpy(at + kPanel, &second, sizeof second);
+      }
+    }
+}
+
+// state [S][width] as pairs of tokens and as the rows that the gradients of the weights want
+EQR_INLINE void put_token_operand(const BlockPass& b, const float* state, uint16_t* rows) {
   const TrainingSizes& z = b.z;
+  rows += b.module * z.width;
   for (int64_t t = 0; t < z.rows; t += 2)
     for (int64_t f = 0; f < z.width; f += kLanes) {
-      const Vec even = load(state + t * z.width + f), odd = t + 1 < z.S ? load(state + (t + 1) * z.width + f) : Vec{};
+      const bool last = t + 1 == z.S;
+      const Vec even = load(state + t * z.width + f), odd = last ? Vec{} : load(state + (t + 1) * z.width + f);
       store_pair(b.s.p + pair_at(t, f, z.x_pairs), even, odd);
-      store_bf16(b.s.x + t * z.x_stride + f, even);
-      store_bf16(b.s.x + (t + 1) * z.x_stride + f, odd);
+      store_bf16(rows + t * z.f_stride + f, even);
+      if (!last) store_bf16(rows + (t + 1) * z.f_stride + f, odd);
     }
-  constexpr int64_t kFeatures = 16;  // pairs of them at a time, a cache line of what is read
-  for (int64_t f = 0; f < z.width / 2; f += kFeatures) {
-    const int64_t end = f + kFeatures < z.width / 2 ? f + kFeatures : z.width / 2;
-    for (int64_t t = 0; t < z.S; ++t)
-      for (int64_t i = f; i < end; ++i)
-        memcpy(transposed + (i * z.columns + t) * 2, b.s.x + t * z.x_stride + 2 * i, 4);
-  }
+}
+
+// state [S][width], features of panel p, += the sums of a tile
+EQR_INLINE void add_sums(const TrainingSizes& z, float* state, int64_t p, int64_t first, int64_t count,
+                         const Vec* sums) {
+  for (int64_t i = 0; i < count; ++i)
+    for (int j = 0; j < 2; ++j) {
+      float* to = state + (first + i) * z.width + p * kPanel + j * kLanes;
+      store(to, load(to) + sums[2 * i + j]);
+    }
 }
 
 void token_forward(const BlockPass& b) {
   const TrainingSizes& z = b.z;
-  uint16_t* kept = b.kept.token_gu + b.module * 2 * z.token_k * z.width;
-  put_token_operand(b, b.s.u, b.kept.u_t + b.module * z.width * z.columns);
+  put_token_operand(b, b.s.u, b.kept.u);
   for (int64_t p = 0; p < z.panels; ++p) {
     const int64_t at = p * kPanel;
-    const auto put_units = [&](int64_t first, int64_t count, const Vec* sums) {
-      for (int64_t i = 0; i < count; i += 4)
-        for (int j = 0; j < 2; ++j) {
-          const Vec* unit = sums + 2 * i + j;
-          for (int r = 0; r < 4; ++r) store_bf16(kept + (first + i + r) * z.width + at + j * kLanes, unit[2 * r]);
-          store_pair(b.s.wide + pair_at((first + i) / 2, j * kLanes, 2 * kPanel), swiglu<true>(unit[0], unit[2]),
-                     swiglu<true>(unit[4], unit[6]));
-        }
-    };
+    uint16_t* slopes = b.kept.token_dgu + (b.module * z.panels + p) * z.token_dgu;
     // In units of two: their hidden units make a pair.
     Vec sums[2 * kUnits * 2];
-    for (int64_t first = 0; first < 2 * z.token_k; first += 2 * kUnits) {
-      tile<Op, 2 * kUnits, 2, false>(b.w.token_in + first * z.rows, z.rows, b.s.p + 2 * at, z.x_pairs, z.pairs, sums, 2,
-                                     reinterpret_cast<const char*>(b.w.token_in + (first + 2 * kUnits) * z.rows));
-      put_units(first, 2 * kUnits, sums);
+    for (int64_t first = 0; first < z.token_k; first += kUnits) {
+      const uint16_t* weights = b.w.token_in + 2 * first * z.rows;
+      tile<Op, 2 * kUnits, 2, false>(weights, z.rows, b.s.p + 2 * at, z.x_pairs, z.pairs, sums, 2,
+                                     reinterpret_cast<const char*>(weights + 2 * kUnits * z.rows));
+      for (int64_t i = 0; i < kUnits; i += 2)
+        for (int j = 0; j < 2; ++j) {
+          const Vec* s = sums + 4 * i + j;
+          const SwiGLU even = SwiGLU::of(s[0], s[2]), odd = SwiGLU::of(s[4], s[6]);
+          uint16_t* to = slopes + (2 * (first + i) + j) * kPanel;
+          store_bf16(to, even.by_gate, even.by_up);
+          store_bf16(to + 2 * kPanel, odd.by_gate, odd.by_up);
+          store_pair(b.s.wide + pair_at(first + i, j * kLanes, 2 * kPanel), even.h, odd.h);
+        }
     }
+    put_feature_pairs(z.token_k / 2, b.s.wide, b.kept.token_h + (b.module * z.panels + p) * z.token_h);
     Vec squares[2] = {Vec{}, Vec{}};
-    product<false>(z.S, b.w.token_out, z.token_out, b.s.wide, 2 * kPanel, z.token_k / 2,
+    product<false>(z.S, b.w.token_out, z.token_out, b.s.wide, 2 * kPanel, z.token_k / 2, b.w.token_in,
                    [&](int64_t first, int64_t count, const Vec* sums) {
                      for (int64_t i = 0; i < count; ++i)
                        for (int j = 0; j < 2; ++j) {
@@ -99,31 +147,61 @@ void token_forward(const BlockPass& b) {
   }
 }
 
+// A row of a pairs form: element `column` of the even or the odd one.
+EQR_INLINE Vec load_of_pair(const uint16_t* pairs, bool odd) {
+  const UVec both = bits<UVec>(load_ints(reinterpret_cast<const int32_t*>(pairs)));
+  return bits<Vec>((both << (odd ? 0 : 16)) & 0xFFFF0000u);
+}
+
+// Rows [S][stride], kPanel values of each, as the pairs of the present module in panel `panel` of pairs of tokens
+template <int kAhead>
+EQR_INLINE void put_token_pairs(const BlockPass& b, const uint16_t* rows, int64_t stride, int64_t panel, uint16_t* to) {
+  const TrainingSizes& z = b.z;
+  to += (panel * z.modules + b.module) * z.pairs * 2 * kPanel;
+  const int64_t next = kAhead * z.modules * z.pairs * 2 * kPanel;
+  for (int64_t t = 0; t < z.S; t += 2, to += 2 * kPanel) {
+    if (kAhead) __builtin_prefetch(to + next, 1), __builtin_prefetch(to + next + kPanel, 1);
+    pair_rows(rows + t * stride, t + 1 < z.S ? rows + (t + 1) * stride : kNoRow, to);
+  }
+}
+
 void channel_forward(const BlockPass& b) {
   const TrainingSizes& z = b.z;
-  uint16_t* kept = b.kept.channel_gu + b.module * z.rows * z.gu_stride;
+  const int64_t groups = z.k / kLanes;
   uint16_t* h = b.s.wide;
-  if (z.S < z.rows) memset(kept + z.S * z.gu_stride, 0, size_t(2 * z.gu_stride));  // the other half of the last pair
-  for (int64_t p = 0; p < z.k / kLanes; ++p)
-    product<false>(z.S, b.s.x, z.x_stride, b.w.gate_up + p * z.width * kPanel, 2 * kPanel, z.width / 2,
+  const int64_t panel = z.modules * z.pairs * 2 * kPanel;
+  uint16_t* slopes = b.kept.dgu + b.module * z.pairs * 2 * kPanel;
+  for (int64_t g = 0; g < groups; ++g, slopes += panel) {
+    const uint16_t* weights = b.w.gate_up + g * z.width * kPanel;
+    Vec gate = Vec{}, up = Vec{};  // of an even token, until the odd one is there
+    product<false>(z.S, b.s.x, z.x_stride, weights, 2 * kPanel, z.width / 2, weights + z.width * kPanel,
                    [&](int64_t first, int64_t count, const Vec* sums) {
                      for (int64_t i = 0; i < count; ++i) {
-                       uint16_t* gu = kept + (first + i) * z.gu_stride + p * kPanel;
-                       store_bf16(gu, sums[2 * i]);
-                       store_bf16(gu + kLanes, sums[2 * i + 1]);
-                       store_bf16(h + (first + i) * z.h_stride + p * kLanes, swiglu<true>(sums[2 * i], sums[2 * i + 1]));
+                       const SwiGLU of = SwiGLU::of(sums[2 * i], sums[2 * i + 1]);
+                       const int64_t t = first + i;
+                       store_bf16(h + t * z.h_stride + g * kLanes, of.h);
+                       uint16_t* to = slopes + t / 2 * 2 * kPanel;
+                       __builtin_prefetch(to + panel + t % 2 * kPanel, 1);
+                       if (t % 2) {
+                         store_pair(to, gate, of.by_gate);
+                         store_pair(to + kPanel, up, of.by_up);
+                       } else {
+                         gate = of.by_gate, up = of.by_up;
+                       }
                      }
                    });
-  for (int64_t p = 0; p < z.panels; ++p)
-    product<false>(z.S, h, z.h_stride, b.w.down + p * z.k * kPanel, 2 * kPanel, z.k / 2,
-                   [&](int64_t first, int64_t count, const Vec* sums) {
-                     for (int64_t i = 0; i < count; ++i)
-                       for (int j = 0; j < 2; ++j) {
-                         float* u = b.s.u + (first + i) * z.width + p * kPanel + j * kLanes;
-                         store(u, load(u) + sums[2 * i + j]);
-                       }
-                   });
-  uint16_t* out = b.kept.out + b.module * z.rows * z.x_stride;
+    if (z.S % 2) {
+      store_pair(slopes + z.S / 2 * 2 * kPanel, gate, Vec{});
+      store_pair(slopes + z.S / 2 * 2 * kPanel + kPanel, up, Vec{});
+    }
+    if (g % 2) put_token_pairs<1>(b, h + (g - 1) * kLanes, z.h_stride, g / 2, b.kept.h);
+  }
+  for (int64_t p = 0; p < z.panels; ++p) {
+    const uint16_t* weights = b.w.down + p * z.k * kPanel;
+    product<false>(z.S, h, z.h_stride, weights, 2 * kPanel, z.k / 2, weights + z.k * kPanel,
+                   [&](int64_t first, int64_t count, const Vec* sums) { add_sums(z, b.s.u, p, first, count, sums); });
+  }
+  uint16_t* out = b.kept.out + b.module * z.S * z.width;
   for (int64_t t = 0; t < z.S; ++t) {
     float* u = b.s.u + t * z.width;
     Vec squares = Vec{};
@@ -133,19 +211,19 @@ void channel_forward(const BlockPass& b) {
     for (int64_t f = 0; f < z.width; f += kLanes) {
       const Vec v = load(u + f) * splat(scale);
       store(u + f, v);
-      store_bf16(out + t * z.x_stride + f, v);
+      store_bf16(out + t * z.width + f, v);
     }
   }
 }
 
 void channel_backward(const BlockPass& b) {
   const TrainingSizes& z = b.z;
-  const uint16_t* out = b.kept.out + b.module * z.rows * z.x_stride;
+  const uint16_t* out = b.kept.out + b.module * z.S * z.width;
   uint16_t* dv = b.kept.dv + b.module * z.pairs * z.x_pairs;
   for (int64_t t = 0; t < z.S; ++t) {
     // The norm: dv = scale (g - out mean(g out))
     float* g = b.s.g + t * z.width;
-    const uint16_t* o = out + t * z.x_stride;
+    const uint16_t* o = out + t * z.width;
     Vec along = Vec{};
     for (int64_t f = 0; f < z.width; f += kLanes) along = fma(load(g + f), load_bf16(o + f), along);
     const Vec mean = splat(sum(along) / float(z.d)), scale = splat(b.kept.channel_scale[b.module * z.rows + t]);
@@ -155,55 +233,35 @@ void channel_backward(const BlockPass& b) {
       store_bf16(b.s.x + t * z.x_stride + f, v);
     }
   }
-  for (int64_t f = 0; f < z.width && z.S < z.rows; f += kLanes) store_bf16(b.s.x + z.S * z.x_stride + f, Vec{});
-  for (int64_t t = 0; t < z.rows; t += 2)
-    for (int64_t f = 0; f < z.width; f += kLanes)
-      store_pair(dv + pair_at(t, f, z.x_pairs), load(b.s.g + t * z.width + f),
-                 t + 1 < z.S ? load(b.s.g + (t + 1) * z.width + f) : Vec{});
+  for (int64_t t = 0; t < z.S; t += 2)
+    for (int64_t f = 0; f < z.width; f += kPanel)
+      pair_rows(b.s.x + t * z.x_stride + f, t + 1 < z.S ? b.s.x + (t + 1) * z.x_stride + f : kNoRow,
+                dv + pair_at(t, f, z.x_pairs));
 
-  const uint16_t* gu = b.kept.channel_gu + b.module * z.rows * z.gu_stride;
-  uint16_t* h = b.kept.h + b.module * z.pairs * z.h_pairs;
-  uint16_t* dgu = b.kept.dgu + b.module * z.pairs * z.gu_pairs;
+  const int64_t panel = z.modules * z.pairs * 2 * kPanel;
+  const uint16_t* slopes = b.kept.dgu + b.module * z.pairs * 2 * kPanel;
   uint16_t* rows = b.s.wide;
-  const Parts tiles = parts_of(z.pairs, kEvenRows / 2);
-  for (int64_t p = 0; p < z.k / kPanel; ++p)
-    for (int64_t part = 0; part < tiles.parts; ++part) {
-      const int64_t first = 2 * tiles.begin(part), count = 2 * tiles.begin(part + 1) - first;
-      Vec sums[kEvenRows * 2];
-      tile_of<Op, 2, false, kEvenRows>(count, b.s.x + first * z.x_stride, z.x_stride,
-                                       b.w.down_t + p * z.width * kPanel, 2 * kPanel, z.width / 2, sums, 2,
-                                       reinterpret_cast<const char*>(b.w.down_t));
-      for (int64_t i = 0; i < count; i += 2)
-        for (int j = 0; j < 2; ++j) {
-          const int64_t unit = p * kPanel + j * kLanes, column = channel_column(unit, false);
-          SwiGLUGradient of[2];
-          for (int r = 0; r < 2; ++r) {
-            const int64_t row = first + i + r;
-            const uint16_t* from = gu + row * z.gu_stride + column;
-            of[r] = SwiGLUGradient::of(load_bf16(from), load_bf16(from + kLanes), sums[2 * (i + r) + j]);
-            store_bf16(rows + row * z.gu_stride + column, of[r].gate);
-            store_bf16(rows + row * z.gu_stride + column + kLanes, of[r].up);
-          }
-          store_pair(h + pair_at(first + i, unit, z.h_pairs), of[0].h, of[1].h);
-          store_pair(dgu + pair_at(first + i, column, z.gu_pairs), of[0].gate, of[1].gate);
-          store_pair(dgu + pair_at(first + i, column + kLanes, z.gu_pairs), of[0].up, of[1].up);
-        }
-    }
-  for (int64_t p = 0; p < z.panels; ++p)
-    product<false>(z.S, rows, z.gu_stride, b.w.gate_up_t + p * 2 * z.k * kPanel, 2 * kPanel, z.k,
+  for (int64_t p = 0; p < z.k / kPanel; ++p, slopes += 2 * panel) {
+    const uint16_t* weights = b.w.down_t + p * z.width * kPanel;
+    product<false>(z.S, b.s.x, z.x_stride, weights, 2 * kPanel, z.width / 2, weights + z.width * kPanel,
                    [&](int64_t first, int64_t count, const Vec* sums) {
                      for (int64_t i = 0; i < count; ++i)
                        for (int j = 0; j < 2; ++j) {
-                         float* g = b.s.g + (first + i) * z.width + p * kPanel + j * kLanes;
-                         store(g, load(g) + sums[2 * i + j]);
+                         const Vec dh = sums[2 * i + j];
+                         const int64_t t = first + i;
+                         const uint16_t* by = slopes + j * panel + t / 2 * 2 * kPanel;
+                         __builtin_prefetch(by + 2 * panel + t % 2 * kPanel, 1);
+                         store_bf16(rows + t * z.gu_stride + (2 * p + j) * kPanel, dh * load_of_pair(by, t % 2),
+                                    dh * load_of_pair(by + kPanel, t % 2));
                        }
                    });
-}
-
-// A row of a pairs form: element `column` of the even or the odd one.
-EQR_INLINE Vec load_of_pair(const uint16_t* pairs, bool odd) {
-  const UVec both = bits<UVec>(load_ints(reinterpret_cast<const int32_t*>(pairs)));
-  return odd ? bits<Vec>(both & 0xFFFF0000u) : bits<Vec>(both << 16);
+    for (int j = 0; j < 2; ++j) put_token_pairs<0>(b, rows + (2 * p + j) * kPanel, z.gu_stride, 2 * p + j, b.kept.dgu);
+  }
+  for (int64_t p = 0; p < z.panels; ++p) {
+    const uint16_t* weights = b.w.gate_up_t + p * 2 * z.k * kPanel;
+    product<false>(z.S, rows, z.gu_stride, weights, 2 * kPanel, z.k, weights + 2 * z.k * kPanel,
+                   [&](int64_t first, int64_t count, const Vec* sums) { add_sums(z, b.s.g, p, first, count, sums); });
+  }
 }
 
 void token_backward(const BlockPass& b) {
@@ -219,48 +277,93 @@ void token_backward(const BlockPass& b) {
       store(g, scale * (load(g) - load_of_pair(x + pair_at(t, f, z.x_pairs), t & 1) * mean));
     }
   }
-  put_token_operand(b, b.s.g, b.kept.dv_t + b.module * z.width * z.columns);
-  const uint16_t* gu = b.kept.token_gu + b.module * 2 * z.token_k * z.width;
-  uint16_t* dgu = b.kept.token_dgu + b.module * z.width;
-  uint16_t* h = b.kept.token_h + b.module * z.width;
+  put_token_operand(b, b.s.g, b.kept.du);
   for (int64_t p = 0; p < z.panels; ++p) {
-    product<false>(z.token_k, b.w.token_out_t, z.rows, b.s.p + 2 * p * kPanel, z.x_pairs, z.pairs,
+    uint16_t* slopes = b.kept.token_dgu + (b.module * z.panels + p) * z.token_dgu;
+    product<false>(z.token_k, b.w.token_out_t, z.rows, b.s.p + 2 * p * kPanel, z.x_pairs, z.pairs, b.w.token_in_t,
                    [&](int64_t first, int64_t count, const Vec* sums) {
                      for (int64_t i = 0; i < count; ++i)
                        for (int j = 0; j < 2; ++j) {
-                         const int64_t unit = first + i, f = p * kPanel + j * kLanes;
-                         const uint16_t* from = gu + 2 * unit * z.width + f;
-                         const SwiGLUGradient of =
-                             SwiGLUGradient::of(load_bf16(from), load_bf16(from + z.width), sums[2 * i + j]);
-                         store_bf16(h + unit * z.f_stride + f, of.h);
-                         store_bf16(dgu + 2 * unit * z.f_stride + f, of.gate);
-                         store_bf16(dgu + (2 * unit + 1) * z.f_stride + f, of.up);
-                         store_pair(b.s.wide + (unit * kPanel + j * kLanes) * 2, of.gate, of.up);
+                         const Vec dh = sums[2 * i + j];
+                         const uint16_t* by = slopes + (2 * (first + i) + j) * kPanel;
+                         __builtin_prefetch(by + 2 * kTrainingRows * kPanel);
+                         store_pair(b.s.wide + ((first + i) * kPanel + j * kLanes) * 2, dh * load_bf16(by),
+                                    dh * load_bf16(by + kLanes));
                        }
                    });
-    product<false>(z.S, b.w.token_in_t, z.token_in, b.s.wide, 2 * kPanel, z.token_k,
-                   [&](int64_t first, int64_t count, const Vec* sums) {
-                     for (int64_t i = 0; i < count; ++i)
-                       for (int j = 0; j < 2; ++j) {
-                         float* g = b.s.g + (first + i) * z.width + p * kPanel + j * kLanes;
-                         store(g, load(g) + sums[2 * i + j]);
-                       }
-                   });
+    put_feature_pairs(z.token_k, b.s.wide, slopes);
+    product<false>(z.S, b.w.token_in_t, z.token_in, b.s.wide, 2 * kPanel, z.token_k, b.w.token_out_t,
+                   [&](int64_t first, int64_t count, const Vec* sums) { add_sums(z, b.s.g, p, first, count, sums); });
   }
 }
 
-// gradient [rows][columns] += a @ b, columns a multiple of kPanel
-template <bool kPairs>
-EQR_INLINE void add_outer(int64_t rows, int64_t columns, const uint16_t* a, int64_t a_stride, const uint16_t* b,
-                          int64_t b_stride, int64_t steps, float* gradient) {
-  for (int64_t c = 0; c < columns; c += kPanel)
-    product<kPairs>(rows, a, a_stride, b + 2 * c, b_stride, steps, [&](int64_t first, int64_t count, const Vec* sums) {
-      for (int64_t i = 0; i < count; ++i)
-        for (int j = 0; j < 2; ++j) {
-          float* to = gradient + (first + i) * columns + c + j * kLanes;
-          store(to, load(to) + sums[2 * i + j]);
-        }
-    });
+// gradient, of row `first` on, += the sums of a tile
+EQR_INLINE void add_tile(float* gradient, int64_t first, int64_t count, const Vec* sums) {
+  float* to = gradient + first * kPanel;
+  for (int64_t i = 0; i < 2 * count; ++i) {
+    store(to + i * kLanes, load(to + i * kLanes) + sums[i]);
+    __builtin_prefetch(to + (2 * count + i) * kLanes, 1);  // of the next tile
+  }
+}
+
+// gradient [panels][width][kPanel] += a @ b over the pairs of tokens of all modules, b in panels
+void add_over_tokens(const TrainingSizes& z, const uint16_t* a, int64_t panels, const uint16_t* b, float* gradient) {
+  const int64_t steps = z.modules * z.pairs;
+  for (int64_t p = 0; p < panels; ++p, b += steps * 2 * kPanel, gradient += z.width * kPanel)
+    product<true>(
+        z.width, a, z.x_pairs, b, 2 * kPanel, steps, b + steps * 2 * kPanel,
+        [&](int64_t first, int64_t count, const Vec* sums) { add_tile(gradient, first, count, sums); });
+}
+
+// `tile` of tile.h with b in chunks of kLanes steps. `prefetch` goes from chunk to chunk as b does.
+template <int kRows>
+__attribute__((noinline)) void chunks_tile(const uint16_t* a, int64_t a_stride, const uint16_t* b, int64_t chunk_stride,
+                                           int64_t chunks, Vec* __restrict out, const char* prefetch) {
+  Vec c[kRows][2];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) c[i][0] = c[i][1] = Vec{};
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const uint16_t* columns = b;
+    for (int k = 0; k < kLanes; ++k) {
+      const IVec first = Op::load_b(columns), second = Op::load_b(columns + kPanel);
+      if (k % 4 == 0) __builtin_prefetch(prefetch + k / 4 * kPrefetchLine, 0, 2);
+#pragma GCC unroll 16
+      for (int i = 0; i < kRows; ++i) {
+        const IVec row = Op::broadcast(a + i * a_stride);
+        c[i][0] = Op::multiply_add(row, first, c[i][0]);
+        c[i][1] = Op::multiply_add(row, second, c[i][1]);
+      }
+      a += Op::kA;
+      columns += 2 * kPanel;
+    }
+    b += chunk_stride;
+    prefetch += 2 * chunk_stride;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) out[2 * i] = c[i][0], out[2 * i + 1] = c[i][1];
+}
+
+template <int kRows = kTrainingRows>
+EQR_INLINE void chunks_tile_of(int64_t rows, const uint16_t* a, int64_t a_stride, const uint16_t* b,
+                               int64_t chunk_stride, int64_t chunks, Vec* out, const char* prefetch) {
+  if (rows == kRows) return chunks_tile<kRows>(a, a_stride, b, chunk_stride, chunks, out, prefetch);
+  if constexpr (kRows > 1)
+    chunks_tile_of<kRows - 1>(rows, a, a_stride, b, chunk_stride, chunks, out, prefetch);
+}
+
+// gradient [panels][S][kPanel] += a @ b over the pairs of features of all modules, b in chunks
+void add_over_features(const TrainingSizes& z, const uint16_t* a, int64_t panels, const uint16_t* b,
+                       int64_t chunk_stride, float* gradient) {
+  const Parts tiles = parts_of(z.S, kTrainingRows);
+  for (int64_t p = 0; p < panels; ++p, b += kChunk, gradient += z.S * kPanel) {
+    const char* fetch = reinterpret_cast<const char*>(b + kChunk);  // the next panel's chunk, a part by each tile
+    for (int64_t t = 0; t < tiles.parts; ++t, fetch += kLanes / 4 * kPrefetchLine) {
+      const int64_t first = tiles.begin(t), count = tiles.begin(t + 1) - first;
+      Vec sums[kTrainingRows * 2];
+      chunks_tile_of(count, a + first * z.f_stride, z.f_stride, b, chunk_stride, z.modules * z.panels, sums, fetch);
+      add_tile(gradient, first, count, sums);
+    }
+  }
 }
 
 }  // namespace
@@ -276,11 +379,10 @@ void block_backward(const BlockPass& b) {
 }
 
 void block_weights(const TrainingSizes& z, const Kept& k, const Gradients& g) {
-  const int64_t tokens = z.modules * z.pairs, features = z.modules * z.width / 2;
-  add_outer<true>(2 * z.k, z.width, k.dgu, z.gu_pairs, k.x, z.x_pairs, tokens, g.gate_up);
-  add_outer<true>(z.width, z.k, k.dv, z.x_pairs, k.h, z.h_pairs, tokens, g.down);
-  add_outer<false>(2 * z.token_k, z.columns, k.token_dgu, z.f_stride, k.u_t, 2 * z.columns, features, g.token_in);
-  add_outer<false>(z.token_k, z.columns, k.token_h, z.f_stride, k.dv_t, 2 * z.columns, features, g.token_out_t);
+  add_over_tokens(z, k.x, 2 * z.k / kPanel, k.dgu, g.gate_up);
+  add_over_tokens(z, k.dv, z.k / kPanel, k.h, g.down);
+  add_over_features(z, k.u, 2 * z.token_k / kPanel, k.token_dgu, z.token_dgu, g.token_in);
+  add_over_features(z, k.du, z.token_k / kPanel, k.token_h, z.token_h, g.token_out);
 }
 
 }  // namespace eqr::cpu::EQR_ISA

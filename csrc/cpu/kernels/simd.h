@@ -245,6 +245,17 @@ EQR_INLINE void store_bf16(uint16_t* p, Vec a) {
 #endif
 }
 
+// a, then b
+EQR_INLINE void store_bf16(uint16_t* p, Vec a, Vec b) {
+#if defined(__AVX512BF16__)
+  const __m512bh both = _mm512_cvtne2ps_pbh(__m512(b), __m512(a));
+  memcpy(p, &both, sizeof both);
+#else
+  store_bf16(p, a);
+  store_bf16(p + kLanes, b);
+#endif
+}
+
 // Lane l of the result holds the pair (a[l], b[l]) as bf16, a in the low half.
 EQR_INLINE UVec pair_bf16(Vec a, Vec b) {
 #if defined(__AVX512BF16__)

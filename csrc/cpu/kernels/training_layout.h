@@ -2,7 +2,8 @@
 // The operands of products are bf16, in one of two forms:
 //   rows   [rows][columns], the summed axis along the columns
 //   pairs  [rows / 2][columns][2], the summed axis along the rows
-// A product broadcasts either and loads pairs, so that no form is made only to be transposed.
+// A product broadcasts either and loads pairs. What is large is held in panels of kPanel columns, so that it is written
+// and read in the order of its addresses.
 #pragma once
 
 #include "../training_step.h"
@@ -12,15 +13,16 @@ namespace eqr::cpu::EQR_ISA {
 
 // Strides are padded by a cache line: powers of two would let rows compete for the same sets of the caches.
 constexpr int64_t kPad = 32;
+constexpr int64_t kChunk = kLanes * 2 * kPanel;  // bf16 values of a panel's features, in pairs, of kPanel columns
 
 struct TrainingSizes {
   int64_t S, d, V, k, token_k, layers, modules;  // modules: updates of the last latent recursion
   int64_t pairs, rows;                           // of tokens; rows: tokens made even, the last one zero
   int64_t width, panels;                         // of features, with the padding of the last panel
-  int64_t columns;                               // tokens as columns of panels
   int64_t x_stride, h_stride, gu_stride;         // bf16 values of a row: features, hidden units, gates and ups
-  int64_t x_pairs, h_pairs, gu_pairs;            // bf16 values of a pair of rows of the same
+  int64_t x_pairs;                               // bf16 values of a pair of rows of features
   int64_t token_out, token_in;                   // bf16 values of a row of mixer_out, of mixer_in transposed
+  int64_t token_h, token_dgu;                    // bf16 values of a panel's pairs of features
   int64_t f_stride;                              // bf16 values of a row of all modules' features
 };
 
@@ -29,10 +31,11 @@ EQR_INLINE TrainingSizes training_sizes(const Shape& s) {
   z.S = s.tokens, z.d = s.features, z.V = s.vocabulary, z.k = s.hidden, z.token_k = s.mixer_hidden;
   z.layers = s.layers, z.modules = s.L_cycles + 1;
   z.pairs = (z.S + 1) / 2, z.rows = 2 * z.pairs;
-  z.width = round_up(z.d, kPanel), z.panels = z.width / kPanel, z.columns = round_up(z.S, kPanel);
+  z.width = round_up(z.d, kPanel), z.panels = z.width / kPanel;
   z.x_stride = z.width + kPad, z.h_stride = z.k + kPad, z.gu_stride = 2 * z.k + kPad;
-  z.x_pairs = 2 * z.width + kPad, z.h_pairs = 2 * z.k + kPad, z.gu_pairs = 4 * z.k + kPad;
+  z.x_pairs = 2 * z.width + kPad;
   z.token_out = z.token_k + kPad, z.token_in = 2 * z.token_k + kPad;
+  z.token_h = z.token_k * kPanel + kChunk, z.token_dgu = 2 * z.token_k * kPanel + kChunk;
   z.f_stride = z.modules * z.width + kPad;
   return z;
 }
@@ -94,29 +97,30 @@ EQR_INLINE TrainedLayer lay_layer(const TrainingSizes& z, Laying& l) {
   return w;
 }
 
-// What a layer's forward passes keep for the backward ones, and what those leave for the gradients of the weights: of
+// What a layer's forward passes keep for the backward ones, and what both leave for the gradients of the weights: of
 // all modules, so that those are products over the tokens or features of all of them.
+// The slopes of a SwiGLU are kLanes of its result by the gate, then as many by the up.
 struct Kept {
-  uint16_t* token_gu;    // [modules][2 token_k][width]
-  float* token_scale;    // [modules][width], 1 / norm over tokens
-  uint16_t* channel_gu;  // [modules][rows][gu_stride]
-  float* channel_scale;  // [modules][rows], 1 / norm over features
-  uint16_t* out;         // [modules][rows][x_stride], the block's result
-  uint16_t* x;           // pairs [modules][pairs][x_pairs], what channel mixing reads
-  uint16_t* dv;          // pairs, like x: gradient of what channel mixing adds
-  uint16_t* h;           // pairs [modules][pairs][h_pairs], hidden units of channel mixing
-  uint16_t* dgu;         // pairs [modules][pairs][gu_pairs], gradient of its gates and ups
-  uint16_t* u_t;         // pairs of features [modules][width / 2][columns][2], what token mixing reads
-  uint16_t* dv_t;        // the same of the gradient of what token mixing adds
-  uint16_t* token_h;     // rows [token_k][f_stride]
-  uint16_t* token_dgu;   // rows [2 token_k][f_stride]
+  float* token_scale;        // [modules][width], 1 / norm over tokens
+  float* channel_scale;      // [modules][rows], 1 / norm over features
+  uint16_t* out;             // [modules][S][width], the block's result
+  uint16_t* x;               // pairs [modules][pairs][x_pairs], what channel mixing reads
+  uint16_t* dv;              // pairs, like x: gradient of what channel mixing adds
+  uint16_t* h;               // pairs in panels [k / kPanel][modules][pairs][kPanel][2], hidden units of channel mixing
+  uint16_t* dgu;             // the same, [2 k / kPanel] panels: its slopes, then in their place the gradient
+  uint16_t* u;               // rows [S][f_stride], what token mixing reads
+  uint16_t* du;              // rows, like u: gradient of what token mixing adds
+  uint16_t* token_h;         // pairs of features [modules][panels][token_k / kPanel][kLanes][kPanel][2], padded
+  uint16_t* token_dgu;       // the same, of [2 token_k / kPanel]: slopes [token_k][2][2][kLanes], then the gradient
 };
 
-struct Gradients {  // fp32, rows padded to whole vectors; of a layer
-  float* token_in;     // [2 token_k][columns], gates and ups side by side
-  float* token_out_t;  // [token_k][columns]
-  float* gate_up;      // [2 k][width], in the order of channel_column
-  float* down;         // [width][k]
+// fp32, of a layer, in panels of kPanel columns. Those of gates and ups are in the order of channel_column; unit u of
+// token_out is where unit u / 2 has its gate (u even) or its up.
+struct Gradients {
+  float* token_in;   // [2 token_k / kPanel][S][kPanel]
+  float* token_out;  // [token_k / kPanel][S][kPanel]
+  float* gate_up;    // [2 k / kPanel][width][kPanel]
+  float* down;       // [k / kPanel][width][kPanel]
 };
 
 struct HeadGradients {
@@ -134,20 +138,20 @@ struct Scratch {
 
 EQR_INLINE Kept lay_kept(const TrainingSizes& z, Laying& l) {
   Kept k;
-  const int64_t m = z.modules, features = m * z.width / 2;
-  k.token_gu = l.take<uint16_t>(m * 2 * z.token_k * z.width), k.token_scale = l.take<float>(m * z.width);
-  k.channel_gu = l.take<uint16_t>(m * z.rows * z.gu_stride), k.channel_scale = l.take<float>(m * z.rows);
-  k.out = l.take<uint16_t>(m * z.rows * z.x_stride);
-  k.x = l.take<uint16_t>(m * z.pairs * z.x_pairs), k.dv = l.take<uint16_t>(m * z.pairs * z.x_pairs);
-  k.h = l.take<uint16_t>(m * z.pairs * z.h_pairs), k.dgu = l.take<uint16_t>(m * z.pairs * z.gu_pairs);
-  k.u_t = l.take<uint16_t>(features * 2 * z.columns), k.dv_t = l.take<uint16_t>(features * 2 * z.columns);
-  k.token_h = l.take<uint16_t>(z.token_k * z.f_stride), k.token_dgu = l.take<uint16_t>(2 * z.token_k * z.f_stride);
+  const int64_t m = z.modules, tokens = m * z.pairs, features = m * z.width;
+  k.token_scale = l.take<float>(features);
+  k.channel_scale = l.take<float>(m * z.rows);
+  k.out = l.take<uint16_t>(m * z.S * z.width);
+  k.x = l.take<uint16_t>(tokens * z.x_pairs), k.dv = l.take<uint16_t>(tokens * z.x_pairs);
+  k.h = l.take<uint16_t>(2 * tokens * z.k), k.dgu = l.take<uint16_t>(4 * tokens * z.k);
+  k.u = l.take<uint16_t>(z.S * z.f_stride), k.du = l.take<uint16_t>(z.S * z.f_stride);
+  k.token_h = l.take<uint16_t>(m * z.panels * z.token_h), k.token_dgu = l.take<uint16_t>(m * z.panels * z.token_dgu);
   return k;
 }
 
 EQR_INLINE Gradients lay_gradients(const TrainingSizes& z, Laying& l) {
   Gradients g;
-  g.token_in = l.take<float>(2 * z.token_k * z.columns), g.token_out_t = l.take<float>(z.token_k * z.columns);
+  g.token_in = l.take<float>(2 * z.token_k * z.S), g.token_out = l.take<float>(z.token_k * z.S);
   g.gate_up = l.take<float>(2 * z.k * z.width), g.down = l.take<float>(z.width * z.k);
   return g;
 }

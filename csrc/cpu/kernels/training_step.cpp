@@ -139,7 +139,7 @@ class Row {
       for (int64_t f = 0; f < z_.width; f += kLanes)
         store_bf16(s_.x + t * z_.x_stride + f, load(s_.z_H + t * z_.width + f));
     for (int64_t v = 0; v < columns; v += kPanel)
-      product<false>(z_.S, s_.x, z_.x_stride, heads_.lm_head + v * z_.width, 2 * kPanel, z_.width / 2,
+      product<false>(z_.S, s_.x, z_.x_stride, heads_.lm_head + v * z_.width, 2 * kPanel, z_.width / 2, heads_.lm_rows,
                      [&](int64_t first, int64_t count, const Vec* sums) {
                        for (int64_t i = 0; i < count; ++i)
                          for (int j = 0; j < 2; ++j)
