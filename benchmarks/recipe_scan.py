@@ -4,10 +4,10 @@ Successive halving: every candidate trains with `eqr train` at a constant rate t
 to the next, and so on. Rungs are operations of the training steps' matrix products, so that neither a candidate's speed
 nor what else the machine does has a say. Each is judged by its averaged weights: the mean share of exact answers over
 17-clue puzzles and the magictour list as published, and over all puzzles with 28 clues shown, at depths 16 and 64; the
-loss on the forum's hardest, whose exact answers come late, stands beside it and breaks ties. The better is kept as long
-as there are more candidates in a rung than the next one takes.
+loss on the forum's hardest, whose exact answers come late, stands beside it and breaks ties.
 
-A rung that a candidate has reached in --runs is not trained again, so a scan may be stopped and called again.
+A rung that a candidate has reached in --runs is not trained again, so a scan may be stopped with Control-C and called
+again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import shlex
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,33 +25,33 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.gpu_check.child import ROOT, run
+from benchmarks.gpu_check.child import ROOT
 from eqr_kernels import EqRConfig, EquilibriumReasoner
 from eqr_kernels.checkpoint import atomic_write
 from eqr_kernels.commands.console import code_commit
+from eqr_kernels.commands.recipes import RECIPES
 from eqr_kernels.cycles import parse_cycles, stretches
 from eqr_kernels.training_rate import training_operations
+from eqr_kernels.training_state import read_manifest
 
-_TRM = {"fixed_init": True, "lambda_": 1.0, "noise_scale": 0.0}
-CURRICULUM = "0:34-50,1000:28-44,2200:22-40,6000:19-36,12000:17-30"
-BATCH = 32
-_DAY = 86_400.0
+_RANDOM_STARTS = {"fixed_init": False, "lambda_": 0.95, "noise_scale": 0.01}
+PRESET = "sudoku-medium"
+BATCH, CURRICULUM = (RECIPES[PRESET][name] for name in ("batch_size", "curriculum"))
 JUDGED = (("published", "17_clue"), ("published", "magictour_top1465"), ("28", "all"))
 FORUM = ("published", "forum_hardest_1905_11plus")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A recipe: the preset sudoku-medium, by default with a fixed start (a TRM), and what is changed of it."""
+    """A recipe: the preset sudoku-medium, which is a TRM, and what is changed of it."""
 
     about: str
     fields: dict[str, Any]
-    options: tuple[str, ...] = ()
+    curriculum: str = CURRICULUM
     cycles: str = ""
-    fixed_start: bool = True
 
     def config(self) -> EqRConfig:
-        return EqRConfig.sudoku_medium(**(_TRM if self.fixed_start else {}), **self.fields)
+        return EqRConfig.sudoku_medium(**self.fields)
 
     def steps(self, operations: float) -> int:
         """Training steps nearest to so many operations."""
@@ -61,24 +63,28 @@ class Candidate:
             done, step = done + count * each, step + count
         raise AssertionError("a billion steps hold fewer operations")
 
+    def check(self, settings: dict[str, Any], out: Path) -> None:
+        """Raises a ValueError where a run is not of this recipe."""
+        wanted = {"config": self.config().to_dict(), "batch_size": BATCH, "cycles": self.cycles}
+        wanted["curriculum"] = self.curriculum
+        differ = [name for name, value in wanted.items() if settings[name] != value]
+        if differ:
+            raise ValueError(f"{out} has another {', '.join(differ)}; move it away, or name another --runs")
+
     def command(self, train: Path, dev: Path, out: Path, steps: int, puzzles: int) -> list[str]:
-        settings = {**(_TRM if self.fixed_start else {}), **self.fields}
-        sets = [part for name, value in settings.items() for part in ("--set", f"{name}={json.dumps(value)}")]
-        curriculum = () if "--curriculum" in self.options else ("--curriculum", CURRICULUM)
-        new = ["--preset", "sudoku-medium", *sets, *curriculum, *self.options, "--cycles", self.cycles,
-               "--batch-size", BATCH]  # fmt: skip
-        resume = ["--resume"] if any(out.glob("state-*")) else new
+        sets = [part for name, value in self.fields.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+        resume = ["--resume"] if any(out.glob("state-*")) else []
         return [
-            sys.executable, "-m", "eqr_kernels.cli", "train", "--data", train, "--out", out, "--steps", steps,
-            "--eval-data", dev, "--eval-puzzles", puzzles, "--eval-depths", "16,64", "--no-calibrate", "--no-compile",
-            "--log-every", 500, *resume,
+            "train", "--data", train, "--out", out, "--steps", steps, "--preset", PRESET, *sets, "--curriculum",
+            self.curriculum, "--cycles", self.cycles, "--eval-data", dev, "--eval-puzzles", puzzles,
+            "--eval-depths", "16,64", "--no-calibrate", "--no-compile", "--log-every", 500, *resume,
         ]  # fmt: skip
 
 
 CANDIDATES = {
     "h1-l3": Candidate("H 1, L 3, d 128, two blocks", {}),
-    "eqr": Candidate("the same with random starts, noise and damping", {}, fixed_start=False),
-    "raw": Candidate("the same without the curriculum", {}, ("--curriculum", "")),
+    "eqr": Candidate("the same with random starts, noise and damping", _RANDOM_STARTS),
+    "raw": Candidate("the same without the curriculum", {}, curriculum=""),
     "h1-l2": Candidate("H 1, L 2", {"L_cycles": 2}),
     "h2-l3": Candidate("H 2, L 3", {"H_cycles": 2}),
     "growing": Candidate("cycles that grow", {}, cycles="0:1x2x8,800:1x3x16,4000:1x6x16"),
@@ -120,19 +126,24 @@ def train_to(name: str, operations: float, options: argparse.Namespace) -> None:
     """Takes a candidate to a rung, in a process on `options.threads` threads.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: it failed, or was interrupted.
+        ValueError: what is there of it was trained by another recipe.
     """
     candidate, out = CANDIDATES[name], options.runs / name
     steps = candidate.steps(operations)
     if result(out, steps) is None:
         out.mkdir(parents=True, exist_ok=True)
         train, dev = (options.data / f"{part}.csv.gz" for part in ("train", "dev"))
-        command = [str(part) for part in candidate.command(train, dev, out, steps, options.puzzles)]
+        command = map(str, candidate.command(train, dev, out, steps, options.puzzles))
         with (out / "log.txt").open("a") as log:
-            ended = run(command, _DAY, lambda line: print(line, file=log, flush=True),
-                        OMP_NUM_THREADS=str(options.threads))  # fmt: skip
-        if ended.why:
-            raise RuntimeError(f"{name}: {ended.why}")
+            # In this process's group: Control-C reaches it too, and it saves.
+            ended = subprocess.run(
+                [sys.executable, "-m", "eqr_kernels.cli", *command], stdout=log, stderr=subprocess.STDOUT, cwd=ROOT,
+                env={**os.environ, "OMP_NUM_THREADS": str(options.threads)},
+            )  # fmt: skip
+        if ended.returncode or result(out, steps) is None:
+            raise RuntimeError(f"{name}: exit code {ended.returncode}; see {out / 'log.txt'}")
+    candidate.check(read_manifest(out)["settings"], out)
     print(f"{operations:.2g} {name}: {json.dumps(result(out, steps))}", flush=True)
 
 
@@ -216,9 +227,13 @@ def main() -> int:
         names = names[:count]
         done[operations] = names
         with ThreadPoolExecutor(options.processes) as pool:
-            for finished in [pool.submit(train_to, name, operations, options) for name in names]:
-                finished.result()
-                atomic_write(path, (json.dumps(report(done, options), indent=1) + "\n").encode())
+            try:
+                for finished in [pool.submit(train_to, name, operations, options) for name in names]:
+                    finished.result()
+                    atomic_write(path, (json.dumps(report(done, options), indent=1) + "\n").encode())
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
         names = [row["candidate"] for row in json.loads(path.read_text())["rows"] if row["rung"] == operations]
     print(f"\n{markdown(json.loads(path.read_text()))}\n\n{path}", flush=True)
     return 0

@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from eqr_kernels.config import EqRConfig, swiglu_size
+from eqr_kernels.config import TRM_FIELDS, EqRConfig, swiglu_size
 from eqr_kernels.noise import RNG_LAYOUT
 from eqr_kernels.other_models import refuse_other_models
 
@@ -567,7 +567,7 @@ def _infer_config(state_dict: Mapping[str, Tensor], loaded: Mapping[str, Any], w
     fields: dict[str, Any] = {}
     # TRM keeps its start in the file and knows neither damping nor noise.
     if str(arch.get("name", "")).startswith("trm@") or ("lambda_" not in arch and set(_START_BUFFERS) <= set(tensors)):
-        fields = {"fixed_init": True, "lambda_": 1.0, "noise_scale": 0.0}
+        fields = dict(TRM_FIELDS)
     embedding = tensors.get("embed_tokens.embedding_weight", ())
     if len(embedding) == 2:
         fields["vocab_size"], fields["hidden_size"] = embedding

@@ -20,6 +20,9 @@ _OFFICIAL_FIELDS_WITHOUT_EFFECT = frozenset(
 # A noise stream is 8 bits of the Philox counter, and streams 0 and 1 are the two start states.
 _MAX_UPDATES_PER_STEP = 254
 
+TRM_FIELDS = {"fixed_init": True, "lambda_": 1.0, "noise_scale": 0.0}
+"""What makes a TRM of the operator: a fixed start, neither damping nor noise."""
+
 _COUNTS = ("seq_len", "vocab_size", "hidden_size", "num_heads", "H_cycles", "L_cycles", "L_layers", "halt_max_steps")
 _NUMBERS = ("expansion", "rms_norm_eps", "rope_theta", "lambda_", "noise_scale", "H_init_std", "L_init_std",
             "halt_exploration_prob")  # fmt: skip
@@ -185,8 +188,12 @@ class EqRConfig:
 
     @classmethod
     def sudoku_medium(cls, **changes: Any) -> EqRConfig:
-        """Half a million parameters for 9x9 Sudoku; all of its one latent recursion carries a gradient in training."""
-        return cls.from_dict({**dict(hidden_size=128, H_cycles=1, L_cycles=3, L_layers=2), **changes})
+        """Half a million parameters for 9x9 Sudoku, as a TRM: from nothing, a fixed start learns several times as fast.
+
+        All of its one latent recursion carries a gradient. `eqr train --init` makes an EqR of what it has learned.
+        """
+        medium = dict(hidden_size=128, H_cycles=1, L_cycles=3, L_layers=2)
+        return cls.from_dict({**medium, **TRM_FIELDS, **changes})
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> EqRConfig:

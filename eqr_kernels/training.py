@@ -17,6 +17,7 @@ from torch import Tensor
 
 from eqr_kernels import fused_training, noise, reference
 from eqr_kernels.backends.cpu import CpuBackend, latent_recursions
+from eqr_kernels.config import EqRConfig
 from eqr_kernels.cycles import config_at, parse_cycles, stretches
 from eqr_kernels.fused_training import FusedAdamATan2, FusedStep, StepResult
 from eqr_kernels.modules import EquilibriumReasoner
@@ -170,6 +171,11 @@ class Trainer:
         if config != self.model.config:
             self.model.config = config
             self._prepare()
+
+    @property
+    def trained_config(self) -> EqRConfig:
+        """The config of the last step; `model.config` may be that of the step to come."""
+        return config_at(self._cycles, self._base, max(0, self.step - 1))
 
     @property
     def longest_lifetime(self) -> int:

@@ -91,6 +91,11 @@ def _states(folder: Path) -> list[Path]:
     return complete("") or complete("replaced-")
 
 
+def has_state(folder: Path) -> bool:
+    """Whether there is a state under `folder`."""
+    return bool(_states(folder))
+
+
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The manifest (step, settings, ...) of the newest state under `folder`.
 
@@ -134,25 +139,39 @@ def load_state(trainer: Trainer, folder: str | os.PathLike[str], own: str | os.P
 
 
 def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the manifest of the newest state under `folder`; a run may be writing newer ones meanwhile."""
-    while True:
-        manifest = read_manifest(folder)
-        try:
-            return _parts(_states(folder)[-1], manifest["parts"]), manifest
-        except (RuntimeError, FileNotFoundError):
-            # Its run has put a newer state in its place, and goes on.
-            if read_manifest(folder)["step"] == manifest["step"]:
-                raise
-
-
-def _parts(path: Path, digests: list[str]) -> dict[str, Tensor]:
+    """The tensors and the manifest of the newest state under `folder`."""
+    manifest = read_manifest(folder)
+    path = _states(folder)[-1]
     data = bytearray()
-    for i, digest in enumerate(digests):
+    for i, digest in enumerate(manifest["parts"]):
         part = path / f"part-{i:03d}"
         if not part.is_file():
-            raise RuntimeError(f"{part} is missing ({len(digests)} parts belong to this state); copy it back")
+            raise RuntimeError(f"{part} is missing ({len(manifest['parts'])} parts belong to this state); copy it back")
         content = part.read_bytes()
         if hashlib.sha256(content).hexdigest() != digest:
             raise RuntimeError(f"{part} is damaged (its SHA-256 differs from the manifest's); copy it back")
         data += content
-    return safetensors.torch.load(bytes(data))
+    return safetensors.torch.load(bytes(data)), manifest
+
+
+def copy_state(folder: Path, target: Path) -> None:
+    """Copies the newest state under `folder` to one under `target`, whole or not at all; its run may go on meanwhile.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    while True:
+        states = _states(folder)
+        if not states:
+            raise FileNotFoundError(f"no training state under {folder}; start a run with eqr train")
+        temporary = Path(tempfile.mkdtemp(prefix=_INCOMPLETE, dir=target))
+        try:
+            shutil.copytree(states[-1], temporary, dirs_exist_ok=True)
+            temporary.rename(target / states[-1].name.removeprefix("replaced-"))
+            return
+        except (OSError, shutil.Error):
+            shutil.rmtree(temporary, ignore_errors=True)
+            # Its run has put a newer one in its place.
+            if states[-1].is_dir():
+                raise

@@ -873,18 +873,25 @@ def test_train_makes_a_maze_model(tmp_path):
 
 @pytest.mark.slow
 def test_train_in_two_processes_resumes_to_the_same_result(data, tmp_path):
-    """What torchrun starts: two processes with their own rows and puzzles, and the same weights."""
+    """What torchrun starts: two processes with their own rows and puzzles, and the same weights.
+
+    One of the two runs is measured as it goes, and a copy of it is annealed.
+    """
     script = """
         import os, sys
         from eqr_kernels.cli import app
-        data, whole, parts, auto, *ports = sys.argv[1:9]
-        runs = [[whole, "--steps", "4"], [parts, "--steps", "2"], [parts, "--steps", "4", "--resume"]]
-        runs = [[*run, "--slice-steps", "2"] for run in runs] + [[auto, "--steps", "10"]]
+        data, whole, parts, auto, *ports = sys.argv[1:10]
+        train = sys.argv[10:]
+        measured = ["--eval-data", data, "--eval-every", "2", "--eval-depths", "1", "--eval-puzzles", "2"]
+        runs = [[whole, "--steps", "4", *measured], [parts, "--steps", "2"], [parts, "--steps", "4", "--resume"]]
+        runs = [[*train, "--slice-steps", "2", "--no-calibrate", "--out", *run] for run in runs]
+        runs.append(["train", "--no-compile", "--out", whole, "--finish", "0.01"])
+        runs.append([*train, "--steps", "10", "--out", auto])
         for port, run in zip(ports, runs, strict=True):
             os.environ["MASTER_PORT"] = port
-            assert app([*sys.argv[9:], "--data", data, "--out", *run], standalone_mode=False) == 0
+            assert app([*run, "--data", data], standalone_mode=False) == 0
     """
-    arguments = [data, *(tmp_path / name for name in ("whole", "parts", "auto")), *free_ports(4), *TRAIN, *SETS]
+    arguments = [data, *(tmp_path / name for name in ("whole", "parts", "auto")), *free_ports(5), *TRAIN, *SETS]
     command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
     environment = dict(os.environ, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", OMP_NUM_THREADS="1")
     started = [
@@ -905,6 +912,12 @@ def test_train_in_two_processes_resumes_to_the_same_result(data, tmp_path):
     assert len(manifests) == 2 and manifests[0]["stream"] != manifests[1]["stream"]
     slices = [manifest["settings"]["slice_steps"] for manifest in manifests]
     assert slices[0] == slices[1] and slices[0] % 16 == 0
+    annealed = [json.loads(p.read_text()) for p in (whole / "annealed-000000004").rglob("manifest.json")]
+    assert len(annealed) == 2 and annealed[0]["step"] == annealed[1]["step"] > 12
+    ends = [[each["settings"][name] for name in ("decay_from", "total_steps")] for each in annealed]
+    assert ends[0] == ends[1] == [12, annealed[0]["step"]]
+    steps = [line.split(",")[0] for line in (whole / "curve.csv").read_text().splitlines()[1:]]
+    assert sorted(set(steps)) == ["2", "4"]
 
 
 # the program ---------------------------------------------------------------------------------------------------------

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from typer.main import get_command
 
+from eqr_kernels.cli import app
 from eqr_kernels.training_rate import training_operations
+from eqr_kernels.training_state import FORMAT
 
 scan = importlib.import_module("benchmarks.recipe_scan")
-Ended = importlib.import_module("benchmarks.gpu_check.child").Ended
 
 COLUMNS = ["step", "samples", "operations", "cpu_seconds", "clues", "source", "puzzles", "loss", "exact_16", "exact_64"]
 SKILL = {"h1-l3": 0.5, "eqr": 0.2, "raw": 0.2, "d96": 0.4}
@@ -24,7 +28,9 @@ def trained(monkeypatch) -> list[tuple[str, int]]:
     """Stands for `eqr train`: writes curves of candidates as good as `SKILL` says; what it was asked for."""
     asked = []
 
-    def run(command, limit, on_line, **environment):
+    def run(command, **_):
+        # As the real command reads them.
+        get_command(app).commands["train"].make_context("train", list(command[4:]))
         option = dict(zip(command, command[1:], strict=False))
         out, steps = Path(option["--out"]), int(option["--steps"])
         asked.append((out.name, steps))
@@ -36,10 +42,18 @@ def trained(monkeypatch) -> list[tuple[str, int]]:
             for clues, source in (*scan.JUDGED, scan.FORUM, ("published", "all")):
                 costs = [steps, steps * 32, steps * 10, 1.5, clues, source, 9, LOSS[out.name]]
                 writer.writerow(dict(zip(COLUMNS, [*costs, SKILL[out.name], SKILL[out.name]], strict=True)))
-        return Ended(0, 1.0, False, "")
+        settings = {"config": option_config(option), "batch_size": 32, "cycles": option["--cycles"]}
+        manifest = {"format": FORMAT, "step": steps, "settings": {**settings, "curriculum": option["--curriculum"]}}
+        (out / "state-0").mkdir(exist_ok=True)
+        (out / "state-0" / "manifest.json").write_text(json.dumps(manifest))
+        return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(scan, "run", run)
+    monkeypatch.setattr(scan.subprocess, "run", run)
     return asked
+
+
+def option_config(option: dict[str, str]) -> dict:
+    return scan.CANDIDATES[Path(option["--out"]).name].config().to_dict()
 
 
 def main(monkeypatch, *arguments: object) -> int:
@@ -79,6 +93,15 @@ def test_the_better_go_on_and_a_scan_that_was_stopped_goes_on(trained, monkeypat
 
 
 def test_a_candidate_that_fails_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(scan, "run", lambda *_, **__: Ended(2, 1.0, False, "error: no data"))
-    with pytest.raises(RuntimeError, match="raw: exit code 2: error: no data"):
+    monkeypatch.setattr(scan.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=2))
+    with pytest.raises(RuntimeError, match="raw: exit code 2; see .*log.txt"):
         main(monkeypatch, "--candidates", "raw", "--runs", tmp_path, "--results", tmp_path, "--rungs", "1e13:1")
+
+
+def test_a_run_of_another_recipe_is_refused(trained, monkeypatch, tmp_path):
+    arguments = ["--candidates", "raw", "--runs", tmp_path, "--results", tmp_path / "results", "--rungs", "1e13:1"]
+    main(monkeypatch, *arguments)
+    changed = dataclasses.replace(scan.CANDIDATES["raw"], curriculum="0:40-50")
+    monkeypatch.setitem(scan.CANDIDATES, "raw", changed)
+    with pytest.raises(ValueError, match="raw has another curriculum"):
+        main(monkeypatch, *arguments)

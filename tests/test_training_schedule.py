@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
+import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,8 +28,9 @@ from eqr_kernels.objective import stablemax_cross_entropy
 from eqr_kernels.tasks import sudoku, sudoku_generator
 from eqr_kernels.tasks.common import PuzzleSet
 from eqr_kernels.tasks.stream import PuzzleStream, parse_mix
+from eqr_kernels.training import Trainer
 from eqr_kernels.training_rate import training_operations
-from eqr_kernels.training_state import load_state, read_manifest, save_state
+from eqr_kernels.training_state import copy_state, load_state, read_manifest, save_state
 
 TINY = dict(hidden_size=16, num_heads=2, H_cycles=1, L_cycles=1, L_layers=1, halt_max_steps=4)
 TRAIN = ["train", "--no-compile", "--batch-size", 4, "--warmup", 2, "--lr", 1e-3, "--slice-steps", 3, "--log-every", 2]
@@ -168,6 +173,8 @@ def test_finish_anneals_a_copy_and_the_run_goes_on_as_if_it_had_not(data, tmp_pa
     for out in (run, untouched):
         eqr("train", "--no-compile", "--data", data, "--out", out, "--resume", "--steps", 12, "--no-calibrate")
     assert state_of(run) == state_of(untouched)
+    refused = eqr("train", "--no-compile", "--data", data, "--out", copy, "--finish", 1, code=2).stderr
+    assert "lets its rate fall from step 14 on" in refused
     again = ["train", "--no-compile", "--data", data, "--out", copy, "--resume", "--no-calibrate"]
     eqr(*again)  # it is over
     assert read_manifest(copy)["step"] == last["step"]
@@ -183,8 +190,12 @@ def test_finish_anneals_a_copy_and_the_run_goes_on_as_if_it_had_not(data, tmp_pa
         (["--finish", 1, "--steps", 9, "--minutes", 1], "leave out --minutes, --steps"),
         (["--finish", 1, "--lr-min-ratio", 1], "--lr-min-ratio must be below 1"),
         (["--finish", 1, "--lr", 0.5], "--lr (was 0.001, now 0.5)"),
-        (["--resume", "--decay-from", 3], "--decay-from 3 needs --steps beyond it"),
+        (["--finish", 1, "--preset", "sudoku", "--set", "L_cycles=2"], "leave out --preset, --set"),
+        (["--resume", "--decay-from", 2], "--decay-from 2 needs --steps beyond it"),
         (["--resume", "--decay-from", 8, "--steps", 8], "--decay-from 8 needs --steps beyond it"),
+        (["--resume", "--decay-from", 0, "--steps", 2], "beyond the warm-up of 2"),
+        (["--resume", "--minutes", 1, "--lr-min-ratio", 0.1], "--lr-min-ratio 0.1 needs --steps"),
+        (["--resume", "--steps", 8, "--eval-every", 2], "--eval-every without --eval-data"),
         (["--resume", "--decay-from", 1, "--steps", 8], "--decay-from (was None, now 1)"),
         (["--resume", "--steps", 8, "--mix", "easy=1"], "--mix (was '', now 'easy=1')"),
         (["--resume", "--steps", 8, "--cycles", "0:1x2x4"], "--cycles (was '', now '0:1x2x4')"),
@@ -196,6 +207,55 @@ def test_what_would_spoil_a_run_is_refused(data, tmp_path, arguments, message):
     before = state_of(out)
     result = eqr("train", "--no-compile", "--data", data, "--out", out, *arguments, code=2)
     assert message in result.stderr.replace("\n", " ") and state_of(out) == before
+
+
+def test_a_copy_that_was_stopped_before_its_rate_fell_may_be_annealed_still(data, tmp_path, monkeypatch):
+    eqr(*TRAIN, *SETS, "--data", data, "--no-calibrate", "--out", tmp_path, "--steps", 6)
+    finish = ["train", "--no-compile", "--data", data, "--out", tmp_path, "--finish", 0.02, "--no-calibrate"]
+    step = Trainer.train_step
+
+    def interrupt(self: Trainer) -> None:
+        step(self)
+        if self.step == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupt)
+        assert "interrupted at step 10" in eqr(*finish, code=130).stderr
+    eqr(*finish)
+    settings = settings_of(tmp_path / "annealed-000000006")
+    assert settings["decay_from"] == 18 and settings["total_steps"] > 18
+    assert f"--out {tmp_path / 'annealed-000000006'} --resume" in eqr(*finish, code=2).stderr.replace("\n", "")
+
+
+@pytest.mark.parametrize("at", [4, 8])
+def test_what_an_evaluation_takes_is_not_taken_for_the_speed_of_training(data, tmp_path, monkeypatch, at):
+    """A clock that goes on by a second with every step, and by a thousand with every evaluation."""
+    clock = SimpleNamespace(now=0.0)
+    clock.monotonic, clock.perf_counter, clock.process_time = (lambda: clock.now for _ in range(3))
+    for name in ("slices", "training_run", "training_evaluation"):
+        monkeypatch.setattr(f"eqr_kernels.commands.{name}.time", clock)
+    step, measure = Trainer.train_step, Evaluator.__call__
+
+    def timed(self: Trainer) -> None:
+        step(self)
+        clock.now += 1
+
+    def slow(self: Evaluator, model: EquilibriumReasoner) -> list:
+        clock.now += 1000
+        return measure(self, model)
+
+    monkeypatch.setattr(Trainer, "train_step", timed)
+    monkeypatch.setattr(Evaluator, "__call__", slow)
+    train = [*TRAIN, *SETS, "--data", data, "--no-calibrate"]
+    train[train.index("--slice-steps") : train.index("--slice-steps") + 2] = []
+    evaluate = ["--eval-data", data, "--eval-every", at, "--eval-depths", "1", "--eval-puzzles", 2]
+    eqr(*train, "--out", tmp_path, "--steps", 12, *evaluate)
+    assert settings_of(tmp_path)["slice_steps"] == 44  # 45 seconds, in whole lifetimes of 4 steps
+    assert [float(row["seconds"]) for row in rows_of(tmp_path) if row["source"] == "all"][-1] == 12
+    eqr("train", "--no-compile", "--data", data, "--out", tmp_path, "--finish", 0.5, "--no-calibrate", *evaluate)
+    settings = settings_of(tmp_path / "annealed-000000012")
+    assert settings["total_steps"] - settings["decay_from"] == 30
 
 
 def test_finish_waits_for_the_warm_up_and_for_a_run(data, tmp_path):
@@ -231,23 +291,28 @@ def test_schedules_of_the_steps_to_come_may_be_given_anew(data, tmp_path):
     assert settings_of(out)["cycles"] == "0:1x1x4,4:1x3x4" and load_checkpoint(out).card.config.L_cycles == 3
 
 
-def test_a_state_that_gives_way_while_it_is_read_is_read_anew(tmp_path, monkeypatch):
+def test_a_state_that_gives_way_while_it_is_copied_is_copied_anew(tmp_path, monkeypatch):
+    run, copy = tmp_path / "run", tmp_path / "copy"
     trainer = make_trainer()
     losses(trainer, 2)
-    save_state(trainer, tmp_path, {})
-    read, gone_on = Path.read_bytes, threading.Event()
+    save_state(trainer, run, {})
+    copytree, gone_on = shutil.copytree, threading.Event()
 
-    def meanwhile(self: Path) -> bytes:
-        if self.name == "part-000" and not gone_on.is_set():
+    def meanwhile(*arguments: object, **options: object) -> object:
+        if not gone_on.is_set():
             gone_on.set()
             losses(trainer, 1)
-            save_state(trainer, tmp_path, {})
-        return read(self)
+            save_state(trainer, run, {})
+        return copytree(*arguments, **options)
 
-    monkeypatch.setattr(Path, "read_bytes", meanwhile)
+    monkeypatch.setattr(shutil, "copytree", meanwhile)
+    copy_state(run, copy)
+    assert read_manifest(copy)["step"] == 3 and len(list(copy.iterdir())) == 1
     other = make_trainer(seed=5)
-    load_state(other, tmp_path)
+    load_state(other, copy)
     states_equal(trainer, other)
+    with pytest.raises(FileNotFoundError, match="no training state under"):
+        copy_state(tmp_path / "nothing", copy)
 
 
 # what is measured ----------------------------------------------------------------------------------------------------

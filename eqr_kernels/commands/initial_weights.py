@@ -11,9 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from eqr_kernels.checkpoint import Checkpoint, MissingConfigError, load_checkpoint
-from eqr_kernels.config import EqRConfig
+from eqr_kernels.config import TRM_FIELDS, EqRConfig
 
-_TRM = {"fixed_init": True, "lambda_": 1.0, "noise_scale": 0.0}
 _START_BUFFERS = ("H_init", "L_init")
 _OF_THE_WEIGHTS = ("vocab_size", "hidden_size", "expansion", "L_layers", "mlp_t")
 _OF_ATTENTION = ("num_heads", "pos_encodings", "rope_theta", "board_height", "board_width")
@@ -71,7 +70,7 @@ def initial_weights(source: str, changes: dict[str, Any], preset: EqRConfig | No
         return _starting_from(loaded, source, loaded.config, "--preset and --set, as the file has none")
     fields = (preset or loaded.config).to_dict()
     if preset is None and loaded.config.fixed_init:
-        fields |= {name: getattr(EqRConfig(), name) for name, of_trm in _TRM.items() if fields[name] == of_trm}
+        fields |= {name: getattr(EqRConfig(), name) for name, of_trm in TRM_FIELDS.items() if fields[name] == of_trm}
     config = EqRConfig.from_dict({**fields, **changes})
     _check_kept(source, loaded.config, config)
     return _starting_from(loaded, source, config, "the checkpoint" if preset is None else "--preset")
@@ -96,8 +95,8 @@ def _check_kept(source: str, old: EqRConfig, config: EqRConfig) -> None:
         )
     if config.fixed_init and not old.fixed_init:
         raise ValueError(
-            f"--init {source}: --set fixed_init=true needs the start states {' and '.join(_START_BUFFERS)}, which the "
-            "checkpoint does not have; leave it out to start at random"
+            f"--init {source}: fixed_init=true, by --set or --preset, needs the start states "
+            f"{' and '.join(_START_BUFFERS)}, which the checkpoint does not have; leave it out to start at random"
         )
 
 

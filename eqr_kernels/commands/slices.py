@@ -54,6 +54,11 @@ class Slices:
         assert self._mark is not None
         return (self._now() - self._mark[1]) / (step - self._mark[0])
 
+    def leave_out(self, seconds: float) -> None:
+        """So many seconds went by in something else than training steps."""
+        if self._mark is not None:
+            self._mark = (self._mark[0], self._mark[1] + seconds)
+
     def ends(self, step: int) -> bool:
         """Whether a slice ends with `step` steps done."""
         return self.steps is not None and step > self.start and step % self.steps == 0

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from eqr_kernels import evaluation
+from eqr_kernels.checkpoint import MODEL_FILE
 from eqr_kernels.commands.calibration import store_tolerance
 from eqr_kernels.commands.puzzles import SUDOKU, Task, reveal_clues
 from eqr_kernels.modules import EquilibriumReasoner
@@ -24,7 +25,6 @@ from eqr_kernels.solve import SolveResult
 from eqr_kernels.tasks.common import PuzzleSet
 
 ALL, REVEALED = "all", 28
-DEPTHS = (4, 16, 64)
 TRUST = 0.99
 """Share of the settled puzzles that must be right for a tolerance to be stored with a trained model."""
 CALIBRATION_DEPTH = 64
@@ -47,7 +47,7 @@ class Measurement:
         clues, source: see `EvaluationSet`; source "all" is all of them together.
         puzzles: how many.
         loss: token loss (stablemax cross-entropy) of the answers at the greatest depth.
-        exact, cells: by depth, the share of the puzzles answered exactly right, and of the cells to fill.
+        exact, cells: by depth, the share of the puzzles answered exactly right, and of their cells, clues included.
     """
 
     clues: str
@@ -189,9 +189,12 @@ class Curve:
                     )
                 self.rows = [row for row in reader if int(row["step"]) <= step]
 
+    def has(self, step: int) -> bool:
+        """Whether that step has been measured."""
+        return any(row["step"] == str(step) for row in self.rows)
+
     def add(self, costs: dict[str, Any], measurements: Sequence[Measurement]) -> None:
-        """Appends the rows of one evaluation; those of the same step give way."""
-        self.rows = [row for row in self.rows if row["step"] != str(costs["step"])]
+        """Appends the rows of one evaluation."""
         for m in measurements:
             by_depth = {f"{name}_{d}": v for name in ("exact", "cells") for d, v in getattr(m, name).items()}
             row = {**costs, "clues": m.clues, "source": m.source, "puzzles": m.puzzles, "loss": m.loss, **by_depth}
@@ -204,12 +207,13 @@ class Curve:
         temporary.replace(self.path)
 
 
-def calibrate_model(weights: Path, sets: Sequence[EvaluationSet], data: str, device: torch.device) -> str:
+def calibrate_model(folder: Path, sets: Sequence[EvaluationSet], data: str, device: torch.device) -> str:
     """Finds the tolerance of a trained model and stores it in its card; what to tell of it.
 
     It is the loosest that costs no answer and of whose settled puzzles at least `TRUST` are right. A model that answers
     too few to tell gets none: a tolerance would mean nothing.
     """
+    weights = folder / MODEL_FILE
     model = EquilibriumReasoner.from_pretrained(weights).to(device)
     inputs, labels = (
         np.concatenate([np.asarray(getattr(one.puzzles, name)) for one in sets]) for name in ("inputs", "labels")
@@ -224,8 +228,8 @@ def calibrate_model(weights: Path, sets: Sequence[EvaluationSet], data: str, dev
     none = "no tolerance was stored, so solve needs tol= or halt='none'"
     right = int(run.exact[:, -1].sum())
     if right < _LEAST_SETTLED:
-        told = f"{right} of {len(labels)} puzzles right at depth {CALIBRATION_DEPTH}, too few to calibrate"
-        return f"{told}; {none}"
+        share = f"{right} of {len(labels)} puzzles right at depth {CALIBRATION_DEPTH}"
+        return f"{share}, too few to calibrate; {none}"
     floor = math.sqrt(2) * settings["noise_scale"]
     found = evaluation.calibrate(run.residuals, run.exact, trust=TRUST, floor=floor)
     if found.chosen is None or found.chosen.converged < _LEAST_SETTLED:
@@ -242,10 +246,10 @@ def calibrate_model(weights: Path, sets: Sequence[EvaluationSet], data: str, dev
 def log_line(step: int, measurements: Sequence[Measurement]) -> str:
     """One line for people: exact accuracy by depth, as published by source, and of all with clues revealed."""
 
-    def told(m: Measurement) -> str:
+    def one(m: Measurement) -> str:
         name = f"{m.clues} clues" if m.clues != "published" else m.source
         return f"{name} " + "/".join(f"{100 * share:.1f}" for share in m.exact.values()) + f" % (loss {m.loss:.3f})"
 
     shown = [m for m in measurements if m.clues == "published" or m.source == ALL]
     depths = "/".join(map(str, shown[0].exact))
-    return f"step {step:>7,}  exact at depth {depths}: " + ", ".join(map(told, shown))
+    return f"step {step:>7,}  exact at depth {depths}: " + ", ".join(map(one, shown))

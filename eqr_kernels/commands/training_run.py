@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import datetime
 import math
 import os
 import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,14 +28,16 @@ from eqr_kernels.commands.puzzles import SUDOKU, Task
 from eqr_kernels.commands.slices import Slices, slice_steps_for
 from eqr_kernels.commands.training_evaluation import Curve, Evaluator, Stopwatch
 from eqr_kernels.commands.training_logs import Log, Report
+from eqr_kernels.commands.training_settings import decay_begins
 from eqr_kernels.config import EqRConfig
 from eqr_kernels.modules import EquilibriumReasoner
+from eqr_kernels.optim import EMA
 from eqr_kernels.tasks import sudoku
 from eqr_kernels.tasks.common import PuzzleSet
 from eqr_kernels.tasks.stream import PuzzleStream, parse_curriculum, parse_mix
 from eqr_kernels.training import TrainConfig, Trainer
 from eqr_kernels.training_rate import gemm_rate, training_operations
-from eqr_kernels.training_state import load_state, read_manifest, save_state
+from eqr_kernels.training_state import copy_state, has_state, load_state, read_manifest, save_state
 
 _GO_ON, _STOP, _INTERRUPT = range(3)
 
@@ -81,9 +85,55 @@ def processes(device: str) -> Iterator[Process]:
         torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
-        yield Process(dist.get_rank(), dist.get_world_size(), chosen, dist.new_group(backend="gloo"))
+        # Others wait while one process evaluates or reads, however long that takes.
+        control = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=1))
+        yield Process(dist.get_rank(), dist.get_world_size(), chosen, control)
     finally:
         dist.destroy_process_group()
+
+
+def copy_to_anneal(out: Path, process: Process) -> Path:
+    """Copies the newest state of the run in `out` to `out/annealed-STEP`, where there is none yet; that folder.
+
+    The run in `out` is only read, and may be going on.
+
+    Raises:
+        FileNotFoundError: there is no run in `out`.
+        ValueError: its rate has not come up yet, or has begun to fall, or the copy has been annealed already.
+    """
+    step = process.agree(_copy_newest(out) if process.rank == 0 else 0)
+    target = out / f"annealed-{step:09d}"
+    if decay_begins(read_manifest(target)["settings"]) < math.inf:
+        raise ValueError(
+            f"--finish: {target} has been begun; continue it with --out {target} --resume, or move it away"
+        )
+    return target
+
+
+def _copy_newest(out: Path) -> int:
+    """Makes the copy; its step."""
+    read_manifest(out)
+    copy = Path(tempfile.mkdtemp(prefix="annealing-", dir=out))
+    try:
+        copy_state(out, copy)
+        manifest = read_manifest(copy)
+        step, settings = int(manifest["step"]), manifest["settings"]
+        warmup, begins = settings["lr_warmup_steps"], decay_begins(settings)
+        if step < warmup:
+            raise ValueError(f"--finish: the run in {out} is at step {step} of its warm-up of {warmup}; train on first")
+        if begins < math.inf:
+            raise ValueError(
+                f"--finish: the run in {out} lets its rate fall from step {begins:.0f} on; continue it with --resume"
+            )
+        streams, target = out / "ranks" / f"step-{step:09d}", out / f"annealed-{step:09d}"
+        if streams.is_dir():
+            shutil.copytree(streams, copy / "ranks" / streams.name)
+        if not has_state(target):
+            shutil.rmtree(target, ignore_errors=True)
+            copy.rename(target)
+        return step
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
 
 
 class StopRequest:
@@ -196,11 +246,13 @@ class TrainingRun:
                 OUT/curve.csv.
         """
         trainer, process = self.trainer, self.process
-        start = reported = evaluated = trainer.step
-        slices = Slices(self.settings.get("slice_steps"), start, process.device, minutes)
+        reported = trainer.step
+        slices = Slices(self.settings.get("slice_steps"), trainer.step, process.device, minutes)
+        if slices.steps is not None:
+            self._check_slice(slices.steps)
         curve = None
         if evaluator is not None and process.rank == 0:
-            curve = Curve(self.out / "curve.csv", evaluator.depths, start)
+            curve = Curve(self.out / "curve.csv", evaluator.depths, trainer.step)
         self.stopwatch = Stopwatch(**self.spent)
         with StopRequest() as request:
             while True:
@@ -227,9 +279,13 @@ class TrainingRun:
                     self.save()
                     slices.saved(trainer.step, time.monotonic() - begun)
                 due = agreed == _STOP or (evaluate_every is not None and trainer.step % evaluate_every == 0)
-                if evaluator is not None and curve is not None and due and trainer.step > evaluated:
-                    self._evaluate(evaluator, curve, logs)
-                    evaluated = trainer.step
+                if evaluator is not None and due and trainer.step:
+                    begun = time.monotonic()
+                    if curve is not None and not curve.has(trainer.step):
+                        self._evaluate(evaluator, curve, logs)
+                    # The others must not run into the time limit of a collective of training.
+                    process.wait()
+                    slices.leave_out(time.monotonic() - begun)
                 if agreed >= _STOP:
                     return agreed == _INTERRUPT
                 self._train_step()
@@ -242,8 +298,7 @@ class TrainingRun:
         self.trainer.config = dataclasses.replace(self.trainer.config, decay_from=begin, total_steps=begin + steps)
 
     def _evaluate(self, evaluator: Evaluator, curve: Curve, logs: Sequence[Log]) -> None:
-        trainer = self.trainer
-        begun = time.monotonic()
+        trainer, begun = self.trainer, time.monotonic()
         with self.stopwatch.paused():
             model = copy.deepcopy(trainer.model).requires_grad_(False).eval()
             model.load_state_dict({**model.state_dict(), **trainer.ema.shadow})
@@ -257,6 +312,36 @@ class TrainingRun:
             log.evaluated(trainer.step, measurements)
         trainer.leave_out(time.monotonic() - begun)
 
+    def introduction(self, puzzles: int) -> str:
+        """What is trained, and where."""
+        trainer, process = self.trainer, self.process
+        config, parameters = trainer.model.config, sum(p.numel() for p in trainer.model.parameters())
+        kind = "a TRM" if config.fixed_init else "an EqR"
+        return (
+            f"{kind} of {config.hidden_size} features, {parameters:,} parameters, {puzzles:,} puzzles, "
+            f"{process.world} process(es) on {process.device.type} ({torch.get_num_threads()} threads); "
+            f"from step {trainer.step}\n"
+            f"outer steps: {trainer.kernel}\n"
+            f"GEMM: {self.gemm_rate / 1e12:.2f} TFLOP/s in {trainer.config.forward_dtype} (torch.matmul)"
+        )
+
+    def closing_notes(self, interrupted: bool) -> list[str]:
+        """What whoever started the run should know of how it ended."""
+        step, total, rate = self.trainer.step, self.trainer.config.total_steps, self.trainer.config.ema_rate
+        between = "" if self.at_boundary else " (not bit for bit as if it had gone on, since no slice ended there)"
+        if interrupted:
+            return [f"interrupted at step {step}; the state is saved, and --resume continues it{between}"]
+        notes = []
+        if between and step != total:
+            notes.append(f"time was over at step {step}; the state is saved, and --resume continues it{between}")
+        reached = EMA.warm_up(rate)
+        if step < reached:
+            notes.append(
+                f"{step} steps are too few for --ema-rate {rate:g}, which the averages reach at step {reached}; "
+                f"they span the last {(step + 10) // 9} steps or so"
+            )
+        return notes
+
     def _choose_slice(self, seconds_per_step: float) -> int:
         """Rank 0's choice of the steps of a slice, kept in the settings."""
         lifetime = self.trainer.longest_lifetime
@@ -267,6 +352,15 @@ class TrainingRun:
             told = f"a slice of {steps} steps, {steps // lifetime} lifetimes of a row, takes {seconds:.0f} s"
             complain(f"{told}, and a run that is killed loses up to that; --slice-steps sets another", "warning")
         return steps
+
+    def _check_slice(self, steps: int) -> None:
+        lifetime = self.trainer.longest_lifetime
+        if self.process.rank == 0 and steps < 2 * lifetime:
+            complain(
+                f"a slice of {steps} steps holds less than two lifetimes of a row ({lifetime} steps): late steps are "
+                "seldom trained; begin a run with a greater --slice-steps",
+                "warning",
+            )
 
     @property
     def at_boundary(self) -> bool:
@@ -323,8 +417,8 @@ class TrainingRun:
             "(--resume keeps to the run's own settings)"
         )
 
-    def _folder_of(self, step: int, out: Path | None = None) -> Path:
-        return (out or self.out) / "ranks" / f"step-{step:09d}" / f"rank-{self.process.rank}"
+    def _folder_of(self, step: int) -> Path:
+        return self.out / "ranks" / f"step-{step:09d}" / f"rank-{self.process.rank}"
 
     def save(self) -> None:
         """Writes the state of every process, then the model, and begins a slice: all rows start afresh.
@@ -348,21 +442,21 @@ class TrainingRun:
                     shutil.rmtree(old)
         self.process.wait()
 
-    def load(self, folder: Path | None = None) -> None:
-        """Continues the newest state in `folder`, which stays as it is; None is the run's own.
+    def load(self) -> None:
+        """Continues the newest state.
 
         Raises:
             FileNotFoundError, RuntimeError: there is none, or it is damaged or does not fit.
         """
-        folder = folder or self.out
-        self.settings |= {name: read_manifest(folder)["settings"].get(name, 0.0) for name in self.spent}
+        manifest = read_manifest(self.out)
+        self.settings |= {name: manifest["settings"].get(name, 0.0) for name in self.spent}
         if self.process.rank == 0:
-            load_state(self.trainer, folder)
+            load_state(self.trainer, self.out)
         else:
-            load_state(self.trainer, folder, own=self._folder_of(read_manifest(folder)["step"], folder))
+            load_state(self.trainer, self.out, own=self._folder_of(manifest["step"]))
 
     def _save_model(self) -> None:
-        trainer, config = self.trainer, self.trainer.model.config
+        trainer, config = self.trainer, self.trainer.trained_config
         weights = {**trainer.model.state_dict(), **trainer.ema.shadow}
         settings = {name: value for name, value in self.settings.items() if name != "config"}
         card = ModelCard(
