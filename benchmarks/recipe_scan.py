@@ -122,6 +122,15 @@ def result(out: Path, steps: int) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
+def eqr(arguments: list[str], log: Path, threads: int) -> int:
+    """Runs the command line in a process on so many threads; its exit code."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-m", "eqr_kernels.cli", *arguments]
+    with log.open("a") as file:
+        # In this process's group: Control-C reaches it too, and it saves.
+        return subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment).returncode
+
+
 def train_to(name: str, operations: float, options: argparse.Namespace) -> None:
     """Takes a candidate to a rung, in a process on `options.threads` threads.
 
@@ -134,15 +143,10 @@ def train_to(name: str, operations: float, options: argparse.Namespace) -> None:
     if result(out, steps) is None:
         out.mkdir(parents=True, exist_ok=True)
         train, dev = (options.data / f"{part}.csv.gz" for part in ("train", "dev"))
-        command = map(str, candidate.command(train, dev, out, steps, options.puzzles))
-        with (out / "log.txt").open("a") as log:
-            # In this process's group: Control-C reaches it too, and it saves.
-            ended = subprocess.run(
-                [sys.executable, "-m", "eqr_kernels.cli", *command], stdout=log, stderr=subprocess.STDOUT, cwd=ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": str(options.threads)},
-            )  # fmt: skip
-        if ended.returncode or result(out, steps) is None:
-            raise RuntimeError(f"{name}: exit code {ended.returncode}; see {out / 'log.txt'}")
+        command = candidate.command(train, dev, out, steps, options.puzzles)
+        code = eqr([str(part) for part in command], out / "log.txt", options.threads)
+        if code or result(out, steps) is None:
+            raise RuntimeError(f"{name}: exit code {code}; see {out / 'log.txt'}")
     candidate.check(read_manifest(out)["settings"], out)
     print(f"{operations:.2g} {name}: {json.dumps(result(out, steps))}", flush=True)
 

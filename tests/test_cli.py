@@ -838,6 +838,10 @@ def test_train_resume_is_strict_about_settings(data, tmp_path):
         (["--steps", 1, "--set", "hidden_size"], "--set must be FIELD=VALUE"),
         (["--steps", 1, "--curriculum", "34-50"], "is not STEP:LOW-HIGH"),
         (["--steps", 1, "--dtype", "float16"], "forward_dtype must be"),
+        (["--minutes", 1, "--lr-min-ratio", 0.1], "--lr-min-ratio 0.1 needs --steps"),
+        (["--steps", 1, "--eval-depths", "2,x", "--eval-data", "x"], "--eval-depths must be numbers"),
+        (["--steps", 1, "--cycles", "1x3x16"], "is not STEP:HxLxSTEPS"),
+        (["--steps", 1, "--mix", "hard=1"], "no puzzle is of the source 'hard'"),
         (["--steps", 1, "--resume"], "no training state"),
     ],
 )

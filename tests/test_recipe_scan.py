@@ -7,7 +7,6 @@ import dataclasses
 import importlib
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from typer.main import get_command
@@ -28,10 +27,10 @@ def trained(monkeypatch) -> list[tuple[str, int]]:
     """Stands for `eqr train`: writes curves of candidates as good as `SKILL` says; what it was asked for."""
     asked = []
 
-    def run(command, **_):
+    def eqr(arguments, log, threads):
         # As the real command reads them.
-        get_command(app).commands["train"].make_context("train", list(command[4:]))
-        option = dict(zip(command, command[1:], strict=False))
+        get_command(app).commands["train"].make_context("train", arguments[1:])
+        option = dict(zip(arguments, arguments[1:], strict=False))
         out, steps = Path(option["--out"]), int(option["--steps"])
         asked.append((out.name, steps))
         path, new = out / "curve.csv", not (out / "curve.csv").is_file()
@@ -46,9 +45,9 @@ def trained(monkeypatch) -> list[tuple[str, int]]:
         manifest = {"format": FORMAT, "step": steps, "settings": {**settings, "curriculum": option["--curriculum"]}}
         (out / "state-0").mkdir(exist_ok=True)
         (out / "state-0" / "manifest.json").write_text(json.dumps(manifest))
-        return SimpleNamespace(returncode=0)
+        return 0
 
-    monkeypatch.setattr(scan.subprocess, "run", run)
+    monkeypatch.setattr(scan, "eqr", eqr)
     return asked
 
 
@@ -93,7 +92,7 @@ def test_the_better_go_on_and_a_scan_that_was_stopped_goes_on(trained, monkeypat
 
 
 def test_a_candidate_that_fails_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(scan.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=2))
+    monkeypatch.setattr(scan, "eqr", lambda *_: 2)
     with pytest.raises(RuntimeError, match="raw: exit code 2; see .*log.txt"):
         main(monkeypatch, "--candidates", "raw", "--runs", tmp_path, "--results", tmp_path, "--rungs", "1e13:1")
 

@@ -233,6 +233,8 @@ def train(
             out.mkdir(parents=True, exist_ok=True)
             if start is not None:
                 complain(str(start), "note")
+        if process.rank == 0 and run.over:
+            complain(f"the run in {out} is at the last of its --steps, {run.trainer.step}; give more to go on", "note")
         if process.rank == 0 and not as_json:
             print(run.introduction(len(puzzles)), flush=True)
         logs: list[logging.Log] = [logging.JsonLog() if as_json else logging.TextLog()]

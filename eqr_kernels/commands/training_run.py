@@ -262,11 +262,10 @@ class TrainingRun:
                         slices.steps = self._choose_slice(seconds)
                     if finish is not None:
                         self._begin_decay(seconds, finish)
-                total = trainer.config.total_steps
                 wish = _GO_ON
                 if request.asked_at is not None:
                     wish = _INTERRUPT
-                elif total is not None and trainer.step >= total:
+                elif self.over:
                     wish = _STOP
                 elif process.rank == 0 and slices.out_of_time(trainer.step):
                     wish = _STOP
@@ -311,6 +310,12 @@ class TrainingRun:
         for log in logs:
             log.evaluated(trainer.step, measurements)
         trainer.leave_out(time.monotonic() - begun)
+
+    @property
+    def over(self) -> bool:
+        """Whether all steps are done."""
+        total = self.trainer.config.total_steps
+        return total is not None and self.trainer.step >= total
 
     def introduction(self, puzzles: int) -> str:
         """What is trained, and where."""
