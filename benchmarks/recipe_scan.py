@@ -29,35 +29,45 @@ from benchmarks.gpu_check.child import ROOT
 from eqr_kernels import EqRConfig, EquilibriumReasoner
 from eqr_kernels.checkpoint import atomic_write
 from eqr_kernels.commands.console import code_commit
-from eqr_kernels.commands.recipes import RECIPES
+from eqr_kernels.config import TRM_FIELDS
 from eqr_kernels.cycles import parse_cycles, stretches
 from eqr_kernels.training_rate import training_operations
 from eqr_kernels.training_state import read_manifest
 
-_RANDOM_STARTS = {"fixed_init": False, "lambda_": 0.95, "noise_scale": 0.01}
-PRESET = "sudoku-medium"
-BATCH, CURRICULUM = (RECIPES[PRESET][name] for name in ("batch_size", "curriculum"))
+CURRICULUM = ((0, 34, 50), (115_200, 30, 46), (384_000, 20, 40), (624_000, 17, 38))
+"""Samples seen, and the least and the most clues to show from then on."""
+HARDER_SOONER = ((0, 34, 50), (32_000, 28, 44), (70_400, 22, 40), (192_000, 19, 36), (384_000, 17, 30))
+_TWO = {"H_cycles": 1, "L_layers": 2}
+WARMUP = 19_200  # samples
 JUDGED = (("published", "17_clue"), ("published", "magictour_top1465"), ("28", "all"))
 FORUM = ("published", "forum_hardest_1905_11plus")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A recipe: the preset sudoku-medium, which is a TRM, and what is changed of it."""
+    """A recipe: fields of the preset sudoku-small that are changed, and options of `eqr train`."""
 
     about: str
     fields: dict[str, Any]
-    curriculum: str = CURRICULUM
+    batch: int = 96
+    lr: float = 1e-3
+    weight_decay: float = 1.0
+    points: tuple[tuple[int, int, int], ...] = CURRICULUM
     cycles: str = ""
 
     def config(self) -> EqRConfig:
-        return EqRConfig.sudoku_medium(**self.fields)
+        return EqRConfig.sudoku_small(**self.fields)
+
+    @property
+    def curriculum(self) -> str:
+        """In training steps, so that the same samples show the same clues at every batch size."""
+        return ",".join(f"{round(samples / self.batch)}:{low}-{high}" for samples, low, high in self.points)
 
     def steps(self, operations: float) -> int:
         """Training steps nearest to so many operations."""
         points, config, done, step = parse_cycles(self.cycles), self.config(), 0.0, 0
         for stretch, count in stretches(points, config, 10**9):
-            each = BATCH * training_operations(stretch)
+            each = self.batch * training_operations(stretch)
             if done + count * each >= operations:
                 return step + round((operations - done) / each)
             done, step = done + count * each, step + count
@@ -65,8 +75,10 @@ class Candidate:
 
     def check(self, settings: dict[str, Any], out: Path) -> None:
         """Raises a ValueError where a run is not of this recipe."""
-        wanted = {"config": self.config().to_dict(), "batch_size": BATCH, "cycles": self.cycles}
-        wanted["curriculum"] = self.curriculum
+        wanted = {
+            "config": self.config().to_dict(), "batch_size": self.batch, "lr": self.lr,
+            "weight_decay": self.weight_decay, "curriculum": self.curriculum, "cycles": self.cycles,
+        }  # fmt: skip
         differ = [name for name, value in wanted.items() if settings[name] != value]
         if differ:
             raise ValueError(f"{out} has another {', '.join(differ)}; move it away, or name another --runs")
@@ -75,23 +87,29 @@ class Candidate:
         sets = [part for name, value in self.fields.items() for part in ("--set", f"{name}={json.dumps(value)}")]
         resume = ["--resume"] if any(out.glob("state-*")) else []
         return [
-            "train", "--data", train, "--out", out, "--steps", steps, "--preset", PRESET, *sets, "--curriculum",
-            self.curriculum, "--cycles", self.cycles, "--eval-data", dev, "--eval-puzzles", puzzles,
-            "--eval-depths", "16,64", "--no-calibrate", "--no-compile", "--log-every", 500, *resume,
+            "train", "--data", train, "--out", out, "--steps", steps, "--preset", "sudoku-small", *sets,
+            "--batch-size", self.batch, "--lr", self.lr, "--warmup", round(WARMUP / self.batch),
+            "--weight-decay", self.weight_decay, "--curriculum", self.curriculum, "--cycles", self.cycles,
+            "--eval-data", dev, "--eval-puzzles", puzzles, "--eval-depths", "16,64", "--no-calibrate", "--no-compile",
+            "--log-every", 200, *resume,
         ]  # fmt: skip
 
 
 CANDIDATES = {
-    "h1-l3": Candidate("H 1, L 3, d 128, two blocks", {}),
-    "eqr": Candidate("the same with random starts, noise and damping", _RANDOM_STARTS),
-    "raw": Candidate("the same without the curriculum", {}, curriculum=""),
-    "h1-l2": Candidate("H 1, L 2", {"L_cycles": 2}),
-    "h2-l3": Candidate("H 2, L 3", {"H_cycles": 2}),
-    "growing": Candidate("cycles that grow", {}, cycles="0:1x2x8,800:1x3x16,4000:1x6x16"),
-    "d96": Candidate("d 96", {"hidden_size": 96}),
-    "d192": Candidate("d 192", {"hidden_size": 192}),
-    "one-block": Candidate("one block", {"L_layers": 1}),
-    "three-blocks": Candidate("three blocks", {"L_layers": 3}),
+    "small": Candidate("EqR, one block, H 2, L 3", {}),
+    "small-trm": Candidate("the same as a TRM", TRM_FIELDS),
+    "two-trm": Candidate("TRM, two blocks, H 1, L 3", {**_TWO, **TRM_FIELDS}),
+    "two": Candidate("the same as an EqR", _TWO),
+    "small-decay": Candidate("small, weight decay 0.1", {}, weight_decay=0.1),
+    "small-batch": Candidate("small, batches of 32", {}, batch=32),
+    "small-rate": Candidate("small, rate 2e-3", {}, lr=2e-3),
+    "small-h1": Candidate("small, H 1", {"H_cycles": 1}),
+    "noisy": Candidate("two-trm, batches of 32, rate 2e-3, weight decay 0.1", {**_TWO, **TRM_FIELDS}, batch=32, lr=2e-3,
+                       weight_decay=0.1),  # fmt: skip
+    "sooner": Candidate("small, harder puzzles sooner", {}, points=HARDER_SOONER),
+    "raw": Candidate("small, without a curriculum", {}, points=()),
+    "growing": Candidate("small with cycles that grow", {}, cycles="0:1x3x8,500:2x3x16,3000:2x6x16"),
+    "d192": Candidate("small, d 192", {"hidden_size": 192}),
 }
 
 
@@ -160,12 +178,14 @@ def report(rungs: dict[float, list[str]], options: argparse.Namespace) -> dict[s
             found = result(options.runs / name, candidate.steps(operations))
             if found is not None:
                 parameters = _parameters(candidate.config())
+                recipe = {"batch": candidate.batch, "lr": candidate.lr, "weight_decay": candidate.weight_decay,
+                          "curriculum": candidate.curriculum, "cycles": candidate.cycles}  # fmt: skip
                 rows.append({"rung": operations, "candidate": name, "about": candidate.about, "parameters": parameters,
-                             **found})  # fmt: skip
+                             "recipe": recipe, **found})  # fmt: skip
     rows.sort(key=lambda row: (row["rung"], *_rank(row)))
     return {
-        "machine": machine.information(), "commit": code_commit(), "rungs": list(rungs), "seed": 0, "batch": BATCH,
-        "curriculum": CURRICULUM, "command": shlex.join(["python", "-m", "benchmarks.recipe_scan", *sys.argv[1:]]),
+        "machine": machine.information(), "commit": code_commit(), "rungs": list(rungs), "seed": 0,
+        "command": shlex.join(["python", "-m", "benchmarks.recipe_scan", *sys.argv[1:]]),
         "rows": rows,
     }  # fmt: skip
 
@@ -198,7 +218,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         epilog="candidates:\n" + "\n".join(f"  {name}: {c.about}" for name, c in CANDIDATES.items()),
     )  # fmt: skip
     parser.add_argument("--candidates", nargs="+", default=list(CANDIDATES), choices=CANDIDATES, metavar="NAME")
-    parser.add_argument("--rungs", default="5e13:10,1.5e14:5,3e14:3,1e15:2", help="OPERATIONS:CANDIDATES,...")
+    parser.add_argument("--rungs", default="7e13:13,3e14:4,1e15:2", help="OPERATIONS:CANDIDATES,...")
     parser.add_argument("--processes", type=int, default=2, help="candidates at a time")
     parser.add_argument("--threads", type=int, default=1, help="of each")
     parser.add_argument("--puzzles", type=int, default=120, help="of dev.csv.gz")

@@ -606,7 +606,7 @@ def test_train_resumes_to_the_same_result(data, tmp_path):
     assert list(files(whole)) == list(files(parts)) and files(whole) == files(parts)
     card = load_checkpoint(parts).card
     assert card.steps == 6 and "puzzles.csv: 8 puzzles" in card.data and card.extra["training"]["batch_size"] == 6
-    assert card.config == EqRConfig.sudoku_medium(**TINY)
+    assert card.config == EqRConfig.sudoku_small(**TINY)
 
 
 def test_train_tells_its_rate_and_share_of_gemm(data, tmp_path, monkeypatch):
@@ -787,7 +787,7 @@ def test_train_that_diverges_keeps_its_last_good_state(data, tmp_path, monkeypat
         with monkeypatch.context() as patch:
             patch.setattr(Trainer, "train_step", change)
             stderr = eqr(*arguments, "--resume", "--steps", 3, code=2).stderr
-        assert f"diverged at step 3: {wrong};" in stderr and told in stderr and "a lower --lr than 0.002" in stderr
+        assert f"diverged at step 3: {wrong};" in stderr and told in stderr and "a lower --lr than 0.001" in stderr
         assert files(out) == good and load_checkpoint(out).card.steps == 2
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", poison)
@@ -812,7 +812,7 @@ def test_train_resume_is_strict_about_settings(data, tmp_path):
     refused = eqr(
         "train", "--resume", "--data", data, "--out", out, "--steps", 2, "--lr", 0.5, "--set", "L_cycles=2", code=2
     )
-    assert "--lr (was 0.002, now 0.5)" in refused.stderr and "L_cycles was 1, now 2" in refused.stderr
+    assert "--lr (was 0.001, now 0.5)" in refused.stderr and "L_cycles was 1, now 2" in refused.stderr
     other = tmp_path / "other.csv"
     other.write_text("\n".join(data.read_text().splitlines()[:-1]) + "\n")
     refused = eqr("train", "--resume", "--data", other, "--out", out, "--steps", 2, code=2)

@@ -95,8 +95,8 @@ def _check_kept(source: str, old: EqRConfig, config: EqRConfig) -> None:
         )
     if config.fixed_init and not old.fixed_init:
         raise ValueError(
-            f"--init {source}: fixed_init=true, by --set or --preset, needs the start states "
-            f"{' and '.join(_START_BUFFERS)}, which the checkpoint does not have; leave it out to start at random"
+            f"--init {source}: fixed_init=true needs the start states {' and '.join(_START_BUFFERS)}, which the "
+            "checkpoint does not have; start at random, with --set fixed_init=false where --preset says otherwise"
         )
 
 

@@ -139,8 +139,7 @@ def train(
     OUT gets the state of the run, and model.safetensors with model.json: the averaged weights, as `--model OUT` of the
     other commands takes them. torchrun starts one process a device, each with rows and puzzles of its own.
 
-    The default preset, sudoku-medium, trains a TRM (a fixed start, neither noise nor damping), which learns faster than
-    an EqR from nothing; --init makes an EqR of it.
+    The preset sudoku-medium trains a TRM (a fixed start, neither noise nor damping), of which --init makes an EqR.
 
     The rate stays constant until a decay is asked for, and steps drive all that changes along a run: it may be stopped
     and continued at any time. --resume may give --cycles and --curriculum anew where they agree on the steps that are

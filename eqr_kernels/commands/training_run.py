@@ -364,7 +364,7 @@ class TrainingRun:
             complain(
                 f"a slice of {steps} steps holds less than two lifetimes of a row ({lifetime} steps): late steps are "
                 "seldom trained; begin a run with a greater --slice-steps",
-                "warning",
+                "note",
             )
 
     @property
