@@ -174,7 +174,7 @@ def test_committed_results(both, file, row):
     assert alarms <= 2 and found >= 17, (alarms, found)
 
 
-STUDIES = ("ablation.json", "eval.json", "quantisation.json")  # no measurements of speed
+STUDIES = ("ablation.json", "eval.json", "quantisation.json", "recipe_scan.json")  # no measurements of speed
 
 
 def test_all_committed_files_of_the_suites_are_read():
