@@ -63,6 +63,18 @@ def make_contractive(config: EqRConfig, seed: int = 0) -> EquilibriumReasoner:
     return model
 
 
+def copier(config: EqRConfig) -> EquilibriumReasoner:
+    """A model that copies its input once its random start has faded, and answers anything where that is blank."""
+    model = make_contractive(config)
+    with torch.no_grad():
+        for weight in (weight for block in model.weights().blocks for weight in block):
+            weight.zero_()
+        model.embed_tokens.embedding_weight.copy_(torch.eye(config.vocab_size, config.hidden_size))
+        model.lm_head.weight.copy_(torch.eye(config.vocab_size, config.hidden_size))
+        model.lm_head.weight[:2] = 0  # neither pads nor blanks
+    return model
+
+
 @pytest.fixture
 def contractive() -> EquilibriumReasoner:
     return make_contractive(tiny_config())

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, free_ports, make_contractive, outputs_of
+from conftest import REPOSITORY, copier, free_ports, outputs_of
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -42,14 +42,8 @@ def told(*arguments: object, input: str | None = None, code: int = 0):
 
 
 def make_copier(path: Path, config: EqRConfig, **card: object) -> Path:
-    """A model that copies its input once its random start has faded, and answers anything where that is blank."""
-    model = make_contractive(config)
-    with torch.no_grad():
-        for weight in (weight for block in model.weights().blocks for weight in block):
-            weight.zero_()
-        model.embed_tokens.embedding_weight.copy_(torch.eye(config.vocab_size, config.hidden_size))
-        model.lm_head.weight.copy_(torch.eye(config.vocab_size, config.hidden_size))
-        model.lm_head.weight[:2] = 0  # neither pads nor blanks
+    """A `copier` with a card, in a folder."""
+    model = copier(config)
     model.card = ModelCard(config, **card)
     model.save_pretrained(path)
     return path

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import make_contractive, needs_extension
+from conftest import copier, needs_extension
 from test_training import keep, losses, make_trainer, states_equal, toy_puzzles
 from typer.testing import CliRunner
 
@@ -375,18 +375,6 @@ def test_the_subset_has_as_many_of_each_source_as_there_are():
     (again,) = evaluation_sets(MAZE, puzzles, 20)
     assert np.array_equal(one.puzzles.inputs, again.puzzles.inputs)
     assert len(evaluation_sets(MAZE, puzzles, 99)[0].puzzles) == 40
-
-
-def copier(config: EqRConfig) -> EquilibriumReasoner:
-    """A model that copies its input once its random start has faded."""
-    model = make_contractive(config)
-    with torch.no_grad():
-        for weight in (weight for block in model.weights().blocks for weight in block):
-            weight.zero_()
-        model.embed_tokens.embedding_weight.copy_(torch.eye(config.vocab_size, config.hidden_size))
-        model.lm_head.weight.copy_(torch.eye(config.vocab_size, config.hidden_size))
-        model.lm_head.weight[:2] = 0  # neither pads nor blanks
-    return model
 
 
 @pytest.mark.parametrize(("solved", "held_out"), [(True, False), (True, True), (False, False)])
