@@ -97,9 +97,9 @@ class Candidate:
 
 CANDIDATES = {
     "small": Candidate("EqR, one block, H 2, L 3", {}),
-    "small-trm": Candidate("the same as a TRM", TRM_FIELDS),
+    "small-trm": Candidate("small as a TRM", TRM_FIELDS),
     "two-trm": Candidate("TRM, two blocks, H 1, L 3", {**_TWO, **TRM_FIELDS}),
-    "two": Candidate("the same as an EqR", _TWO),
+    "two": Candidate("EqR, two blocks, H 1, L 3", _TWO),
     "small-decay": Candidate("small, weight decay 0.1", {}, weight_decay=0.1),
     "small-batch": Candidate("small, batches of 32", {}, batch=32),
     "small-rate": Candidate("small, rate 2e-3", {}, lr=2e-3),
