@@ -32,7 +32,7 @@ from eqr_kernels.commands.console import code_commit
 from eqr_kernels.config import TRM_FIELDS
 from eqr_kernels.cycles import parse_cycles, stretches
 from eqr_kernels.training_rate import training_operations
-from eqr_kernels.training_state import read_manifest
+from eqr_kernels.training_state import has_state, read_manifest
 
 CURRICULUM = ((0, 34, 50), (115_200, 30, 46), (384_000, 20, 40), (624_000, 17, 38))
 """Samples seen, and the least and the most clues to show from then on."""
@@ -85,7 +85,7 @@ class Candidate:
 
     def command(self, train: Path, dev: Path, out: Path, steps: int, puzzles: int) -> list[str]:
         sets = [part for name, value in self.fields.items() for part in ("--set", f"{name}={json.dumps(value)}")]
-        resume = ["--resume"] if any(out.glob("state-*")) else []
+        resume = ["--resume"] if has_state(out) else []
         return [
             "train", "--data", train, "--out", out, "--steps", steps, "--preset", "sudoku-small", *sets,
             "--batch-size", self.batch, "--lr", self.lr, "--warmup", round(WARMUP / self.batch),

@@ -178,8 +178,6 @@ def train(
         )
     _check_evaluation(eval_data, eval_every=eval_every, eval_puzzles=eval_puzzles, eval_depths=eval_depths)
     depths = parse_counts("--eval-depths", eval_depths or _DEPTHS)
-    if not resume and finish is None and any(out.glob("state-*/manifest.json")):
-        raise ValueError(f"--out {out} holds a run already; continue it with --resume, or name another folder")
     with busy("loading torch"):
         import torch
 
@@ -189,7 +187,9 @@ def train(
         from eqr_kernels.commands import training_settings as setting
         from eqr_kernels.commands.puzzles import SUDOKU, task_of
         from eqr_kernels.evaluation import digest
-        from eqr_kernels.training_state import read_manifest
+        from eqr_kernels.training_state import has_state, read_manifest
+    if not resume and finish is None and has_state(out):
+        raise ValueError(f"--out {out} holds a run already; continue it with --resume, or name another folder")
     with running.processes(device) as process:
         if finish is not None:
             out = running.copy_to_anneal(out, process)

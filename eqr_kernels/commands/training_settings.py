@@ -99,6 +99,7 @@ def check_resumed(
 
 def _same_so_far(stored: dict[str, Any], settings: dict[str, Any], step: int) -> set[str]:
     """Which of the schedules by step may differ, as they agree on all steps that are done."""
+
     def cycles(some: dict[str, Any]) -> Any:
         return stretches(parse_cycles(some.get("cycles", "")), EqRConfig.from_dict(some["config"]), step)
 
