@@ -6,8 +6,8 @@ nor what else the machine does has a say. Each is judged by its averaged weights
 17-clue puzzles and the magictour list as published, and over all puzzles with 28 clues shown, at depths 16 and 64; the
 loss on the forum's hardest, whose exact answers come late, stands beside it and breaks ties.
 
-A rung that a candidate has reached in --runs is not trained again, so a scan may be stopped with Control-C and called
-again.
+A rung that a candidate has reached, in --runs or in the results' file, is not trained again, so a scan may be stopped
+with Control-C and called again, and goes on where only its results were kept.
 """
 
 from __future__ import annotations
@@ -72,6 +72,11 @@ class Candidate:
                 return step + round((operations - done) / each)
             done, step = done + count * each, step + count
         raise AssertionError("a billion steps hold fewer operations")
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return {"batch": self.batch, "lr": self.lr, "weight_decay": self.weight_decay, "curriculum": self.curriculum,
+                "cycles": self.cycles}  # fmt: skip
 
     def check(self, settings: dict[str, Any], out: Path) -> None:
         """Raises a ValueError where a run is not of this recipe."""
@@ -149,13 +154,31 @@ def eqr(arguments: list[str], log: Path, threads: int) -> int:
         return subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment).returncode
 
 
+def recorded(path: Path, puzzles: int) -> dict[tuple[float, str], dict[str, Any]]:
+    """The rows of a results' file, by rung and candidate, that are of the present candidates and measure."""
+    if not path.is_file():
+        return {}
+    rows = json.loads(path.read_text())["rows"]
+    return {
+        (row["rung"], name): row
+        for row in rows
+        if (candidate := CANDIDATES.get(name := row["candidate"])) is not None
+        and row["recipe"] == candidate.recipe
+        and row["parameters"] == _parameters(candidate.config())
+        and row["step"] == candidate.steps(row["rung"])
+        and row["puzzles"] == puzzles
+    }
+
+
 def train_to(name: str, operations: float, options: argparse.Namespace) -> None:
-    """Takes a candidate to a rung, in a process on `options.threads` threads.
+    """Takes a candidate to a rung, in a process on `options.threads` threads, unless it is recorded.
 
     Raises:
         RuntimeError: it failed, or was interrupted.
         ValueError: what is there of it was trained by another recipe.
     """
+    if (operations, name) in options.recorded:
+        return
     candidate, out = CANDIDATES[name], options.runs / name
     steps = candidate.steps(operations)
     if result(out, steps) is None:
@@ -175,13 +198,12 @@ def report(rungs: dict[float, list[str]], options: argparse.Namespace) -> dict[s
     for operations, names in rungs.items():
         for name in names:
             candidate = CANDIDATES[name]
-            found = result(options.runs / name, candidate.steps(operations))
-            if found is not None:
-                parameters = _parameters(candidate.config())
-                recipe = {"batch": candidate.batch, "lr": candidate.lr, "weight_decay": candidate.weight_decay,
-                          "curriculum": candidate.curriculum, "cycles": candidate.cycles}  # fmt: skip
-                rows.append({"rung": operations, "candidate": name, "about": candidate.about, "parameters": parameters,
-                             "recipe": recipe, **found})  # fmt: skip
+            if (operations, name) in options.recorded:
+                rows.append(options.recorded[operations, name])
+            elif (measures := result(options.runs / name, candidate.steps(operations))) is not None:
+                rows.append({"rung": operations, "candidate": name, "about": candidate.about,
+                             "parameters": _parameters(candidate.config()), "recipe": candidate.recipe,
+                             **measures})  # fmt: skip
     rows.sort(key=lambda row: (row["rung"], *_rank(row)))
     return {
         "machine": machine.information(), "commit": code_commit(), "rungs": list(rungs), "seed": 0,
@@ -246,6 +268,7 @@ def main() -> int:
         return 0
     path = options.results / machine.folder() / "recipe_scan.json"
     path.parent.mkdir(parents=True, exist_ok=True)
+    options.recorded = recorded(path, options.puzzles)
     names, done = list(options.candidates), {}
     for operations, count in options.rungs.items():
         names = names[:count]

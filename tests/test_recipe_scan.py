@@ -91,6 +91,14 @@ def test_the_better_go_on_and_a_scan_that_was_stopped_goes_on(trained, monkeypat
     assert [row["candidate"] for row in found["rows"]] == ["small", "d192", "raw", "two", "small", "d192", "raw"]
     assert found["rows"][0]["score"] == pytest.approx(0.5) and found["rows"][0]["parameters"] == 261_890
     assert "| 2e+13 | d192: small, d 192 |" in capsys.readouterr().out
+    # The results alone are enough, unless a recipe has changed since.
+    trained.clear()
+    elsewhere = [*arguments[:-3], tmp_path / "elsewhere", *arguments[-2:], "--puzzles", 9]
+    assert main(monkeypatch, *elsewhere, "--rungs", "1e13:4,2e13:3") == 0 and not trained
+    assert json.loads(file.read_text())["rows"] == found["rows"]
+    monkeypatch.setitem(scan.CANDIDATES, "two", dataclasses.replace(scan.CANDIDATES["two"], lr=3e-3))
+    assert main(monkeypatch, *elsewhere, "--rungs", "1e13:4,2e13:3") == 0
+    assert [name for name, _ in trained] == ["two"]
     trained.clear()
     assert main(monkeypatch, "--table", file) == 0 and not trained
     assert "| 1e+13 | two: " in capsys.readouterr().out
