@@ -43,7 +43,9 @@ sys.exit(not ok or print(d.locate_file(""), *sys.version_info[:2], sep="\n"))
 endef
 export FIND_TORCH
 
-.PHONY: solve test lint bench bench-quick gpu-check sanitize dist build clean distclean named-anew
+CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+.PHONY: solve test lint format bench bench-quick gpu-check sanitize dist build clean distclean named-anew
 
 solve: build
 	$(VENV)/bin/eqr solve --demo
@@ -52,12 +54,19 @@ test: build lint
 	$(PY) -m pytest $(PYTEST_ARGS)
 
 lint: build
-	@for tool in ruff mypy; do \
-	  if $(PY) -c "import $$tool" 2>/dev/null; then :; \
+	@for tool in ruff mypy clang-format; do \
+	  if test -x $(VENV)/bin/$$tool; then :; \
 	  elif [ -n "$(OFFLINE)" ]; then echo "lint: $$tool is not installed, skipped (OFFLINE=$(OFFLINE))"; continue; \
-	  else echo "lint: $$tool is not installed; run: $(PY) -m pip install $$tool"; exit 1; fi; \
-	  case $$tool in ruff) $(PY) -m ruff check . ;; mypy) $(PY) -m mypy ;; esac; \
+	  else echo "lint: $$tool is not installed; run: $(PY) -m pip install -e '.[dev]'"; exit 1; fi; \
+	  case $$tool in \
+	    ruff) $(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . ;; \
+	    mypy) $(VENV)/bin/mypy ;; \
+	    clang-format) $(VENV)/bin/clang-format --dry-run -Werror $(CPP_FILES) ;; \
+	  esac; \
 	done
+
+format: build
+	$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format . && $(VENV)/bin/clang-format -i $(CPP_FILES)
 
 # Each file in a fresh process: what one leaves in the allocator changes the timings of the next. The quick one takes
 # under five minutes on two cores.

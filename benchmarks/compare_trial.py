@@ -27,10 +27,16 @@ from .slowed import OP, PERCENT
 from .suites import REPOSITORY
 
 FILES = {
-    "damped_update": "damped_update", "philox_words": "philox", "philox_normal": "philox",
-    "pack_weights": "pack_weights", "fingerprint": "fingerprint", "latent_recursions": "latent_recursions",
-    "fixed_point": "fixed_point", "training_step": "training_step", "adam_atan2_": "adam_atan2",
-}  # fmt: skip
+    "damped_update": "damped_update",
+    "philox_words": "philox",
+    "philox_normal": "philox",
+    "pack_weights": "pack_weights",
+    "fingerprint": "fingerprint",
+    "latent_recursions": "latent_recursions",
+    "fixed_point": "fixed_point",
+    "training_step": "training_step",
+    "adam_atan2_": "adam_atan2",
+}
 
 
 def measured(op: str, folder: Path, percent: float | None, options: argparse.Namespace) -> Path:

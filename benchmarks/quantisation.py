@@ -76,10 +76,24 @@ def main(
     busy = machine.busy()
     with Bar("quantising", progress) as bar:
         found = study(
-            reasoner, puzzles.inputs, puzzles.labels, depth=depth, breadth=breadth, tol=tolerance, seed=seed,
-            progress=bar.update, variants=chosen, noise_scale=noise_scale, backend=backend, slots=slots,
-            displaced=displaced, rounds=rounds, max_loss=max_loss, max_changed=max_changed, max_elsewhere=max_elsewhere,
-        )  # fmt: skip
+            reasoner,
+            puzzles.inputs,
+            puzzles.labels,
+            depth=depth,
+            breadth=breadth,
+            tol=tolerance,
+            seed=seed,
+            progress=bar.update,
+            variants=chosen,
+            noise_scale=noise_scale,
+            backend=backend,
+            slots=slots,
+            displaced=displaced,
+            rounds=rounds,
+            max_loss=max_loss,
+            max_changed=max_changed,
+            max_elsewhere=max_elsewhere,
+        )
     report: dict[str, Any] = {
         "benchmark": "quantisation",
         "model": model,

@@ -75,15 +75,24 @@ class Candidate:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        return {"batch": self.batch, "lr": self.lr, "weight_decay": self.weight_decay, "curriculum": self.curriculum,
-                "cycles": self.cycles}  # fmt: skip
+        return {
+            "batch": self.batch,
+            "lr": self.lr,
+            "weight_decay": self.weight_decay,
+            "curriculum": self.curriculum,
+            "cycles": self.cycles,
+        }
 
     def check(self, settings: dict[str, Any], out: Path) -> None:
         """Raises a ValueError where a run is not of this recipe."""
         wanted = {
-            "config": self.config().to_dict(), "batch_size": self.batch, "lr": self.lr,
-            "weight_decay": self.weight_decay, "curriculum": self.curriculum, "cycles": self.cycles,
-        }  # fmt: skip
+            "config": self.config().to_dict(),
+            "batch_size": self.batch,
+            "lr": self.lr,
+            "weight_decay": self.weight_decay,
+            "curriculum": self.curriculum,
+            "cycles": self.cycles,
+        }
         differ = [name for name, value in wanted.items() if settings[name] != value]
         if differ:
             raise ValueError(f"{out} has another {', '.join(differ)}; move it away, or name another --runs")
@@ -92,12 +101,40 @@ class Candidate:
         sets = [part for name, value in self.fields.items() for part in ("--set", f"{name}={json.dumps(value)}")]
         resume = ["--resume"] if has_state(out) else []
         return [
-            "train", "--data", train, "--out", out, "--steps", steps, "--preset", "sudoku-small", *sets,
-            "--batch-size", self.batch, "--lr", self.lr, "--warmup", round(WARMUP / self.batch),
-            "--weight-decay", self.weight_decay, "--curriculum", self.curriculum, "--cycles", self.cycles,
-            "--eval-data", dev, "--eval-puzzles", puzzles, "--eval-depths", "16,64", "--no-calibrate", "--no-compile",
-            "--log-every", 200, *resume,
-        ]  # fmt: skip
+            "train",
+            "--data",
+            train,
+            "--out",
+            out,
+            "--steps",
+            steps,
+            "--preset",
+            "sudoku-small",
+            *sets,
+            "--batch-size",
+            self.batch,
+            "--lr",
+            self.lr,
+            "--warmup",
+            round(WARMUP / self.batch),
+            "--weight-decay",
+            self.weight_decay,
+            "--curriculum",
+            self.curriculum,
+            "--cycles",
+            self.cycles,
+            "--eval-data",
+            dev,
+            "--eval-puzzles",
+            puzzles,
+            "--eval-depths",
+            "16,64",
+            "--no-calibrate",
+            "--no-compile",
+            "--log-every",
+            200,
+            *resume,
+        ]
 
 
 CANDIDATES = {
@@ -109,8 +146,13 @@ CANDIDATES = {
     "small-batch": Candidate("small, batches of 32", {}, batch=32),
     "small-rate": Candidate("small, rate 2e-3", {}, lr=2e-3),
     "small-h1": Candidate("small, H 1", {"H_cycles": 1}),
-    "noisy": Candidate("two-trm, batches of 32, rate 2e-3, weight decay 0.1", {**_TWO, **TRM_FIELDS}, batch=32, lr=2e-3,
-                       weight_decay=0.1),  # fmt: skip
+    "noisy": Candidate(
+        "two-trm, batches of 32, rate 2e-3, weight decay 0.1",
+        {**_TWO, **TRM_FIELDS},
+        batch=32,
+        lr=2e-3,
+        weight_decay=0.1,
+    ),
     "sooner": Candidate("small, harder puzzles sooner", {}, points=HARDER_SOONER),
     "raw": Candidate("small, without a curriculum", {}, points=()),
     "growing": Candidate("small with cycles that grow", {}, cycles="0:1x3x8,500:2x3x16,3000:2x6x16"),
@@ -139,10 +181,15 @@ def result(out: Path, steps: int) -> dict[str, Any] | None:
     judged = [share for clues, source in JUDGED for share in exact[f"{clues} {source}"].values()]
     row = rows[FORUM]
     return {
-        "step": steps, "samples": int(row["samples"]), "operations": int(row["operations"]),
-        "cpu_seconds": float(row["cpu_seconds"]), "puzzles": int(rows["published", "all"]["puzzles"]), "exact": exact,
-        "score": sum(judged) / len(judged), "forum_loss": float(row["loss"]),
-    }  # fmt: skip
+        "step": steps,
+        "samples": int(row["samples"]),
+        "operations": int(row["operations"]),
+        "cpu_seconds": float(row["cpu_seconds"]),
+        "puzzles": int(rows["published", "all"]["puzzles"]),
+        "exact": exact,
+        "score": sum(judged) / len(judged),
+        "forum_loss": float(row["loss"]),
+    }
 
 
 def eqr(arguments: list[str], log: Path, threads: int) -> int:
@@ -201,15 +248,25 @@ def report(rungs: dict[float, list[str]], options: argparse.Namespace) -> dict[s
             if (operations, name) in options.recorded:
                 rows.append(options.recorded[operations, name])
             elif (measures := result(options.runs / name, candidate.steps(operations))) is not None:
-                rows.append({"rung": operations, "candidate": name, "about": candidate.about,
-                             "parameters": _parameters(candidate.config()), "recipe": candidate.recipe,
-                             **measures})  # fmt: skip
+                rows.append(
+                    {
+                        "rung": operations,
+                        "candidate": name,
+                        "about": candidate.about,
+                        "parameters": _parameters(candidate.config()),
+                        "recipe": candidate.recipe,
+                        **measures,
+                    }
+                )
     rows.sort(key=lambda row: (row["rung"], *_rank(row)))
     return {
-        "machine": machine.information(), "commit": code_commit(), "rungs": list(rungs), "seed": 0,
+        "machine": machine.information(),
+        "commit": code_commit(),
+        "rungs": list(rungs),
+        "seed": 0,
         "command": shlex.join(["python", "-m", "benchmarks.recipe_scan", *sys.argv[1:]]),
         "rows": rows,
-    }  # fmt: skip
+    }
 
 
 def _rank(row: dict[str, Any]) -> tuple[float, float]:
@@ -222,11 +279,14 @@ def _parameters(config: EqRConfig) -> int:
 
 def markdown(found: dict[str, Any]) -> str:
     """A table for people: exact answers at depth 16 / 64 in per cent."""
-    lines = ["| operations | candidate | samples | score | 17-clue | magictour | 28 clues | forum | forum loss |",
-             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| operations | candidate | samples | score | 17-clue | magictour | 28 clues | forum | forum loss |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for row in found["rows"]:
-        cells = [" / ".join(f"{100 * share:.0f}" for share in row["exact"][f"{c} {s}"].values())
-                 for c, s in (*JUDGED, FORUM)]  # fmt: skip
+        cells = [
+            " / ".join(f"{100 * share:.0f}" for share in row["exact"][f"{c} {s}"].values()) for c, s in (*JUDGED, FORUM)
+        ]
         lines.append(
             f"| {row['rung']:.2g} | {row['candidate']}: {row['about']} | {row['samples'] / 1e3:.0f}k | "
             f"{100 * row['score']:.1f} | {' | '.join(cells)} | {row['forum_loss']:.2f} |"
@@ -236,16 +296,22 @@ def markdown(found: dict[str, Any]) -> str:
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        "benchmarks.recipe_scan", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__,
+        "benchmarks.recipe_scan",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__,
         epilog="candidates:\n" + "\n".join(f"  {name}: {c.about}" for name, c in CANDIDATES.items()),
-    )  # fmt: skip
+    )
     parser.add_argument("--candidates", nargs="+", default=list(CANDIDATES), choices=CANDIDATES, metavar="NAME")
     parser.add_argument("--rungs", default="7e13:13,3e14:4,1e15:2", help="OPERATIONS:CANDIDATES,...")
     parser.add_argument("--processes", type=int, default=2, help="candidates at a time")
     parser.add_argument("--threads", type=int, default=1, help="of each")
     parser.add_argument("--puzzles", type=int, default=120, help="of dev.csv.gz")
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "sudoku",
-                        help="folder of train.csv.gz and dev.csv.gz")  # fmt: skip
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=ROOT.parent / "shared" / "data" / "sudoku",
+        help="folder of train.csv.gz and dev.csv.gz",
+    )
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "recipe-scan", help="folder of the runs")
     parser.add_argument("--results", type=Path, help="folder of <device>/recipe_scan.json; default: benchmarks/results")
     parser.add_argument("--table", type=Path, metavar="JSON", help="print the table of this file, and do no more")

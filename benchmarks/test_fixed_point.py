@@ -42,10 +42,22 @@ def test_fixed_point(benchmark, tables: list[Table], quick: bool, batch: int, pr
 
     def op() -> Tensor:
         return ops.fixed_point(
-            packed, work.tokens, ids, torch.zeros(3, dtype=torch.int64), **operator_of(model), seed=0, breadth=1,
-            depth=DEPTH, halt="none", tol=0.0, patience=1, select="residual", window=3, noise_scale=noise_scale,
+            packed,
+            work.tokens,
+            ids,
+            torch.zeros(3, dtype=torch.int64),
+            **operator_of(model),
+            seed=0,
+            breadth=1,
+            depth=DEPTH,
+            halt="none",
+            tol=0.0,
+            patience=1,
+            select="residual",
+            window=3,
+            noise_scale=noise_scale,
             slots=batch,
-        ).logits  # fmt: skip
+        ).logits
 
     def eager() -> Tensor:
         z_H, z_L = start
@@ -62,7 +74,15 @@ def test_fixed_point(benchmark, tables: list[Table], quick: bool, batch: int, pr
     rows = op_rows(times, precision, floor=floor)
     tables.append(op_table(f"fixed_point, {preset}, batch {batch}, depth {DEPTH}, eager in {theirs}", rows))
     benchmark.extra_info.update(
-        op="fixed_point", preset=preset, batch=batch, depth=DEPTH, eager_precision=theirs, meter=meter.missing,
-        trajectory_bytes=ops.trajectory_bytes(packed), **about_op(), **errors, rows=rows,
-    )  # fmt: skip
+        op="fixed_point",
+        preset=preset,
+        batch=batch,
+        depth=DEPTH,
+        eager_precision=theirs,
+        meter=meter.missing,
+        trajectory_bytes=ops.trajectory_bytes(packed),
+        **about_op(),
+        **errors,
+        rows=rows,
+    )
     benchmark.pedantic(op, rounds=5, warmup_rounds=1)

@@ -101,7 +101,13 @@ def test_latent_recursions(
     rows = op_rows(times, precision, floor=floor)
     tables.append(op_table(f"latent_recursions, {preset}, {batch} rows, eager in {theirs}", rows))
     benchmark.extra_info.update(
-        op="latent_recursions", preset=preset, batch=batch, eager_precision=theirs, meter=meter.missing,
-        **about_op(), **errors, rows=rows,
-    )  # fmt: skip
+        op="latent_recursions",
+        preset=preset,
+        batch=batch,
+        eager_precision=theirs,
+        meter=meter.missing,
+        **about_op(),
+        **errors,
+        rows=rows,
+    )
     benchmark.pedantic(op, rounds=5, warmup_rounds=1)

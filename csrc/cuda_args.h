@@ -40,7 +40,8 @@ inline int64_t packed_length(const Shape& s, Plan::Kernel kernel) {
 inline Plan::Kernel kernel_of_length(const Shape& s, int64_t length) {
   for (Plan::Kernel kernel : kKernels)
     if (length == packed_length(s, kernel)) return kernel;
-  throw std::invalid_argument("packed has " + std::to_string(length) + " bytes, and pack_weights gives no such number "
+  throw std::invalid_argument("packed has " + std::to_string(length) +
+                              " bytes, and pack_weights gives no such number "
                               "for these sizes; pack the weights on their device with the same sizes");
 }
 

@@ -28,15 +28,28 @@ inline Shape shape_of(const std::vector<int64_t>& sizes, const std::vector<doubl
     message << name << " must be " << allowed << ", got " << got;
     throw std::invalid_argument(message.str());
   };
-  need(sizes.size() == 10, "sizes", "10 integers (tokens, features, vocabulary, mixer_hidden, hidden, heads, layers, "
-       "H_cycles, L_cycles, rope_parts)", sizes.size());
+  need(sizes.size() == 10, "sizes",
+       "10 integers (tokens, features, vocabulary, mixer_hidden, hidden, heads, layers, "
+       "H_cycles, L_cycles, rope_parts)",
+       sizes.size());
   need(constants.size() == 4, "constants", "4 numbers (lambda_, rms_norm_eps, H_init_std, L_init_std)",
        constants.size());
-  const Shape s{.tokens = sizes[0], .features = sizes[1], .vocabulary = sizes[2], .mixer_hidden = sizes[3],
-                     .hidden = sizes[4], .heads = sizes[5], .layers = sizes[6], .H_cycles = sizes[7],
-                     .L_cycles = sizes[8], .rope_parts = sizes[9], .fixed_start = fixed_start,
-                     .lambda = float(constants[0]), .keep = float(1.0 - constants[0]),
-                     .norm_eps = float(constants[1]), .H_std = float(constants[2]), .L_std = float(constants[3])};
+  const Shape s{.tokens = sizes[0],
+                .features = sizes[1],
+                .vocabulary = sizes[2],
+                .mixer_hidden = sizes[3],
+                .hidden = sizes[4],
+                .heads = sizes[5],
+                .layers = sizes[6],
+                .H_cycles = sizes[7],
+                .L_cycles = sizes[8],
+                .rope_parts = sizes[9],
+                .fixed_start = fixed_start,
+                .lambda = float(constants[0]),
+                .keep = float(1.0 - constants[0]),
+                .norm_eps = float(constants[1]),
+                .H_std = float(constants[2]),
+                .L_std = float(constants[3])};
   constexpr int64_t kMost = 1 << 28;  // so that the bytes of a matrix fit in 64 bits
   const auto count = [&](const char* name, int64_t value, int64_t least) {
     need(value >= least && value <= kMost, name, least ? "in 1..2**28" : "in 0..2**28", value);

@@ -140,8 +140,9 @@ Tensor philox_normal(const Tensor& rng, int64_t stream, int64_t numel) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY(eqr_kernels, m) {
-  m.def("damped_update(Tensor z, Tensor u, Tensor rng, int stream, float lambda_, float noise_scale, "
-        "Tensor? z_prev=None) -> (Tensor out, Tensor diff_sq, Tensor norm_sq)");
+  m.def(
+      "damped_update(Tensor z, Tensor u, Tensor rng, int stream, float lambda_, float noise_scale, "
+      "Tensor? z_prev=None) -> (Tensor out, Tensor diff_sq, Tensor norm_sq)");
   m.def("philox_words(Tensor rng, int stream, int numel) -> Tensor");
   m.def("philox_normal(Tensor rng, int stream, int numel) -> Tensor");
 }

@@ -54,9 +54,8 @@ inline Place place_of(const torch::stable::Tensor& t) {
 }
 
 // `t` must be a contiguous tensor of `dtype` and `sizes` on `place`.
-inline void check_tensor(const std::string& name, const torch::stable::Tensor& t,
-                         torch::headeronly::ScalarType dtype, const std::vector<int64_t>& sizes,
-                         const Place& place = {}) {
+inline void check_tensor(const std::string& name, const torch::stable::Tensor& t, torch::headeronly::ScalarType dtype,
+                         const std::vector<int64_t>& sizes, const Place& place = {}) {
   const bool there = (t.is_cpu() || t.is_cuda()) && place_of(t) == place;
   bool good = there && t.scalar_type() == dtype && t.dim() == int64_t(sizes.size()) && t.is_contiguous();
   for (size_t i = 0; good && i < sizes.size(); ++i) good = t.size(int64_t(i)) == sizes[i];

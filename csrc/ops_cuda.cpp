@@ -98,9 +98,10 @@ int64_t* control_data(const Tensor& control, const Place& place) {
   int64_t* const data = control.mutable_data_ptr<int64_t>();
   int64_t* const seen = on_device ? data : eqr::cuda::device_view(data);
   if (!seen)
-    fail("control must be in page-locked memory, which the device sees too, and it is in plain memory; make it with "
-         "torch.zeros(3, dtype=torch.int64, pin_memory=True), or on ", place.name(),
-         " where nobody looks at it meanwhile");
+    fail(
+        "control must be in page-locked memory, which the device sees too, and it is in plain memory; make it with "
+        "torch.zeros(3, dtype=torch.int64, pin_memory=True), or on ",
+        place.name(), " where nobody looks at it meanwhile");
   return seen;
 }
 

@@ -181,9 +181,14 @@ std::tuple<Tensor, Tensor> latent_recursions(const Tensor& packed, const Tensor&
       workspace.clear();
       for (int64_t i; (i = next++) < n;)
         engine.recur(engine.packed, workspace.data(),
-                     {.tokens = token + i * S, .count = count, .z_H = H + i * row, .z_L = L + i * row,
-                      .eps = noise ? noise + i * row : nullptr, .eps_stride = n * row,
-                      .noise_scale = float(noise_scale), .rng = nullptr});
+                     {.tokens = token + i * S,
+                      .count = count,
+                      .z_H = H + i * row,
+                      .z_L = L + i * row,
+                      .eps = noise ? noise + i * row : nullptr,
+                      .eps_stride = n * row,
+                      .noise_scale = float(noise_scale),
+                      .rng = nullptr});
     }
   });
   return {new_H, new_L};
@@ -224,17 +229,20 @@ Tensor fingerprint(const std::vector<Tensor>& tensors) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(eqr_kernels, m) {
-  m.def("pack_weights(Tensor embedding, Tensor lm_head, Tensor q_weight, Tensor q_bias, Tensor[] blocks, "
-        "Tensor? rope_cos, Tensor? rope_sin, Tensor? H_start, Tensor? L_start, int[] sizes, float[] constants, "
-        "str precision, str layout=\"\") -> Tensor");
-  m.def("fixed_point(Tensor packed, Tensor tokens, Tensor ids, Tensor(a!) control, int[] sizes, "
-        "float[] constants, bool fixed_start, int seed, int breadth, int depth, str halt, float tol, int patience, "
-        "str select, int window, float noise_scale, int[] checkpoints, int slots, bool trace) -> (Tensor logits, "
-        "Tensor winner, Tensor preds, Tensor q_halt, Tensor residual, Tensor score, Tensor steps, Tensor status, "
-        "Tensor at_preds, Tensor at_q_halt, Tensor at_residual, Tensor at_score, Tensor at_steps, Tensor at_status, "
-        "Tensor residuals)");
-  m.def("latent_recursions(Tensor packed, Tensor tokens, Tensor z_H, Tensor z_L, Tensor? eps, float noise_scale, "
-        "int count) -> (Tensor new_H, Tensor new_L)");
+  m.def(
+      "pack_weights(Tensor embedding, Tensor lm_head, Tensor q_weight, Tensor q_bias, Tensor[] blocks, "
+      "Tensor? rope_cos, Tensor? rope_sin, Tensor? H_start, Tensor? L_start, int[] sizes, float[] constants, "
+      "str precision, str layout=\"\") -> Tensor");
+  m.def(
+      "fixed_point(Tensor packed, Tensor tokens, Tensor ids, Tensor(a!) control, int[] sizes, "
+      "float[] constants, bool fixed_start, int seed, int breadth, int depth, str halt, float tol, int patience, "
+      "str select, int window, float noise_scale, int[] checkpoints, int slots, bool trace) -> (Tensor logits, "
+      "Tensor winner, Tensor preds, Tensor q_halt, Tensor residual, Tensor score, Tensor steps, Tensor status, "
+      "Tensor at_preds, Tensor at_q_halt, Tensor at_residual, Tensor at_score, Tensor at_steps, Tensor at_status, "
+      "Tensor residuals)");
+  m.def(
+      "latent_recursions(Tensor packed, Tensor tokens, Tensor z_H, Tensor z_L, Tensor? eps, float noise_scale, "
+      "int count) -> (Tensor new_H, Tensor new_L)");
   m.def("trajectory_bytes(Tensor packed, int window) -> Tensor");
   m.def("fingerprint(Tensor[] tensors) -> Tensor");
 }

@@ -39,8 +39,10 @@ inline OperatorTensors operator_tensors(const Tensor& embedding, const Tensor& l
                                         const std::optional<Tensor>& H_start, const std::optional<Tensor>& L_start,
                                         const std::vector<int64_t>& sizes, const std::vector<double>& constants,
                                         const std::string& precision) {
-  OperatorTensors out{.shape = shape_of(sizes, constants, bool(H_start)), .precision = precision_of(precision),
-                      .layers = {}, .weights = {}};
+  OperatorTensors out{.shape = shape_of(sizes, constants, bool(H_start)),
+                      .precision = precision_of(precision),
+                      .layers = {},
+                      .weights = {}};
   const Shape& s = out.shape;
   const int64_t S = s.tokens, d = s.features, V = s.vocabulary;
   const Place place = place_of(embedding);
@@ -113,11 +115,20 @@ struct RunArguments {
   RunArguments(const Tensor& tokens, const Tensor& ids, const Shape& shape, int64_t seed, int64_t breadth,
                int64_t depth, const std::string& halt, double tol, int64_t patience, const std::string& select,
                int64_t window, double noise_scale, const std::vector<int64_t>& checkpoints, int64_t slots)
-      : tokens(tokens), ids(ids), seed(seed), breadth(breadth), depth(depth), patience(patience), window(window),
-        slots(slots), tol(tol), noise_scale(noise_scale),
+      : tokens(tokens),
+        ids(ids),
+        seed(seed),
+        breadth(breadth),
+        depth(depth),
+        patience(patience),
+        window(window),
+        slots(slots),
+        tol(tol),
+        noise_scale(noise_scale),
         halt(choice<Halt>("halt", halt, {{"residual", Halt::residual}, {"q", Halt::q}, {"none", Halt::none}})),
-        select(choice<Select>("select", select, {{"residual", Select::residual}, {"vote", Select::vote},
-                                                 {"q", Select::q}, {"first", Select::first}})),
+        select(choice<Select>(
+            "select", select,
+            {{"residual", Select::residual}, {"vote", Select::vote}, {"q", Select::q}, {"first", Select::first}})),
         checkpoints(checkpoints) {
     constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
     const int64_t S = shape.tokens;
@@ -186,9 +197,9 @@ struct RunResults {
         winner(torch::stable::new_empty(run.tokens, {run.puzzles()}, ScalarType::Long)),
         end(run.tokens, {run.trajectories()}, s.tokens),
         at(run.tokens, {int64_t(run.checkpoints.size()), run.trajectories()}, s.tokens),
-        residuals(torch::stable::new_empty(
-            run.tokens, trace ? std::vector{run.trajectories(), run.depth} : std::vector{int64_t{0}},
-            ScalarType::Float)) {
+        residuals(torch::stable::new_empty(run.tokens,
+                                           trace ? std::vector{run.trajectories(), run.depth} : std::vector{int64_t{0}},
+                                           ScalarType::Float)) {
     torch::stable::fill_(residuals, std::numeric_limits<double>::quiet_NaN());
   }
 

@@ -34,11 +34,11 @@ using eqr::shape;
 // bytes] -> z_H, z_L, loss float64 [n], q_halt, residual float32 [n], exact bool [n], gradients float32 [all weights]
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> training_step(
     const Tensor& embedding, const Tensor& lm_head, const Tensor& q_weight, const Tensor& q_bias,
-    const std::vector<Tensor>& blocks, const Tensor& tokens, const Tensor& labels, const Tensor& z_H,
-    const Tensor& z_L, const Tensor& rng, const Tensor& scratch, std::vector<int64_t> sizes,
-    std::vector<double> constants, double noise_scale) {
-  eqr::OperatorTensors given = eqr::operator_tensors(embedding, lm_head, q_weight, q_bias, blocks, {}, {}, {}, {},
-                                                     sizes, constants, "bf16");
+    const std::vector<Tensor>& blocks, const Tensor& tokens, const Tensor& labels, const Tensor& z_H, const Tensor& z_L,
+    const Tensor& rng, const Tensor& scratch, std::vector<int64_t> sizes, std::vector<double> constants,
+    double noise_scale) {
+  eqr::OperatorTensors given =
+      eqr::operator_tensors(embedding, lm_head, q_weight, q_bias, blocks, {}, {}, {}, {}, sizes, constants, "bf16");
   given.weights.blocks = given.layers.data();
   const eqr::Shape& s = given.shape;
   if (s.heads) fail("sizes[5] (heads) must be 0: training_step takes token mixing by a SwiGLU only, got ", s.heads);
@@ -74,8 +74,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> training_step
   // Without recursions that carry no gradient, nothing needs the operands of inference.
   const int64_t inference_bytes = recursions ? eqr::cpu::packed_bytes(s, eqr::Precision::bf16, isa) : 0;
   Tensor inference = torch::stable::new_zeros(embedding, {inference_bytes}, ScalarType::Byte);
-  Tensor packed = torch::stable::new_empty(embedding, {EQR_DISPATCH_TO(isa, training_packed_bytes, s)},
-                                           ScalarType::Byte);
+  Tensor packed =
+      torch::stable::new_empty(embedding, {EQR_DISPATCH_TO(isa, training_packed_bytes, s)}, ScalarType::Byte);
   torch::stable::parallel_for(0, parts + (recursions != 0), 1, [&](int64_t begin, int64_t end) {
     const DefaultFloatingPoint same_for_all;
     for (int64_t i = begin; i < end; ++i)
@@ -104,13 +104,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> training_step
         std::copy_n(start_L + i * row, row, L + i * row);
         if (engine)
           engine->recur(engine->packed, static_cast<char*>(spaces[size_t(w)]) + needed.training,
-                        {.tokens = token + i * S, .count = recursions, .z_H = H + i * row, .z_L = L + i * row,
-                         .eps = nullptr, .eps_stride = 0, .noise_scale = float(noise_scale), .rng = random + 4 * i});
+                        {.tokens = token + i * S,
+                         .count = recursions,
+                         .z_H = H + i * row,
+                         .z_L = L + i * row,
+                         .eps = nullptr,
+                         .eps_stride = 0,
+                         .noise_scale = float(noise_scale),
+                         .rng = random + 4 * i});
         const eqr::cpu::TrainingResult result =
             EQR_DISPATCH_TO(isa, training_row, s, packed.const_data_ptr(), spaces[size_t(w)],
-                            {.tokens = token + i * S, .labels = label + i * S, .rng = random + 4 * i,
-                             .start_H = start_H + i * row, .start_L = start_L + i * row, .z_H = H + i * row,
-                             .z_L = L + i * row, .noise_scale = float(noise_scale), .share = 1.0f / float(n)});
+                            {.tokens = token + i * S,
+                             .labels = label + i * S,
+                             .rng = random + 4 * i,
+                             .start_H = start_H + i * row,
+                             .start_L = start_L + i * row,
+                             .z_H = H + i * row,
+                             .z_L = L + i * row,
+                             .noise_scale = float(noise_scale),
+                             .share = 1.0f / float(n)});
         loss.mutable_data_ptr<double>()[i] = result.loss;
         q_halt.mutable_data_ptr<float>()[i] = result.q_halt;
         residual.mutable_data_ptr<float>()[i] = result.residual;
@@ -165,7 +177,9 @@ void adam_atan2_(std::vector<Tensor> weights, std::vector<Tensor> gradients, std
   const eqr::cpu::AdamATan2 by = {.keep = float(1 - lr * weight_decay),
                                   .rate = float(lr / (1 - std::pow(beta1, age))),
                                   .root_scale = float(1 / std::sqrt(1 - std::pow(beta2, age))),
-                                  .beta1 = float(beta1), .beta2 = float(beta2), .rest1 = float(1 - beta1),
+                                  .beta1 = float(beta1),
+                                  .beta2 = float(beta2),
+                                  .rest1 = float(1 - beta1),
                                   .rest2 = float(1 - beta2)};
   const eqr::cpu::Isa isa = eqr::cpu::isa();
   torch::stable::parallel_for(0, int64_t(pieces.size()), 4, [&](int64_t begin, int64_t end) {
@@ -180,12 +194,14 @@ void adam_atan2_(std::vector<Tensor> weights, std::vector<Tensor> gradients, std
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(eqr_kernels, m) {
-  m.def("training_step(Tensor embedding, Tensor lm_head, Tensor q_weight, Tensor q_bias, Tensor[] blocks, "
-        "Tensor tokens, Tensor labels, Tensor z_H, Tensor z_L, Tensor rng, Tensor(a!) scratch, int[] sizes, "
-        "float[] constants, float noise_scale) -> (Tensor new_H, Tensor new_L, Tensor loss, Tensor q_halt, "
-        "Tensor residual, Tensor exact, Tensor gradients)");
-  m.def("adam_atan2_(Tensor(a!)[] weights, Tensor[] gradients, Tensor(b!)[] means, Tensor(c!)[] squares, float lr, "
-        "float beta1, float beta2, float weight_decay, int step) -> ()");
+  m.def(
+      "training_step(Tensor embedding, Tensor lm_head, Tensor q_weight, Tensor q_bias, Tensor[] blocks, "
+      "Tensor tokens, Tensor labels, Tensor z_H, Tensor z_L, Tensor rng, Tensor(a!) scratch, int[] sizes, "
+      "float[] constants, float noise_scale) -> (Tensor new_H, Tensor new_L, Tensor loss, Tensor q_halt, "
+      "Tensor residual, Tensor exact, Tensor gradients)");
+  m.def(
+      "adam_atan2_(Tensor(a!)[] weights, Tensor[] gradients, Tensor(b!)[] means, Tensor(c!)[] squares, float lr, "
+      "float beta1, float beta2, float weight_decay, int step) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(eqr_kernels, CPU, m) {

@@ -17,9 +17,17 @@ HALTING_RULES = ("residual", "q", "none")
 SELECTION_RULES = ("residual", "vote", "q", "first")
 PRECISIONS = ("fp32", "bf16", "int8")
 SIZES = (
-    "tokens", "features", "vocabulary", "mixer_hidden", "hidden", "heads", "layers", "H_cycles", "L_cycles",
+    "tokens",
+    "features",
+    "vocabulary",
+    "mixer_hidden",
+    "hidden",
+    "heads",
+    "layers",
+    "H_cycles",
+    "L_cycles",
     "rope_parts",
-)  # fmt: skip
+)
 CONSTANTS = ("lambda_", "rms_norm_eps", "H_init_std", "L_init_std")
 
 

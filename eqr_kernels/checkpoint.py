@@ -44,15 +44,37 @@ _START_BUFFERS = ("H_init", "L_init")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Classes of the official training code and its dependencies: what an official file may name beside tensors.
 _INERT_NAMES = (
-    "models.*", "utils.*", "dataset.*", "evaluators.*", "config.*", "pretrain.*", "__main__.*",
-    "adam_atan2.*", "omegaconf.*", "pydantic.*", "pydantic_core.*", "argdantic.*", "pathlib.*",
-    "numpy.ndarray", "numpy.dtype", "numpy.dtypes.*", "numpy.random.*",
-    "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
-    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
-    "typing.Any", "collections.defaultdict",
-    "builtins.int", "builtins.float", "builtins.bool", "builtins.str",
-    "builtins.list", "builtins.dict", "builtins.tuple",
-)  # fmt: skip
+    "models.*",
+    "utils.*",
+    "dataset.*",
+    "evaluators.*",
+    "config.*",
+    "pretrain.*",
+    "__main__.*",
+    "adam_atan2.*",
+    "omegaconf.*",
+    "pydantic.*",
+    "pydantic_core.*",
+    "argdantic.*",
+    "pathlib.*",
+    "numpy.ndarray",
+    "numpy.dtype",
+    "numpy.dtypes.*",
+    "numpy.random.*",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "typing.Any",
+    "collections.defaultdict",
+    "builtins.int",
+    "builtins.float",
+    "builtins.bool",
+    "builtins.str",
+    "builtins.list",
+    "builtins.dict",
+    "builtins.tuple",
+)
 # torch's allow-list is one for the whole process, so only one load at a time may replace it.
 _ALLOW_LIST_LOCK = threading.Lock()
 
@@ -96,10 +118,14 @@ class ModelCard:
 
     def __post_init__(self) -> None:
         kinds: dict[type | tuple[type, ...], tuple[str, ...]] = {
-            EqRConfig: ("config",), (str, dict): ("data",), dict: ("accuracies", "extra"),
-            int: ("schema_version", "window", "rng_layout"), (int, type(None)): ("steps",),
-            (int, float, type(None)): ("tol", "noise_scale"), str: ("licence", "commit", "notes", "sha256"),
-        }  # fmt: skip
+            EqRConfig: ("config",),
+            (str, dict): ("data",),
+            dict: ("accuracies", "extra"),
+            int: ("schema_version", "window", "rng_layout"),
+            (int, type(None)): ("steps",),
+            (int, float, type(None)): ("tol", "noise_scale"),
+            str: ("licence", "commit", "notes", "sha256"),
+        }
         for kind, names in kinds.items():
             for name in names:
                 value = getattr(self, name)

@@ -13,10 +13,24 @@ PosEncodings = Literal["rope", "rope2d", "none"]
 
 # Fields of the official `arch` section that do not change the operator, so that its configs load unchanged.
 _OFFICIAL_FIELDS_WITHOUT_EFFECT = frozenset(
-    {"name", "short_name", "loss", "batch_size", "H_layers", "forward_dtype", "puzzle_emb_ndim", "puzzle_emb_len",
-     "num_puzzle_identifiers", "no_ACT_continue", "disable_act_halt", "act_inference", "halt_threshold",
-     "halt_confirm_steps", "halt_confirm_mode"}
-)  # fmt: skip
+    {
+        "name",
+        "short_name",
+        "loss",
+        "batch_size",
+        "H_layers",
+        "forward_dtype",
+        "puzzle_emb_ndim",
+        "puzzle_emb_len",
+        "num_puzzle_identifiers",
+        "no_ACT_continue",
+        "disable_act_halt",
+        "act_inference",
+        "halt_threshold",
+        "halt_confirm_steps",
+        "halt_confirm_mode",
+    }
+)
 # A noise stream is 8 bits of the Philox counter, and streams 0 and 1 are the two start states.
 _MAX_UPDATES_PER_STEP = 254
 
@@ -24,8 +38,16 @@ TRM_FIELDS = {"fixed_init": True, "lambda_": 1.0, "noise_scale": 0.0}
 """What makes a TRM of the operator: a fixed start, neither damping nor noise."""
 
 _COUNTS = ("seq_len", "vocab_size", "hidden_size", "num_heads", "H_cycles", "L_cycles", "L_layers", "halt_max_steps")
-_NUMBERS = ("expansion", "rms_norm_eps", "rope_theta", "lambda_", "noise_scale", "H_init_std", "L_init_std",
-            "halt_exploration_prob")  # fmt: skip
+_NUMBERS = (
+    "expansion",
+    "rms_norm_eps",
+    "rope_theta",
+    "lambda_",
+    "noise_scale",
+    "H_init_std",
+    "L_init_std",
+    "halt_exploration_prob",
+)
 
 
 def _find_multiple(value: int, divisor: int) -> int:
@@ -177,8 +199,17 @@ class EqRConfig:
     @classmethod
     def maze(cls, **changes: Any) -> EqRConfig:
         """The published 30x30 maze model: 900 tokens, d 128, attention with RoPE."""
-        maze = dict(seq_len=900, vocab_size=6, hidden_size=128, num_heads=8, H_cycles=3, L_cycles=4, L_layers=1,
-                    mlp_t=False, pos_encodings="rope")  # fmt: skip
+        maze = dict(
+            seq_len=900,
+            vocab_size=6,
+            hidden_size=128,
+            num_heads=8,
+            H_cycles=3,
+            L_cycles=4,
+            L_layers=1,
+            mlp_t=False,
+            pos_encodings="rope",
+        )
         return cls.from_dict({**maze, **changes})
 
     @classmethod

@@ -62,9 +62,21 @@ class FusedStep:
         heads, blocks = [p.detach() for p in parameters[:4]], [p.detach() for p in parameters[4:]]
         rng = torch.stack([torch.full_like(ids, self.seed), torch.zeros_like(ids), ids, steps], 1)
         out = ops_training.training_step(
-            heads[0], heads[1], heads[2], heads[3], blocks, tokens, labels, z_H, z_L, rng, self.scratch,
-            sizes=self.sizes, constants=self.constants, noise_scale=self.model.config.noise_scale,
-        )  # fmt: skip
+            heads[0],
+            heads[1],
+            heads[2],
+            heads[3],
+            blocks,
+            tokens,
+            labels,
+            z_H,
+            z_L,
+            rng,
+            self.scratch,
+            sizes=self.sizes,
+            constants=self.constants,
+            noise_scale=self.model.config.noise_scale,
+        )
         for parameter, gradient in zip(
             parameters, ops_training.split_gradients(out.gradients, parameters), strict=True
         ):

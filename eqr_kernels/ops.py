@@ -314,15 +314,47 @@ def fixed_point(
     extension = _require()
     _require_cuda(tokens)
     check.fixed_point(
-        packed, tokens, ids, control, sizes, constants, seed, breadth, depth, halt, tol, patience, select, window,
-        noise_scale, checkpoints, slots,
-    )  # fmt: skip
+        packed,
+        tokens,
+        ids,
+        control,
+        sizes,
+        constants,
+        seed,
+        breadth,
+        depth,
+        halt,
+        tol,
+        patience,
+        select,
+        window,
+        noise_scale,
+        checkpoints,
+        slots,
+    )
 
     def run() -> tuple[Tensor, ...]:
         result: tuple[Tensor, ...] = torch.ops.eqr_kernels.fixed_point.default(
-            packed, tokens, ids, control, sizes, constants, fixed_start, seed, breadth, depth, halt, tol, patience,
-            select, window, noise_scale, checkpoints, slots, trace,
-        )  # fmt: skip
+            packed,
+            tokens,
+            ids,
+            control,
+            sizes,
+            constants,
+            fixed_start,
+            seed,
+            breadth,
+            depth,
+            halt,
+            tol,
+            patience,
+            select,
+            window,
+            noise_scale,
+            checkpoints,
+            slots,
+            trace,
+        )
         return result
 
     on_cpu = tokens.device.type == "cpu"
@@ -459,9 +491,24 @@ if _extension is not None:
         trace: bool,
     ) -> tuple[Tensor, ...]:
         check.fixed_point(
-            packed, tokens, ids, control, sizes, constants, seed, breadth, depth, halt, tol, patience, select, window,
-            noise_scale, checkpoints, slots,
-        )  # fmt: skip
+            packed,
+            tokens,
+            ids,
+            control,
+            sizes,
+            constants,
+            seed,
+            breadth,
+            depth,
+            halt,
+            tol,
+            patience,
+            select,
+            window,
+            noise_scale,
+            checkpoints,
+            slots,
+        )
         puzzles, length, vocabulary = tokens.shape[0], sizes[0], sizes[2]
         trajectories, depths = puzzles * breadth, len(checkpoints)
 

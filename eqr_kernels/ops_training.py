@@ -64,8 +64,22 @@ def training_step(
         TypeError, ValueError: an argument is not as above.
     """
     ops._require()
-    _check(embedding, lm_head, q_weight, q_bias, blocks, tokens, labels, z_H, z_L, rng, scratch, sizes, constants,
-           noise_scale)  # fmt: skip
+    _check(
+        embedding,
+        lm_head,
+        q_weight,
+        q_bias,
+        blocks,
+        tokens,
+        labels,
+        z_H,
+        z_L,
+        rng,
+        scratch,
+        sizes,
+        constants,
+        noise_scale,
+    )
     with torch.no_grad():
         return TrainingStepOutput(
             *torch.ops.eqr_kernels.training_step.default(
@@ -83,7 +97,7 @@ def training_step(
                 sizes,
                 constants,
                 noise_scale,
-            )  # fmt: skip
+            )
         )
 
 
@@ -179,12 +193,31 @@ if ops.extension_status()[0]:
         constants: Sequence[float],
         noise_scale: float,
     ) -> tuple[Tensor, ...]:
-        _check(embedding, lm_head, q_weight, q_bias, blocks, tokens, labels, z_H, z_L, rng, scratch, sizes, constants,
-               noise_scale)  # fmt: skip
+        _check(
+            embedding,
+            lm_head,
+            q_weight,
+            q_bias,
+            blocks,
+            tokens,
+            labels,
+            z_H,
+            z_L,
+            rng,
+            scratch,
+            sizes,
+            constants,
+            noise_scale,
+        )
         n = tokens.shape[0]
         weights = sum(math.prod(w.shape) for w in (embedding, lm_head, q_weight, q_bias, *blocks))
         q_halt = z_H.new_empty(n)
         return (
-            torch.empty_like(z_H), torch.empty_like(z_L), z_H.new_empty(n, dtype=torch.float64), q_halt,
-            torch.empty_like(q_halt), z_H.new_empty(n, dtype=torch.bool), z_H.new_empty(weights),
-        )  # fmt: skip
+            torch.empty_like(z_H),
+            torch.empty_like(z_L),
+            z_H.new_empty(n, dtype=torch.float64),
+            q_halt,
+            torch.empty_like(q_halt),
+            z_H.new_empty(n, dtype=torch.bool),
+            z_H.new_empty(weights),
+        )

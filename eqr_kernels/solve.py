@@ -176,10 +176,23 @@ def solve(
     ids = noise.hash_tokens(tokens) if ids is None else check_ids(ids, n).to(model.device)
     chosen, reason = backends.choose(backend, model, dtype)
     problem = FixedPointProblem(
-        tokens, ids, seed, breadth, depth, halt, tolerance, patience, min(window, depth), noise_scale,
-        select, checkpoints, min(slots or DEFAULT_SLOTS, n * breadth), trace, dtype,
+        tokens,
+        ids,
+        seed,
+        breadth,
+        depth,
+        halt,
+        tolerance,
+        patience,
+        min(window, depth),
+        noise_scale,
+        select,
+        checkpoints,
+        min(slots or DEFAULT_SLOTS, n * breadth),
+        trace,
+        dtype,
         slots is not None,
-    )  # fmt: skip
+    )
     collector = _Collector(problem)
 
     def proceed(finished: int, spent: int) -> bool:

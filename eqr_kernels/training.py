@@ -357,9 +357,14 @@ class Trainer:
         rate = self._sums.count * self.config.batch_size * self.world / seconds
         self._sums = self._fresh_sums()
         return Progress(
-            self.step, loss / count, exact / max(1, left), steps / max(1, left), residual / count, rate,
+            self.step,
+            loss / count,
+            exact / max(1, left),
+            steps / max(1, left),
+            residual / count,
+            rate,
             self.optimizer.param_groups[0]["lr"],
-        )  # fmt: skip
+        )
 
     def moments(self) -> dict[str, Tensor]:
         """The optimizer's moments, "exp_avg.PARAMETER" and "exp_avg_sq.PARAMETER", float32; none before a step."""

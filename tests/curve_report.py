@@ -65,17 +65,22 @@ def make_report(gpu: bool = False, price: bool = True, quantised: bool = True, s
         seconds = float(nfe.mean()) * 0.41e-3
         points.append(
             {
-                "policy": policy, "depth": depth, "breadth": breadth, "tol": tol,
+                "policy": policy,
+                "depth": depth,
+                "breadth": breadth,
+                "tol": tol,
                 "select": "first" if policy == "race" else "residual",
                 "accuracy": {"correct": k, "total": N, "share": k / N, "wilson95": list(wilson_interval(k, N))},
-                "nfe": float(nfe.mean()), "layer_equivalents": 8 * float(nfe.mean()),
+                "nfe": float(nfe.mean()),
+                "layer_equivalents": 8 * float(nfe.mean()),
                 "settled": float(done.any(1).mean()),
                 "latency_ms": {f"p{q}": float(np.percentile(overhead + each * nfe, q)) for q in (50, 95, 99)},
-                "throughput": 1 / seconds, "gpu_seconds" if gpu else "core_seconds": seconds * (1 if gpu else 2),
+                "throughput": 1 / seconds,
+                "gpu_seconds" if gpu else "core_seconds": seconds * (1 if gpu else 2),
                 "cost_per_1000": 1000 * seconds * 0.1 / 3600 if price else None,
                 "joules": float(nfe.mean()) * 0.011 if gpu else None,
             }
-        )  # fmt: skip
+        )
 
     for depth in DEPTHS:
         for breadth in BREADTHS:
@@ -99,15 +104,27 @@ def make_report(gpu: bool = False, price: bool = True, quantised: bool = True, s
     edges = np.linspace(-2.2, 0.4, 53)
     checked = [near, best, front[len(front) // 2], front[len(front) // 3]]
     return {
-        "command": "curve", "schema": 1, "model": "sudoku-small", "task": "sudoku",
+        "command": "curve",
+        "schema": 1,
+        "model": "sudoku-small",
+        "task": "sudoku",
         "device": "NVIDIA H100 80GB HBM3" if gpu else "AMD EPYC avx512 bf16, 2 threads",
         "puzzles": {"count": N, "file": "dev.csv.gz", "groups": dict(GROUPS)},
         "settings": {
-            "depth": 64, "breadth": 32, "depths": list(DEPTHS), "breadths": list(BREADTHS), "tols": list(TOLS),
-            "select": "residual", "window": 3, "noise_scale": 0.01, "seed": 0, "precision": "bf16",
+            "depth": 64,
+            "breadth": 32,
+            "depths": list(DEPTHS),
+            "breadths": list(BREADTHS),
+            "tols": list(TOLS),
+            "select": "residual",
+            "window": 3,
+            "noise_scale": 0.01,
+            "seed": 0,
+            "precision": "bf16",
             "price": {"per_hour": 0.10, "currency": "USD"} if price else None,
         },
-        "backend": "cuda" if gpu else "cpu", "backend_reason": "the first of those that can run this model here",
+        "backend": "cuda" if gpu else "cpu",
+        "backend_reason": "the first of those that can run this model here",
         "layers_per_step": 8,
         "unit_costs": {
             "latency": [
@@ -116,7 +133,8 @@ def make_report(gpu: bool = False, price: bool = True, quantised: bool = True, s
             "saturation": {"trajectories": 64, "ms_per_nfe": 0.41},
             "memory": [
                 {"depth": d, "breadth": b, "peak_bytes": 3_100_000 + 165_000 * b + 900 * (d % 7)}
-                for d in (1, 4, 16, 64) for b in (1, 8, 32)
+                for d in (1, 4, 16, 64)
+                for b in (1, 8, 32)
             ],
             "energy": {"joules_per_nfe": 0.011, "source": "NVML", "watts": 412.0} if gpu else None,
         },
@@ -124,43 +142,66 @@ def make_report(gpu: bool = False, price: bool = True, quantised: bool = True, s
         "front": front,
         "bend": {"best": best, "cheapest_within": {"points": 0.5, "index": near}, "knee": front[len(front) // 3]},
         "recommendation": {
-            "target": 0.95, "budget": None, "index": front[len(front) // 2],
+            "target": 0.95,
+            "budget": None,
+            "index": front[len(front) // 2],
             "arguments": 'depth=32, breadth=8, halt="residual", tol=0.028, select="first"',
             "reason": "the cheapest point whose accuracy reaches the target",
         },
         "checked": [
             {
-                "index": i, "why": ["bend"], "puzzles": N, "correct": points[i]["accuracy"]["correct"],
-                "correct_computed": points[i]["accuracy"]["correct"], "nfe": points[i]["nfe"] * 1.01,
+                "index": i,
+                "why": ["bend"],
+                "puzzles": N,
+                "correct": points[i]["accuracy"]["correct"],
+                "correct_computed": points[i]["accuracy"]["correct"],
+                "nfe": points[i]["nfe"] * 1.01,
                 "nfe_computed": points[i]["nfe"],
-                "latency_ms": {q: ms * 1.04 for q, ms in points[i]["latency_ms"].items()}, "queries": N,
-                "throughput": points[i]["throughput"] * 0.97, "latency_error": 1 / 1.04 - 1,
+                "latency_ms": {q: ms * 1.04 for q, ms in points[i]["latency_ms"].items()},
+                "queries": N,
+                "throughput": points[i]["throughput"] * 0.97,
+                "latency_error": 1 / 1.04 - 1,
                 "latency_ms_computed": dict(points[i]["latency_ms"]),
             }
             for i in dict.fromkeys(checked)
         ],
         "savings": {
-            "tol": 0.028, "depth": 64,
+            "tol": 0.028,
+            "depth": 64,
             "rows": [
                 {
-                    "breadth": b, "depth": 64, "accuracy_full": 0.845, "accuracy_exit": 0.84, "lost": 2, "gained": 1,
-                    "nfe_full": 64.0 * b, "nfe_exit": 18.9 * b, "times": 3.386, "settled": 0.86,
+                    "breadth": b,
+                    "depth": 64,
+                    "accuracy_full": 0.845,
+                    "accuracy_exit": 0.84,
+                    "lost": 2,
+                    "gained": 1,
+                    "nfe_full": 64.0 * b,
+                    "nfe_exit": 18.9 * b,
+                    "times": 3.386,
+                    "settled": 0.86,
                 }
                 for b in BREADTHS
             ],
         },
         "convergence": {
-            "tol": 0.028, "depth": 64,
+            "tol": 0.028,
+            "depth": 64,
             "groups": [
                 {
-                    "name": name, "puzzles": size, "settled": int((steps[a:b] > 0).sum()),
+                    "name": name,
+                    "puzzles": size,
+                    "settled": int((steps[a:b] > 0).sum()),
                     "steps": np.bincount(steps[a:b], minlength=65)[1:].tolist(),
                 }
                 for (name, size), a, b in zip(GROUPS.items(), ends, ends[1:], strict=False)
             ],
         },
         "coupling": {
-            "depth": 64, "trajectories": N * 32, "right": int(exact.sum()), "auroc": 0.991,
+            "depth": 64,
+            "trajectories": N * 32,
+            "right": int(exact.sum()),
+            "auroc": 0.991,
             "log10_edges": edges.tolist(),
             "right_counts": np.histogram(residuals[exact], edges)[0].tolist(),
             "wrong_counts": np.histogram(residuals[~exact], edges)[0].tolist(),
@@ -168,8 +209,11 @@ def make_report(gpu: bool = False, price: bool = True, quantised: bool = True, s
         "quantisation": QUANTISED if quantised else None,
         "reproduce": {
             "command": "eqr curve dev.csv.gz --depth 64 --breadth 32 --price 0.10 --target 0.95",
-            "weights_sha256": "9f" * 32, "data_sha256": "31" * 32, "device_name": "AMD EPYC", "torch_threads": 2,
+            "weights_sha256": "9f" * 32,
+            "data_sha256": "31" * 32,
+            "device_name": "AMD EPYC",
+            "torch_threads": 2,
             "versions": {"eqr_kernels": "0.1.0", "torch": "2.13.0", "python": "3.11.2"},
         },
         "seconds": 812.4,
-    }  # fmt: skip
+    }

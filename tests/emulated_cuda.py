@@ -84,11 +84,24 @@ class EmulatedCuda:
         )
         tokens, ids = p.tokens.contiguous(), p.ids.contiguous()
         error = library().eqr_emulated_fixed_point(
-            self.kernel.encode(), sizes, constants, _pointers(given), _pointer(tokens), _pointer(ids), rules,
-            ctypes.c_double(p.tol), ctypes.c_double(p.noise_scale), _integers(*p.checkpoints),
-            ctypes.c_int64(depths), _pointers(end), _pointers(at), _pointer(logits), _pointer(residuals),
-            _pointer(control), self.how,
-        )  # fmt: skip
+            self.kernel.encode(),
+            sizes,
+            constants,
+            _pointers(given),
+            _pointer(tokens),
+            _pointer(ids),
+            rules,
+            ctypes.c_double(p.tol),
+            ctypes.c_double(p.noise_scale),
+            _integers(*p.checkpoints),
+            ctypes.c_int64(depths),
+            _pointers(end),
+            _pointers(at),
+            _pointer(logits),
+            _pointer(residuals),
+            _pointer(control),
+            self.how,
+        )
         assert error is None, error.decode()
         number = torch.arange(t)
         for i, depth in enumerate(p.checkpoints):

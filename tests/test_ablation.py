@@ -324,8 +324,18 @@ def test_tables():
         return {"clues": 40, "exact": {"1": {"1": cell}, **more}, "residual": 0.25, "auroc": None}
 
     def row(title, measured):
-        record = {"title": title, "parameters": 261_890, "blocks": 1, "applications": 8, "without_gradient": 4,
-                  "steps": 1234, "puzzles_drawn": 5678, "operations": 5e13, "seconds": 90, "loss": 0.5}  # fmt: skip
+        record = {
+            "title": title,
+            "parameters": 261_890,
+            "blocks": 1,
+            "applications": 8,
+            "without_gradient": 4,
+            "steps": 1234,
+            "puzzles_drawn": 5678,
+            "operations": 5e13,
+            "seconds": 90,
+            "loss": 0.5,
+        }
         return {"training": record, "evaluation": {"levels": [measured]}}
 
     wide = level(1.0)["exact"]["1"]
@@ -392,9 +402,13 @@ def test_dry_run_and_taking_it_up_again(data, tmp_path):
     def ablation(*names):
         command = [sys.executable, "-m", "benchmarks.ablation", "--dry-run", "--data", str(data), "--runs"]
         done = subprocess.run(
-            [*command, str(tmp_path / "runs"), "--rows", *names], cwd=REPOSITORY, text=True, capture_output=True,
-            timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+            [*command, str(tmp_path / "runs"), "--rows", *names],
+            cwd=REPOSITORY,
+            text=True,
+            capture_output=True,
+            timeout=240,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         (path,) = (tmp_path / "runs" / "results").glob("*/ablation.json")
         return done.stdout, json.loads(path.read_text())

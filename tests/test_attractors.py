@@ -35,9 +35,11 @@ def test_auroc_by_hand(cost, right, area):
 def test_auroc_counts_pairs(rows):
     wins = [
         1.0 if good < bad else 0.5 if good == bad else 0.0
-        for good, right in rows if right
-        for bad, other in rows if not other
-    ]  # fmt: skip
+        for good, right in rows
+        if right
+        for bad, other in rows
+        if not other
+    ]
     area = ev.auroc([c for c, _ in rows], [r for _, r in rows])
     if wins:
         assert area == pytest.approx(sum(wins) / len(wins), abs=1e-12)
@@ -134,13 +136,26 @@ def judge(restarts: str, **options: float) -> str:
 @pytest.mark.parametrize(
     ("restarts", "mode"),
     [
-        ("wwww", NONE), ("WWWW", NONE), ("wWwW", NONE), ("w", NONE),
-        ("RWRR", COMPETING), ("RWww", COMPETING), ("rWww", COMPETING),
-        ("Rwww", NARROW), ("RRRw", NARROW), ("rrrr", NARROW), ("Rrrr", NARROW), ("r", NARROW),
-        ("RRRR", WIDE), ("R", WIDE),
-        ("R" * 19 + "w", WIDE), ("R" * 19 + "W", WIDE), ("R" * 18 + "Ww", COMPETING), ("R" * 18 + "ww", NARROW),
+        ("wwww", NONE),
+        ("WWWW", NONE),
+        ("wWwW", NONE),
+        ("w", NONE),
+        ("RWRR", COMPETING),
+        ("RWww", COMPETING),
+        ("rWww", COMPETING),
+        ("Rwww", NARROW),
+        ("RRRw", NARROW),
+        ("rrrr", NARROW),
+        ("Rrrr", NARROW),
+        ("r", NARROW),
+        ("RRRR", WIDE),
+        ("R", WIDE),
+        ("R" * 19 + "w", WIDE),
+        ("R" * 19 + "W", WIDE),
+        ("R" * 18 + "Ww", COMPETING),
+        ("R" * 18 + "ww", NARROW),
     ],
-)  # fmt: skip
+)
 def test_modes_by_hand(restarts, mode):
     assert judge(restarts) == mode
 

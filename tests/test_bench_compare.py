@@ -239,8 +239,10 @@ def test_steps_and_bytes_are_compared_as_they_are(both):
     more = [{"run": "cpu", "nfe": 120, "peak_rss": 1040, "trajectory_bytes": 51}]
     result = judge(both(results([("t", dict(rows=rows))]), results([("t", dict(rows=more))])))
     assert {item.measure: item.verdict for item in result.items} == {
-        "nfe": "slower", "peak_rss": "same", "trajectory_bytes": "same",
-    }  # fmt: skip
+        "nfe": "slower",
+        "peak_rss": "same",
+        "trajectory_bytes": "same",
+    }
 
 
 def test_a_ratio_is_judged_where_there_is_no_share_and_before_the_time():
@@ -277,7 +279,11 @@ def test_the_deviation_from_a_range_of_few_rounds_is_not_biased(rounds, seed):
 
 
 CURVE = {
-    "command": "curve", "schema": 1, "model": "sudoku-small", "device": "a CPU", "backend": "cpu",
+    "command": "curve",
+    "schema": 1,
+    "model": "sudoku-small",
+    "device": "a CPU",
+    "backend": "cpu",
     "settings": {"precision": "bf16"},
     "unit_costs": {
         "latency": [{"breadth": b, "overhead_ms": 0.5, "ms_per_nfe": 1.0 + b / 8} for b in (1, 4, 16)],
@@ -293,7 +299,7 @@ CURVE = {
         for i, error in ((0, 0.01), (2, -0.02))
     ],
     "reproduce": {"torch_threads": 2, "versions": {"torch": "2.13.0"}, "weights_sha256": "ab"},
-}  # fmt: skip
+}
 
 
 def test_curves(both):
@@ -305,8 +311,9 @@ def test_curves(both):
     after["unit_costs"]["saturation"]["ms_per_nfe"] *= 1.04
     result = judge(both(CURVE, after))
     assert [item.row for item in result.counted("slower")] == [
-        "latency, breadth 4: ms_per_nfe", "memory, depth 64, breadth 8: peak_bytes",
-    ]  # fmt: skip
+        "latency, breadth 4: ms_per_nfe",
+        "memory, depth 64, breadth 8: peak_bytes",
+    ]
     for point in after["checked"]:
         point["latency_error"] *= 5  # computed latencies 7 % off: 15 % may be noise
     noisy = judge(both(CURVE, after))

@@ -85,13 +85,24 @@ def arch_of(config: EqRConfig) -> dict[str, Any]:
     """The official `arch` section: without seq_len, vocab_size; TRM's without damping and noise."""
     trm = config.fixed_init
     arch = {
-        "name": "trm@TRMModel" if trm else "eqr@EqRModel", "short_name": "EqR",
+        "name": "trm@TRMModel" if trm else "eqr@EqRModel",
+        "short_name": "EqR",
         "loss": {"name": "losses@ACTLossHead", "loss_type": "stablemax_cross_entropy"},
-        "halt_exploration_prob": 0.1, "halt_max_steps": 16, "H_cycles": config.H_cycles, "L_cycles": config.L_cycles,
-        "H_layers": 0, "L_layers": config.L_layers, "hidden_size": config.hidden_size, "num_heads": config.num_heads,
-        "expansion": 4, "pos_encodings": config.pos_encodings, "board_height": None, "board_width": None,
-        "forward_dtype": "bfloat16", "mlp_t": config.mlp_t,
-    }  # fmt: skip
+        "halt_exploration_prob": 0.1,
+        "halt_max_steps": 16,
+        "H_cycles": config.H_cycles,
+        "L_cycles": config.L_cycles,
+        "H_layers": 0,
+        "L_layers": config.L_layers,
+        "hidden_size": config.hidden_size,
+        "num_heads": config.num_heads,
+        "expansion": 4,
+        "pos_encodings": config.pos_encodings,
+        "board_height": None,
+        "board_width": None,
+        "forward_dtype": "bfloat16",
+        "mlp_t": config.mlp_t,
+    }
     return arch | (
         {"no_ACT_continue": True}
         if trm
@@ -110,23 +121,34 @@ def official(
             del ema[name]  # buffers are not averaged
     moments = {i: {"exp_avg": torch.zeros_like(t), "exp_avg_sq": t.square()} for i, t in enumerate(model.values())}
     optimizer = {
-        "state": moments, "param_groups": [{"lr": 1e-4, "betas": (0.9, 0.95), "params": [*moments]}],
-    }  # fmt: skip
+        "state": moments,
+        "param_groups": [{"lr": 1e-4, "betas": (0.9, 0.95), "params": [*moments]}],
+    }
     state = torch.zeros(3, config.seq_len, config.hidden_size, dtype=torch.bfloat16)
     kept = ModelCarry(
-        LatentCarry(state, state.clone()), torch.ones(3, dtype=torch.int32), torch.ones(3, dtype=torch.bool),
-        {"inputs": torch.ones(3, config.seq_len)}, 7,
-    )  # fmt: skip
+        LatentCarry(state, state.clone()),
+        torch.ones(3, dtype=torch.int32),
+        torch.ones(3, dtype=torch.bool),
+        {"inputs": torch.ones(3, config.seq_len)},
+        7,
+    )
     generator = np.random.default_rng(0)
     return {
-        "step": 50000, "total_steps": 50000, "model": prefixed(model, prefix), "optimizers": [optimizer],
-        "optimizer_lrs": [1e-4], "carry": kept if carry else None,
-        "rng": {"torch": torch.random.get_rng_state(), "cuda": None}, "numpy": np.random.get_state(),
-        "python": random.getstate(), "iteration": 3, "wandb_run_id": None,
+        "step": 50000,
+        "total_steps": 50000,
+        "model": prefixed(model, prefix),
+        "optimizers": [optimizer],
+        "optimizer_lrs": [1e-4],
+        "carry": kept if carry else None,
+        "rng": {"torch": torch.random.get_rng_state(), "cuda": None},
+        "numpy": np.random.get_state(),
+        "python": random.getstate(),
+        "iteration": 3,
+        "wandb_run_id": None,
         "train_dataset": {"train_state": {"rng": generator, "rng_state": generator.bit_generator.state}},
         "config": {"arch": arch_of(config), "lr": np.float64(1e-4), "global_batch_size": 768, "ema": True},
         "ema": {"mu": 0.999, "shadow": prefixed(ema, prefix)},
-    } | changes  # fmt: skip
+    } | changes
 
 
 def saved(tmp_path: Path, content: Any, name: str = "eqr.pth", **options: Any) -> Path:
@@ -169,9 +191,18 @@ class TestOfficialLayout:
         assert_same_bits(again.state_dict(), loaded.state_dict())
 
     @pytest.mark.parametrize(
-        "prefix", ["", "model.", "_orig_mod.", "module.", "model.inner.", "_orig_mod.model.inner.",
-                   "model._orig_mod.inner.", "module._orig_mod.model._orig_mod.inner._orig_mod."],
-    )  # fmt: skip
+        "prefix",
+        [
+            "",
+            "model.",
+            "_orig_mod.",
+            "module.",
+            "model.inner.",
+            "_orig_mod.model.inner.",
+            "model._orig_mod.inner.",
+            "module._orig_mod.model._orig_mod.inner._orig_mod.",
+        ],
+    )
     def test_any_prefix(self, prefix, tmp_path, training_code):
         assert_same_bits(load_checkpoint(saved(tmp_path, official(MLP, prefix))).state_dict, weights(MLP, 1))
 
@@ -492,9 +523,18 @@ class TestHostileFiles:
 
 
 CARD = ModelCard(
-    MLP, data={"puzzles": 1000, "source": "own"}, steps=12, accuracies={"depth 16": {"easy": 0.5}}, tol=0.0123,
-    noise_scale=0.005, window=4, licence="Apache-2.0", commit="abc", notes="ümlaut", extra={"later": [1, {"x": None}]},
-)  # fmt: skip
+    MLP,
+    data={"puzzles": 1000, "source": "own"},
+    steps=12,
+    accuracies={"depth 16": {"easy": 0.5}},
+    tol=0.0123,
+    noise_scale=0.005,
+    window=4,
+    licence="Apache-2.0",
+    commit="abc",
+    notes="ümlaut",
+    extra={"later": [1, {"x": None}]},
+)
 
 
 class TestSaving:

@@ -74,13 +74,37 @@ def data(tmp_path_factory) -> Path:
 def test_solve_tells_what_became_of_each_puzzle_as_json(model):
     report = told("solve", "-", "--model", model, "--depth", 32, input=f"{SOLUTION},{SOLUTION}\n{PUZZLE}\n")
     assert set(report) == {
-        "command", "model", "task", "settings", "backend", "backend_reason", "puzzles", "errors", "by_depth", "summary",
-    }  # fmt: skip
+        "command",
+        "model",
+        "task",
+        "settings",
+        "backend",
+        "backend_reason",
+        "puzzles",
+        "errors",
+        "by_depth",
+        "summary",
+    }
     filled, puzzle = report["puzzles"]
     assert set(filled) == {
-        "number", "line", "source", "rating", "puzzle", "prediction", "answer", "valid", "correct", "status", "steps",
-        "residual", "score", "q_halt", "restart", "converged", "nfe",
-    }  # fmt: skip
+        "number",
+        "line",
+        "source",
+        "rating",
+        "puzzle",
+        "prediction",
+        "answer",
+        "valid",
+        "correct",
+        "status",
+        "steps",
+        "residual",
+        "score",
+        "q_halt",
+        "restart",
+        "converged",
+        "nfe",
+    }
     assert filled["valid"] and filled["correct"] and filled["converged"] and filled["status"] == "converged"
     assert filled["prediction"] == filled["answer"] == SOLUTION and filled["rating"] is None
     assert 1 < filled["steps"] == filled["nfe"] < 32 and filled["residual"] <= 0.02
@@ -300,14 +324,19 @@ def test_eval_measures_accuracy_by_depth_source_and_rating(model, data):
     assert report["depths"] == [1, 12] and report["puzzles"] == 8
     first, last = report["accuracy"]
     assert first["correct"] < 8 and last == {
-        "correct": 8, "total": 8, "share": 1.0, "wilson95": [pytest.approx(0.6755924), 1.0],
-    }  # fmt: skip
+        "correct": 8,
+        "total": 8,
+        "share": 1.0,
+        "wilson95": [pytest.approx(0.6755924), 1.0],
+    }
     assert {k: v[1]["correct"] for k, v in report["by_source"].items()} == {"generated_easy": 4, "generated_medium": 4}
     assert {k: v[1]["total"] for k, v in report["by_rating"].items()} == {"0": 2, "1-9": 2, "10-29": 4}
     halted = told("solve", data, "--model", model, "--reveal", 81, "--depth", 12)["summary"]
     assert report["under_tolerance"] == {
-        "tol": 0.02, "mean_steps": halted["mean_steps"], "converged": halted["converged"] / 8,
-    }  # fmt: skip
+        "tol": 0.02,
+        "mean_steps": halted["mean_steps"],
+        "converged": halted["converged"] / 8,
+    }
     text = eqr("eval", data, "--model", model, "--reveal", 81, "--depths", "1,12").stdout
     for expected in ("all 8 puzzles", "by source", "by rating", "generated_easy", "67.6-100.0", "mean steps"):
         assert expected in text
@@ -399,9 +428,17 @@ def test_eval_draws_a_table_for_each_rule(model, data):
     arguments = ["eval", data, "--model", model, "--reveal", 81, "--depths", "1,12"]
     text = eqr(*arguments, "--breadths", "1,2", "--select", "residual,any").stdout
     for expected in (
-        "selected by residual", "any trajectory right (an oracle)", "breadth 2", "by source, breadth 2, residual",
-        "AUROC", "modes of 2 restarts at depth 12", "no correct", "competing", "narrow", "8 (100.0 %)",
-    ):  # fmt: skip
+        "selected by residual",
+        "any trajectory right (an oracle)",
+        "breadth 2",
+        "by source, breadth 2, residual",
+        "AUROC",
+        "modes of 2 restarts at depth 12",
+        "no correct",
+        "competing",
+        "narrow",
+        "8 (100.0 %)",
+    ):
         assert " ".join(expected.split()) in " ".join(text.split()), expected
     assert "modes of" not in eqr(*arguments).stdout  # one restart shows none
 
@@ -421,8 +458,9 @@ def test_eval_takes_a_fixed_subset(model, data):
     report = told("eval", data, "--model", model, "--depths", 1, "--subset", 4)
     assert report["puzzles"] == 4 and report["subset"] == {"puzzles": 4, "of": 8, "seed": 20260605}
     assert {name: row[0]["total"] for name, row in report["by_source"].items()} == {
-        "generated_easy": 2, "generated_medium": 2,
-    }  # fmt: skip
+        "generated_easy": 2,
+        "generated_medium": 2,
+    }
     lines = [row["line"] for row in report["diagnosis"]["per_puzzle"]]
     other = told("eval", data, "--depths", 1, "--subset", 4, "--seed", 3, "--reveal", 50)
     assert lines == [row["line"] for row in other["diagnosis"]["per_puzzle"]] == sorted(lines)
@@ -590,9 +628,16 @@ def test_train_resumes_to_the_same_result(data, tmp_path):
     reports = [json.loads(line) for line in lines]
     assert [r["step"] for r in reports] == [2, 4, 6]
     assert set(reports[0]) == {
-        "step", "loss", "exact", "steps", "residual", "samples_per_second", "lr", "operations_per_second",
+        "step",
+        "loss",
+        "exact",
+        "steps",
+        "residual",
+        "samples_per_second",
+        "lr",
+        "operations_per_second",
         "share_of_gemm",
-    }  # fmt: skip
+    }
     eqr(*train, "--out", parts, "--steps", 3)
     # The settings are the run's own unless they are given again.
     text = eqr("train", "--resume", "--no-compile", "--data", data, "--out", parts, "--steps", 6).stdout
@@ -862,9 +907,22 @@ def test_train_makes_a_maze_model(tmp_path):
     eqr("generate", "maze", "-n", 4, "--size", 7, "--answers", "--format", "csv", "-o", file)
     sets = ["--set", "seq_len=49", "--set", "hidden_size=16", "--set", "num_heads=2", "--set", "H_cycles=1"]
     eqr(
-        "train", "--no-compile", "--preset", "maze", *sets, "--data", file, "--out", tmp_path / "run",
-        "--batch-size", 2, "--steps", 1, "--minutes", 1,
-    )  # fmt: skip
+        "train",
+        "--no-compile",
+        "--preset",
+        "maze",
+        *sets,
+        "--data",
+        file,
+        "--out",
+        tmp_path / "run",
+        "--batch-size",
+        2,
+        "--steps",
+        1,
+        "--minutes",
+        1,
+    )
     assert load_checkpoint(tmp_path / "run").config.seq_len == 49
     told("solve", file, "--model", tmp_path / "run", "--halt", "none", "--depth", 2)
 

@@ -25,8 +25,21 @@ pytestmark = pytest.mark.skipif(not BUILT, reason=WHY_NOT_BUILT)
 
 ISAS = ops.cpu_isas() if BUILT else []
 TOL = 0.02
-FIELDS = ("preds", "logits", "q_halt", "residual", "score", "steps", "restart", "nfe", "all_steps", "all_residual",
-          "all_score", "all_q_halt", "all_status")  # fmt: skip
+FIELDS = (
+    "preds",
+    "logits",
+    "q_halt",
+    "residual",
+    "score",
+    "steps",
+    "restart",
+    "nfe",
+    "all_steps",
+    "all_residual",
+    "all_score",
+    "all_q_halt",
+    "all_status",
+)
 
 
 def solve(model: EquilibriumReasoner, tokens: Tensor, **options: Any) -> SolveResult:
@@ -367,8 +380,18 @@ def of_the_config(model: EquilibriumReasoner) -> None:
     model.config = EqRConfig.from_dict({**model.config.to_dict(), "lambda_": 0.5})
 
 
-CHANGES = [by_copy, by_one_bit, by_numpy, in_place, by_optimizer, by_loading, by_assigning, by_swapping_rows,
-           of_a_start_state, of_the_config]  # fmt: skip
+CHANGES = [
+    by_copy,
+    by_one_bit,
+    by_numpy,
+    in_place,
+    by_optimizer,
+    by_loading,
+    by_assigning,
+    by_swapping_rows,
+    of_a_start_state,
+    of_the_config,
+]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=[c.__name__ for c in CHANGES])
@@ -494,9 +517,13 @@ def test_cancelling_keeps_what_there_is(contractive, puzzles, threads, restore):
     checkpoints, deep = (1, 7, 20), 2**24 - 1
     full = solve(contractive, puzzles, depth=20, halt="none", checkpoints=checkpoints)
     result = solve(
-        contractive, puzzles, depth=deep, halt="none", checkpoints=(*checkpoints, deep),
+        contractive,
+        puzzles,
+        depth=deep,
+        halt="none",
+        checkpoints=(*checkpoints, deep),
         progress=lambda finished, of, spent: spent < 100,
-    )  # fmt: skip
+    )
     assert (result.all_status == Status.CANCELLED).all() and result.nfe.sum() >= 100
     started = result.all_steps > 0
     assert 0 < started.sum() <= threads and (result.preds[~started[:, 0]] == 0).all()

@@ -247,11 +247,28 @@ def op_arguments(model: EquilibriumReasoner, tokens: Tensor, **changes: Any) -> 
     about, limits = operator_of(model), cuda._limits(tokens.device)
     chosen = cuda.plan(about, limits, **cuda._run(cuda.regime(), 1 << 20))
     control = torch.zeros(3, dtype=torch.int64, pin_memory=True)
-    return dict(
-        packed=PackArguments.of(model).pack("bf16", chosen["kernel"]), tokens=tokens, control=control, **about,
-        ids=torch.arange(len(tokens), device=DEVICE), seed=3, breadth=2, depth=7, halt="residual", tol=TOL, patience=1,
-        select="residual", window=3, noise_scale=0.001, checkpoints=(2, 5), slots=1 << 20, trace=False,
-    ) | changes  # fmt: skip
+    return (
+        dict(
+            packed=PackArguments.of(model).pack("bf16", chosen["kernel"]),
+            tokens=tokens,
+            control=control,
+            **about,
+            ids=torch.arange(len(tokens), device=DEVICE),
+            seed=3,
+            breadth=2,
+            depth=7,
+            halt="residual",
+            tol=TOL,
+            patience=1,
+            select="residual",
+            window=3,
+            noise_scale=0.001,
+            checkpoints=(2, 5),
+            slots=1 << 20,
+            trace=False,
+        )
+        | changes
+    )
 
 
 @torch.no_grad()

@@ -56,10 +56,16 @@ def notes(monkeypatch) -> list[str]:
         return contextlib.nullcontext()
 
     fakes = dict(
-        Stream=Stream, CUDAGraph=Graph, stream=on, device=lambda device: contextlib.nullcontext(),
-        current_stream=lambda: Stream("caller"), graph_pool_handle=lambda: "pool", current_device=lambda: 0,
-        default_generators=(Generator(),), is_current_stream_capturing=lambda: "capturing" in notes,
-    )  # fmt: skip
+        Stream=Stream,
+        CUDAGraph=Graph,
+        stream=on,
+        device=lambda device: contextlib.nullcontext(),
+        current_stream=lambda: Stream("caller"),
+        graph_pool_handle=lambda: "pool",
+        current_device=lambda: 0,
+        default_generators=(Generator(),),
+        is_current_stream_capturing=lambda: "capturing" in notes,
+    )
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(torch, "Generator", Generator)

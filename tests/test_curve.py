@@ -214,8 +214,11 @@ def test_puzzles_of_our_own_where_no_file_is_named(tmp_path):
     _, told = curve(tmp_path / "c", "--limit", 6)
     assert told["puzzles"]["file"] is None
     assert told["puzzles"]["groups"] == {
-        "generated_easy": 2, "generated_medium": 2, "generated_hard": 1, "generated_extreme": 1,
-    }  # fmt: skip
+        "generated_easy": 2,
+        "generated_medium": 2,
+        "generated_hard": 1,
+        "generated_extreme": 1,
+    }
 
 
 @pytest.mark.parametrize(

@@ -130,11 +130,19 @@ def test_each_kind_is_known():
     even = 0.0155 * (1 + 0.01 * rng.normal(size=64))
     swing = np.where(STEP % 2 == 0, 0.2, 0.1)
     cases = [
-        ("settled", even, one), ("decaying", 0.97**STEP, many), ("growing", 0.1 * 1.03**STEP, many),
-        ("cycling", np.full(64, 0.3), two), ("cycling", swing, one), ("wandering", swing, many),
-        ("steady", even, one), ("wandering", even, many), ("wandering", wander, many), ("wandering", wander, one),
-        ("diverged", np.where(STEP < 9, 0.5, NAN), one), ("diverged", np.where(STEP < 64, 0.5, INF), one),
-    ]  # fmt: skip
+        ("settled", even, one),
+        ("decaying", 0.97**STEP, many),
+        ("growing", 0.1 * 1.03**STEP, many),
+        ("cycling", np.full(64, 0.3), two),
+        ("cycling", swing, one),
+        ("wandering", swing, many),
+        ("steady", even, one),
+        ("wandering", even, many),
+        ("wandering", wander, many),
+        ("wandering", wander, one),
+        ("diverged", np.where(STEP < 9, 0.5, NAN), one),
+        ("diverged", np.where(STEP < 64, 0.5, INF), one),
+    ]
     settled = [i == 0 for i in range(len(cases))]
     diverged = [i == 10 for i in range(len(cases))]
     kinds, periods = ev.trajectory_kinds(
@@ -210,15 +218,27 @@ def planted(n: int = 100, b: int = 8, depth: int = 64, **changes: object) -> ev.
     even = ev.Paired(n, 0, 0)
     nothing = ev.Quartiles(0, NAN, NAN, NAN)
     start = ev.Scaling(
-        puzzles=n, labelled=n, restarts=b, depths=ev.doubling_depths(depth),
+        puzzles=n,
+        labelled=n,
+        restarts=b,
+        depths=ev.doubling_depths(depth),
         convergence=ev.Convergence(
             n * b, n * b, 0, 0, (5.0, 9.0), nothing, ev.Quartiles(n * b, 0.015, 0.015, 0.015), NAN, 0.0141, 0, 0, n
         ),
-        trends=(), kinds={kind: dict(right=0, wrong=0, unlabelled=0) for kind in ev.KINDS}, periods={},
-        correct={}, by_depth=even, by_breadth=even, by_rule=dict(vote=even, q=even, any=even), oracle=even,
-        agreement=ev.agreement(np.zeros((n, b), np.uint64), yes, yes, no), modes=ev.diagnose(yes, yes),
-        coupling=ev.Coupling(depth, n * b, n * b, 0, NAN, NAN, NAN, NAN), settled_lost=NAN, mixed=(n, 0),
-    )  # fmt: skip
+        trends=(),
+        kinds={kind: dict(right=0, wrong=0, unlabelled=0) for kind in ev.KINDS},
+        periods={},
+        correct={},
+        by_depth=even,
+        by_breadth=even,
+        by_rule=dict(vote=even, q=even, any=even),
+        oracle=even,
+        agreement=ev.agreement(np.zeros((n, b), np.uint64), yes, yes, no),
+        modes=ev.diagnose(yes, yes),
+        coupling=ev.Coupling(depth, n * b, n * b, 0, NAN, NAN, NAN, NAN),
+        settled_lost=NAN,
+        mixed=(n, 0),
+    )
     start.kinds["settled"]["right"] = n * b
     return dataclasses.replace(start, **changes)
 
@@ -437,10 +457,31 @@ def test_diagnose_as_json(data, tmp_path):
     options = ["--depth", 16, "--breadth", 3, "--seed", 7, "-o", file]
     report = told("diagnose", data, *options)
     assert set(report) == {
-        "command", "model", "task", "settings", "card", "backend", "backend_reason", "puzzles", "subset", "convergence",
-        "residual_by_depth", "kinds", "accuracy", "depth_gain", "breadth_gain", "rule_gain", "oracle_gain", "agreement",
-        "modes", "coupling", "findings", "seconds", "reproduce", "errors",
-    }  # fmt: skip
+        "command",
+        "model",
+        "task",
+        "settings",
+        "card",
+        "backend",
+        "backend_reason",
+        "puzzles",
+        "subset",
+        "convergence",
+        "residual_by_depth",
+        "kinds",
+        "accuracy",
+        "depth_gain",
+        "breadth_gain",
+        "rule_gain",
+        "oracle_gain",
+        "agreement",
+        "modes",
+        "coupling",
+        "findings",
+        "seconds",
+        "reproduce",
+        "errors",
+    }
     assert json.loads(file.read_text()) == report
     assert report["settings"]["tol"] == load_checkpoint(MODEL).card.tol
     assert report["settings"]["tol_from"] == "the model's card"

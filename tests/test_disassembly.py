@@ -59,8 +59,10 @@ def tiles() -> dict[tuple[str, str, int, int, str], list[str]]:
     library = __import__("eqr_kernels._C", fromlist=["_C"]).__file__
     text = subprocess.run(
         ["objdump", "-d", "-C", "--no-show-raw-insn", "-w", library],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     found = {}
     for function in text.split("\n\n"):
         lines = function.splitlines()

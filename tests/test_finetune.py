@@ -67,9 +67,11 @@ def official(path: Path, config: EqRConfig) -> tuple[Path, dict[str, torch.Tenso
     shadow = {name: value for name, value in averaged.items() if not name.endswith("_init")}
     model = weights(config, 0) | {name: value for name, value in averaged.items() if name.endswith("_init")}
     content = {
-        "model": {prefix + name: value for name, value in model.items()}, "config": {"arch": arch}, "step": 777,
+        "model": {prefix + name: value for name, value in model.items()},
+        "config": {"arch": arch},
+        "step": 777,
         "ema": {"mu": 0.999, "shadow": {prefix + name: value for name, value in shadow.items()}},
-    }  # fmt: skip
+    }
     torch.save(content, path)
     return path, averaged
 
@@ -97,9 +99,13 @@ def test_weights_and_averages_start_at_the_checkpoint(kind, data, tmp_path):
     assert same(saved.state_dict, expected) and saved.config == EQR and saved.card.steps == 1
     file = path / "model.safetensors" if kind == "folder" else path
     init = {
-        "source": str(path), "sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "steps": 777,
-        "data": "" if kind == "pth" else "other puzzles", "config": "the checkpoint", "changed": {},
-    }  # fmt: skip
+        "source": str(path),
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "steps": 777,
+        "data": "" if kind == "pth" else "other puzzles",
+        "config": "the checkpoint",
+        "changed": {},
+    }
     training = saved.card.extra["training"]
     assert training["init"] == init
     assert training["lr"] == 0 and training["curriculum"] == "" and training["total_steps"] == 1
@@ -109,9 +115,7 @@ def test_weights_and_averages_start_at_the_checkpoint(kind, data, tmp_path):
 
 def test_moments_start_at_zero(data, tmp_path):
     path, before = made(tmp_path, "folder", EQR)
-    fine_tune(
-        data, tmp_path / "run", "--init", path, "--steps", 1, "--lr", 1e-3, "--weight-decay", 0, "--ema-rate", 0
-    )  # fmt: skip
+    fine_tune(data, tmp_path / "run", "--init", path, "--steps", 1, "--lr", 1e-3, "--weight-decay", 0, "--ema-rate", 0)
     after = load_checkpoint(tmp_path / "run").state_dict
     # From zero, m = 0.1 g and sqrt(v / 0.05) = |g|, so a weight with a gradient moves by lr / 0.1 * atan(0.1).
     moves = torch.cat([(after[name] - before[name]).flatten() for name in before]).abs()
@@ -150,8 +154,9 @@ def test_set_keeps_or_adds_parts_of_trm(data, tmp_path):
     assert kept.config == TRM and same(kept.state_dict, expected)
     fine_tune(data, tmp_path / "ni", "--init", path, *NO_CHANGE, *keep[:2], "--set", "L_cycles=3")
     noisy = load_checkpoint(tmp_path / "ni")
-    assert noisy.config == EqRConfig.from_dict({**EQR.to_dict(), "fixed_init": True, "lambda_": 0.95,
-                                                "noise_scale": 0.01, "L_cycles": 3})  # fmt: skip
+    assert noisy.config == EqRConfig.from_dict(
+        {**EQR.to_dict(), "fixed_init": True, "lambda_": 0.95, "noise_scale": 0.01, "L_cycles": 3}
+    )
     assert torch.equal(noisy.state_dict["H_init"], expected["H_init"])
 
 
@@ -254,20 +259,32 @@ def trm_with(**tensors: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 OTHERS = {
-    "hrm": (hrm(), r"H_level of 4 layers, L_level of 4 layers, puzzle embeddings \(puzzle_emb.weights \[1, 16\]\): an "
-            r"HRM.*iterates one network.*use a checkpoint of EqR"),
+    "hrm": (
+        hrm(),
+        r"H_level of 4 layers, L_level of 4 layers, puzzle embeddings \(puzzle_emb.weights \[1, 16\]\): an "
+        r"HRM.*iterates one network.*use a checkpoint of EqR",
+    ),
     "trm with puzzle embeddings": (
         trm_with(puzzle_emb__weights=torch.zeros(1, 16)),
-        r"has puzzle embeddings \(puzzle_emb.weights \[1, 16\]\).*puzzle's tokens alone.*puzzle_emb_ndim=0"),
+        r"has puzzle embeddings \(puzzle_emb.weights \[1, 16\]\).*puzzle's tokens alone.*puzzle_emb_ndim=0",
+    ),
     "trm with learned positions": (
-        trm_with(embed_pos__embedding_weight=torch.zeros(81, 16)), "has position embeddings.*supported are rope"),
+        trm_with(embed_pos__embedding_weight=torch.zeros(81, 16)),
+        "has position embeddings.*supported are rope",
+    ),
     "trm with one latent state": (
-        {name: value for name, value in weights(TRM).items() if name != "H_init"}, "start states for L_init.*has two"),
+        {name: value for name, value in weights(TRM).items() if name != "H_init"},
+        "start states for L_init.*has two",
+    ),
     "trm with seven latent states": (
-        trm_with(L1_init=torch.zeros(16), L2_init=torch.zeros(16)), "for H_init, L1_init, L2_init, L_init, a TRM with"),
+        trm_with(L1_init=torch.zeros(16), L2_init=torch.zeros(16)),
+        "for H_init, L1_init, L2_init, L_init, a TRM with",
+    ),
     "q head of another shape": (
-        trm_with(q_head__weight=torch.zeros(3, 16)), r"another shape: q_head.weight \[3, 16\] instead of \[2, 16\]"),
-}  # fmt: skip
+        trm_with(q_head__weight=torch.zeros(3, 16)),
+        r"another shape: q_head.weight \[3, 16\] instead of \[2, 16\]",
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", OTHERS)

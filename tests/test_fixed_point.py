@@ -41,11 +41,18 @@ def weights(mixer: str = "mlp_t", fixed_start: bool = False, precision: str = "f
     blocks = [0.1 * draw(*shape) for shape in (*mixers, (2 * K, D), (D, K))]
     angles = torch.arange(S)[:, None] * torch.tensor([1.0, 0.1, 0.01, 0.001]).repeat(2)  # two heads of eight features
     return dict(
-        embedding=draw(V, D), lm_head=draw(V, D), q_weight=draw(2, D), q_bias=torch.zeros(2), blocks=blocks,
-        rope_cos=angles.cos() if attention else None, rope_sin=angles.sin() if attention else None,
-        H_start=draw(D) if fixed_start else None, L_start=draw(D) if fixed_start else None,
-        **{name: value for name, value in operator(mixer).items() if name != "fixed_start"}, precision=precision,
-    )  # fmt: skip
+        embedding=draw(V, D),
+        lm_head=draw(V, D),
+        q_weight=draw(2, D),
+        q_bias=torch.zeros(2),
+        blocks=blocks,
+        rope_cos=angles.cos() if attention else None,
+        rope_sin=angles.sin() if attention else None,
+        H_start=draw(D) if fixed_start else None,
+        L_start=draw(D) if fixed_start else None,
+        **{name: value for name, value in operator(mixer).items() if name != "fixed_start"},
+        precision=precision,
+    )
 
 
 def operator(mixer: str = "mlp_t", fixed_start: bool = False) -> dict[str, Any]:
@@ -59,10 +66,23 @@ def problem(n: int = 4, **changes: Any) -> dict[str, Any]:
     """Arguments of `fixed_point` after `packed`, in the op's order; no trajectory of it settles."""
     g = torch.Generator().manual_seed(1)
     arguments: dict[str, Any] = dict(
-        tokens=torch.randint(0, V, (n, S), generator=g), ids=torch.arange(n) - 2**62,
-        control=torch.zeros(3, dtype=torch.int64), **operator(), seed=2**32 - 1, breadth=3, depth=6, halt="none",
-        tol=0.01, patience=1, select="residual", window=3, noise_scale=0.01, checkpoints=(2, 5), slots=64, trace=True,
-    )  # fmt: skip
+        tokens=torch.randint(0, V, (n, S), generator=g),
+        ids=torch.arange(n) - 2**62,
+        control=torch.zeros(3, dtype=torch.int64),
+        **operator(),
+        seed=2**32 - 1,
+        breadth=3,
+        depth=6,
+        halt="none",
+        tol=0.01,
+        patience=1,
+        select="residual",
+        window=3,
+        noise_scale=0.01,
+        checkpoints=(2, 5),
+        slots=64,
+        trace=True,
+    )
     return {**arguments, **changes}
 
 
@@ -348,8 +368,20 @@ def test_fingerprint_tells_contents_shapes_and_dtypes_apart() -> None:
         seen.add(found)
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float64,
-                                   torch.complex64, torch.float8_e4m3fn, torch.uint16])  # fmt: skip
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.bool,
+        torch.uint8,
+        torch.int64,
+        torch.float16,
+        torch.bfloat16,
+        torch.float64,
+        torch.complex64,
+        torch.float8_e4m3fn,
+        torch.uint16,
+    ],
+)
 def test_fingerprint_takes_any_dtype(dtype: torch.dtype) -> None:
     x = torch.ones(3, 2).to(dtype)
     y = x.clone()

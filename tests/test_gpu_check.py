@@ -33,9 +33,13 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this is about a m
 def check(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "benchmarks.gpu_check", *(str(a) for a in arguments)]
     return subprocess.Popen(
-        command, cwd=REPOSITORY, env={**os.environ, **environment}, text=True, stdout=subprocess.PIPE,
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, **environment},
+        text=True,
+        stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    )
 
 
 def assert_nothing_among_the_results() -> None:
@@ -199,8 +203,19 @@ def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_launch_tells_what_ran():
-    done = launch("--backend", "reference", "--device", "cpu", "--preset", "sudoku-small", "--trajectories", "2",
-                  "--depth", "3", "--no-warm-up")  # fmt: skip
+    done = launch(
+        "--backend",
+        "reference",
+        "--device",
+        "cpu",
+        "--preset",
+        "sudoku-small",
+        "--trajectories",
+        "2",
+        "--depth",
+        "3",
+        "--no-warm-up",
+    )
     assert done.returncode == 0, done.stderr
     assert "ran: backend='reference'" in done.stdout and "outer steps: 6\n" in done.stdout
     total = workload.operations(EqRConfig.sudoku_small()).total * 6

@@ -24,10 +24,12 @@ def problem(cfg, n=3):
     eps = None
     if cfg.noise_scale:
         shape = (cfg.seq_len, cfg.hidden_size)
-        eps = torch.stack([
-            noise.normal(torch.tensor(rng), noise.FIRST_UPDATE + i, shape, torch.float32)
-            for i in range(cfg.updates_per_step)
-        ])  # fmt: skip
+        eps = torch.stack(
+            [
+                noise.normal(torch.tensor(rng), noise.FIRST_UPDATE + i, shape, torch.float32)
+                for i in range(cfg.updates_per_step)
+            ]
+        )
     z_H, z_L = (torch.from_numpy(np.asarray(z)).float() for z in start)
     return model, tokens, z_H, z_L, eps, want
 

@@ -58,9 +58,10 @@ ODD = {
     "attention, more keys than a chunk": make_config(
         seq_len=270, hidden_size=36, num_heads=2, H_cycles=1, L_cycles=1, mlp_t=False, pos_encodings="rope"
     ),
-    "attention rope2d, heads of 20": make_config(**ROPE2D, seq_len=35, board_height=5, board_width=7, hidden_size=40,
-                                                 num_heads=2),
-}  # fmt: skip
+    "attention rope2d, heads of 20": make_config(
+        **ROPE2D, seq_len=35, board_height=5, board_width=7, hidden_size=40, num_heads=2
+    ),
+}
 ALL = {**CONFIGS, **ODD}
 
 

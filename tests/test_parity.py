@@ -32,9 +32,16 @@ def one_thread():
 
 def make_config(**changes) -> EqRConfig:
     small = dict(
-        seq_len=16, vocab_size=11, hidden_size=64, num_heads=4, H_cycles=2, L_cycles=3, L_layers=1,
-        mlp_t=True, noise_scale=0.01,
-    )  # fmt: skip
+        seq_len=16,
+        vocab_size=11,
+        hidden_size=64,
+        num_heads=4,
+        H_cycles=2,
+        L_cycles=3,
+        L_layers=1,
+        mlp_t=True,
+        noise_scale=0.01,
+    )
     return EqRConfig(**{**small, **changes})
 
 

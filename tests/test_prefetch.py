@@ -261,8 +261,20 @@ class Waits(AssertionError):
 class NeverWait(TorchDispatchMode):
     """Refuses what makes the host wait for a GPU; keeps the copies between devices."""
 
-    WAITING = ("_local_scalar_dense", "item", "nonzero", "nonzero_numpy", "masked_select", "unique_dim", "_unique2",
-               "unique_consecutive", "bincount", "equal", "is_nonzero", "repeat_interleave")  # fmt: skip
+    WAITING = (
+        "_local_scalar_dense",
+        "item",
+        "nonzero",
+        "nonzero_numpy",
+        "masked_select",
+        "unique_dim",
+        "_unique2",
+        "unique_consecutive",
+        "bincount",
+        "equal",
+        "is_nonzero",
+        "repeat_interleave",
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -312,9 +324,13 @@ def test_a_training_step_never_waits(changes, dtype):
 def test_the_guard_sees_what_waits():
     x, mask = torch.zeros(3), torch.tensor([True, False, True])
     for wait in (
-        lambda: x.sum().item(), lambda: bool(x[0]), lambda: x[mask], lambda: mask.nonzero(),
-        lambda: x.masked_select(mask), lambda: x.index_put_((mask,), torch.zeros(2)),
-    ):  # fmt: skip
+        lambda: x.sum().item(),
+        lambda: bool(x[0]),
+        lambda: x[mask],
+        lambda: mask.nonzero(),
+        lambda: x.masked_select(mask),
+        lambda: x.index_put_((mask,), torch.zeros(2)),
+    ):
         with pytest.raises(Waits), NeverWait():
             wait()
 

@@ -257,9 +257,13 @@ def test_fp32_against_itself_moves_nothing(shipped: EquilibriumReasoner, easy) -
     assert found["baseline"]["accuracy"]["correct"] == 4
     assert same["settled"]["count"] == 8 and same["settled_right"]["count"] == 8
     for name in (
-        "changed_basin",  "settled_elsewhere", "settled_in_baseline_only", "settled_here_only",
-        "right_to_wrong", "wrong_to_right",
-    ):  # fmt: skip
+        "changed_basin",
+        "settled_elsewhere",
+        "settled_in_baseline_only",
+        "settled_here_only",
+        "right_to_wrong",
+        "wrong_to_right",
+    ):
         assert same[name]["count"] == 0 == same[name]["puzzles"], name
     assert (same["paired"]["gained"], same["paired"]["lost"], same["paired"]["mcnemar_p"]) == (0, 0, 1)
     assert same["more_steps_to_settle"] == {"trajectories": 8, "mean": 0}
@@ -397,16 +401,30 @@ def test_puzzles_without_labels_raise(shipped: EquilibriumReasoner, easy) -> Non
 
 
 def row(
-    name: str, gained: int, lost: int, changed: int = 0, elsewhere: int = 0, *, gone: int = 0, of: int = 1000,
-    size: int = 100, simulated: bool = False, ms: float | None = None,
-) -> dict:  # fmt: skip
+    name: str,
+    gained: int,
+    lost: int,
+    changed: int = 0,
+    elsewhere: int = 0,
+    *,
+    gone: int = 0,
+    of: int = 1000,
+    size: int = 100,
+    simulated: bool = False,
+    ms: float | None = None,
+) -> dict:
     n = 1000
     return {
-        "name": name, "simulated": simulated, "weight_bytes": size, "ms_per_step": ms,
-        "times_as_fast": None if ms is None else 2 / ms, "changed_basin": counted(changed, n),
-        "settled_elsewhere": counted(elsewhere, of), "displacement": {"from_fixed_point": {"lost": counted(gone, 32)}},
+        "name": name,
+        "simulated": simulated,
+        "weight_bytes": size,
+        "ms_per_step": ms,
+        "times_as_fast": None if ms is None else 2 / ms,
+        "changed_basin": counted(changed, n),
+        "settled_elsewhere": counted(elsewhere, of),
+        "displacement": {"from_fixed_point": {"lost": counted(gone, 32)}},
         "paired": {"difference": (gained - lost) / n, "tango95": list(tango_interval(gained, lost, n))},
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(
@@ -437,9 +455,11 @@ def verdicts(*rows: dict) -> list[dict]:
 
 def test_the_fewest_bytes_win_and_the_fastest_that_runs_is_named() -> None:
     rows = verdicts(
-        row("bf16", 0, 0, size=50, ms=2.0), row("int8", 1, 0, size=30, ms=1.0),
-        row("int4", 0, 0, 5, size=15, simulated=True), row("int2", 0, 90, 300, size=8, simulated=True),
-    )  # fmt: skip
+        row("bf16", 0, 0, size=50, ms=2.0),
+        row("int8", 1, 0, size=30, ms=1.0),
+        row("int4", 0, 0, 5, size=15, simulated=True),
+        row("int2", 0, 90, 300, size=8, simulated=True),
+    )
     told = recommend(100, rows, 1000)
     assert told.startswith("By memory int4: 0.15 of fp32's bytes, +0.0 points")
     assert "By time int8: 1 ms a step, 2.00 times as fast as bf16, +0.1 points" in told and "int2" not in told

@@ -43,10 +43,13 @@ def trained(monkeypatch) -> list[tuple[str, int]]:
                 costs = [steps, steps * 32, steps * 10, 1.5, clues, source, 9, LOSS[out.name]]
                 writer.writerow(dict(zip(COLUMNS, [*costs, SKILL[out.name], SKILL[out.name]], strict=True)))
         settings = {
-            "config": scan.CANDIDATES[out.name].config().to_dict(), "batch_size": int(option["--batch-size"]),
-            "lr": float(option["--lr"]), "weight_decay": float(option["--weight-decay"]),
-            "curriculum": option["--curriculum"], "cycles": option["--cycles"],
-        }  # fmt: skip
+            "config": scan.CANDIDATES[out.name].config().to_dict(),
+            "batch_size": int(option["--batch-size"]),
+            "lr": float(option["--lr"]),
+            "weight_decay": float(option["--weight-decay"]),
+            "curriculum": option["--curriculum"],
+            "cycles": option["--cycles"],
+        }
         manifest = {"format": FORMAT, "step": steps, "settings": settings}
         (out / "state-0").mkdir(exist_ok=True)
         (out / "state-0" / "manifest.json").write_text(json.dumps(manifest))

@@ -120,9 +120,15 @@ def test_info_describes_a_gpu_and_survives_one_that_cannot_be_used(monkeypatch):
     monkeypatch.setattr(EquilibriumReasoner, "to", refuse)
     report = told()
     assert report["gpus"] == [
-        {"device": "cuda:0", "name": "Card", "capability": "9.0", "multiprocessors": 132, "memory": 80 << 30,
-         "l2": 50 << 20}
-    ]  # fmt: skip
+        {
+            "device": "cuda:0",
+            "name": "Card",
+            "capability": "9.0",
+            "multiprocessors": 132,
+            "memory": 80 << 30,
+            "l2": 50 << 20,
+        }
+    ]
     assert report["auto"]["cuda:0"]["bf16"] == "torch cannot use cuda:0: CUDA error: no kernel image is available"
     assert report["backends"]["reference"]["available"] and report["backends"]["reference"]["device"] == "cpu"
     text = " ".join(CliRunner().invoke(app, ["info"]).stdout.replace("│", " ").split())

@@ -456,9 +456,15 @@ addEventListener("load", () => {
     text = re.sub(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>", "", (folder / "curve.html").read_text())
     (tmp_path / "probe.html").write_text(text.replace("</body>", probe))
     common = (
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-        f"--window-size={width},3000", "--virtual-time-budget=3000", "--enable-logging=stderr",
-    )  # fmt: skip
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--window-size={width},3000",
+        "--virtual-time-budget=3000",
+        "--enable-logging=stderr",
+    )
 
     def browse(*arguments: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run([*common, *arguments], capture_output=True, text=True, timeout=300)
@@ -468,8 +474,11 @@ addEventListener("load", () => {
 
     browse(f"--screenshot={tmp_path / 'page.png'}", (folder / "curve.html").as_uri())
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
-    body = next(attrs for tag, attrs in Page(browse("--dump-dom", (tmp_path / "probe.html").as_uri()).stdout).elements
-                if tag == "body")  # fmt: skip
+    body = next(
+        attrs
+        for tag, attrs in Page(browse("--dump-dom", (tmp_path / "probe.html").as_uri()).stdout).elements
+        if tag == "body"
+    )
     seen = json.loads(body["data-probe"] or "")
     assert seen["images"] == [True] * len(STEMS)
     # Wide tables scroll within themselves; the page does not.

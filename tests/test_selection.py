@@ -22,7 +22,7 @@ CASES = [
     pytest.param("abcd", [D, D, D, D], [NAN, 2, 1, NAN], [NAN] * 4, [1, 2, 3, 4], "222-", id="all diverged"),
     pytest.param("abcd", [X, X, M, D], [0, 0, 9, 0], [9, 9, -9, 9], [0, 0, 16, 1], "2222", id="cancelled"),
     pytest.param("abcd", [C, C, C, C], [NAN, 2, 1, 1], [0, 0, 0, 0], [3, 3, 2, 2], "222-", id="nan score"),
-]  # fmt: skip
+]
 
 
 def by_rule(winners: str) -> list[tuple[str, int]]:

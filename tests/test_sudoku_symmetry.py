@@ -24,9 +24,12 @@ def rectangles(grid: np.ndarray) -> list[list[int]]:
     cells = grid.reshape(9, 9)
     return [
         [9 * r + a, 9 * r + b, 9 * s + a, 9 * s + b]
-        for r in range(9) for s in range(r + 1, 9) for a in range(9) for b in range(a + 1, 9)
+        for r in range(9)
+        for s in range(r + 1, 9)
+        for a in range(9)
+        for b in range(a + 1, 9)
         if (r // 3 == s // 3) != (a // 3 == b // 3) and cells[r, a] == cells[s, b] and cells[r, b] == cells[s, a]
-    ]  # fmt: skip
+    ]
 
 
 def walk(n: int, seed: int) -> np.ndarray:
@@ -51,8 +54,9 @@ def slow_form(grid: np.ndarray) -> tuple[str, int]:
     text = decode(grid)
     orders = [
         [3 * s + c for s, lines in zip(stacks, inner, strict=True) for c in lines]
-        for stacks in permutations(range(3)) for inner in product(permutations(range(3)), repeat=3)
-    ]  # fmt: skip
+        for stacks in permutations(range(3))
+        for inner in product(permutations(range(3)), repeat=3)
+    ]
     images = []
     for lines in ([text[9 * r : 9 * r + 9] for r in range(9)], [text[c::9] for c in range(9)]):
         for order in orders:
@@ -92,8 +96,13 @@ def test_form_and_invariant_are_those_of_every_image(seed: int) -> None:
 
 def test_transposition_and_each_kind_of_permutation_alone() -> None:
     cells = np.arange(81).reshape(9, 9)
-    swaps = [cells.T, cells[[1, 0, *range(2, 9)]], cells[[3, 4, 5, 0, 1, 2, 6, 7, 8]], cells[:, [*range(7), 8, 7]],
-             cells[:, [6, 7, 8, 3, 4, 5, 0, 1, 2]]]  # fmt: skip
+    swaps = [
+        cells.T,
+        cells[[1, 0, *range(2, 9)]],
+        cells[[3, 4, 5, 0, 1, 2, 6, 7, 8]],
+        cells[:, [*range(7), 8, 7]],
+        cells[:, [6, 7, 8, 3, 4, 5, 0, 1, 2]],
+    ]
     grid = encode(ANSWER)
     images = np.array([grid[swap.reshape(-1)] for swap in swaps] + [grid % 9 + 2])
     assert (canonical_form(images) == canonical_form(grid[None])).all()

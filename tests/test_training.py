@@ -527,8 +527,9 @@ def test_a_mixer_without_a_fused_kernel_trains_in_pytorch_and_says_so():
     torch.manual_seed(0)
     config = tiny_config(mlp_t=False, pos_encodings="none", num_heads=1)
     stream = PuzzleStream(toy_puzzles(), keep, seed=0)
-    trainer = Trainer(EquilibriumReasoner(config), stream, TrainConfig(batch_size=4, forward_dtype="bfloat16",
-                                                                       compile=False))  # fmt: skip
+    trainer = Trainer(
+        EquilibriumReasoner(config), stream, TrainConfig(batch_size=4, forward_dtype="bfloat16", compile=False)
+    )
     assert "PyTorch: " in trainer.kernel and trainer.fused_step is None
     trainer.train_step()
 

@@ -270,9 +270,7 @@ def test_a_resumed_run_may_be_told_to_decay_and_equals_one_that_was_told_before(
     decay = ["--decay-from", 6, "--steps", 12, "--lr-min-ratio", 0.1]
     eqr(*train, "--out", whole, *decay)
     eqr(*train, "--out", parts, "--steps", 6)
-    text = eqr(
-        "train", "--no-compile", "--resume", "--data", data, "--out", parts, "--no-calibrate", *decay
-    ).stdout
+    text = eqr("train", "--no-compile", "--resume", "--data", data, "--out", parts, "--no-calibrate", *decay).stdout
     assert "lr 1.00e-04" in text.splitlines()[-1] and state_of(whole) == state_of(parts)
 
 
@@ -282,9 +280,12 @@ def test_schedules_of_the_steps_to_come_may_be_given_anew(data, tmp_path):
     eqr(*train, "--steps", 4, "--cycles", "0:1x1x4,9:1x2x4", "--curriculum", "0:40-60,3:30-50,8:20-40")
     resume = ["train", "--no-compile", "--data", data, "--no-calibrate", "--out", out, "--resume", "--steps", 6]
     for changed in (
-        ["--cycles", "0:1x1x4,3:1x2x4"], ["--cycles", "0:1x2x4"], ["--curriculum", "0:40-60,2:30-50"],
-        ["--curriculum", ""], ["--curriculum", "0:40-60,4:30-50"],
-    ):  # fmt: skip
+        ["--cycles", "0:1x1x4,3:1x2x4"],
+        ["--cycles", "0:1x2x4"],
+        ["--curriculum", "0:40-60,2:30-50"],
+        ["--curriculum", ""],
+        ["--curriculum", "0:40-60,4:30-50"],
+    ):
         assert f"{changed[0]} (was" in eqr(*resume, *changed, code=2).stderr
     eqr(*resume, "--cycles", "0:1x1x4,4:1x3x4", "--curriculum", "0:40-60,3:30-50,8:20-40,20:17-30")
     assert settings_of(out)["cycles"] == "0:1x1x4,4:1x3x4" and load_checkpoint(out).card.config.L_cycles == 3

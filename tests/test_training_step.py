@@ -137,8 +137,9 @@ def test_states_are_those_of_inference(isa):  # noqa: F811
     state = model.initial_state(2, seed=5, ids=rng[:, 2])
     tensors[7:9] = state.z_H, state.z_L
     got = training_step(*tensors, **options)
-    run = model.solve(tensors[5], depth=1, halt="none", seed=5, ids=rng[:, 2], precision="bf16", backend="cpu",
-                      noise_scale=0.02)  # fmt: skip
+    run = model.solve(
+        tensors[5], depth=1, halt="none", seed=5, ids=rng[:, 2], precision="bf16", backend="cpu", noise_scale=0.02
+    )
     assert torch.allclose(got.residual, run.residual, rtol=2e-3)
     assert torch.allclose(got.q_halt, run.q_halt, atol=2e-2)
     assert (got.z_H.bfloat16() @ model.lm_head.weight.bfloat16().T).argmax(-1).eq(run.preds).float().mean() > 0.97
@@ -228,8 +229,9 @@ def test_attention_is_refused():
     model, _ = build(cfg)
     parameters = [p.detach() for p in weights_of(model)]
     with pytest.raises(ValueError, match="token mixing by a SwiGLU only"):
-        training_step(*parameters[:4], parameters[4:], *tensors[5:],
-                      **(options | dict(sizes=operator_of(model)["sizes"])))  # fmt: skip
+        training_step(
+            *parameters[:4], parameters[4:], *tensors[5:], **(options | dict(sizes=operator_of(model)["sizes"]))
+        )
 
 
 def moments(shapes, seed=0):
@@ -244,12 +246,15 @@ def moments(shapes, seed=0):
     return weights, gradients, means, [some(shape).square() for shape in shapes]
 
 
-@pytest.mark.parametrize("options", [
-    dict(lr=1e-3, betas=(0.9, 0.95), weight_decay=1.0, step=1),
-    dict(lr=0.5, betas=(0.9, 0.95), weight_decay=0.0, step=7),
-    dict(lr=0.0, betas=(0.9, 0.999), weight_decay=2.0, step=100_000),
-    dict(lr=1.0, betas=(0.0, 0.0), weight_decay=1.0, step=3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(lr=1e-3, betas=(0.9, 0.95), weight_decay=1.0, step=1),
+        dict(lr=0.5, betas=(0.9, 0.95), weight_decay=0.0, step=7),
+        dict(lr=0.0, betas=(0.9, 0.999), weight_decay=2.0, step=100_000),
+        dict(lr=1.0, betas=(0.0, 0.0), weight_decay=1.0, step=3),
+    ],
+)
 def test_an_update_is_that_of_the_formula(isa, options):  # noqa: F811
     weights, gradients, means, squares = before = moments([(3, 5), (1,), (0,), (2, 9001)])
     p, g, m, v = ([x.double() for x in tensors] for tensors in before)
@@ -293,8 +298,10 @@ def test_the_angle_is_accurate_at_every_ratio(isa):  # noqa: F811
 def test_fused_optimizer_is_the_optimizer():
     shapes = [(81, 256), (3,), (7, 5)]
     params = [[torch.nn.Parameter(w.clone()) for w in map(torch.ones, shapes)] for _ in range(2)]
-    both = [kind(p, lr=0.01, betas=(0.9, 0.95), weight_decay=0.3) for kind, p in
-            zip((AdamATan2, FusedAdamATan2), params, strict=True)]  # fmt: skip
+    both = [
+        kind(p, lr=0.01, betas=(0.9, 0.95), weight_decay=0.3)
+        for kind, p in zip((AdamATan2, FusedAdamATan2), params, strict=True)
+    ]
     for seed, present in enumerate(((0, 1, 2), (0, 2), (0, 1))):
         for these in params:
             rng = torch.Generator().manual_seed(seed)
@@ -332,15 +339,18 @@ def test_opcheck_of_an_update():
     torch.library.opcheck(torch.ops.eqr_kernels.adam_atan2_.default, (*moments([(3, 5), (4,)]), 0.1, 0.9, 0.95, 1.0, 1))
 
 
-@pytest.mark.parametrize(("number", "change", "options", "match"), [
-    (0, lambda t: [t[0].double()], {}, r"weights\[0\] must be a contiguous float32 tensor"),
-    (1, lambda t: [t[0].T], {}, r"gradients\[0\] must be a contiguous float32 tensor \[3, 5\]"),
-    (2, lambda t: [], {}, "must be as many tensors as weights, 1"),
-    (3, lambda t: [t[0][:2]], {}, r"squares\[0\] must be"),
-    (0, lambda t: t, dict(lr=-1.0), "lr and weight_decay must be finite"),
-    (0, lambda t: t, dict(betas=(0.9, 1.0)), r"must be in \[0, 1\)"),
-    (0, lambda t: t, dict(step=0), "step must be at least 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("number", "change", "options", "match"),
+    [
+        (0, lambda t: [t[0].double()], {}, r"weights\[0\] must be a contiguous float32 tensor"),
+        (1, lambda t: [t[0].T], {}, r"gradients\[0\] must be a contiguous float32 tensor \[3, 5\]"),
+        (2, lambda t: [], {}, "must be as many tensors as weights, 1"),
+        (3, lambda t: [t[0][:2]], {}, r"squares\[0\] must be"),
+        (0, lambda t: t, dict(lr=-1.0), "lr and weight_decay must be finite"),
+        (0, lambda t: t, dict(betas=(0.9, 1.0)), r"must be in \[0, 1\)"),
+        (0, lambda t: t, dict(step=0), "step must be at least 1"),
+    ],
+)
 def test_wrong_arguments_of_an_update_are_named(number, change, options, match):
     tensors = list(moments([(3, 5)]))
     tensors[number] = change(tensors[number])

@@ -18,8 +18,21 @@ pytest_plugins = ["triton_interpreter"]
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: pip install triton")
 
 TOL = 0.1
-FIELDS = ("preds", "logits", "q_halt", "residual", "score", "steps", "restart", "nfe", "all_steps", "all_residual",
-          "all_score", "all_q_halt", "all_status")  # fmt: skip
+FIELDS = (
+    "preds",
+    "logits",
+    "q_halt",
+    "residual",
+    "score",
+    "steps",
+    "restart",
+    "nfe",
+    "all_steps",
+    "all_residual",
+    "all_score",
+    "all_q_halt",
+    "all_status",
+)
 
 
 def small_config(**changes: Any):
@@ -269,9 +282,14 @@ def test_progress_is_told_from_beginning_to_end(contractive, puzzles):
 def test_cancelling_keeps_what_there_is(contractive, puzzles):
     full = solve(contractive, puzzles, depth=3, halt="none", checkpoints=(1, 2))
     result = solve(
-        contractive, puzzles, depth=2**24 - 1, halt="none", checkpoints=(1, 2, 2**24 - 1), slots=1,
+        contractive,
+        puzzles,
+        depth=2**24 - 1,
+        halt="none",
+        checkpoints=(1, 2, 2**24 - 1),
+        slots=1,
         progress=lambda finished, of, spent: spent < 4,
-    )  # fmt: skip
+    )
     assert (result.all_status == Status.CANCELLED).all()
     steps = result.all_steps[:, 0].tolist()
     assert steps[0] >= 4 and steps[1:] == [0, 0, 0], "one slot: only the first had begun"
@@ -337,7 +355,14 @@ def test_any_strides_mode_and_inference_mode(contractive, puzzles):
 def test_small_tiles_decide_alike(contractive, puzzles, monkeypatch):
     want = contractive.solve(puzzles[:2], tol=0.17, depth=5, backend="reference", return_all=True, checkpoints=(2,))
     with_tiles(
-        monkeypatch, tokens=16, columns=16, hidden=128, inner=64, mix_units=128, row_tokens=16, row_features=16,
+        monkeypatch,
+        tokens=16,
+        columns=16,
+        hidden=128,
+        inner=64,
+        mix_units=128,
+        row_tokens=16,
+        row_features=16,
         one_pass=False,
-    )  # fmt: skip
+    )
     assert_agree(solve(contractive, puzzles[:2], tol=0.17, depth=5, return_all=True, checkpoints=(2,)), want)

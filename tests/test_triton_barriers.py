@@ -96,8 +96,16 @@ def test_no_thread_reads_what_another_may_not_have_written(monitor, monkeypatch,
     tokens = torch.randint(1, 7, (2, 6), generator=torch.Generator().manual_seed(1))
     # Two trajectories in one slot, a race that the second loses, and checkpoints.
     model.solve(
-        tokens[[0, 0, 1]], depth=3, halt="residual", tol=0.5, breadth=2, select="first", slots=1, backend="triton",
-        checkpoints=(1, 2, 3), trace=True,
-    )  # fmt: skip
+        tokens[[0, 0, 1]],
+        depth=3,
+        halt="residual",
+        tol=0.5,
+        breadth=2,
+        select="first",
+        slots=1,
+        backend="triton",
+        checkpoints=(1, 2, 3),
+        trace=True,
+    )
     assert not monitor.hazards, monitor.hazards
     assert monitor.barriers > 20

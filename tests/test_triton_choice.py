@@ -111,10 +111,15 @@ def test_triton_is_not_imported_before_it_is_used():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "config",
-    [EqRConfig.sudoku(), EqRConfig.maze(), EqRConfig(seq_len=1, hidden_size=1), EqRConfig(seq_len=300, hidden_size=65),
-     EqRConfig(seq_len=35, hidden_size=21, num_heads=7, mlp_t=False)],
+    [
+        EqRConfig.sudoku(),
+        EqRConfig.maze(),
+        EqRConfig(seq_len=1, hidden_size=1),
+        EqRConfig(seq_len=300, hidden_size=65),
+        EqRConfig(seq_len=35, hidden_size=21, num_heads=7, mlp_t=False),
+    ],
     ids=["sudoku", "maze", "smallest", "odd", "odd attention"],
-)  # fmt: skip
+)
 def test_tiles_divide_what_they_cut(config, dtype):
     plans = [*candidates(config, dtype), Plan.of(config, INTERPRETED)]
     assert len(set(plans)) == len(plans) >= 2

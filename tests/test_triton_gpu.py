@@ -25,8 +25,21 @@ pytestmark = [
 ]
 
 TOL = 0.02
-FIELDS = ("preds", "logits", "q_halt", "residual", "score", "steps", "restart", "nfe", "all_steps", "all_residual",
-          "all_score", "all_q_halt", "all_status")  # fmt: skip
+FIELDS = (
+    "preds",
+    "logits",
+    "q_halt",
+    "residual",
+    "score",
+    "steps",
+    "restart",
+    "nfe",
+    "all_steps",
+    "all_residual",
+    "all_score",
+    "all_q_halt",
+    "all_status",
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -268,9 +281,14 @@ def test_progress_is_told_while_it_runs(contractive, puzzles):
 def test_cancelling_keeps_what_there_is(contractive, puzzles):
     full = solve(contractive, puzzles, depth=20, halt="none", checkpoints=(1, 7))
     result = solve(
-        contractive, puzzles, depth=2**24 - 1, halt="none", checkpoints=(1, 7), slots=4,
+        contractive,
+        puzzles,
+        depth=2**24 - 1,
+        halt="none",
+        checkpoints=(1, 7),
+        slots=4,
         progress=lambda finished, of, spent: spent < 1000,
-    )  # fmt: skip
+    )
     assert (result.all_status == Status.CANCELLED).all() and result.nfe.sum() >= 1000
     started = result.all_steps[:, 0] > 0
     assert 0 < started.sum() <= 4 and (result.preds[~started] == 0).all()

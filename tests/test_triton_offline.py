@@ -106,10 +106,22 @@ def compile_here(preset: str, precision: str, index: int, architecture: int) -> 
 
     def kernel(**changes: Any) -> Any:
         problem: dict[str, Any] = dict(
-            tokens=torch.ones(3, model.config.seq_len, dtype=torch.int64), ids=torch.arange(3), seed=0, breadth=1,
-            depth=1, halt="none", tol=0.0, patience=1, window=1, noise_scale=0.0, select="residual", checkpoints=(),
-            slots=1, trace=False, dtype=dtype,
-        )  # fmt: skip
+            tokens=torch.ones(3, model.config.seq_len, dtype=torch.int64),
+            ids=torch.arange(3),
+            seed=0,
+            breadth=1,
+            depth=1,
+            halt="none",
+            tol=0.0,
+            patience=1,
+            window=1,
+            noise_scale=0.0,
+            select="residual",
+            checkpoints=(),
+            slots=1,
+            trace=False,
+            dtype=dtype,
+        )
         with torch.no_grad():
             asked = FixedPointProblem(**{**problem, **changes})
             values, _ = launch.arguments(model, asked, plan, torch.zeros(3, dtype=torch.int64), asked.slots)
@@ -119,9 +131,20 @@ def compile_here(preset: str, precision: str, index: int, architecture: int) -> 
     # Tokens that begin 8 bytes after a multiple of 16.
     tokens = torch.ones(17 * model.config.seq_len + 1, dtype=torch.int64)[1:].view(17, model.config.seq_len)
     second = kernel(
-        tokens=tokens, ids=torch.arange(18)[1:], seed=2**32 - 1, breadth=16, depth=2**24 - 1, halt="residual",
-        tol=0.5, patience=7, window=32, noise_scale=0.5, select="first", checkpoints=(16, 32), slots=4,
-    )  # fmt: skip
+        tokens=tokens,
+        ids=torch.arange(18)[1:],
+        seed=2**32 - 1,
+        breadth=16,
+        depth=2**24 - 1,
+        halt="residual",
+        tol=0.5,
+        patience=7,
+        window=32,
+        noise_scale=0.5,
+        select="first",
+        checkpoints=(16, 32),
+        slots=4,
+    )
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

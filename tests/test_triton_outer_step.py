@@ -95,8 +95,19 @@ def test_fp32_matches_the_oracle(cfg):
     assert max(relative(*pair) for pair in zip(got, want, strict=True)) < 2e-5
 
 
-SMALL_TILES = dict(tokens=16, columns=16, hidden=128, pairs=16, inner=64, mix_features=16, mix_units=128, queries=16,
-                   keys=16, row_tokens=16, row_features=32)  # fmt: skip
+SMALL_TILES = dict(
+    tokens=16,
+    columns=16,
+    hidden=128,
+    pairs=16,
+    inner=64,
+    mix_features=16,
+    mix_units=128,
+    queries=16,
+    keys=16,
+    row_tokens=16,
+    row_features=32,
+)
 
 
 @pytest.mark.parametrize(
@@ -191,9 +202,16 @@ def test_a_step_draws_the_noise_of_its_number():
     model, w = build_open(cfg)
     tokens, ids = make_tokens(cfg, 1), torch.tensor([2**62 + 1])
     result = model.solve(
-        tokens, depth=2, breadth=2, seed=2**32 - 1, ids=ids, halt="none", noise_scale=0.5, backend="triton",
+        tokens,
+        depth=2,
+        breadth=2,
+        seed=2**32 - 1,
+        ids=ids,
+        halt="none",
+        noise_scale=0.5,
+        backend="triton",
         checkpoints=(1, 2),
-    )  # fmt: skip
+    )
     for restart in range(2):
         row = (2**32 - 1, restart, 2**62 + 1)
         z = old = oracle.start(cfg, [(*row, 0)])

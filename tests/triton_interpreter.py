@@ -63,9 +63,13 @@ class _Child:
         environment = {**os.environ, "TRITON_INTERPRET": "1", _REPORTS: str(write)}
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *nodeids]
         self._process = subprocess.Popen(
-            command, cwd=config.rootpath, env=environment, stdout=self._output, stderr=subprocess.STDOUT,
+            command,
+            cwd=config.rootpath,
+            env=environment,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
             pass_fds=[write],
-        )  # fmt: skip
+        )
         os.close(write)
         self._lines: TextIO = os.fdopen(read)
 

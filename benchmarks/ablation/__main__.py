@@ -42,16 +42,23 @@ def _counts(text: str) -> tuple[int, ...]:
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     common, measured = TrainingSettings(), EvaluationSettings()
     parser = argparse.ArgumentParser(
-        "benchmarks.ablation", formatter_class=argparse.RawDescriptionHelpFormatter,
+        "benchmarks.ablation",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="From a feed-forward network to EqR, each row with the same training compute.",
         epilog="rows:\n" + "\n".join(f"  {name}: {row.title}: {row.about}" for name, row in ROWS.items()),
-    )  # fmt: skip
+    )
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--minutes", type=float, help="budget: what the last row does in this time, as measured here")
     budget.add_argument("--petaflop", type=float, help="budget: this many 10^15 operations a row")
     parser.add_argument("--rows", nargs="+", default=_MAIN, metavar="ROW", help="as in eqr or feed-forward:layers=8")
-    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="FIELD=VALUE",
-                        help="of the EqRConfig; default: the preset sudoku-small")  # fmt: skip
+    parser.add_argument(
+        "--set",
+        dest="changes",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="of the EqRConfig; default: the preset sudoku-small",
+    )
     parser.add_argument("--layers", type=int, default=common.layers, help="block applications of a single pass")
     parser.add_argument("--batch", type=int, default=common.batch_size)
     parser.add_argument("--micro-batch", type=int, default=common.micro_batch, help="of it, in memory in a stack")
@@ -68,8 +75,12 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--passes", type=_counts, default=measured.passes, help="depths of the row tied")
     parser.add_argument("--breadth", type=int, default=measured.breadth)
     parser.add_argument("--precision", default=measured.precision, help="of solve: auto, fp32, bf16")
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "sudoku",
-                        help="folder of train.csv.gz and dev.csv.gz")  # fmt: skip
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=ROOT.parent / "shared" / "data" / "sudoku",
+        help="folder of train.csv.gz and dev.csv.gz",
+    )
     parser.add_argument("--runs", type=Path, help="folder of the trained rows; default: runs/ablation")
     parser.add_argument("--results", type=Path, help="folder of <device>/ablation.json; default: benchmarks/results")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes and a few steps; measures nothing")
@@ -107,15 +118,30 @@ def plan_of(options: argparse.Namespace) -> Plan:
         if not file.is_file():
             raise FileNotFoundError(f"{file} is not there; name the folder of train.csv.gz and dev.csv.gz in --data")
     train = TrainingSettings(
-        config=EqRConfig.sudoku_small(**fields), budget=(options.petaflop or 0) * 1e15, data_sha256=sha256(files[0]),
-        layers=options.layers, batch_size=options.batch, micro_batch=options.micro_batch, lr=options.lr,
-        lr_min_ratio=options.lr_min_ratio, weight_decay=options.weight_decay, curriculum=options.curriculum,
-        forward_dtype=options.dtype, compile=options.compile, seed=options.seed,
-    )  # fmt: skip
+        config=EqRConfig.sudoku_small(**fields),
+        budget=(options.petaflop or 0) * 1e15,
+        data_sha256=sha256(files[0]),
+        layers=options.layers,
+        batch_size=options.batch,
+        micro_batch=options.micro_batch,
+        lr=options.lr,
+        lr_min_ratio=options.lr_min_ratio,
+        weight_decay=options.weight_decay,
+        curriculum=options.curriculum,
+        forward_dtype=options.dtype,
+        compile=options.compile,
+        seed=options.seed,
+    )
     measured = EvaluationSettings(
-        data_sha256=sha256(files[1]), puzzles=options.puzzles, clues=options.clues, depths=options.depths,
-        passes=options.passes, breadth=options.breadth, precision=options.precision, seed=options.seed,
-    )  # fmt: skip
+        data_sha256=sha256(files[1]),
+        puzzles=options.puzzles,
+        clues=options.clues,
+        depths=options.depths,
+        passes=options.passes,
+        breadth=options.breadth,
+        precision=options.precision,
+        seed=options.seed,
+    )
     if options.dry_run:
         config = dataclasses.replace(train.config, **_TINY_CONFIG)
         train = dataclasses.replace(train, config=config, **_TINY)

@@ -88,9 +88,12 @@ def _mean(values: Floats) -> float | None:
 
 
 def measure(
-    model: BlockStack | EquilibriumReasoner, inputs: Tokens, labels: Tokens, depths: tuple[int, ...],
+    model: BlockStack | EquilibriumReasoner,
+    inputs: Tokens,
+    labels: Tokens,
+    depths: tuple[int, ...],
     settings: EvaluationSettings,
-) -> Measured:  # fmt: skip
+) -> Measured:
     """One level of one row: inputs, labels [N, S]."""
     tokens = torch.from_numpy(inputs.astype(np.int64))
     if isinstance(model, BlockStack):
@@ -98,9 +101,14 @@ def measure(
     # From the same start without noise all trajectories are one.
     breadth = 1 if model.config.fixed_init and not model.config.noise_scale else settings.breadth
     result = model.solve(
-        tokens, depth=depths[-1], breadth=breadth, halt="none", checkpoints=depths, seed=settings.seed,
+        tokens,
+        depth=depths[-1],
+        breadth=breadth,
+        halt="none",
+        checkpoints=depths,
+        seed=settings.seed,
         precision=settings.precision,
-    )  # fmt: skip
+    )
     exact = {1: np.stack([exact_match(result.at[d].all_preds[:, 0].cpu().numpy(), labels) for d in depths], 1)}
     if breadth > 1:
         exact[breadth] = np.stack([exact_match(result.at[d].preds.cpu().numpy(), labels) for d in depths], 1)

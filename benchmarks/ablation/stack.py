@@ -132,9 +132,14 @@ class StackTrainer:
         rate = self._count * self.config.batch_size / seconds
         self._clear()
         return Progress(
-            self.step, loss / count, exact / max(1.0, left), float(self.segments), change / count, rate,
+            self.step,
+            loss / count,
+            exact / max(1.0, left),
+            float(self.segments),
+            change / count,
+            rate,
             self.optimizer.param_groups[0]["lr"],
-        )  # fmt: skip
+        )
 
 
 def residual(z: Tensor, before: Tensor) -> Tensor:

@@ -24,16 +24,35 @@ def markdown(report: Report) -> str:
 
 
 def _training(rows: list[Report]) -> str:
-    titles = ["", "parameters", "blocks", "layers a step", "with gradient", "steps", "puzzles", "TFLOP", "minutes",
-              "last loss"]  # fmt: skip
+    titles = [
+        "",
+        "parameters",
+        "blocks",
+        "layers a step",
+        "with gradient",
+        "steps",
+        "puzzles",
+        "TFLOP",
+        "minutes",
+        "last loss",
+    ]
     lines = []
     for row in rows:
         t = row["training"]
         lines.append(
-            [t["title"], f"{t['parameters'] / 1e6:.2f} M", str(t["blocks"]), str(t["applications"]),
-             str(t["applications"] - t["without_gradient"]), f"{t['steps']:,}", f"{t['puzzles_drawn']:,}",
-             f"{t['operations'] / 1e12:.3g}", f"{t['seconds'] / 60:.1f}", f"{t['loss']:.3f}"]
-        )  # fmt: skip
+            [
+                t["title"],
+                f"{t['parameters'] / 1e6:.2f} M",
+                str(t["blocks"]),
+                str(t["applications"]),
+                str(t["applications"] - t["without_gradient"]),
+                f"{t['steps']:,}",
+                f"{t['puzzles_drawn']:,}",
+                f"{t['operations'] / 1e12:.3g}",
+                f"{t['seconds'] / 60:.1f}",
+                f"{t['loss']:.3f}",
+            ]
+        )
     return _grid(titles, lines)
 
 

@@ -50,9 +50,16 @@ def run(command: Sequence[str], limit: float, on_line: Callable[[str], object], 
     start = time.monotonic()
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            list(command), cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1", **environment}, text=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, errors="replace", start_new_session=True,
-        )  # fmt: skip
+            list(command),
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            errors="replace",
+            start_new_session=True,
+        )
         lines: queue.Queue[str | None] = queue.Queue()
 
         def read() -> None:

@@ -226,9 +226,15 @@ def memory(check: Check, stage: dict[str, Any]) -> None:
 
 # Seconds of each; one that needs less leaves the rest to those after it. Together they are below nine minutes.
 STAGES: tuple[tuple[Stage, float], ...] = (
-    (environment, 20), (build, 100), (tests, 80), (sanitizer, 50), (gemm, 15), (outer_step, 190), (early_exit, 35),
+    (environment, 20),
+    (build, 100),
+    (tests, 80),
+    (sanitizer, 50),
+    (gemm, 15),
+    (outer_step, 190),
+    (early_exit, 35),
     (memory, 30),
-)  # fmt: skip
+)
 
 
 def default_puzzles() -> Path:

@@ -34,8 +34,18 @@ from ..peers.contenders import Solving, Stepping, check, elapsed
 from ..peers.workload import PRESETS, Unavailable, Workload, operations
 
 Rows = Iterator[dict[str, Any]]
-NEEDED = ("setuptools", "pybind11", "cmake", "ninja", "typer", "rich", "safetensors", "pytest", "pytest_benchmark",
-          "hypothesis")  # fmt: skip
+NEEDED = (
+    "setuptools",
+    "pybind11",
+    "cmake",
+    "ninja",
+    "typer",
+    "rich",
+    "safetensors",
+    "pytest",
+    "pytest_benchmark",
+    "hypothesis",
+)
 TOOLS = ("nvcc", "compute-sanitizer", "ncu", "nsys", "c++")
 
 
@@ -170,11 +180,18 @@ def early_exit(names: list[str], device: str, puzzles: str, count: int, depth: i
         agree = (early.preds == full.preds).all(1)[settled]
         median = {halt: statistics.median(times) for halt, times in seconds.items()}
         row: dict[str, Any] = {
-            "backend": name, "puzzles": len(tokens), "depth": depth, "early_s": median["residual"],
-            "full_s": median["none"], "times_as_fast": median["none"] / median["residual"],
-            "steps": float(early.steps.double().mean()), "settled": int(early.converged.sum()),
-            "both_settled": int(settled.sum()), "agree": int(agree.sum()), "reason": early.backend_reason,
-        }  # fmt: skip
+            "backend": name,
+            "puzzles": len(tokens),
+            "depth": depth,
+            "early_s": median["residual"],
+            "full_s": median["none"],
+            "times_as_fast": median["none"] / median["residual"],
+            "steps": float(early.steps.double().mean()),
+            "settled": int(early.converged.sum()),
+            "both_settled": int(settled.sum()),
+            "agree": int(agree.sum()),
+            "reason": early.backend_reason,
+        }
         pairs = {"full depth": (int((~agree).sum()), len(agree))}
         if first is None:
             first = name, early.preds, early.converged

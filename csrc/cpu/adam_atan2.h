@@ -13,7 +13,7 @@ struct AdamATan2 {
   float beta1, beta2, rest1, rest2;  // rest: 1 - beta
 };
 
-#define EQR_OPTIMIZER_KERNELS                                                                              \
+#define EQR_OPTIMIZER_KERNELS \
   void adam_atan2(const AdamATan2&, int64_t count, float* weights, const float* gradients, float* means, \
                   float* squares);
 EQR_FOR_EACH_ISA(EQR_OPTIMIZER_KERNELS)

@@ -23,7 +23,8 @@ struct DampedUpdate {
 
 // Work items [begin, end) of the n * blocks items; item i is block i % blocks of row i / blocks. T: float or uint16_t.
 #define EQR_DAMPED_UPDATE_KERNELS \
-  template <class T> void damped_update(const DampedUpdate& a, int64_t begin, int64_t end);
+  template <class T> \
+  void damped_update(const DampedUpdate& a, int64_t begin, int64_t end);
 EQR_FOR_EACH_ISA(EQR_DAMPED_UPDATE_KERNELS)
 #undef EQR_DAMPED_UPDATE_KERNELS
 

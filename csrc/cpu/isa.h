@@ -28,10 +28,18 @@ void set_isa(const std::string& name);
 // (EQR_FOR_EACH_ISA inside eqr::cpu); EQR_DISPATCH calls the one in use, EQR_DISPATCH_TO that of a given one.
 #ifdef EQR_X86
 #define EQR_FOR_EACH_ISA(declarations) \
-  namespace portable { declarations } \
-  namespace avx2 { declarations } \
-  namespace avx512 { declarations } \
-  namespace avx512_bf16 { declarations }
+  namespace portable { \
+  declarations \
+  } \
+  namespace avx2 { \
+  declarations \
+  } \
+  namespace avx512 { \
+  declarations \
+  } \
+  namespace avx512_bf16 { \
+  declarations \
+  }
 #define EQR_DISPATCH_TO(isa, kernel, ...) \
   ((isa) == ::eqr::cpu::Isa::avx512_bf16 ? ::eqr::cpu::avx512_bf16::kernel(__VA_ARGS__) \
    : (isa) == ::eqr::cpu::Isa::avx512    ? ::eqr::cpu::avx512::kernel(__VA_ARGS__) \
@@ -39,7 +47,9 @@ void set_isa(const std::string& name);
                                          : ::eqr::cpu::portable::kernel(__VA_ARGS__))
 #else
 #define EQR_FOR_EACH_ISA(declarations) \
-  namespace portable { declarations }
+  namespace portable { \
+  declarations \
+  }
 #define EQR_DISPATCH_TO(isa, kernel, ...) ::eqr::cpu::portable::kernel(__VA_ARGS__)
 #endif
 #define EQR_DISPATCH(kernel, ...) EQR_DISPATCH_TO(::eqr::cpu::isa(), kernel, __VA_ARGS__)

@@ -57,11 +57,11 @@ void pack(const Shape&, Precision, Isa, const OperatorWeights&, Packed* out);
 // this build or machine lacks.
 Engine engine(const Packed* packed, int64_t bytes);
 
-#define EQR_OPERATOR_KERNELS                                            \
-  int64_t packed_bytes(const Shape&, Precision);                        \
-  void pack(const Shape&, Precision, const OperatorWeights&, Packed*);  \
-  int64_t workspace_bytes(const Packed*);                               \
-  void start(const Packed*, void*, const StepInput&, const Member&);    \
+#define EQR_OPERATOR_KERNELS \
+  int64_t packed_bytes(const Shape&, Precision); \
+  void pack(const Shape&, Precision, const OperatorWeights&, Packed*); \
+  int64_t workspace_bytes(const Packed*); \
+  void start(const Packed*, void*, const StepInput&, const Member&); \
   void outer_step(const Packed*, void*, const StepInput&, const Member&); \
   void recur(const Packed*, void*, const Recursions&);
 EQR_FOR_EACH_ISA(EQR_OPERATOR_KERNELS)

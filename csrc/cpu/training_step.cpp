@@ -15,8 +15,7 @@ TrainingScratch training_scratch(const Shape& shape, Isa isa) {
     throw std::invalid_argument("sizes are too large to train: a row's activations alone would take over 2**48 values");
   Packed weightless = {};
   weightless.shape = shape, weightless.precision = Precision::bf16, weightless.isa = isa;
-  return {EQR_DISPATCH_TO(isa, training_workspace_bytes, shape),
-          EQR_DISPATCH_TO(isa, workspace_bytes, &weightless)};
+  return {EQR_DISPATCH_TO(isa, training_workspace_bytes, shape), EQR_DISPATCH_TO(isa, workspace_bytes, &weightless)};
 }
 
 }  // namespace eqr::cpu

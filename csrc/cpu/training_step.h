@@ -10,12 +10,12 @@
 namespace eqr::cpu {
 
 struct TrainingRow {
-  const int64_t *tokens, *labels;    // [S], each in 0..V-1; a label of 0 is not scored
-  const int64_t* rng;                // [4]: seed, restart, id, outer steps done
-  const float *start_H, *start_L;    // [S, d], the states that the outer step began with
-  float *z_H, *z_L;                  // [S, d], in: as only the last latent recursion is left; out: after it
+  const int64_t *tokens, *labels;  // [S], each in 0..V-1; a label of 0 is not scored
+  const int64_t* rng;              // [4]: seed, restart, id, outer steps done
+  const float *start_H, *start_L;  // [S, d], the states that the outer step began with
+  float *z_H, *z_L;                // [S, d], in: as only the last latent recursion is left; out: after it
   float noise_scale;
-  float share;                       // of the batch's loss: 1 / rows
+  float share;  // of the batch's loss: 1 / rows
 };
 
 struct TrainingResult {
@@ -36,12 +36,12 @@ inline int64_t gradient_floats(const Shape& s) {
 //   training_pack       part `part` of 0..kTrainingParts * layers of the operands; they may be made side by side
 //   training_gradients  the workers' sum of the gradients of part `part`, likewise
 constexpr int64_t kTrainingParts = 4;  // of a layer; one more holds what is not a layer's
-#define EQR_TRAINING_KERNELS                                                                                     \
-  int64_t training_packed_bytes(const Shape&);                                                                   \
-  void training_pack(const Shape&, const OperatorWeights&, int64_t part, void* packed);                          \
-  int64_t training_workspace_bytes(const Shape&);                                                                \
-  void training_begin(const Shape&, void* workspace);                                                            \
-  TrainingResult training_row(const Shape&, const void* packed, void* workspace, const TrainingRow&);            \
+#define EQR_TRAINING_KERNELS \
+  int64_t training_packed_bytes(const Shape&); \
+  void training_pack(const Shape&, const OperatorWeights&, int64_t part, void* packed); \
+  int64_t training_workspace_bytes(const Shape&); \
+  void training_begin(const Shape&, void* workspace); \
+  TrainingResult training_row(const Shape&, const void* packed, void* workspace, const TrainingRow&); \
   void training_gradients(const Shape&, void* const* workspaces, int64_t workers, int64_t part, float* gradients);
 EQR_FOR_EACH_ISA(EQR_TRAINING_KERNELS)
 #undef EQR_TRAINING_KERNELS

@@ -89,7 +89,7 @@ void Trajectory::record() {
 }
 
 Ended Trajectory::ended() const {
-  return {puzzle(), restart(), status_, score(), q_halt_, steps_, p_.end.preds + number_ * p_.engine.tokens,
+  return {puzzle(),      restart(), status_, score(), q_halt_, steps_, p_.end.preds + number_ * p_.engine.tokens,
           logits_.data()};
 }
 

@@ -10,12 +10,9 @@ namespace eqr::cuda {
 template <int D, class Visit>
 EQR_DEVICE void for_each_quad(Visit visit) {
   EQR_UNROLL
-  for (int pair = 0; pair < Sizes<D>::kRows / 2; ++pair)
-    EQR_UNROLL
-    for (int tile = 0; tile < kTiles; ++tile)
-      EQR_UNROLL
-      for (int odd = 0; odd < 2; ++odd)
-        visit(pair, tile, odd);
+  for (int pair = 0; pair < Sizes<D>::kRows / 2; ++pair) EQR_UNROLL
+  for (int tile = 0; tile < kTiles; ++tile) EQR_UNROLL
+  for (int odd = 0; odd < 2; ++odd) visit(pair, tile, odd);
 }
 
 // One of them: rows g and g + 8 of the two tiles of 64 rows.
@@ -39,8 +36,8 @@ EQR_DEVICE void start_channel_mixer(const Lane& l, const Scratch<D>& s, Sums<D>&
   });
 }
 
-// silu(gate) * up of 8 hidden units (core `core`) at 8 tokens into the second product's operand. A fragment of the first
-// product has the gates in its rows 0-7 and the ups in the others.
+// silu(gate) * up of 8 hidden units (core `core`) at 8 tokens into the second product's operand. A fragment of the
+// first product has the gates in its rows 0-7 and the ups in the others.
 template <class Be, int kUnits>
 EQR_DEVICE void put_swiglu(char* hidden, const Lane& l, int tile, int core, const float (&c)[4]) {
   EQR_UNROLL
@@ -54,17 +51,16 @@ EQR_DEVICE void put_swiglu(char* hidden, const Lane& l, int tile, int core, cons
 template <class Be, int D, class Sync>
 EQR_DEVICE void finish_channel_mixer(const Lane& l, Scratch<D>& s, float eps, Sums<D>& y, Sync sync) {
   EQR_UNROLL
-  for (int tile = 0; tile < kTiles; ++tile)
+  for (int tile = 0; tile < kTiles; ++tile) EQR_UNROLL
+  for (int odd = 0; odd < 2; ++odd) {
+    float squares = 0;
     EQR_UNROLL
-    for (int odd = 0; odd < 2; ++odd) {
-      float squares = 0;
-      EQR_UNROLL
-      for (int i = 0; i < Sizes<D>::kRows; ++i)
-        squares += y.v[i][tile][odd] * y.v[i][tile][odd] + y.v[i][tile][2 + odd] * y.v[i][tile][2 + odd];
-      squares = sum_groups<Be>(squares);
-      if (l.group == 0) s.partial[l.warp][l.token(tile, odd)] = squares;
-      Be::keep_order();
-    }
+    for (int i = 0; i < Sizes<D>::kRows; ++i)
+      squares += y.v[i][tile][odd] * y.v[i][tile][odd] + y.v[i][tile][2 + odd] * y.v[i][tile][2 + odd];
+    squares = sum_groups<Be>(squares);
+    if (l.group == 0) s.partial[l.warp][l.token(tile, odd)] = squares;
+    Be::keep_order();
+  }
   sync();
   if (l.thread < kTokens) {
     float squares = 0;
@@ -73,17 +69,16 @@ EQR_DEVICE void finish_channel_mixer(const Lane& l, Scratch<D>& s, float eps, Su
   }
   sync();
   EQR_UNROLL
-  for (int tile = 0; tile < kTiles; ++tile)
+  for (int tile = 0; tile < kTiles; ++tile) EQR_UNROLL
+  for (int odd = 0; odd < 2; ++odd) {
+    const float scale = s.scale[l.token(tile, odd)];
     EQR_UNROLL
-    for (int odd = 0; odd < 2; ++odd) {
-      const float scale = s.scale[l.token(tile, odd)];
-      EQR_UNROLL
-      for (int i = 0; i < Sizes<D>::kRows; ++i) {
-        y.v[i][tile][odd] *= scale;
-        y.v[i][tile][2 + odd] *= scale;
-      }
-      if (odd) Be::keep_order();
+    for (int i = 0; i < Sizes<D>::kRows; ++i) {
+      y.v[i][tile][odd] *= scale;
+      y.v[i][tile][2 + odd] *= scale;
     }
+    if (odd) Be::keep_order();
+  }
 }
 
 // Of four features: `at` is their place in the operand.

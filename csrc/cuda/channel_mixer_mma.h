@@ -105,10 +105,9 @@ struct MmaMachine {
 
   EQR_DEVICE void put_hidden(const Lane& l, int half, int first, int count, const float (&h)[2][kWide][4]) const {
     EQR_UNROLL
-    for (int i = 0; i < 2; ++i)
-      EQR_UNROLL
-      for (int j = 0; j < kWide; ++j)
-        if (j < count) put_swiglu<Be, kUnits>(weights.shared.hidden, l, first + j, half * 2 + i, h[i][j]);
+    for (int i = 0; i < 2; ++i) EQR_UNROLL
+    for (int j = 0; j < kWide; ++j)
+      if (j < count) put_swiglu<Be, kUnits>(weights.shared.hidden, l, first + j, half * 2 + i, h[i][j]);
   }
 
   EQR_DEVICE void multiply_down(const Lane& l, const char* tile, int step, Sums<D>& y) const {
@@ -121,7 +120,8 @@ struct MmaMachine {
     EQR_UNROLL
     for (int j = 0; j < kTiles; j += 2) {
       uint32_t h[4];
-      load_two_tiles(l, weights.shared.hidden + operand_at<kUnits>(j, 0, step * 2, 0), j + 1 < kTiles ? kUnits / 8 : 0, h);
+      load_two_tiles(l, weights.shared.hidden + operand_at<kUnits>(j, 0, step * 2, 0), j + 1 < kTiles ? kUnits / 8 : 0,
+                     h);
       EQR_UNROLL
       for (int i = 0; i < Z::kRows; ++i) {
         Be::mma(y.v[i][j], a[i], h[0], h[1]);

@@ -95,8 +95,8 @@ struct WgmmaMachine {
   }
 
  private:
-  // The first product has one tile of 64 rows a chunk. Two warpgroups share its tokens: 48 each, of which 8 are in both,
-  // for more sums than these would not fit beside the second product's.
+  // The first product has one tile of 64 rows a chunk. Two warpgroups share its tokens: 48 each, of which 8 are in
+  // both, for more sums than these would not fit beside the second product's.
   static constexpr int kTileCores = 64 / 8 * 2;  // of 64 rows of the second product's weights
   static constexpr uint64_t kCore = 128 >> 4;    // in a descriptor
   static constexpr int kWide = Z::kGroups == 1 ? kTiles : 6;
@@ -192,8 +192,8 @@ struct ThroughputWgmma {
   }
 
  private:
-  // All CTAs of a cluster go through the weights together, so that one without a trajectory stays as long as another has
-  // one. Called by all of their threads.
+  // All CTAs of a cluster go through the weights together, so that one without a trajectory stays as long as another
+  // has one. Called by all of their threads.
   EQR_DEVICE bool go_on(bool leader) const {
     Scratch<D>& s = shared.scratch;
     if (leader) s.stay = uint32_t(s.control.live);

@@ -108,7 +108,8 @@ struct Device {
                  : "memory");
   }
   // c [16, 8] += a [16, 16] b [16, 8], bf16 into fp32. c: (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1);
-  // a: pairs along k at (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8); b0, b1: pairs along k at (2t, g), (2t + 8, g).
+  // a: pairs along k at (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8); b0, b1: pairs along k at (2t, g), (2t + 8,
+  // g).
   EQR_DEVICE static void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -196,8 +197,9 @@ struct Device {
   // the barrier at the same place.
   EQR_DEVICE static void copy_bulk(void* shared, const void* global, int bytes, uint64_t* barrier, uint32_t ranks) {
     asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;"
-        ::"r"(shared_address(shared)), "l"(global), "r"(bytes), "r"(shared_address(barrier)), "h"(uint16_t(ranks))
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], "
+        "%4;" ::"r"(shared_address(shared)),
+        "l"(global), "r"(bytes), "r"(shared_address(barrier)), "h"(uint16_t(ranks))
         : "memory");
   }
   // After ordinary stores to shared memory that `wgmma` reads next, in every thread that stored, before a barrier.
@@ -214,13 +216,12 @@ struct Device {
   }
   template <int n>
   EQR_DEVICE static void wgmma(float (&c)[n / 8][4], uint64_t a, uint64_t b);
-  // Before the first product into `c` and behind the wait for the last: the compiler knows nothing of a product under way
-  // and would move what it does with these registers.
+  // Before the first product into `c` and behind the wait for the last: the compiler knows nothing of a product under
+  // way and would move what it does with these registers.
   template <int n>
   EQR_DEVICE static void hold(float (&c)[n][4]) {
     EQR_UNROLL
-    for (int j = 0; j < n; ++j)
-      asm volatile("" : "+f"(c[j][0]), "+f"(c[j][1]), "+f"(c[j][2]), "+f"(c[j][3])::"memory");
+    for (int j = 0; j < n; ++j) asm volatile("" : "+f"(c[j][0]), "+f"(c[j][1]), "+f"(c[j][2]), "+f"(c[j][3])::"memory");
   }
 
   // Registers of each thread of the warpgroup, from here on.
@@ -251,7 +252,8 @@ template <>
 EQR_DEVICE void Device::wgmma<48>(float (&c)[6][4], uint64_t a, uint64_t b) {
   asm volatile(
       "wgmma.mma_async.sync.aligned.m64n48k16.f32.bf16.bf16 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23}, %24, %25, 1, 1, 1, 0, 0;"
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23}, %24, %25, 1, 1, 1, 0, "
+      "0;"
       : EQR_C4(0), EQR_C4(1), EQR_C4(2), EQR_C4(3), EQR_C4(4), EQR_C4(5)
       : "l"(a), "l"(b));
 }

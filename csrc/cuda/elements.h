@@ -17,7 +17,8 @@ struct Update {
   bool is_H, next_is_H;  // which state this update and the next one are of
   bool last;             // of the outer step
   bool measure;          // the last of its state
-  int from, other, old, to;  // buffers: what is damped, the other state's, what the residual compares with, the result's
+  int from, other, old,
+      to;  // buffers: what is damped, the other state's, what the residual compares with, the result's
 
   EQR_DEVICE static Update of(const Shape& s, int number, int64_t steps) {
     const int cycle = int(s.L_cycles) + 1, of_cycle = number % cycle, recursion = number / cycle;
@@ -25,8 +26,9 @@ struct Update {
     const int H = recursion == 0 ? before : now, L = number == 0 ? before : now;
     const bool is_H = of_cycle == s.L_cycles, next_is_H = of_cycle + 1 == s.L_cycles;
     const bool last_recursion = recursion + 1 == s.H_cycles;
-    return {is_H, next_is_H, is_H && last_recursion, last_recursion && (is_H || next_is_H),
-            is_H ? H : L, is_H ? L : H, before, now};
+    return {
+        is_H,   next_is_H, is_H && last_recursion, last_recursion && (is_H || next_is_H), is_H ? H : L, is_H ? L : H,
+        before, now};
   }
 };
 

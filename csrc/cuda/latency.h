@@ -2,8 +2,8 @@
 //
 // A CTA's warps share the sum of a product: each reads its part of the weights and of the states from the L2 cache
 // straight into fragments, once, and what they come to is added up in shared memory. Token mixing, with all that is
-// element by element, is done for 16 features at a time, always the same ones by a CTA; the channel mixer's products are
-// cut into pieces of 16 hidden units, and of 16 features for some of the tokens.
+// element by element, is done for 16 features at a time, always the same ones by a CTA; the channel mixer's products
+// are cut into pieces of 16 hidden units, and of 16 features for some of the tokens.
 #pragma once
 
 #include "latency_scratch.h"
@@ -101,7 +101,8 @@ struct Latency {
   // Calls visit(token, feature, index) for every four of a part's 16 features; a thread always has the same ones.
   template <class Visit>
   EQR_DEVICE static void for_each_quad(int part, Visit visit) {
-    for (int i = Be::thread(); i < kTokens * 4; i += kThreads) visit(i / 4, part * 16 + i % 4 * 4, part * kTokens * 4 + i);
+    for (int i = Be::thread(); i < kTokens * 4; i += kThreads)
+      visit(i / 4, part * 16 + i % 4 * 4, part * kTokens * 4 + i);
   }
 
   EQR_DEVICE void start() const {
@@ -206,8 +207,7 @@ struct Latency {
   // A fragment of 16 rows and 8 tokens, for `total`.
   EQR_DEVICE void put_partial(const Lane& l, int row, int token, const float (&c)[4]) const {
     EQR_UNROLL
-    for (int i = 0; i < 4; ++i)
-      shared.partial[l.warp][row + l.group + i / 2 * 8][token + l.place * 2 + i % 2] = c[i];
+    for (int i = 0; i < 4; ++i) shared.partial[l.warp][row + l.group + i / 2 * 8][token + l.place * 2 + i % 2] = c[i];
   }
 
   // The token mixer's half of a block for 16 features: the warps share the hidden units.
@@ -280,21 +280,22 @@ struct Latency {
       }
     }
     EQR_UNROLL
-    for (int i = 0; i < 2; ++i)
-      EQR_UNROLL
-      for (int tile = 0; tile < kTiles; ++tile) put_partial(l, i * 16, tile * 8, h[i][tile]);
+    for (int i = 0; i < 2; ++i) EQR_UNROLL
+    for (int tile = 0; tile < kTiles; ++tile) put_partial(l, i * 16, tile * 8, h[i][tile]);
     Be::sync();
     const int across = int(p.shape.hidden) / 8;
     for (int i = Be::thread(); i < 16 * kTokens; i += kThreads) {
       const int unit = i / kTokens, token = i % kTokens, gate = unit / 8 * 16 + unit % 8;
       const float value = swiglu<Be>(total(gate, token), total(gate + 8, token));
-      const auto at = w.hidden() + (int64_t{token / 8} * across + part * 2 + unit / 8) * 128 + token % 8 * 16 + unit % 8 * 2;
+      const auto at =
+          w.hidden() + (int64_t{token / 8} * across + part * 2 + unit / 8) * 128 + token % 8 * 16 + unit % 8 * 2;
       *reinterpret_cast<uint16_t*>(at) = uint16_t(Be::pack_bf16(value, 0.0f));
     }
     Be::sync();
   }
 
-  // SwiGLU's second product and the residual, of 16 features for some tiles of tokens: the warps share the hidden units.
+  // SwiGLU's second product and the residual, of 16 features for some tiles of tokens: the warps share the hidden
+  // units.
   EQR_DEVICE void multiply_down(int part, int first, int layer) const {
     const Lane l = lane();
     const int across = int(p.shape.hidden) / 8, steps = across / 2 / kWarps;

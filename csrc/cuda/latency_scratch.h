@@ -27,8 +27,8 @@ struct LatencyScratch {
   EQR_HOST_DEVICE static int64_t of_hidden(const Shape& s) { return whole_lines(kTokens * s.hidden * 2); }
   EQR_HOST_DEVICE static int64_t of_logits(const Shape& s) { return whole_lines(s.tokens * s.vocabulary * 4); }
   EQR_HOST_DEVICE static int64_t bytes(const Shape& s, int64_t ring) {
-    return 5 * kState + kState / 2 + of_hidden(s) + 2 * of_logits(s) +
-           whole_lines(int64_t{sizeof(OfStep)}) + whole_lines(ring * 4);
+    return 5 * kState + kState / 2 + of_hidden(s) + 2 * of_logits(s) + whole_lines(int64_t{sizeof(OfStep)}) +
+           whole_lines(ring * 4);
   }
   EQR_DEVICE static LatencyScratch of(const Problem& p) { return {p.slots, of_hidden(p.shape), of_logits(p.shape)}; }
 
@@ -36,9 +36,9 @@ struct LatencyScratch {
   EQR_DEVICE Quad* z_H(int buffer) const { return reinterpret_cast<Quad*>(base + buffer * kState); }
   EQR_DEVICE Quad* z_L(int buffer) const { return reinterpret_cast<Quad*>(base + (2 + buffer) * kState); }
   EQR_DEVICE Quad* v() const { return reinterpret_cast<Quad*>(base + 4 * kState); }
-  EQR_DEVICE char* operand() const { return base + 5 * kState; }                // bf16 [88, D] in cores
-  EQR_DEVICE char* hidden() const { return base + 5 * kState + kState / 2; }    // bf16 [88, k] in cores
-  EQR_DEVICE float* logits(int buffer) const {                                  // [S, V]
+  EQR_DEVICE char* operand() const { return base + 5 * kState; }              // bf16 [88, D] in cores
+  EQR_DEVICE char* hidden() const { return base + 5 * kState + kState / 2; }  // bf16 [88, k] in cores
+  EQR_DEVICE float* logits(int buffer) const {                                // [S, V]
     return reinterpret_cast<float*>(hidden() + hidden_bytes + buffer * logits_bytes);
   }
   EQR_DEVICE OfStep& of_step() const { return *reinterpret_cast<OfStep*>(logits(2)); }

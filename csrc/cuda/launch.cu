@@ -43,9 +43,7 @@ struct Workspace {
 };
 
 // More CTAs than parts of the work would only wait.
-int64_t most_ctas_of_latency(const Shape& s) {
-  return std::max({s.hidden / 16, s.features / 16 * 4, int64_t{kTiles}});
-}
+int64_t most_ctas_of_latency(const Shape& s) { return std::max({s.hidden / 16, s.features / 16 * 4, int64_t{kTiles}}); }
 
 int attribute(cudaDeviceAttr which, int device) {
   int value = 0;

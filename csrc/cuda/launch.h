@@ -27,7 +27,7 @@ struct Plan {
   Kernel kernel;
   int ctas, threads, cluster;
   int64_t shared_bytes;
-  int64_t slots;            // trajectories in flight
+  int64_t slots;  // trajectories in flight
   int64_t slot_bytes;
   int64_t workspace_bytes;  // of the device's memory, at a multiple of 256 bytes
 };
@@ -40,10 +40,10 @@ std::string why_not(const Shape&, Precision);
 // Of a device, by cudaGetDeviceAttribute. Throws std::runtime_error.
 DeviceLimits device_limits(int device);
 
-// Throws std::invalid_argument where why_not(...) is not empty or the device cannot run it. At most `slots` trajectories
-// are in flight: a CTA's each, in the latency regime one.
-Plan plan(const Shape&, const DeviceLimits&, Regime, int64_t trajectories, int64_t slots, int64_t window,
-          int64_t depth, int64_t puzzles, bool race);
+// Throws std::invalid_argument where why_not(...) is not empty or the device cannot run it. At most `slots`
+// trajectories are in flight: a CTA's each, in the latency regime one.
+Plan plan(const Shape&, const DeviceLimits&, Regime, int64_t trajectories, int64_t slots, int64_t window, int64_t depth,
+          int64_t puzzles, bool race);
 
 // Bytes of the packed weights, the same for every plan; and the packing of weights (all of the device, but the array
 // `blocks` itself) for the kernel that reads them.

@@ -47,7 +47,7 @@ void pack(const Shape& s, Plan::Kernel kernel, const OperatorWeights& weights, v
 void check_tokens(const Problem& p, cudaStream_t stream) {
   const int64_t count = p.puzzles * p.shape.tokens, ctas = (count + kThreads - 1) / kThreads;
   check_tokens_kernel<<<unsigned(ctas < kCtas ? ctas : kCtas), kThreads, 0, stream>>>(p.tokens, count,
-                                                                                   p.shape.vocabulary - 1);
+                                                                                      p.shape.vocabulary - 1);
   check(cudaGetLastError(), "launching check_tokens_kernel");
 }
 

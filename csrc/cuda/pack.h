@@ -28,8 +28,8 @@ EQR_DEVICE void pack_layer(const Pack& a, int64_t layer, int64_t first, int64_t 
   for (int64_t i = first; i < (a.layout.gate_up - a.layout.mixer) / 2; i += step) {
     bool is_out;
     const Source from = mixer_source(s, i, &is_out);
-    out[i] = is_out ? rounded<Be>(a.block.mixer_out, s.mixer_hidden, from)
-                    : rounded<Be>(a.block.mixer_in, s.tokens, from);
+    out[i] =
+        is_out ? rounded<Be>(a.block.mixer_out, s.mixer_hidden, from) : rounded<Be>(a.block.mixer_in, s.tokens, from);
   }
   out = reinterpret_cast<uint16_t*>(base + a.layout.gate_up);
   for (int64_t i = first; i < 2 * s.hidden * s.features; i += step)

@@ -34,13 +34,13 @@ struct Problem {
   float noise_scale;
   int32_t checkpoint_count;
   int32_t checkpoints[kMostCheckpoints];  // rising, each in 1..depth
-  Records end;       // as each ended
+  Records end;                            // as each ended
   Records at;        // [C, T]: at each checkpoint, kGoing where not at its end; those that ended earlier as they ended
   float* logits;     // [T, S, V], as each ended
   float* residuals;  // [T, depth], written up to each one's end, or null
   Counters* counters;
-  uint64_t* best;    // [N]: steps << 32 | restart of the first to settle, all ones before; null but in a race
-  char* slots;       // scratch of the trajectories in flight
+  uint64_t* best;  // [N]: steps << 32 | restart of the first to settle, all ones before; null but in a race
+  char* slots;     // scratch of the trajectories in flight
   int64_t slot_bytes;
   // [3], of the host: [0] non-zero cancels what is left; [1] trajectories ended; [2] outer steps spent. May be null.
   int64_t* control;

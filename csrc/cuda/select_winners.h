@@ -57,8 +57,8 @@ struct SelectWinners {
   EQR_DEVICE static bool voted(int64_t status) { return status != kDiverged && status != kCancelled; }
   EQR_DEVICE static bool settled(int64_t status) { return status == kConverged || status == kHalted; }
 
-  // Of a restart of the puzzle whose first trajectory is `base`. By vote, the best of an answer's trajectories stands for
-  // all of them and has the least key of them: so the least of all trajectories is the winner.
+  // Of a restart of the puzzle whose first trajectory is `base`. By vote, the best of an answer's trajectories stands
+  // for all of them and has the least key of them: so the least of all trajectories is the winner.
   EQR_DEVICE WinnerKey key(int64_t base, int64_t restart) const {
     const int64_t t = base + restart, status = p.end.status[t];
     const double rank = status == kDiverged ? 2 : status == kCancelled ? 1 : 0;

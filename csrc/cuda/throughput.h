@@ -31,8 +31,8 @@ struct Sums {
   float v[Sizes<D>::kRows][kTiles][4];
 };
 
-// Bytes of an element of an operand [tokens, D], bf16 in cores: in row `row` of 8 tokens, place `in` of 8 features. Whole
-// numbers of tiles and cores, for divisions would hide from a compiler that offsets are constants.
+// Bytes of an element of an operand [tokens, D], bf16 in cores: in row `row` of 8 tokens, place `in` of 8 features.
+// Whole numbers of tiles and cores, for divisions would hide from a compiler that offsets are constants.
 template <int D>
 EQR_DEVICE int operand_at(int tile, int row, int core, int in) {
   return (tile * (D / 8) + core) * 128 + row * 16 + in * 2;

@@ -13,25 +13,22 @@ EQR_DEVICE void mix_tokens(const Lane& l, const char* tile, const uint32_t (&u)[
                            float (&y)[kRows][kTiles][4]) {
   float gate[kRows][2][4] = {}, up[kRows][2][4] = {};
   EQR_UNROLL
-  for (int k = 0; k < kTokenSteps; ++k)
+  for (int k = 0; k < kTokenSteps; ++k) EQR_UNROLL
+  for (int j = 0; j < 2; ++j) {
+    const Words w = *reinterpret_cast<const Words*>(tile + (k * 2 + j) * 512 + l.lane * 16);
     EQR_UNROLL
-    for (int j = 0; j < 2; ++j) {
-      const Words w = *reinterpret_cast<const Words*>(tile + (k * 2 + j) * 512 + l.lane * 16);
-      EQR_UNROLL
-      for (int i = 0; i < kRows; ++i) {
-        Be::mma(gate[i][j], u[i][k], w.v[0], w.v[1]);
-        Be::mma(up[i][j], u[i][k], w.v[2], w.v[3]);
-      }
+    for (int i = 0; i < kRows; ++i) {
+      Be::mma(gate[i][j], u[i][k], w.v[0], w.v[1]);
+      Be::mma(up[i][j], u[i][k], w.v[2], w.v[3]);
     }
+  }
   uint32_t h[kRows][4];
   EQR_UNROLL
-  for (int i = 0; i < kRows; ++i)
-    EQR_UNROLL
-    for (int j = 0; j < 2; ++j)
-      EQR_UNROLL
-      for (int r = 0; r < 2; ++r)
-        h[i][2 * j + r] = Be::pack_bf16(swiglu<Be>(gate[i][j][2 * r], up[i][j][2 * r]),
-                                        swiglu<Be>(gate[i][j][2 * r + 1], up[i][j][2 * r + 1]));
+  for (int i = 0; i < kRows; ++i) EQR_UNROLL
+  for (int j = 0; j < 2; ++j) EQR_UNROLL
+  for (int r = 0; r < 2; ++r)
+    h[i][2 * j + r] = Be::pack_bf16(swiglu<Be>(gate[i][j][2 * r], up[i][j][2 * r]),
+                                    swiglu<Be>(gate[i][j][2 * r + 1], up[i][j][2 * r + 1]));
   EQR_UNROLL
   for (int j = 0; j < kTiles; ++j) {
     const Two w = *reinterpret_cast<const Two*>(tile + kMixerInBytes + j * 256 + l.lane * 8);
@@ -57,9 +54,8 @@ struct TokenMixer {
       const int first = (int(l.warp) * kPasses + pass) * kRows * 16;
       uint32_t u[kRows][kTokenSteps][4];
       EQR_UNROLL
-      for (int i = 0; i < kRows; ++i)
-        EQR_UNROLL
-        for (int k = 0; k < kTokenSteps; ++k) Be::load_matrices_transposed(u[i][k], core(l, first + 16 * i, 2 * k));
+      for (int i = 0; i < kRows; ++i) EQR_UNROLL
+      for (int k = 0; k < kTokenSteps; ++k) Be::load_matrices_transposed(u[i][k], core(l, first + 16 * i, 2 * k));
       float y[kRows][kTiles][4] = {};
       for (int tile = 0; tile < tiles; ++tile) {
         mix_tokens<Be, kRows>(l, weights.next(), u, y);
@@ -86,18 +82,16 @@ struct TokenMixer {
       };
       float squares = 0;
       EQR_UNROLL
-      for (int j = 0; j < kTiles; ++j)
-        EQR_UNROLL
-        for (int odd = 0; odd < 2; ++odd) {
-          float& x = y[j][2 * r + odd];
-          x += from_bf16(*at(j, odd));
-          squares += x * x;
-        }
+      for (int j = 0; j < kTiles; ++j) EQR_UNROLL
+      for (int odd = 0; odd < 2; ++odd) {
+        float& x = y[j][2 * r + odd];
+        x += from_bf16(*at(j, odd));
+        squares += x * x;
+      }
       const float scale = Be::rsqrt(sum_places<Be>(squares) / float(tokens) + eps);
       EQR_UNROLL
-      for (int j = 0; j < kTiles; ++j)
-        EQR_UNROLL
-        for (int odd = 0; odd < 2; ++odd) *at(j, odd) = uint16_t(Be::pack_bf16(y[j][2 * r + odd] * scale, 0.0f));
+      for (int j = 0; j < kTiles; ++j) EQR_UNROLL
+      for (int odd = 0; odd < 2; ++odd) *at(j, odd) = uint16_t(Be::pack_bf16(y[j][2 * r + odd] * scale, 0.0f));
     }
   }
 };

@@ -12,8 +12,8 @@ struct Control {
   int64_t steps, streak;
   Status status;
   float residual, q_halt, score;
-  int32_t live;        // a trajectory is in flight
-  int32_t checkpoint;  // the next one
+  int32_t live;         // a trajectory is in flight
+  int32_t checkpoint;   // the next one
   int32_t first, last;  // checkpoints to be written now: [first, last)
   int32_t ended;        // write the end too
   int32_t logits;       // which of the two buffers holds the last finite logits

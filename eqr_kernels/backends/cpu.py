@@ -107,10 +107,24 @@ class CpuBackend:
         if not ask():
             control[0] = 1
         result = ops.fixed_point(
-            packed, p.tokens.contiguous(), p.ids.contiguous(), control, **operator_of(model), seed=p.seed,
-            breadth=p.breadth, depth=p.depth, halt=p.halt, tol=p.tol, patience=p.patience, select=p.select,
-            window=p.window, noise_scale=p.noise_scale, checkpoints=p.checkpoints, slots=p.slots, trace=p.trace,
+            packed,
+            p.tokens.contiguous(),
+            p.ids.contiguous(),
+            control,
+            **operator_of(model),
+            seed=p.seed,
+            breadth=p.breadth,
+            depth=p.depth,
+            halt=p.halt,
+            tol=p.tol,
+            patience=p.patience,
+            select=p.select,
+            window=p.window,
+            noise_scale=p.noise_scale,
+            checkpoints=p.checkpoints,
+            slots=p.slots,
+            trace=p.trace,
             ask=ask,
-        )  # fmt: skip
+        )
         hand_over(result, p, recorder)
         ask()

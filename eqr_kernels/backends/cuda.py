@@ -110,19 +110,40 @@ class CudaBackend:
             slots = max(p.trajectories, 1)  # as many as the device takes
         with torch.cuda.device(model.device):
             launched = plan(
-                operator, _limits(model.device), regime=regime(), trajectories=p.trajectories, slots=slots,
-                window=p.window, depth=p.depth, puzzles=len(p.tokens), race=p.race,
-            )  # fmt: skip
+                operator,
+                _limits(model.device),
+                regime=regime(),
+                trajectories=p.trajectories,
+                slots=slots,
+                window=p.window,
+                depth=p.depth,
+                puzzles=len(p.tokens),
+                race=p.race,
+            )
             recorder.note(f"{launched['kernel']} with {launched['ctas']} CTAs, {launched['slots']} in flight")
             with nvtx_range("eqr pack weights"):
                 packed = PackArguments.of(model).pack("bf16", launched["kernel"])
             run = _Run(p, proceed)
             with run.watched(), nvtx_range(f"eqr launch: {launched['kernel']}"):
                 result = ops.fixed_point(
-                    packed, p.tokens.contiguous(), p.ids.contiguous(), run.control, **operator, seed=p.seed,
-                    breadth=p.breadth, depth=p.depth, halt=p.halt, tol=p.tol, patience=p.patience, select=p.select,
-                    window=p.window, noise_scale=p.noise_scale, checkpoints=p.checkpoints, slots=slots, trace=p.trace,
-                )  # fmt: skip
+                    packed,
+                    p.tokens.contiguous(),
+                    p.ids.contiguous(),
+                    run.control,
+                    **operator,
+                    seed=p.seed,
+                    breadth=p.breadth,
+                    depth=p.depth,
+                    halt=p.halt,
+                    tol=p.tol,
+                    patience=p.patience,
+                    select=p.select,
+                    window=p.window,
+                    noise_scale=p.noise_scale,
+                    checkpoints=p.checkpoints,
+                    slots=slots,
+                    trace=p.trace,
+                )
             with nvtx_range("eqr wait"):
                 run.wait()
             hand_over(result, p, recorder)

@@ -36,9 +36,17 @@ def operator_of(model: EquilibriumReasoner) -> dict[str, Any]:
     rope_parts = 0 if not rotated else 2 if c.pos_encodings == "rope2d" else 1
     mixer_hidden, heads = (swiglu_size(c.seq_len, c.expansion), 0) if c.mlp_t else (0, c.num_heads)
     sizes = (
-        c.seq_len, c.hidden_size, c.vocab_size, mixer_hidden, swiglu_size(c.hidden_size, c.expansion), heads,
-        c.L_layers, c.H_cycles, c.L_cycles, rope_parts,
-    )  # fmt: skip
+        c.seq_len,
+        c.hidden_size,
+        c.vocab_size,
+        mixer_hidden,
+        swiglu_size(c.hidden_size, c.expansion),
+        heads,
+        c.L_layers,
+        c.H_cycles,
+        c.L_cycles,
+        rope_parts,
+    )
     constants = (c.lambda_, c.rms_norm_eps, c.H_init_std, c.L_init_std)
     return dict(sizes=sizes, constants=constants, fixed_start=model.H_init is not None)
 
@@ -75,9 +83,20 @@ class PackArguments(NamedTuple):
         blocks = [tensor.float() for tensor in self.blocks]
         cos, sin, H_start, L_start = (None if tensor is None else tensor.float() for tensor in self.tables)
         return ops.pack_weights(
-            embedding, lm_head, q_weight, q_bias, blocks, cos, sin, H_start, L_start, self.sizes, self.constants,
-            precision, layout,
-        )  # fmt: skip
+            embedding,
+            lm_head,
+            q_weight,
+            q_bias,
+            blocks,
+            cos,
+            sin,
+            H_start,
+            L_start,
+            self.sizes,
+            self.constants,
+            precision,
+            layout,
+        )
 
 
 def hand_over(result: ops.FixedPointOutput, problem: FixedPointProblem, recorder: Recorder) -> None:

@@ -160,10 +160,15 @@ class _Loop:
         rng = noise.make_rng(p.seed, restart, p.ids[puzzle], 0)
         z_H, z_L = self.model.start(rng)
         return _Rows(
-            number, rng, reference.embed(p.tokens[puzzle], self.weights), z_H.to(p.dtype), z_L.to(p.dtype),
-            torch.zeros(n, c.seq_len, c.vocab_size, device=device), torch.full((n, p.window), torch.nan, device=device),
+            number,
+            rng,
+            reference.embed(p.tokens[puzzle], self.weights),
+            z_H.to(p.dtype),
+            z_L.to(p.dtype),
+            torch.zeros(n, c.seq_len, c.vocab_size, device=device),
+            torch.full((n, p.window), torch.nan, device=device),
             torch.zeros(n, dtype=torch.int64, device=device),
-        )  # fmt: skip
+        )
 
     def outer_step(self, rows: StepInputs) -> StepOutputs:
         """One outer step and its heads. Work on the device alone, so that it can be captured."""

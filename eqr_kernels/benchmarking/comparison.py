@@ -117,9 +117,18 @@ class _Pair:
             verdict = SLOWER if change > 0 else FASTER
         reason = self.reason or ("the files do not tell its noise" if error is None else "")
         return Item(
-            self.file, self.row.name, self.row.peer, self.before.name, self.before.kind, self.before.value,
-            self.after.value, math.exp(change), error, verdict, reason,
-        )  # fmt: skip
+            self.file,
+            self.row.name,
+            self.row.peer,
+            self.before.name,
+            self.before.kind,
+            self.before.value,
+            self.after.value,
+            math.exp(change),
+            error,
+            verdict,
+            reason,
+        )
 
     def error(self, settings: Settings) -> float | None:
         """Standard error of ln(factor); None where it is not known."""
@@ -172,11 +181,16 @@ def compare(runs: Sequence[tuple[Run, Run]], settings: Settings | None = None, *
     limit = NORMAL.inv_cdf(1 - settings.false_alarms / (2 * max(1, noisy)))
     items = tuple(pair.judge(settings, limit) for pair in pairs)
     return Comparison(
-        settings, limit, items, tuple(differences.values()), absolute,
+        settings,
+        limit,
+        items,
+        tuple(differences.values()),
+        absolute,
         tuple(only["only_before"]) + rest.get("only_before", ()),
         tuple(only["only_after"]) + rest.get("only_after", ()),
-        rest.get("skipped", ()), (*dict.fromkeys(notes), *_phase(runs, settings)),
-    )  # fmt: skip
+        rest.get("skipped", ()),
+        (*dict.fromkeys(notes), *_phase(runs, settings)),
+    )
 
 
 def _differences(before: Run, after: Run) -> list[tuple[str, Any, Any]]:

@@ -21,8 +21,18 @@ from eqr_kernels.benchmarking.measures import (
 
 LABELS = ("contender", "run", "class", "precision")
 CONTEXT = (
-    "model", "preset", "batch", "puzzles", "breadth", "depth", "difficulty", "shape", "dtype", "precision", "sizes",
-)  # fmt: skip
+    "model",
+    "preset",
+    "batch",
+    "puzzles",
+    "breadth",
+    "depth",
+    "difficulty",
+    "shape",
+    "dtype",
+    "precision",
+    "sizes",
+)
 """What a benchmark or a row says of its sizes."""
 AMOUNTS = ("nfe", "peak_rss", "trajectory_bytes", "packed_bytes", "peak_bytes")
 FEWEST_ROUNDS, OLD_ROUNDS, OLD_QUICK_ROUNDS = 3, 7, 3
@@ -156,10 +166,14 @@ def _curve(file: str, found: dict[str, Any]) -> Run:
     reproduce, settings = found.get("reproduce") or {}, found.get("settings") or {}
     versions = reproduce.get("versions") or {}
     about = {
-        "device": found.get("device"), "threads": reproduce.get("torch_threads"), "backend": found.get("backend"),
-        "precision": settings.get("precision"), "weights": reproduce.get("weights_sha256"),
-        "cpu_isa": settings.get("instruction_set"), **versions,
-    }  # fmt: skip
+        "device": found.get("device"),
+        "threads": reproduce.get("torch_threads"),
+        "backend": found.get("backend"),
+        "precision": settings.get("precision"),
+        "weights": reproduce.get("weights_sha256"),
+        "cpu_isa": settings.get("instruction_set"),
+        **versions,
+    }
     costs = found["unit_costs"]
     errors = [abs(p["latency_error"]) for p in found.get("checked", []) if p.get("latency_error") is not None]
     # How far computed latencies lie from measured ones is the only noise that a curve tells of.

@@ -81,8 +81,13 @@ def calibrate(
         "command": "calibrate",
         "model": model,
         "settings": {
-            **settings, "depth": depth, "max_loss": max_loss, "trust": trust, "patience": patience,
-            "device": str(reasoner.device), "reveal": reveal,
+            **settings,
+            "depth": depth,
+            "max_loss": max_loss,
+            "trust": trust,
+            "patience": patience,
+            "device": str(reasoner.device),
+            "reveal": reveal,
         },
         "backend": run.backend,
         "puzzles": found.puzzles,
@@ -91,7 +96,7 @@ def calibrate(
         "chosen": None if found.chosen is None else dataclasses.asdict(found.chosen),
         "written": None,
         "errors": puz.errors_as_json(errors),
-    }  # fmt: skip
+    }
     if found.chosen is None:
         # Told before failing: which tolerance loses how much is what a choice of --max-loss needs.
         emit(report, as_json, output)

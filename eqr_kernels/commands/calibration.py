@@ -35,9 +35,12 @@ def store_tolerance(weights: Path, found: Calibration, settings: dict[str, Any],
     # The tolerance holds for this noise only, so the card recommends both together.
     scale = settings["noise_scale"]
     card = dataclasses.replace(
-        card, tol=found.chosen.tol, noise_scale=None if scale == card.config.noise_scale else scale,
-        sha256=hashlib.sha256(weights.read_bytes()).hexdigest(), extra={**card.extra, "calibration": calibration},
-    )  # fmt: skip
+        card,
+        tol=found.chosen.tol,
+        noise_scale=None if scale == card.config.noise_scale else scale,
+        sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
+        extra={**card.extra, "calibration": calibration},
+    )
     path = weights.with_suffix(".json")
     write_atomically(path, card.to_json().encode())
     return path

@@ -138,18 +138,29 @@ def curve(
     )
     ran = curve_report.resolved(reasoner, options)
     about = {
-        "weights": weights_digest(reasoner), "puzzles": digest(puzzles.inputs, puzzles.labels), "depth": most[0],
-        "breadth": most[1], "seed": seed, **ran,
+        "weights": weights_digest(reasoner),
+        "puzzles": digest(puzzles.inputs, puzzles.labels),
+        "depth": most[0],
+        "breadth": most[1],
+        "seed": seed,
+        **ran,
         "chunk": mapping.chunk_size(len(puzzles), config.seq_len, *most, reasoner.device.type),
-    }  # fmt: skip
+    }
     out.mkdir(parents=True, exist_ok=True)
     store = _store(out / PARTS, about, fresh)
     try:
         with Bar("running all puzzles", progress) as bar:
             records = mapping.record(
-                reasoner, puzzles.inputs, puzzles.labels, depth=most[0], breadth=most[1], parts=store, seed=seed,
-                progress=bar.update, **options,
-            )  # fmt: skip
+                reasoner,
+                puzzles.inputs,
+                puzzles.labels,
+                depth=most[0],
+                breadth=most[1],
+                parts=store,
+                seed=seed,
+                progress=bar.update,
+                **options,
+            )
         depths, breadths = _powers(most[0]), _powers(most[1])
         with Bar("timing outer steps", progress) as bar:
             costs = curve_report.measure(
@@ -160,9 +171,16 @@ def curve(
         chosen = _recommend(found, target, wanted)
         with Bar("checking points", progress) as bar:
             checked = curve_report.check(
-                reasoner, puzzles, records, found, costs, chosen, quick=quick, progress=bar.update,
+                reasoner,
+                puzzles,
+                records,
+                found,
+                costs,
+                chosen,
+                quick=quick,
+                progress=bar.update,
                 options={**options, "seed": seed},
-            )  # fmt: skip
+            )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"interrupted; {store.puzzles()} of {len(puzzles)} puzzles are kept in {out / PARTS}, and the same command "
@@ -174,12 +192,24 @@ def curve(
         "model": model,
         "task": task.name,
         "puzzles": {
-            "count": len(puzzles), "of": of, "file": file, "groups": curve_report.groups(puzzles),
-            "subset_seed": SUBSET_SEED if len(puzzles) < of else None, "reveal": reveal,
+            "count": len(puzzles),
+            "of": of,
+            "file": file,
+            "groups": curve_report.groups(puzzles),
+            "subset_seed": SUBSET_SEED if len(puzzles) < of else None,
+            "reveal": reveal,
         },
         "settings": {
-            "depth": most[0], "breadth": most[1], "depths": depths, "breadths": breadths, "tols": tolerances,
-            "card_tol": card_tol, "select": select, "seed": seed, **options, **ran,
+            "depth": most[0],
+            "breadth": most[1],
+            "depths": depths,
+            "breadths": breadths,
+            "tols": tolerances,
+            "card_tol": card_tol,
+            "select": select,
+            "seed": seed,
+            **options,
+            **ran,
             "price": None if asked is None else {"per_hour": asked.per_hour, "currency": asked.currency},
         },
         **curve_report.tell(reasoner, puzzles, records, found, costs, checked, card_tol),
@@ -188,13 +218,21 @@ def curve(
         "reproduce": reproduction(ctx, reasoner, puzzles),
         "errors": puz.errors_as_json(errors),
         "seconds": time.perf_counter() - begun,
-    }  # fmt: skip
+    }
     files = curve_report.write(report, out)
     if quantisation:
         report["quantisation"] = curve_report.quantisation(
-            reasoner, puzzles, most, card_tol or tolerances[0], quick=quick, seed=seed, show=progress,
-            noise_scale=noise_scale, backend=backend, slots=slots,
-        )  # fmt: skip
+            reasoner,
+            puzzles,
+            most,
+            card_tol or tolerances[0],
+            quick=quick,
+            seed=seed,
+            show=progress,
+            noise_scale=noise_scale,
+            backend=backend,
+            slots=slots,
+        )
         files = curve_report.write(report, out)
     emit(report, as_json, None)
     if not as_json:
@@ -247,9 +285,7 @@ def _generated(task: Task, config: EqRConfig, n: int, progress: bool | None) -> 
     return join(parts)
 
 
-def _tolerances(
-    text: str, model: EquilibriumReasoner, noise_scale: float | None
-) -> tuple[list[float], float | None]:  # fmt: skip
+def _tolerances(text: str, model: EquilibriumReasoner, noise_scale: float | None) -> tuple[list[float], float | None]:
     """What to try, rising, and the card's own."""
     card = model.card
     tol = None if card is None else card.tol

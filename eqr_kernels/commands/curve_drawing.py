@@ -44,10 +44,15 @@ def _front(report: dict[str, Any]) -> Table:
         p = points[i]
         low, high = p["accuracy"]["wilson95"]
         row = [
-            policy(p), f"{100 * p['accuracy']['share']:.1f} %", f"{100 * low:.1f}-{100 * high:.1f}", f"{p['nfe']:.1f}",
-            f"{p['latency_ms']['p50']:.3g}", f"{p['latency_ms']['p95']:.3g}", f"{p['throughput']:.3g}",
+            policy(p),
+            f"{100 * p['accuracy']['share']:.1f} %",
+            f"{100 * low:.1f}-{100 * high:.1f}",
+            f"{p['nfe']:.1f}",
+            f"{p['latency_ms']['p50']:.3g}",
+            f"{p['latency_ms']['p95']:.3g}",
+            f"{p['throughput']:.3g}",
             f"{p[unit.lower() + '_seconds']:.2g}",
-        ]  # fmt: skip
+        ]
         if price:
             row.append(f"{p['cost_per_1000']:.2g}")
         table.add_row(*row, ", ".join(names.get(i, ())))
@@ -84,11 +89,14 @@ def _checked(report: dict[str, Any]) -> Table:
         point = report["points"][row["index"]]
         measured, computed = row["latency_ms"], row["latency_ms_computed"]
         table.add_row(
-            policy(point), f"{row['correct']} ({row['correct_computed']})",
+            policy(point),
+            f"{row['correct']} ({row['correct_computed']})",
             f"{row['nfe']:.1f} ({row['nfe_computed']:.1f})",
             *(f"{measured[q]:.3g} ({computed[q]:.3g})" for q in ("p50", "p95", "p99")),
-            str(row["queries"]), f"{row['throughput']:.3g} ({point['throughput']:.3g})", ", ".join(row["why"]),
-        )  # fmt: skip
+            str(row["queries"]),
+            f"{row['throughput']:.3g} ({point['throughput']:.3g})",
+            ", ".join(row["why"]),
+        )
     return table
 
 

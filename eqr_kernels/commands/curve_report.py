@@ -23,25 +23,44 @@ _DEFAULT_RULE = ("select", "residual")
 
 
 def measure(
-    model: EquilibriumReasoner, puzzles: PuzzleSet, breadths: Sequence[int], depth: int, *, quick: bool,
-    progress: Callable[[int, int], object], options: dict[str, Any],
-) -> UnitCosts:  # fmt: skip
+    model: EquilibriumReasoner,
+    puzzles: PuzzleSet,
+    breadths: Sequence[int],
+    depth: int,
+    *,
+    quick: bool,
+    progress: Callable[[int, int], object],
+    options: dict[str, Any],
+) -> UnitCosts:
     """Times and memory of outer steps, on these puzzles."""
     import torch
 
     from eqr_kernels import mapping
 
     return mapping.measure_costs(
-        model, torch.from_numpy(puzzles.inputs.astype(np.int64)), breadths,
-        depths=sorted({min(16, depth), depth, 16 * depth}), seconds=0.1 if quick else 0.3, rounds=3 if quick else 7,
-        progress=progress, **options,
-    )  # fmt: skip
+        model,
+        torch.from_numpy(puzzles.inputs.astype(np.int64)),
+        breadths,
+        depths=sorted({min(16, depth), depth, 16 * depth}),
+        seconds=0.1 if quick else 0.3,
+        rounds=3 if quick else 7,
+        progress=progress,
+        **options,
+    )
 
 
 def check(
-    model: EquilibriumReasoner, puzzles: PuzzleSet, records: Records, found: list[Point], costs: UnitCosts,
-    chosen: int | None, *, quick: bool, progress: Callable[[int, int], object], options: dict[str, Any],
-) -> list[tuple[int, list[str], Checked]]:  # fmt: skip
+    model: EquilibriumReasoner,
+    puzzles: PuzzleSet,
+    records: Records,
+    found: list[Point],
+    costs: UnitCosts,
+    chosen: int | None,
+    *,
+    quick: bool,
+    progress: Callable[[int, int], object],
+    options: dict[str, Any],
+) -> list[tuple[int, list[str], Checked]]:
     """The points that are named, and some of the front between them, run for real: index, why, what came out."""
     from eqr_kernels import mapping
 
@@ -63,26 +82,52 @@ def check(
         replayed = mapping.outcome(records, point.policy)
         computed = costs.query_ms(point.policy.breadth, replayed.nfe, replayed.longest)
         checked = mapping.check(
-            model, puzzles.inputs, puzzles.labels, point, replayed, computed, seconds=2.0 if quick else 10.0, **options,
-        )  # fmt: skip
+            model,
+            puzzles.inputs,
+            puzzles.labels,
+            point,
+            replayed,
+            computed,
+            seconds=2.0 if quick else 10.0,
+            **options,
+        )
         progress(done + 1, len(why))
         told.append((index, reasons, checked))
     return told
 
 
 def quantisation(
-    model: EquilibriumReasoner, puzzles: PuzzleSet, most: tuple[int, int], tol: float, *, quick: bool, seed: int,
-    show: bool | None, noise_scale: float | None, backend: str, slots: int | None,
-) -> dict[str, Any]:  # fmt: skip
+    model: EquilibriumReasoner,
+    puzzles: PuzzleSet,
+    most: tuple[int, int],
+    tol: float,
+    *,
+    quick: bool,
+    seed: int,
+    show: bool | None,
+    noise_scale: float | None,
+    backend: str,
+    slots: int | None,
+) -> dict[str, Any]:
     """The study of `eqr_kernels.mapping.quantisation` at the greatest depth and breadth."""
     from eqr_kernels.mapping.quantisation import study
 
     assert puzzles.labels is not None
     with Bar("quantising", show) as bar:
         return study(
-            model, puzzles.inputs, puzzles.labels, depth=most[0], breadth=most[1], tol=tol, seed=seed,
-            noise_scale=noise_scale, backend=backend, slots=slots, rounds=3 if quick else 7, progress=bar.update,
-        )  # fmt: skip
+            model,
+            puzzles.inputs,
+            puzzles.labels,
+            depth=most[0],
+            breadth=most[1],
+            tol=tol,
+            seed=seed,
+            noise_scale=noise_scale,
+            backend=backend,
+            slots=slots,
+            rounds=3 if quick else 7,
+            progress=bar.update,
+        )
 
 
 def resolved(model: EquilibriumReasoner, options: dict[str, Any]) -> dict[str, Any]:
@@ -116,9 +161,14 @@ def groups(puzzles: PuzzleSet) -> dict[str, int]:
 
 
 def tell(
-    model: EquilibriumReasoner, puzzles: PuzzleSet, records: Records, found: list[Point], costs: UnitCosts,
-    checked: list[tuple[int, list[str], Checked]], tol: float | None,
-) -> dict[str, Any]:  # fmt: skip
+    model: EquilibriumReasoner,
+    puzzles: PuzzleSet,
+    records: Records,
+    found: list[Point],
+    costs: UnitCosts,
+    checked: list[tuple[int, list[str], Checked]],
+    tol: float | None,
+) -> dict[str, Any]:
     """The measured part of the report."""
     from eqr_kernels import mapping
     from eqr_kernels.commands.provenance import device_name
@@ -210,12 +260,19 @@ def _savings(records: Records, breadths: Sequence[int], tol: float, select: str)
 
     rows = [
         {
-            "breadth": s.breadth, "depth": records.depth, "accuracy_full": s.full.share, "accuracy_exit": s.exit.share,
-            "lost": s.lost, "gained": s.gained, "nfe_full": s.nfe_full, "nfe_exit": s.nfe_exit, "times": s.times,
+            "breadth": s.breadth,
+            "depth": records.depth,
+            "accuracy_full": s.full.share,
+            "accuracy_exit": s.exit.share,
+            "lost": s.lost,
+            "gained": s.gained,
+            "nfe_full": s.nfe_full,
+            "nfe_exit": s.nfe_exit,
+            "times": s.times,
             "settled": s.settled,
         }
         for s in mapping.savings(records, breadths, tol=tol, select=select)
-    ]  # fmt: skip
+    ]
     return {"tol": tol, **rows[-1], "rows": rows}
 
 

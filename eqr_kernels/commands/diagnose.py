@@ -86,9 +86,16 @@ def diagnose(
     puzzles = puz.reveal_clues(task, puz.stratified(puzzles, subset), reveal, seed)
     assert puzzles.labels is not None
     settings: dict[str, Any] = dict(
-        depth=depth, breadth=breadth, tol=tolerance, window=window, noise_scale=noise_scale, seed=seed, slots=slots,
-        backend=backend, precision=precision,
-    )  # fmt: skip
+        depth=depth,
+        breadth=breadth,
+        tol=tolerance,
+        window=window,
+        noise_scale=noise_scale,
+        seed=seed,
+        slots=slots,
+        backend=backend,
+        precision=precision,
+    )
     begun = time.perf_counter()
     with Bar("running the full depth", progress) as bar:
         run = evaluation.probe(reasoner, puzzles.inputs, puzzles.labels, progress=bar.update, **settings)
@@ -99,7 +106,11 @@ def diagnose(
         "model": model,
         "task": task.name,
         "settings": {
-            **settings, "tol_from": tol_from, "broad": broad, "device": str(reasoner.device), "limit": limit,
+            **settings,
+            "tol_from": tol_from,
+            "broad": broad,
+            "device": str(reasoner.device),
+            "limit": limit,
             "reveal": reveal,
         },
         "card": None if card is None else {name: getattr(card, name) for name in ("tol", "noise_scale", "window")},
@@ -112,7 +123,7 @@ def diagnose(
         "seconds": seconds,
         "reproduce": reproduction(ctx, reasoner, puzzles),
         "errors": puz.errors_as_json(errors),
-    }  # fmt: skip
+    }
     emit(report, as_json, output)
     if not as_json:
         from eqr_kernels.commands import drawing_scaling

@@ -176,11 +176,15 @@ def tolerances(rows: Sequence[dict[str, Any]], puzzles: int, chosen: float | Non
     for row in rows:
         converged = row["converged"]
         table.add_row(
-            f"{row['tol']:.3g}", percent(row["correct"] / puzzles), str(row["lost"]), str(row["gained"]),
-            f"{row['mean_steps']:.1f}", percent(converged / puzzles),
+            f"{row['tol']:.3g}",
+            percent(row["correct"] / puzzles),
+            str(row["lost"]),
+            str(row["gained"]),
+            f"{row['mean_steps']:.1f}",
+            percent(converged / puzzles),
             percent(row["right_when_converged"] / converged if converged else math.nan),
             style="bold green" if row["tol"] == chosen else None,
-        )  # fmt: skip
+        )
     _console().print(table)
 
 

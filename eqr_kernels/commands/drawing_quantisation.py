@@ -61,20 +61,34 @@ def _cost(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         size = row["weight_bytes"]
         table.add_row(
-            _name(row), f"{size:,}", f"{size / rows[0]['weight_bytes']:.2f}", _number(row["ms_per_step"], ".3g"),
-            _number(row["times_as_fast"], ".2f", "x"), row.get("verdict", ""),
-        )  # fmt: skip
+            _name(row),
+            f"{size:,}",
+            f"{size / rows[0]['weight_bytes']:.2f}",
+            _number(row["ms_per_step"], ".3g"),
+            _number(row["times_as_fast"], ".2f", "x"),
+            row.get("verdict", ""),
+        )
     return table
 
 
 def _basins(found: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
     table = _table(
-        f"basins: {found['puzzles'] * found['breadth']} trajectories (puzzles in brackets)", "changed", "[95 %]",
-        "settled elsewhere", "no longer settled", "newly settled", "right to wrong", "wrong to right",
-    )  # fmt: skip
+        f"basins: {found['puzzles'] * found['breadth']} trajectories (puzzles in brackets)",
+        "changed",
+        "[95 %]",
+        "settled elsewhere",
+        "no longer settled",
+        "newly settled",
+        "right to wrong",
+        "wrong to right",
+    )
     names = (
-        "settled_elsewhere", "settled_in_baseline_only", "settled_here_only", "right_to_wrong", "wrong_to_right",
-    )  # fmt: skip
+        "settled_elsewhere",
+        "settled_in_baseline_only",
+        "settled_here_only",
+        "right_to_wrong",
+        "wrong_to_right",
+    )
     for row in rows:
         changed = row["changed_basin"]
         counts = [f"{row[name]['count']} ({row[name]['puzzles']})" for name in names]
@@ -84,9 +98,16 @@ def _basins(found: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
 
 def _displacement(found: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
     table = _table(
-        "displacement without noise: from the same starts, and from fp32's fixed points", "median", "90 %", "max",
-        "same basin", "last residual", "from points: median", "max", "still there",
-    )  # fmt: skip
+        "displacement without noise: from the same starts, and from fp32's fixed points",
+        "median",
+        "90 %",
+        "max",
+        "same basin",
+        "last residual",
+        "from points: median",
+        "max",
+        "still there",
+    )
     spread = found["baseline"]["spread"]
     told = [(_name(row), row["displacement"]) for row in rows]
     if spread:
@@ -105,18 +126,27 @@ def _displacement(found: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
 
 def _residuals(found: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
     table = _table(
-        f"residual, and halting at tol {found['tol']:g}", "floor", "AUROC", "settled", "and right", "fires",
-        "right then", "steps",
-    )  # fmt: skip
+        f"residual, and halting at tol {found['tol']:g}",
+        "floor",
+        "AUROC",
+        "settled",
+        "and right",
+        "fires",
+        "right then",
+        "steps",
+    )
     for row in rows:
         told, settled = row["tolerance"], row["settled_right"]
         table.add_row(
-            _name(row), _number(row["residual_floor"], ".4f"), _number(row["auroc"], ".3f"),
-            f"{100 * row['settled_share']:.1f} %", f"{settled['count']} of {settled['total']}",
+            _name(row),
+            _number(row["residual_floor"], ".4f"),
+            _number(row["auroc"], ".3f"),
+            f"{100 * row['settled_share']:.1f} %",
+            f"{settled['count']} of {settled['total']}",
             f"{100 * told['fired']['share']:.1f} %",
             f"{told['right_when_fired']['count']} of {told['right_when_fired']['total']}",
             _number(told["mean_steps"], ".1f"),
-        )  # fmt: skip
+        )
     return table
 
 

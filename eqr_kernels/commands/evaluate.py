@@ -103,15 +103,27 @@ def evaluate(
     puzzles = puz.reveal_clues(task, puz.stratified(puzzles, subset), reveal, seed)
     assert puzzles.labels is not None
     settings: dict[str, Any] = dict(
-        halt=halt, tol=_tolerance(wanted_tol, card, halt), window=window, noise_scale=noise_scale, seed=seed,
-        slots=slots, backend=backend, precision=precision,
-    )  # fmt: skip
+        halt=halt,
+        tol=_tolerance(wanted_tol, card, halt),
+        window=window,
+        noise_scale=noise_scale,
+        seed=seed,
+        slots=slots,
+        backend=backend,
+        precision=precision,
+    )
     begun = time.perf_counter()
     with Bar("evaluating", progress) as bar:
         found = evaluation.evaluate(
-            reasoner, puzzles.inputs, puzzles.labels, depths=asked[0], breadth=asked[1], select=rules,
-            progress=bar.update, **settings,
-        )  # fmt: skip
+            reasoner,
+            puzzles.inputs,
+            puzzles.labels,
+            depths=asked[0],
+            breadth=asked[1],
+            select=rules,
+            progress=bar.update,
+            **settings,
+        )
     seconds = time.perf_counter() - begun
     modes: Diagnosis | None = None
     if found.all_settled is not None:
@@ -122,8 +134,13 @@ def evaluate(
         "model": model,
         "task": task.name,
         "settings": {
-            "breadth": found.breadths[-1], "select": rules[0], **settings, "broad": broad,
-            "device": str(reasoner.device), "limit": limit, "reveal": reveal,
+            "breadth": found.breadths[-1],
+            "select": rules[0],
+            **settings,
+            "broad": broad,
+            "device": str(reasoner.device),
+            "limit": limit,
+            "reveal": reveal,
         },
         "card": None if card is None else {name: getattr(card, name) for name in ("tol", "noise_scale", "window")},
         "backend": found.backend,
@@ -141,7 +158,7 @@ def evaluate(
         "seconds": seconds,
         "reproduce": reproduction(ctx, reasoner, puzzles),
         "errors": puz.errors_as_json(errors),
-    }  # fmt: skip
+    }
     emit(report, as_json, output)
     if not as_json:
         _draw(found, puzzles, report, modes)

@@ -107,7 +107,11 @@ def _starting_from(loaded: Checkpoint, source: str, config: EqRConfig, config_of
     with Path(loaded.origin).open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     record = {
-        "source": str(source), "sha256": sha256, "data": loaded.card.data, "steps": loaded.card.steps,
-        "config": config_of, "changed": _changes(loaded.config, config),
-    }  # fmt: skip
+        "source": str(source),
+        "sha256": sha256,
+        "data": loaded.card.data,
+        "steps": loaded.card.steps,
+        "config": config_of,
+        "changed": _changes(loaded.config, config),
+    }
     return InitialWeights(state_dict, config, record)

@@ -81,9 +81,19 @@ def solve(
     if depths and depths[-1] > depth:
         raise ValueError(f"--by-depth must be at most --depth {depth}, got {depths[-1]}; raise --depth")
     settings: dict[str, Any] = dict(
-        depth=depth, breadth=breadth, halt=halt, tol=parse_tolerance(tol), patience=patience, select=select,
-        window=window, noise_scale=noise_scale, seed=seed, slots=slots, backend=backend, precision=precision,
-    )  # fmt: skip
+        depth=depth,
+        breadth=breadth,
+        halt=halt,
+        tol=parse_tolerance(tol),
+        patience=patience,
+        select=select,
+        window=window,
+        noise_scale=noise_scale,
+        seed=seed,
+        slots=slots,
+        backend=backend,
+        precision=precision,
+    )
     reasoner = puz.load_model(model, device, progress)
     config, card = reasoner.config, reasoner.card
     task = puz.task_of(config)

@@ -54,9 +54,7 @@ def train(
         int | None,
         typer.Option(metavar="STEP", help="Where that cosine, which ends at --steps, begins.", show_default="--warmup"),
     ] = None,
-    weight_decay: Annotated[
-        float | None, typer.Option(help="Of AdamATan2.", show_default="the preset's")
-    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of AdamATan2.", show_default="the preset's")] = None,
     ema_rate: Annotated[float | None, typer.Option(help="Of the averaged weights.", show_default="0.999")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps in all.", show_default="the preset's")] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop at the last slice's end within this time.")] = None,
@@ -163,10 +161,21 @@ def train(
     Exit code 0: the steps or minutes are done; 2: nothing could be done; 130: interrupted, and saved.
     """
     given = dict(
-        batch_size=batch_size, lr=lr, lr_warmup_steps=warmup, lr_min_ratio=lr_min_ratio, decay_from=decay_from,
-        weight_decay=weight_decay, ema_rate=ema_rate, total_steps=steps, curriculum=curriculum, cycles=cycles, mix=mix,
-        seed=seed, forward_dtype=dtype, slice_steps=slice_steps,
-    )  # fmt: skip
+        batch_size=batch_size,
+        lr=lr,
+        lr_warmup_steps=warmup,
+        lr_min_ratio=lr_min_ratio,
+        decay_from=decay_from,
+        weight_decay=weight_decay,
+        ema_rate=ema_rate,
+        total_steps=steps,
+        curriculum=curriculum,
+        cycles=cycles,
+        mix=mix,
+        seed=seed,
+        forward_dtype=dtype,
+        slice_steps=slice_steps,
+    )
     for name, value in (("--minutes", minutes), ("--finish", finish)):
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive, got {value:g}")
@@ -222,9 +231,15 @@ def train(
             setting.check_resumed(stored, settings, how, f"the run in {out}", manifest["step"])
         settings |= how
         run = running.TrainingRun(
-            task, puzzles, config, settings, out, process, data=Path(data).name,
+            task,
+            puzzles,
+            config,
+            settings,
+            out,
+            process,
+            data=Path(data).name,
             initial=None if start is None else start.state_dict,
-        )  # fmt: skip
+        )
         settings |= setting.machine(stored, run.trainer.kernel)
         if stored:
             run.load()
@@ -245,9 +260,7 @@ def train(
         if eval_data is not None:
             precision = {"float32": "fp32", "bfloat16": "bf16"}[settings["forward_dtype"]]
             evaluator = measuring.Evaluator(sets, depths, precision)
-        interrupted = run.train(
-            minutes, log_every, logs, finish=finish, evaluator=evaluator, evaluate_every=eval_every
-        )  # fmt: skip
+        interrupted = run.train(minutes, log_every, logs, finish=finish, evaluator=evaluator, evaluate_every=eval_every)
         if process.rank == 0:
             for message in run.closing_notes(interrupted):
                 complain(message, "note")

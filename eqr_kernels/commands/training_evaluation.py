@@ -219,9 +219,14 @@ def calibrate_model(folder: Path, sets: Sequence[EvaluationSet], data: str, devi
         np.concatenate([np.asarray(getattr(one.puzzles, name)) for one in sets]) for name in ("inputs", "labels")
     )
     settings: dict[str, Any] = dict(
-        depth=CALIBRATION_DEPTH, reveal=None, seed=0, max_loss=0.0, trust=TRUST, patience=1,
+        depth=CALIBRATION_DEPTH,
+        reveal=None,
+        seed=0,
+        max_loss=0.0,
+        trust=TRUST,
+        patience=1,
         noise_scale=model.inference_noise_scale,
-    )  # fmt: skip
+    )
     run = evaluation.trajectories(
         model, inputs, labels, depth=CALIBRATION_DEPTH, seed=0, noise_scale=settings["noise_scale"]
     )

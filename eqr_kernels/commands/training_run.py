@@ -202,9 +202,13 @@ class TrainingRun:
         reveal = sudoku.reveal if task is SUDOKU else None
         seed = settings["seed"]
         stream = PuzzleStream(
-            puzzles, task.module.augment, reveal=reveal, curriculum=curriculum, mix=parse_mix(settings.get("mix", "")),
+            puzzles,
+            task.module.augment,
+            reveal=reveal,
+            curriculum=curriculum,
+            mix=parse_mix(settings.get("mix", "")),
             seed=[seed, process.rank],
-        )  # fmt: skip
+        )
         fields = {field.name for field in dataclasses.fields(TrainConfig)}
         train_config = TrainConfig(**{name: value for name, value in settings.items() if name in fields})
         # The same weights in every process: gradients are averaged, weights are not.
@@ -303,9 +307,12 @@ class TrainingRun:
             model.load_state_dict({**model.state_dict(), **trainer.ema.shadow})
             measurements = evaluator(model)
         costs = {
-            "step": trainer.step, "samples": trainer.step * trainer.config.batch_size * self.process.world,
-            "operations": trainer.operations, **self.stopwatch.read(), "lr": trainer.optimizer.param_groups[0]["lr"],
-        }  # fmt: skip
+            "step": trainer.step,
+            "samples": trainer.step * trainer.config.batch_size * self.process.world,
+            "operations": trainer.operations,
+            **self.stopwatch.read(),
+            "lr": trainer.optimizer.param_groups[0]["lr"],
+        }
         curve.add(costs, measurements)
         for log in logs:
             log.evaluated(trainer.step, measurements)
@@ -465,7 +472,11 @@ class TrainingRun:
         weights = {**trainer.model.state_dict(), **trainer.ema.shadow}
         settings = {name: value for name, value in self.settings.items() if name != "config"}
         card = ModelCard(
-            config, data=self.data, steps=trainer.step, commit=code_commit(), extra={"training": settings},
+            config,
+            data=self.data,
+            steps=trainer.step,
+            commit=code_commit(),
+            extra={"training": settings},
             notes=f"Averaged weights of `eqr train` after {trainer.step} steps.",
-        )  # fmt: skip
+        )
         save_checkpoint(self.out, weights, config, card)

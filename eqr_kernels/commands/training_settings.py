@@ -15,9 +15,13 @@ from eqr_kernels.cycles import parse_cycles, stretches
 from eqr_kernels.tasks.stream import parse_curriculum, same_clues
 
 _OPTION_OF = {
-    "lr_warmup_steps": "--warmup", "forward_dtype": "--dtype", "total_steps": "--steps", "config": "--preset and --set",
-    "data_sha256": "the puzzles of --data", "processes": "the number of processes",
-}  # fmt: skip
+    "lr_warmup_steps": "--warmup",
+    "forward_dtype": "--dtype",
+    "total_steps": "--steps",
+    "config": "--preset and --set",
+    "data_sha256": "the puzzles of --data",
+    "processes": "the number of processes",
+}
 
 
 def settings_of(
@@ -63,9 +67,7 @@ def complete_schedule(
         settings["lr_min_ratio"] = DECAY_END
 
 
-def check_resumed(
-    stored: dict[str, Any], settings: dict[str, Any], how: dict[str, bool], run: str, step: int
-) -> None:
+def check_resumed(stored: dict[str, Any], settings: dict[str, Any], how: dict[str, bool], run: str, step: int) -> None:
     """Refuses to continue a run with other settings, which would give another result than the run it continues.
 
     Args:

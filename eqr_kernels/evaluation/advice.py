@@ -93,10 +93,11 @@ def advise(told: Scaling, *, tol: float) -> list[Finding]:
     if told.restarts < FEWEST_RESTARTS:
         found.append(
             Finding(
-                "too few restarts", f"breadth {told.restarts}; {FEWEST_RESTARTS} is the least that tells of basins",
+                "too few restarts",
+                f"breadth {told.restarts}; {FEWEST_RESTARTS} is the least that tells of basins",
                 "Raise --breadth to see which basins a puzzle has.",
             )
-        )  # fmt: skip
+        )
     if told.depths[-1] < FEWEST_STEPS:
         found.append(
             Finding(
@@ -104,7 +105,7 @@ def advise(told: Scaling, *, tol: float) -> list[Finding]:
                 f"depth {told.depths[-1]}; {FEWEST_STEPS} is the least that tells of trends",
                 "Raise --depth to see where trajectories go.",
             )
-        )  # fmt: skip
+        )
     return found or [
         Finding("nothing stands out", "no rule is met beyond doubt", "Give more puzzles, or read the tables.")
     ]
@@ -115,9 +116,10 @@ def _flaws(told: Scaling, tol: float) -> Iterator[Finding]:
     lost = sum(told.kinds["diverged"].values())
     if lost:
         yield Finding(
-            "diverging", f"{lost} of {told.convergence.trajectories} trajectories became non-finite",
+            "diverging",
+            f"{lost} of {told.convergence.trajectories} trajectories became non-finite",
             "Check the weights and the precision (--precision fp32); more damping (a lower lambda_) in training.",
-        )  # fmt: skip
+        )
     floor = told.convergence.expected_floor
     if tol < floor:
         yield Finding(
@@ -147,9 +149,10 @@ def _tolerance(told: Scaling, tol: float) -> Iterator[Finding]:
             )
         else:
             yield Finding(
-                "resting above the noise floor", at,
+                "resting above the noise floor",
+                at,
                 "Compare with --precision fp32; if it stays, the state moves where no answer shows it: calibrate anew.",
-            )  # fmt: skip
+            )
     loose = c.unsteady / c.settled if c.settled else math.nan
     if c.settled_puzzles >= FEWEST_PUZZLES and surely_above(loose, c.settled_puzzles, NOTABLE):
         yield Finding(
@@ -179,13 +182,12 @@ def _basins(told: Scaling) -> Iterator[Finding]:
         )
     if surely_above(shares["competing"], m, NOTABLE):
         yield Finding(
-            "competing", of("competing"),
+            "competing",
+            of("competing"),
             "Select by vote or q if the table shows that they do better; a lower lambda_ and more noise in training.",
-        )  # fmt: skip
+        )
     if surely_above(shares["narrow"], m, NOTABLE):
-        yield Finding(
-            "narrow", of("narrow"), "Raise the breadth; random starts and noise in training widen basins."
-        )  # fmt: skip
+        yield Finding("narrow", of("narrow"), "Raise the breadth; random starts and noise in training widen basins.")
     if surely_above(shares["broad"], m, MOST):
         yield Finding(
             "broad and stable",
@@ -245,9 +247,10 @@ def _breadth(told: Scaling) -> Iterator[Finding]:
     if by.p <= SIGNIFICANT and by.gained != by.lost:
         better = by.gained > by.lost
         yield Finding(
-            "breadth pays" if better else "breadth hurts", f"from breadth 1 to {b} by residual {_gains(by)}",
+            "breadth pays" if better else "breadth hurts",
+            f"from breadth 1 to {b} by residual {_gains(by)}",
             "Raise the breadth until that stops." if better else "Select by vote or q, or lower the breadth.",
-        )  # fmt: skip
+        )
     if surely_below(oracle.gained / m, m, NEGLIGIBLE):
         yield Finding(
             "breadth has nothing to give",

@@ -111,9 +111,20 @@ def probe(
         parts.append(_observed(result, tail, tol, noise_scale))
 
     found = evaluate(
-        model, inputs, labels, depths=doubling_depths(depth), breadth=sorted({1, breadth}), select=ASKED, tol=tol,
-        noise_scale=noise_scale, chunk=chunk, progress=progress, record=tail, observe=observe, **options,
-    )  # fmt: skip
+        model,
+        inputs,
+        labels,
+        depths=doubling_depths(depth),
+        breadth=sorted({1, breadth}),
+        select=ASKED,
+        tol=tol,
+        noise_scale=noise_scale,
+        chunk=chunk,
+        progress=progress,
+        record=tail,
+        observe=observe,
+        **options,
+    )
     fields = [np.concatenate(field) for field in zip(*parts, strict=True)]
     return Probe(found, tol, noise_scale, *fields)
 

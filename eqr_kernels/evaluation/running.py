@@ -174,9 +174,14 @@ def _join(parts: Sequence[npt.NDArray[Any] | None]) -> npt.NDArray[Any] | None:
 
 
 def _measure(
-    answers: npt.NDArray[np.integer], result: SolveResult, depths: Sequence[int], breadths: Sequence[int],
-    rules: Sequence[str], halt: str, tol: float | None,
-) -> dict[str, npt.NDArray[Any] | None]:  # fmt: skip
+    answers: npt.NDArray[np.integer],
+    result: SolveResult,
+    depths: Sequence[int],
+    breadths: Sequence[int],
+    rules: Sequence[str],
+    halt: str,
+    tol: float | None,
+) -> dict[str, npt.NDArray[Any] | None]:
     """What `Evaluation` keeps of a chunk of puzzles with labels [n, S]."""
     grid, told = [], []
     for depth in depths:

@@ -63,9 +63,13 @@ class Policy:
 
 
 def grid(
-    depths: Sequence[int], breadths: Sequence[int], tols: Sequence[float], *, select: str = "residual",
+    depths: Sequence[int],
+    breadths: Sequence[int],
+    tols: Sequence[float],
+    *,
+    select: str = "residual",
     names: Sequence[str] = tuple(POLICIES),
-) -> Iterator[Policy]:  # fmt: skip
+) -> Iterator[Policy]:
     """All policies of these depths, breadths and tolerances; a race needs two trajectories."""
     for name, depth, breadth in itertools.product(names, depths, breadths):
         if name == "race" and breadth == 1:

@@ -86,9 +86,16 @@ def study(
                 progress(number * each + spent, total)
 
         return runs.run(
-            changed, questions, answers, depth=depth, breadth=breadth, tol=tol, precision=variant.precision,
-            progress=shown, **{**options, "seed": (seed + variant.reseeded) % 2**32},
-        )  # fmt: skip
+            changed,
+            questions,
+            answers,
+            depth=depth,
+            breadth=breadth,
+            tol=tol,
+            precision=variant.precision,
+            progress=shown,
+            **{**options, "seed": (seed + variant.reseeded) % 2**32},
+        )
 
     base = measured(0, base_model, BASELINE)
     rows = np.flatnonzero(base.settled[:, 0] & base.ended_right[:, 0])[:displaced]

@@ -179,9 +179,14 @@ class Probe:
     def _noisy(self, noise_scale: float, seed: int) -> States:
         """Where the noise of a seed leads from the baseline's fixed points."""
         return states(
-            self.model, self.tokens, self._rng(0, seed % 2**32), depth=NOISY_STEPS, precision="fp32", begin=self.base,
+            self.model,
+            self.tokens,
+            self._rng(0, seed % 2**32),
+            depth=NOISY_STEPS,
+            precision="fp32",
+            begin=self.base,
             noise_scale=noise_scale,
-        )  # fmt: skip
+        )
 
     def measure(self, model: EquilibriumReasoner, precision: str) -> dict[str, Any] | None:
         """How far the states are from the baseline's, relatively; None where there are none in that precision.

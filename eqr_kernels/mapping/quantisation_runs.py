@@ -100,9 +100,17 @@ def run(
                 progress(before + spent, n * depth * breadth)
 
         result = model.solve(
-            torch.from_numpy(rows.astype(np.int64)), depth=depth, breadth=breadth, halt="none", select="residual",
-            checkpoints=range(1, depth + 1), trace=True, return_all=True, progress=shown, **options,
-        )  # fmt: skip
+            torch.from_numpy(rows.astype(np.int64)),
+            depth=depth,
+            breadth=breadth,
+            halt="none",
+            select="residual",
+            checkpoints=range(1, depth + 1),
+            trace=True,
+            return_all=True,
+            progress=shown,
+            **options,
+        )
         assert result.residuals is not None and result.all_preds is not None
         answers = [result.at[k].all_preds.cpu().numpy() for k in range(1, depth + 1)]
         open_labels = wanted == 0

@@ -120,9 +120,15 @@ def record(
 
             tokens = torch.from_numpy(questions[rows].astype(np.int64))
             result = model.solve(
-                tokens, depth=depth, breadth=breadth, halt="none", checkpoints=tuple(range(1, depth + 1)), trace=True,
-                progress=shown, **options,
-            )  # fmt: skip
+                tokens,
+                depth=depth,
+                breadth=breadth,
+                halt="none",
+                checkpoints=tuple(range(1, depth + 1)),
+                trace=True,
+                progress=shown,
+                **options,
+            )
             part = _recorded(result, answers[rows])
             if parts is not None:
                 parts.save(start, part)

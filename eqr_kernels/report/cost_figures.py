@@ -50,9 +50,16 @@ def accuracy_against_cost(report: Report) -> Figure:
         colour, marker = style.POLICY_LOOKS.get(policy, style.OTHER_LOOK)
         xs, ys = zip(*[(x, y) for p, x, y in placed.values() if p.policy == policy], strict=True)
         axes.scatter(
-            xs, ys, s=22, c=colour, marker=marker, alpha=0.35, linewidths=0, label=POLICIES.get(policy, policy),
+            xs,
+            ys,
+            s=22,
+            c=colour,
+            marker=marker,
+            alpha=0.35,
+            linewidths=0,
+            label=POLICIES.get(policy, policy),
             rasterized=len(placed) > _RASTER_ABOVE,
-        )  # fmt: skip
+        )
     ours = sorted((placed[i] for i in front(report) if i in placed), key=lambda row: row[1])
     if ours:
         _draw_front(axes, ours)
@@ -124,9 +131,16 @@ def _label_marks(axes: Axes, named: dict[int, tuple[list[str], Point, float, flo
     for (names, p, x, y), (across, up), place in zip(ordered, at, places, strict=True):
         heading = textwrap.fill(" = ".join(names), 24)
         axes.text(
-            place, 0.845, f"{heading}\n{p.short}\n{percent(p.share)} at {significant(x)} s", ha="center", va="bottom",
-            transform=axes.transAxes, fontsize=8.5, linespacing=1.25, zorder=6,
-        )  # fmt: skip
+            place,
+            0.845,
+            f"{heading}\n{p.short}\n{percent(p.share)} at {significant(x)} s",
+            ha="center",
+            va="bottom",
+            transform=axes.transAxes,
+            fontsize=8.5,
+            linespacing=1.25,
+            zorder=6,
+        )
         # Straight up from the point: nothing stands above the front.
         lead = ([across, across, place], [up, 0.79, 0.835])
         axes.plot(*lead, color=style.FAINT, linewidth=0.8, transform=axes.transAxes, zorder=2)

@@ -30,15 +30,29 @@ SERIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 SERIES_MARKERS = "osD^vP"
 
 _STYLE: Any = {
-    "axes.axisbelow": True, "axes.edgecolor": "#888888", "axes.grid": True, "axes.labelcolor": INK,
-    "axes.spines.right": False, "axes.spines.top": False, "figure.facecolor": "white", "font.size": 10,
-    "grid.color": "#E6E6E6", "grid.linewidth": 0.8, "legend.fontsize": 9, "legend.frameon": False, "text.color": INK,
-    "xtick.color": INK, "ytick.color": INK, "xtick.labelsize": 9, "ytick.labelsize": 9,
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#888888",
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.facecolor": "white",
+    "font.size": 10,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.8,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
     # Names of models and groups may hold dollar signs, which would start mathematics.
     "text.parse_math": False,
     # Ids in an SVG are random without a salt; letters as outlines look the same everywhere.
-    "svg.hashsalt": "eqr_kernels", "svg.fonttype": "path",
-}  # fmt: skip
+    "svg.hashsalt": "eqr_kernels",
+    "svg.fonttype": "path",
+}
 
 
 def require() -> None:

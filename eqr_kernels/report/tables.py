@@ -69,14 +69,28 @@ def _front(report: Report) -> Table:
         caption="By rising cost. Every row is more accurate than all cheaper ones; points that the report singles out "
         "are in bold, and are listed even where they are not on the front.",
         columns=[
-            "", "policy", "depth", "breadth", "tol", "accuracy", "95 % interval", "NFE", "layer equivalents", "p50, ms",
-            "p95, ms", "p99, ms", "puzzles/s", seconds_unit(report), f"{currency or 'money'} per 1000", "joules",
+            "",
+            "policy",
+            "depth",
+            "breadth",
+            "tol",
+            "accuracy",
+            "95 % interval",
+            "NFE",
+            "layer equivalents",
+            "p50, ms",
+            "p95, ms",
+            "p99, ms",
+            "puzzles/s",
+            seconds_unit(report),
+            f"{currency or 'money'} per 1000",
+            "joules",
             "memory, MiB",
         ],
         words=2,
         rows=[Row(_point(report, everything[i], named.get(i, [])), i in named) for i in shown],
         absent="No point is on it: no accuracy or no cost was measured.",
-    )  # fmt: skip
+    )
 
 
 def _point(report: Report, p: Point, names: list[str]) -> list[str]:
@@ -125,14 +139,26 @@ def _checked(report: Report) -> Table:
         caption="What was computed for a point, and what a run of it on the same puzzles gave. The error of the "
         "latency is (computed − measured) / measured, of the median.",
         columns=[
-            "point", "why", "puzzles", "queries alone", "right, computed", "right, run", "NFE, computed", "NFE, run",
-            "p50, computed, ms", "p50, run, ms", "p95, run, ms", "p99, run, ms", "error of p50",
-            "puzzles/s, computed", "puzzles/s, run",
+            "point",
+            "why",
+            "puzzles",
+            "queries alone",
+            "right, computed",
+            "right, run",
+            "NFE, computed",
+            "NFE, run",
+            "p50, computed, ms",
+            "p50, run, ms",
+            "p95, run, ms",
+            "p99, run, ms",
+            "error of p50",
+            "puzzles/s, computed",
+            "puzzles/s, run",
         ],
         words=2,
         rows=[Row(cells) for cells in found],
         absent="No point was run for real in this report.",
-    )  # fmt: skip
+    )
 
 
 def _latency(report: Report) -> Table:
@@ -212,13 +238,20 @@ def _savings(report: Report) -> Table:
         f"trajectory to the full depth{'' if depth is None else f', {depth}'}: lost and gained are puzzles that only "
         "the full depth, or only the exit, answers right.",
         columns=[
-            "breadth", "NFE, full", "NFE, exit", "times fewer", "accuracy, full", "accuracy, exit", "lost", "gained",
+            "breadth",
+            "NFE, full",
+            "NFE, exit",
+            "times fewer",
+            "accuracy, full",
+            "accuracy, exit",
+            "lost",
+            "gained",
             "settled",
         ],
         words=0,
         rows=[Row(cells) for cells in found],
         absent="The model's card has no tolerance; `eqr calibrate` finds one.",
-    )  # fmt: skip
+    )
 
 
 def _quantisation(report: Report) -> Table:
@@ -245,10 +278,17 @@ def _quantisation(report: Report) -> Table:
         title="Quantised weights",
         caption=str(look(report, "quantisation", "recommendation") or ""),
         columns=[
-            "variant", "accuracy", "95 % interval", "residual floor", "moved by", "changed basin", "share",
-            "ms a step", "times as fast",
+            "variant",
+            "accuracy",
+            "95 % interval",
+            "residual floor",
+            "moved by",
+            "changed basin",
+            "share",
+            "ms a step",
+            "times as fast",
         ],
         words=1,
         rows=[Row(cells) for cells in found],
         absent="They were not compared in this report.",
-    )  # fmt: skip
+    )

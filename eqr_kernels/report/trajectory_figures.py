@@ -50,9 +50,16 @@ def residual_and_correctness(report: Report) -> Figure:
         if tol is not None and tol > 0:
             axes.axvline(math.log10(tol), color=style.INK, linestyle="--", linewidth=1.2)
         axes.text(
-            0.995, 0.93, f"{sum(counts):,.0f} {name}", transform=axes.transAxes, ha="right", va="top", color=colour,
-            fontweight="bold", bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
-        )  # fmt: skip
+            0.995,
+            0.93,
+            f"{sum(counts):,.0f} {name}",
+            transform=axes.transAxes,
+            ha="right",
+            va="top",
+            color=colour,
+            fontweight="bold",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
+        )
     low, high = min(edges), max(edges)
     if tol is not None and tol > 0:
         low, high = min(low, math.log10(tol)), max(high, math.log10(tol))
@@ -100,9 +107,15 @@ def steps_to_convergence(report: Report) -> Figure:
             "" if median is None else f", half of these by step {median}"
         )
         axes.text(
-            0.995, 0.93, f"{name}: {told}", transform=axes.transAxes, ha="right", va="top", fontsize=9,
+            0.995,
+            0.93,
+            f"{name}: {told}",
+            transform=axes.transAxes,
+            ha="right",
+            va="top",
+            fontsize=9,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
-        )  # fmt: skip
+        )
         never.bar([0], [100 * (1 - settled)], width=0.7, color=style.VERMILLION, hatch="///", edgecolor="white")
         never.text(0, 100 * (1 - settled) + 4, percent(1 - settled, 0), ha="center", va="bottom", fontsize=9)
     for axes, never in grid:

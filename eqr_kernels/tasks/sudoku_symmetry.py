@@ -49,9 +49,12 @@ class _Table(NamedTuple):
 def _table() -> _Table:
     threes = list(permutations(range(3)))
     orders: Ints = np.array(
-        [[3 * stack + column for stack, within in zip(stacks, lines, strict=True) for column in within]
-         for stacks in threes for lines in product(threes, repeat=3)]
-    )  # fmt: skip
+        [
+            [3 * stack + column for stack, within in zip(stacks, lines, strict=True) for column in within]
+            for stacks in threes
+            for lines in product(threes, repeat=3)
+        ]
+    )
     places = orders.argsort(1).astype(np.uint8)
     every = np.zeros((1, 0), np.int64)  # [n, columns so far]
     for column in range(9):

@@ -46,9 +46,15 @@ def injection(
 
 @triton.jit
 def noise(
-    s: tl.tensor, f0: tl.tensor, c1: tl.tensor, id_low: tl.tensor, id_high: tl.tensor, seed: tl.tensor,
-    restart: tl.tensor, p: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
+    s: tl.tensor,
+    f0: tl.tensor,
+    c1: tl.tensor,
+    id_low: tl.tensor,
+    id_high: tl.tensor,
+    seed: tl.tensor,
+    restart: tl.tensor,
+    p: tl.constexpr,
+) -> tl.tensor:
     """Standard normals at tokens s [m], features f0 and on: float32 [m, row_features].
 
     c1: step << 8 | stream. All but s are scalars; the counters are uint32.
@@ -63,10 +69,23 @@ def noise(
 
 @triton.jit(noinline=True)
 def damped_update(
-    a: tl.tensor, squares: tl.tensor, z: tl.tensor, u: tl.tensor, tokens: tl.tensor, ids: tl.tensor,
-    embedding: tl.tensor, t: tl.tensor, breadth: tl.tensor, seed: tl.tensor, step: tl.tensor, m: tl.tensor,
-    lambda_: tl.tensor, noise_scale: tl.tensor, norm_eps: tl.tensor, p: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
+    a: tl.tensor,
+    squares: tl.tensor,
+    z: tl.tensor,
+    u: tl.tensor,
+    tokens: tl.tensor,
+    ids: tl.tensor,
+    embedding: tl.tensor,
+    t: tl.tensor,
+    breadth: tl.tensor,
+    seed: tl.tensor,
+    step: tl.tensor,
+    m: tl.tensor,
+    lambda_: tl.tensor,
+    noise_scale: tl.tensor,
+    norm_eps: tl.tensor,
+    p: tl.constexpr,
+) -> tl.tensor:
     """Update m of outer step `step` of trajectory t: z' = (1 - lambda) z + lambda RMSnorm(a) + noise_scale eps, and
     u = z_L + (z_H + e) as the next module takes it.
 
@@ -132,10 +151,20 @@ def damped_update(
 
 @triton.jit(noinline=True)
 def start(
-    z: tl.tensor, u: tl.tensor, tokens: tl.tensor, ids: tl.tensor, embedding: tl.tensor, H_start: tl.tensor,
-    L_start: tl.tensor, t: tl.tensor, breadth: tl.tensor, seed: tl.tensor, H_std: tl.tensor, L_std: tl.tensor,
+    z: tl.tensor,
+    u: tl.tensor,
+    tokens: tl.tensor,
+    ids: tl.tensor,
+    embedding: tl.tensor,
+    H_start: tl.tensor,
+    L_start: tl.tensor,
+    t: tl.tensor,
+    breadth: tl.tensor,
+    seed: tl.tensor,
+    H_std: tl.tensor,
+    L_std: tl.tensor,
     p: tl.constexpr,
-) -> None:  # fmt: skip
+) -> None:
     """The start states of trajectory t, in the buffers number 0, and u = z_L + (z_H + e).
 
     z, u, tokens, ids, embedding, seed: as in `damped_update`. H_start, L_start: float32 [width], read where the start

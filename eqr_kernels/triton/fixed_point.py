@@ -57,12 +57,21 @@ def cannot_win(best: tl.tensor, t: tl.tensor, breadth: tl.tensor, steps: tl.tens
 
 @triton.jit(
     do_not_specialize=[
-        "trajectories", "breadth", "depth", "seed", "halt", "patience", "window", "race", "checkpoint_count", "trace",
+        "trajectories",
+        "breadth",
+        "depth",
+        "seed",
+        "halt",
+        "patience",
+        "window",
+        "race",
+        "checkpoint_count",
+        "trace",
         "layers",
     ],
     # The caller's tensors may lie anywhere, and no compilation should depend on where.
     do_not_specialize_on_alignment=["tokens", "ids", "checkpoints", "control"],
-)  # fmt: skip
+)
 def fixed_point(
     tokens: tl.tensor,  # int64 [N, S]
     ids: tl.tensor,  # int64 [N]
@@ -141,9 +150,30 @@ def fixed_point(
                     start(z, u, tokens, ids, embedding, H_start, L_start, t, breadth, seed, H_std, L_std, p)
                     tl.debug_barrier()
                 moved, length = outer_step(
-                    z, u, h, a, squares, tokens, ids, embedding, mixer_in, mixer_out, gate_up, down, cos, sin, t,
-                    breadth, seed, done, layers, lambda_, noise_scale, norm_eps, p,
-                )  # fmt: skip
+                    z,
+                    u,
+                    h,
+                    a,
+                    squares,
+                    tokens,
+                    ids,
+                    embedding,
+                    mixer_in,
+                    mixer_out,
+                    gate_up,
+                    down,
+                    cos,
+                    sin,
+                    t,
+                    breadth,
+                    seed,
+                    done,
+                    layers,
+                    lambda_,
+                    noise_scale,
+                    norm_eps,
+                    p,
+                )
                 change, bad, last_q = heads(z, lm_head, q_weight, q_bias, logits, done, p)
                 # A state that is zero and stays so has settled: 0 / 0 counts as 0.
                 still = (moved == 0.0) & (length == 0.0)
@@ -178,9 +208,24 @@ def fixed_point(
             until = tl.where(over != 0, checkpoint_count + 1, tl.where(at == done, mark + 1, mark))
             if mark < until:
                 write_rows(
-                    mark, until, logits, ring, window, preds, q_halt, residual, score, steps, status, t, trajectories,
-                    checkpoint_count, done, state, p,
-                )  # fmt: skip
+                    mark,
+                    until,
+                    logits,
+                    ring,
+                    window,
+                    preds,
+                    q_halt,
+                    residual,
+                    score,
+                    steps,
+                    status,
+                    t,
+                    trajectories,
+                    checkpoint_count,
+                    done,
+                    state,
+                    p,
+                )
                 mark = until
         copy_logits(logits, final, t, done, state, p)
         # The next trajectory clears what this one's threads still read.

@@ -10,9 +10,14 @@ from eqr_kernels.triton.damped_update import own
 
 @triton.jit(noinline=True)
 def heads(
-    z: tl.tensor, lm_head: tl.tensor, q_weight: tl.tensor, q_bias: tl.tensor, logits: tl.tensor, step: tl.tensor,
+    z: tl.tensor,
+    lm_head: tl.tensor,
+    q_weight: tl.tensor,
+    q_bias: tl.tensor,
+    logits: tl.tensor,
+    step: tl.tensor,
     p: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
+) -> tl.tensor:
     """Logits after outer step `step`, from 0: in buffer number 1 - step % 2, compared with those of the step before.
 
     z: float32 [programs, 4, S, width], see `damped_update`. lm_head [V, width], q_weight [2, width], q_bias [2]: in the

@@ -158,9 +158,22 @@ def trial(model: EquilibriumReasoner, dtype: torch.dtype, trajectories: int = 1,
     tokens = torch.arange(model.config.seq_len, device=model.device)[None] % model.config.vocab_size
     ids = torch.zeros(1, dtype=torch.int64, device=model.device)
     return FixedPointProblem(
-        tokens, ids, 0, trajectories, depth, "none", 0.0, 1, 1, model.config.noise_scale, "residual", (),
-        trajectories, False, dtype,
-    )  # fmt: skip
+        tokens,
+        ids,
+        0,
+        trajectories,
+        depth,
+        "none",
+        0.0,
+        1,
+        1,
+        model.config.noise_scale,
+        "residual",
+        (),
+        trajectories,
+        False,
+        dtype,
+    )
 
 
 def new_control(device: torch.device) -> Tensor:

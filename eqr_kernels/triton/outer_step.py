@@ -26,9 +26,17 @@ token_gate_up_called = triton.jit(token_gate_up.fn, noinline=True)
 
 @triton.jit
 def mix(
-    u: tl.tensor, h: tl.tensor, a: tl.tensor, squares: tl.tensor, mixer_in: tl.tensor, mixer_out: tl.tensor,
-    cos: tl.tensor, sin: tl.tensor, norm_eps: tl.tensor, p: tl.constexpr,
-) -> None:  # fmt: skip
+    u: tl.tensor,
+    h: tl.tensor,
+    a: tl.tensor,
+    squares: tl.tensor,
+    mixer_in: tl.tensor,
+    mixer_out: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    norm_eps: tl.tensor,
+    p: tl.constexpr,
+) -> None:
     """The first half of a block, in place: u [S, width], h [p.work] in the compute dtype; a float32 [S, width], squares
     float32 [squares_size]. The weights as in `mix_tokens` or `project_qkv`; mixer_out [width, width] with attention.
     """
@@ -72,9 +80,14 @@ def mix(
 
 @triton.jit
 def mix_features(
-    u: tl.tensor, h: tl.tensor, a: tl.tensor, squares: tl.tensor, gate_up_weight: tl.tensor, down: tl.tensor,
+    u: tl.tensor,
+    h: tl.tensor,
+    a: tl.tensor,
+    squares: tl.tensor,
+    gate_up_weight: tl.tensor,
+    down: tl.tensor,
     p: tl.constexpr,
-) -> None:  # fmt: skip
+) -> None:
     """The second half of a block up to its norm: u, h, a, squares as in `mix`; gate_up_weight [2 hidden, width], down
     [width, hidden]."""
     if p.calls:
@@ -91,11 +104,30 @@ def mix_features(
 
 @triton.jit
 def outer_step(
-    z: tl.tensor, u: tl.tensor, h: tl.tensor, a: tl.tensor, squares: tl.tensor, tokens: tl.tensor, ids: tl.tensor,
-    embedding: tl.tensor, mixer_in: tl.tensor, mixer_out: tl.tensor, gate_up_weight: tl.tensor, down: tl.tensor,
-    cos: tl.tensor, sin: tl.tensor, t: tl.tensor, breadth: tl.tensor, seed: tl.tensor, step: tl.tensor,
-    layers: tl.tensor, lambda_: tl.tensor, noise_scale: tl.tensor, norm_eps: tl.tensor, p: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
+    z: tl.tensor,
+    u: tl.tensor,
+    h: tl.tensor,
+    a: tl.tensor,
+    squares: tl.tensor,
+    tokens: tl.tensor,
+    ids: tl.tensor,
+    embedding: tl.tensor,
+    mixer_in: tl.tensor,
+    mixer_out: tl.tensor,
+    gate_up_weight: tl.tensor,
+    down: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    t: tl.tensor,
+    breadth: tl.tensor,
+    seed: tl.tensor,
+    step: tl.tensor,
+    layers: tl.tensor,
+    lambda_: tl.tensor,
+    noise_scale: tl.tensor,
+    norm_eps: tl.tensor,
+    p: tl.constexpr,
+) -> tl.tensor:
     """Outer step number `step` of trajectory t: from the states in the buffers number step % 2 to those in the others.
 
     z, u, a, squares, tokens, ids, embedding, seed: as in `damped_update`; u holds the sum that the first module starts
@@ -119,13 +151,26 @@ def outer_step(
                 normalise_features(a_own, squares_own, u_own, norm_eps, p)
                 tl.debug_barrier()
             mix(
-                u_own, h_own, a_own, squares_own, mixer_in + layer * p.mixer_in_size,
-                mixer_out + layer * p.mixer_out_size, cos, sin, norm_eps, p,
-            )  # fmt: skip
+                u_own,
+                h_own,
+                a_own,
+                squares_own,
+                mixer_in + layer * p.mixer_in_size,
+                mixer_out + layer * p.mixer_out_size,
+                cos,
+                sin,
+                norm_eps,
+                p,
+            )
             mix_features(
-                u_own, h_own, a_own, squares_own, gate_up_weight + layer * (2 * p.hidden * p.width),
-                down + layer * (p.width * p.hidden), p,
-            )  # fmt: skip
+                u_own,
+                h_own,
+                a_own,
+                squares_own,
+                gate_up_weight + layer * (2 * p.hidden * p.width),
+                down + layer * (p.width * p.hidden),
+                p,
+            )
             layer += 1
         more_change, more_length = damped_update(
             a, squares, z, u, tokens, ids, embedding, t, breadth, seed, step, m, lambda_, noise_scale, norm_eps, p

@@ -37,10 +37,24 @@ def last_finite(logits: tl.tensor, done: tl.tensor, state: tl.tensor, p: tl.cons
 
 @triton.jit(noinline=True)
 def write_rows(
-    first: tl.tensor, until: tl.tensor, logits: tl.tensor, ring: tl.tensor, window: tl.tensor, preds: tl.tensor,
-    q_halt: tl.tensor, residual: tl.tensor, score: tl.tensor, steps: tl.tensor, status: tl.tensor, t: tl.tensor,
-    trajectories: tl.tensor, checkpoint_count: tl.tensor, done: tl.tensor, state: tl.tensor, p: tl.constexpr,
-) -> None:  # fmt: skip
+    first: tl.tensor,
+    until: tl.tensor,
+    logits: tl.tensor,
+    ring: tl.tensor,
+    window: tl.tensor,
+    preds: tl.tensor,
+    q_halt: tl.tensor,
+    residual: tl.tensor,
+    score: tl.tensor,
+    steps: tl.tensor,
+    status: tl.tensor,
+    t: tl.tensor,
+    trajectories: tl.tensor,
+    checkpoint_count: tl.tensor,
+    done: tl.tensor,
+    state: tl.tensor,
+    p: tl.constexpr,
+) -> None:
     """Rows first..until - 1 of trajectory t in the tables, all the same; q_halt and residual are those of the last row.
 
     logits: float32 [programs, 2, S, V]. ring: float32 [programs, window], the last changes of the logits. preds: int64

@@ -15,14 +15,14 @@ void failed(const char* file, int line, const std::string& what);  // from any t
 
 }  // namespace eqr::test
 
-#define TEST(name)                                              \
-  static void name();                                           \
+#define TEST(name) \
+  static void name(); \
   static const eqr::test::Registrar registrar_##name(#name, name); \
   static void name()
 
 // CHECK(condition, what, to, print)
-#define CHECK(condition, ...)                                                            \
-  do {                                                                                   \
+#define CHECK(condition, ...) \
+  do { \
     if (!(condition)) eqr::test::failed(__FILE__, __LINE__, #condition + eqr::test::text(__VA_ARGS__)); \
   } while (false)
 

@@ -173,7 +173,7 @@ RandomModel::RandomModel(const Shape& given, uint64_t seed) : shape(given) {
 }
 
 OperatorWeights RandomModel::weights() const {
-  return {embedding.data(), lm_head.data(), q_weight.data(), q_bias.data(),  blocks.data(),
+  return {embedding.data(), lm_head.data(), q_weight.data(), q_bias.data(), blocks.data(),
           cos.data(),       sin.data(),     H_start.data(),  L_start.data()};
 }
 
@@ -215,8 +215,7 @@ void oracle_outer_step(const RandomModel& model, const cpu::StepInput& in, Oracl
       Matrix injection = state.z_H;
       for (int64_t t = 0; t < S; ++t)
         for (int64_t f = 0; f < d; ++f)
-          injection[size_t(t * d + f)] +=
-              std::sqrt(double(d)) * double(model.embedding[size_t(in.tokens[t] * d + f)]);
+          injection[size_t(t * d + f)] += std::sqrt(double(d)) * double(model.embedding[size_t(in.tokens[t] * d + f)]);
       state.z_L = module(state.z_L, injection);
     }
     state.z_H = module(state.z_H, state.z_L);

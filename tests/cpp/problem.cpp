@@ -138,11 +138,11 @@ int64_t Oracle::last_step(const std::vector<Step>& history, int64_t depth, Statu
   for (int64_t k = 1; k <= depth; ++k) {
     bool patient = k >= p_.patience;
     for (int64_t j = k - p_.patience; patient && j < k; ++j) patient = history[j].residual <= p_.tol;
-    *status = !history[k - 1].finite                               ? kDiverged
-              : p_.halt == Halt::q && history[k - 1].q_halt > 0    ? kHalted
-              : p_.halt == Halt::residual && patient               ? kConverged
-              : k == p_.depth                                      ? kMaxDepth
-                                                                   : kGoing;
+    *status = !history[k - 1].finite                            ? kDiverged
+              : p_.halt == Halt::q && history[k - 1].q_halt > 0 ? kHalted
+              : p_.halt == Halt::residual && patient            ? kConverged
+              : k == p_.depth                                   ? kMaxDepth
+                                                                : kGoing;
     if (*status != kGoing) return k;
   }
   return depth;

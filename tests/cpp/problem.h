@@ -78,7 +78,7 @@ class Oracle {
   // As it is after `depth` steps at most, or as it ended. Going: kGoing, or kMaxDepth at the problem's depth.
   void record(int64_t trajectory, int64_t depth, Table* to) const;
   Table table(int64_t depth) const;
-  std::vector<int64_t> winners(const Table&) const;             // [N]
+  std::vector<int64_t> winners(const Table&) const;                    // [N]
   std::vector<float> logits(int64_t trajectory, int64_t steps) const;  // the last finite ones, [S, V]
   float residual(int64_t trajectory, int64_t step) const { return history_[trajectory][step].residual; }
 

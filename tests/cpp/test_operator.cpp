@@ -29,9 +29,22 @@ Buffer zeroed(int64_t bytes) {
 }
 
 Shape mlp_shape(int64_t S, int64_t d, int64_t V, int64_t layers = 1, int64_t H = 1, int64_t L = 1) {
-  return {.tokens = S, .features = d, .vocabulary = V, .mixer_hidden = 256, .hidden = 256, .heads = 0, .layers = layers,
-          .H_cycles = H, .L_cycles = L, .rope_parts = 0, .fixed_start = 0, .lambda = 0.95f, .keep = 0.05f,
-          .norm_eps = 1e-5f, .H_std = 1.0f, .L_std = 1.0f};
+  return {.tokens = S,
+          .features = d,
+          .vocabulary = V,
+          .mixer_hidden = 256,
+          .hidden = 256,
+          .heads = 0,
+          .layers = layers,
+          .H_cycles = H,
+          .L_cycles = L,
+          .rope_parts = 0,
+          .fixed_start = 0,
+          .lambda = 0.95f,
+          .keep = 0.05f,
+          .norm_eps = 1e-5f,
+          .H_std = 1.0f,
+          .L_std = 1.0f};
 }
 
 Shape attention_shape(int64_t S, int64_t heads, int64_t head_dim, int64_t V, int64_t rope_parts) {
@@ -42,10 +55,20 @@ Shape attention_shape(int64_t S, int64_t heads, int64_t head_dim, int64_t V, int
 
 std::vector<Shape> shapes() {
   std::vector<Shape> all = {
-      mlp_shape(1, 1, 1),        mlp_shape(2, 3, 2),          mlp_shape(81, 64, 11),      mlp_shape(7, 23, 3, 2, 2, 2),
-      mlp_shape(9, 33, 40),      mlp_shape(65, 32, 6, 1, 2),  mlp_shape(130, 17, 5),      mlp_shape(10, 130, 11, 3),
-      attention_shape(1, 1, 2, 2, 1),    attention_shape(5, 3, 6, 3, 1), attention_shape(81, 2, 16, 11, 1),
-      attention_shape(140, 2, 20, 4, 2), attention_shape(37, 5, 1, 3, 0), attention_shape(300, 1, 48, 6, 1),
+      mlp_shape(1, 1, 1),
+      mlp_shape(2, 3, 2),
+      mlp_shape(81, 64, 11),
+      mlp_shape(7, 23, 3, 2, 2, 2),
+      mlp_shape(9, 33, 40),
+      mlp_shape(65, 32, 6, 1, 2),
+      mlp_shape(130, 17, 5),
+      mlp_shape(10, 130, 11, 3),
+      attention_shape(1, 1, 2, 2, 1),
+      attention_shape(5, 3, 6, 3, 1),
+      attention_shape(81, 2, 16, 11, 1),
+      attention_shape(140, 2, 20, 4, 2),
+      attention_shape(37, 5, 1, 3, 0),
+      attention_shape(300, 1, 48, 6, 1),
   };
   all[3].fixed_start = 1;
   all[4].H_std = 0.25f, all[4].L_std = 3.0f;
@@ -127,8 +150,8 @@ double relative(const std::vector<float>& got, const Matrix& expected) {
   return std::sqrt(error / std::max(size, double(expected.size())));
 }
 
-// Most that an outer step may be off, relative to the size of the logits. bf16 and int8 round every operand; an int8 row
-// of activations has 8 bits and a bf16 one as many, so they are off by about as much.
+// Most that an outer step may be off, relative to the size of the logits. bf16 and int8 round every operand; an int8
+// row of activations has 8 bits and a bf16 one as many, so they are off by about as much.
 double limit(Precision precision, const Shape& s) {
   const double modules = double(s.H_cycles * (s.L_cycles + 1) * s.layers);
   return precision == Precision::fp32 ? 2e-5 : precision == Precision::bf16 ? 0.02 * modules : 0.05 * modules;

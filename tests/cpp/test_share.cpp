@@ -46,8 +46,7 @@ struct Team {
   void run(int size, int calls, int phases, int slow) {
     done = std::deque<std::atomic<int>>(size_t(calls * phases * kItems));
     std::vector<std::thread> threads;
-    for (int rank = 1; rank < size; ++rank)
-      threads.emplace_back([=, this] { work(rank, size, calls, phases, slow); });
+    for (int rank = 1; rank < size; ++rank) threads.emplace_back([=, this] { work(rank, size, calls, phases, slow); });
     work(0, size, calls, phases, slow);
     for (std::thread& thread : threads) thread.join();
   }

@@ -29,9 +29,22 @@ std::unique_ptr<char, Free> buffer(int64_t bytes, int fill) {
 
 // One outer step is one latent recursion, so that all of it carries the gradient.
 Shape shape_of(int64_t S, int64_t d, int64_t V, int64_t layers, int64_t L) {
-  return {.tokens = S, .features = d, .vocabulary = V, .mixer_hidden = 256, .hidden = 256, .heads = 0,
-          .layers = layers, .H_cycles = 1, .L_cycles = L, .rope_parts = 0, .fixed_start = 0, .lambda = 0.9f,
-          .keep = 0.1f, .norm_eps = 1e-5f, .H_std = 1.0f, .L_std = 1.0f};
+  return {.tokens = S,
+          .features = d,
+          .vocabulary = V,
+          .mixer_hidden = 256,
+          .hidden = 256,
+          .heads = 0,
+          .layers = layers,
+          .H_cycles = 1,
+          .L_cycles = L,
+          .rope_parts = 0,
+          .fixed_start = 0,
+          .lambda = 0.9f,
+          .keep = 0.1f,
+          .norm_eps = 1e-5f,
+          .H_std = 1.0f,
+          .L_std = 1.0f};
 }
 
 struct Example {
@@ -95,10 +108,16 @@ void check(const Shape& s, Isa isa, uint64_t seed, int fill) {
   const OracleState start = oracle_start(e.model, e.in);
   const std::vector<float> H(start.z_H.begin(), start.z_H.end()), L(start.z_L.begin(), start.z_L.end());
   std::vector<float> z_H = H, z_L = L;
-  const cpu::TrainingResult got = EQR_DISPATCH_TO(
-      isa, training_row, s, packed.get(), first.get(),
-      {.tokens = e.tokens.data(), .labels = e.labels.data(), .rng = e.in.rng, .start_H = H.data(), .start_L = L.data(),
-       .z_H = z_H.data(), .z_L = z_L.data(), .noise_scale = e.in.noise_scale, .share = 1.0f});
+  const cpu::TrainingResult got = EQR_DISPATCH_TO(isa, training_row, s, packed.get(), first.get(),
+                                                  {.tokens = e.tokens.data(),
+                                                   .labels = e.labels.data(),
+                                                   .rng = e.in.rng,
+                                                   .start_H = H.data(),
+                                                   .start_L = L.data(),
+                                                   .z_H = z_H.data(),
+                                                   .z_L = z_L.data(),
+                                                   .noise_scale = e.in.noise_scale,
+                                                   .share = 1.0f});
   OracleState want = start;
   oracle_outer_step(e.model, e.in, want);
   double error = 0, size = 0;
@@ -111,8 +130,7 @@ void check(const Shape& s, Isa isa, uint64_t seed, int fill) {
   CHECK(std::abs(got.residual - std::sqrt(want.change_sq / want.size_sq)) < 0.05 * got.residual, what, got.residual);
 
   std::vector<float> gradient(size_t(cpu::gradient_floats(s)));
-  for (int64_t i = 0; i < parts; ++i)
-    EQR_DISPATCH_TO(isa, training_gradients, s, workers, 2, i, gradient.data());
+  for (int64_t i = 0; i < parts; ++i) EQR_DISPATCH_TO(isa, training_gradients, s, workers, 2, i, gradient.data());
   double squares = 0;
   for (float g : gradient) squares += double(g) * double(g);
   const double norm = std::sqrt(squares), h = 1e-3;

@@ -118,9 +118,8 @@ void Emulated::sync_some(int id, int threads) {
 }
 
 void Emulated::cluster_sync() {
-  machine->meet({&kClusterSync}, nullptr, [](Warp& warp) {
-    machine->gather(warp.cta->cluster->gathering, warp, warp.cta->cluster->live);
-  });
+  machine->meet({&kClusterSync}, nullptr,
+                [](Warp& warp) { machine->gather(warp.cta->cluster->gathering, warp, warp.cta->cluster->live); });
 }
 
 int Emulated::cluster_rank() { return machine->current->cta->rank; }

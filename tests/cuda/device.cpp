@@ -80,9 +80,7 @@ float Emulated::erfinv(float x) {
   const double a = 0.147, l = std::log((1 - y) * (1 + y)), m = 2 / (M_PI * a) + l / 2;
   double z = std::copysign(std::sqrt(std::sqrt(m * m - l / a) - m), y);
   for (int i = 0; i < 4; ++i) {
-    const double error = y > 0.5    ? (1 - y) - std::erfc(z)
-                         : y < -0.5 ? std::erfc(-z) - (1 + y)
-                                    : std::erf(z) - y;
+    const double error = y > 0.5 ? (1 - y) - std::erfc(z) : y < -0.5 ? std::erfc(-z) - (1 + y) : std::erf(z) - y;
     const double step = error / (2 / std::sqrt(M_PI) * std::exp(-z * z));
     z -= step / (1 + z * step);
   }

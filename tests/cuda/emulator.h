@@ -15,7 +15,7 @@ struct Launch {
   int cluster = 1;   // CTAs
   int resident = 0;  // CTAs that run at a time, a multiple of `cluster`; 0 for all
   int shared_bytes = 0;
-  uint64_t seed = 0;                 // ten seeds in a row try every schedule and every lateness
+  uint64_t seed = 0;                  // ten seeds in a row try every schedule and every lateness
   std::function<void()> meanwhile{};  // what the host does, called now and then
 };
 

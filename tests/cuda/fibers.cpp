@@ -85,8 +85,8 @@ Fiber* starting;
 
 Fiber::Fiber() {
   if (unused().empty()) {
-    void* memory = mmap(nullptr, kStack + kGuard, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* memory =
+        mmap(nullptr, kStack + kGuard, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
     mprotect(memory, kGuard, PROT_NONE);
     Stack stack{};

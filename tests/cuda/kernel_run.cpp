@@ -84,8 +84,9 @@ void run_kernel(const KernelRun& how, const OperatorWeights& weights, cuda::Prob
     case 128: return run<128>(how, weights, problem);
     case 256: return run<256>(how, weights, problem);
     case 512: return run<512>(how, weights, problem);
-    default: throw std::invalid_argument("the kernels have 128, 256 or 512 features, got " +
-                                         std::to_string(problem.shape.features));
+    default:
+      throw std::invalid_argument("the kernels have 128, 256 or 512 features, got " +
+                                  std::to_string(problem.shape.features));
   }
 }
 

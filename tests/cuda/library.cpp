@@ -31,8 +31,8 @@ __attribute__((visibility("default"))) const char* eqr_emulated_fixed_point(
       float** block = weights + 6 + 4 * i;
       blocks.push_back({block[0], block[1], block[2], block[3]});
     }
-    const OperatorWeights all = {weights[0],    weights[1], weights[2], weights[3], blocks.data(),
-                                 nullptr, nullptr,    weights[4], weights[5]};
+    const OperatorWeights all = {weights[0], weights[1], weights[2], weights[3], blocks.data(),
+                                 nullptr,    nullptr,    weights[4], weights[5]};
     const auto records = [](void** of) {
       return Records{static_cast<int64_t*>(of[0]), static_cast<float*>(of[1]),   static_cast<float*>(of[2]),
                      static_cast<float*>(of[3]),   static_cast<int64_t*>(of[4]), static_cast<int64_t*>(of[5])};

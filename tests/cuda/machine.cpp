@@ -159,8 +159,7 @@ void Machine::end_thread(Thread& thread) {
   check_ended(thread);
   Warp& warp = *thread.warp;
   Cta& cta = *thread.cta;
-  if (warp.arrived && !warp.at.kind->without_ended)
-    fail("ends while other lanes of its warp are at " + warp.at.text());
+  if (warp.arrived && !warp.at.kind->without_ended) fail("ends while other lanes of its warp are at " + warp.at.text());
   warp.ended |= 1u << thread.lane();
   --cta.live;
   --cta.cluster->live;

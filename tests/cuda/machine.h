@@ -163,8 +163,8 @@ class Machine {
   void meet(const Operation& operation, void* argument, void (*complete)(Warp&));
   void wait(const Operation& operation);  // until somebody wakes this thread
   void pause();
-  void maybe_switch();  // to another thread that can go on
-  void look();          // the same, where the thread may look again and again
+  void maybe_switch();                               // to another thread that can go on
+  void look();                                       // the same, where the thread may look again and again
   [[noreturn]] void stop(const std::string& error);  // as a throw does, where the compiler expects none
 
   // From anywhere:

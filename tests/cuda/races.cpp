@@ -164,34 +164,34 @@ void seen_aligned(void* p, long bytes, races::How how, const void* code) {
 
 }  // namespace
 
-#define EQR_SEEN(bytes)                                                                                              \
-  void __tsan_read##bytes(void* p) { seen_aligned(p, bytes, races::How::kLoad, __builtin_return_address(0)); }       \
-  void __tsan_write##bytes(void* p) { seen_aligned(p, bytes, races::How::kStore, __builtin_return_address(0)); }     \
-  void __tsan_unaligned_read##bytes(void* p) { seen(p, bytes, races::How::kLoad, __builtin_return_address(0)); }     \
+#define EQR_SEEN(bytes) \
+  void __tsan_read##bytes(void* p) { seen_aligned(p, bytes, races::How::kLoad, __builtin_return_address(0)); } \
+  void __tsan_write##bytes(void* p) { seen_aligned(p, bytes, races::How::kStore, __builtin_return_address(0)); } \
+  void __tsan_unaligned_read##bytes(void* p) { seen(p, bytes, races::How::kLoad, __builtin_return_address(0)); } \
   void __tsan_unaligned_write##bytes(void* p) { seen(p, bytes, races::How::kStore, __builtin_return_address(0)); }
 // Of the host's own library, in a program of one thread.
-#define EQR_ATOMIC(bits, Type)                                                                        \
-  Type __tsan_atomic##bits##_load(const volatile Type* p, int) { return *p; }                         \
-  void __tsan_atomic##bits##_store(volatile Type* p, Type x, int) { *p = x; }                         \
-  Type __tsan_atomic##bits##_fetch_add(volatile Type* p, Type x, int) {                               \
-    const Type before = *p;                                                                           \
-    *p = Type(before + x);                                                                            \
-    return before;                                                                                    \
-  }                                                                                                   \
-  Type __tsan_atomic##bits##_fetch_sub(volatile Type* p, Type x, int) {                               \
-    const Type before = *p;                                                                           \
-    *p = Type(before - x);                                                                            \
-    return before;                                                                                    \
-  }                                                                                                   \
-  Type __tsan_atomic##bits##_exchange(volatile Type* p, Type x, int) {                                \
-    const Type before = *p;                                                                           \
-    *p = x;                                                                                           \
-    return before;                                                                                    \
-  }                                                                                                   \
-  int __tsan_atomic##bits##_compare_exchange_strong(volatile Type* p, Type* old, Type x, int, int) {  \
-    if (*p == *old) return *p = x, 1;                                                                 \
-    *old = *p;                                                                                        \
-    return 0;                                                                                         \
+#define EQR_ATOMIC(bits, Type) \
+  Type __tsan_atomic##bits##_load(const volatile Type* p, int) { return *p; } \
+  void __tsan_atomic##bits##_store(volatile Type* p, Type x, int) { *p = x; } \
+  Type __tsan_atomic##bits##_fetch_add(volatile Type* p, Type x, int) { \
+    const Type before = *p; \
+    *p = Type(before + x); \
+    return before; \
+  } \
+  Type __tsan_atomic##bits##_fetch_sub(volatile Type* p, Type x, int) { \
+    const Type before = *p; \
+    *p = Type(before - x); \
+    return before; \
+  } \
+  Type __tsan_atomic##bits##_exchange(volatile Type* p, Type x, int) { \
+    const Type before = *p; \
+    *p = x; \
+    return before; \
+  } \
+  int __tsan_atomic##bits##_compare_exchange_strong(volatile Type* p, Type* old, Type x, int, int) { \
+    if (*p == *old) return *p = x, 1; \
+    *old = *p; \
+    return 0; \
   }
 
 extern "C" {

@@ -205,7 +205,11 @@ struct Ring {
     std::vector<uint16_t> plain = b;
     for (int row = 0; row < kColumns; ++row)
       for (int i = 0; i < k; ++i) b[packed(kColumns, row, i)] = plain[size_t(row) * k + i];
-    launch({.ctas = ctas, .threads = kThreads, .cluster = 2, .resident = 2, .shared_bytes = shared_bytes(),
+    launch({.ctas = ctas,
+            .threads = kThreads,
+            .cluster = 2,
+            .resident = 2,
+            .shared_bytes = shared_bytes(),
             .seed = uint64_t(seed)},
            [&] { body<Emulated>(mistake); });
     b = plain;

@@ -153,8 +153,7 @@ Warp& Machine::pick_warp() {
     case Schedule::kBackwards:
       if (stays) return *last_;
       return **std::max_element(ready_.begin(), ready_.end(), before);
-    default:
-      return stays ? *last_ : any();
+    default: return stays ? *last_ : any();
   }
 }
 

@@ -57,22 +57,22 @@ TEST(a_queue_of_work_and_a_host_that_stops_it) {
     int looks = 0;
     std::vector<int> done(100, 0);
     const auto meanwhile = [&] { stop = ++looks > 20; };
-    launch({.ctas = 7, .threads = 32, .resident = 3, .shared_bytes = 128, .seed = uint64_t(seed),
-            .meanwhile = meanwhile},
-           [&] {
-             auto* item = reinterpret_cast<uint64_t*>(Emulated::shared());
-             for (;;) {
-               if (Emulated::thread() == 0) *item = Emulated::atomic_add(&next, 1);
-               Emulated::sync();
-               const uint64_t mine = *item;
-               Emulated::sync();
-               if (mine >= done.size()) break;
-               if (Emulated::thread() == 0) ++done[mine];
-               Emulated::atomic_min(&least, 1000 - mine);
-             }
-             while (!Emulated::load_system(&stop)) Emulated::pause();
-             Emulated::store_system(&seen, 1);
-           });
+    launch(
+        {.ctas = 7, .threads = 32, .resident = 3, .shared_bytes = 128, .seed = uint64_t(seed), .meanwhile = meanwhile},
+        [&] {
+          auto* item = reinterpret_cast<uint64_t*>(Emulated::shared());
+          for (;;) {
+            if (Emulated::thread() == 0) *item = Emulated::atomic_add(&next, 1);
+            Emulated::sync();
+            const uint64_t mine = *item;
+            Emulated::sync();
+            if (mine >= done.size()) break;
+            if (Emulated::thread() == 0) ++done[mine];
+            Emulated::atomic_min(&least, 1000 - mine);
+          }
+          while (!Emulated::load_system(&stop)) Emulated::pause();
+          Emulated::store_system(&seen, 1);
+        });
     for (size_t i = 0; i < done.size(); ++i) CHECK(done[i] == 1, seed, i, done[i]);
     CHECK(least == 1000 - 99 && seen == 1 && looks > 20, seed, least, seen, looks);
   }

@@ -183,9 +183,8 @@ TEST(mistakes_with_memory) {
 #endif
   expect_errors(kSeeds, "not inside", run([](char* shared) { Emulated::copy_async(shared + 256, global); }));
   expect_errors(kSeeds, "multiple of 16", run([](char* shared) { Emulated::copy_async(shared + 8, global); }));
-  expect_errors(kSeeds, "multiple of 16", run([](char* shared) {
-                  Emulated::copy_async(shared, reinterpret_cast<const char*>(global) + 4);
-                }));
+  expect_errors(kSeeds, "multiple of 16",
+                run([](char* shared) { Emulated::copy_async(shared, reinterpret_cast<const char*>(global) + 4); }));
   // Shared memory is NaN at first, also where an earlier CTA ran.
   for (int seed = 0; seed < kSeeds; ++seed)
     launch({.ctas = 3, .threads = 32, .resident = 1, .shared_bytes = 256, .seed = uint64_t(seed)}, [&] {

@@ -15,9 +15,22 @@ namespace eqr::test {
 namespace {
 
 Shape small_shape(int64_t layers) {
-  return {.tokens = 9, .features = 128, .vocabulary = 5, .mixer_hidden = 256, .hidden = 256, .heads = 0,
-          .layers = layers, .H_cycles = 1, .L_cycles = 1, .rope_parts = 0, .fixed_start = 0, .lambda = 0.95f,
-          .keep = 0.05f, .norm_eps = 1e-5f, .H_std = 1.0f, .L_std = 1.0f};
+  return {.tokens = 9,
+          .features = 128,
+          .vocabulary = 5,
+          .mixer_hidden = 256,
+          .hidden = 256,
+          .heads = 0,
+          .layers = layers,
+          .H_cycles = 1,
+          .L_cycles = 1,
+          .rope_parts = 0,
+          .fixed_start = 0,
+          .lambda = 0.95f,
+          .keep = 0.05f,
+          .norm_eps = 1e-5f,
+          .H_std = 1.0f,
+          .L_std = 1.0f};
 }
 
 struct Outcome {
@@ -47,16 +60,16 @@ struct Case {
   Outcome run(const KernelRun& how) const {
     const size_t T = size_t(puzzles), S = size_t(model.shape.tokens), V = size_t(model.shape.vocabulary);
     const float nan = std::numeric_limits<float>::quiet_NaN();
-    Outcome out = {std::vector<int64_t>(T * S, -9), std::vector<int64_t>(T, -9), std::vector<int64_t>(T, -9),
-                   std::vector<float>(T, nan), std::vector<float>(T, nan), std::vector<float>(T, nan),
+    Outcome out = {std::vector<int64_t>(T * S, -9),   std::vector<int64_t>(T, -9), std::vector<int64_t>(T, -9),
+                   std::vector<float>(T, nan),        std::vector<float>(T, nan),  std::vector<float>(T, nan),
                    std::vector<float>(T * S * V, nan)};
     cuda::Problem p = {};
     p.shape = model.shape;
     p.puzzles = puzzles, p.breadth = 1, p.depth = depth, p.seed = 5;
     p.tokens = tokens.data(), p.ids = ids.data();
     p.halt = Halt::none, p.patience = 1, p.window = 2, p.noise_scale = 0.1f;
-    p.end = {out.preds.data(), out.q_halt.data(), out.residual.data(), out.score.data(), out.steps.data(),
-             out.status.data()};
+    p.end = {out.preds.data(), out.q_halt.data(), out.residual.data(),
+             out.score.data(), out.steps.data(),  out.status.data()};
     p.logits = out.logits.data();
     int64_t control[3] = {0, 0, 0};
     p.control = control;
@@ -89,9 +102,7 @@ void under_every_schedule(KernelRun how, int64_t layers) {
   for (how.seed = 1; how.seed < uint64_t(emu::kSeeds); ++how.seed) CHECK(test.run(how) == first, how.kernel, how.seed);
 }
 
-TEST(throughput_mma_under_every_schedule) {
-  under_every_schedule({.kernel = "throughput_mma", .slots = 2}, 2);
-}
+TEST(throughput_mma_under_every_schedule) { under_every_schedule({.kernel = "throughput_mma", .slots = 2}, 2); }
 
 TEST(throughput_wgmma_under_every_schedule) {
   under_every_schedule({.kernel = "throughput_wgmma", .slots = 2, .cluster = 2}, 1);
@@ -101,9 +112,7 @@ TEST(throughput_wgmma_without_a_cluster_under_every_schedule) {
   under_every_schedule({.kernel = "throughput_wgmma", .slots = 2}, 2);
 }
 
-TEST(latency_under_every_schedule) {
-  under_every_schedule({.kernel = "latency", .ctas = 3}, 2);
-}
+TEST(latency_under_every_schedule) { under_every_schedule({.kernel = "latency", .ctas = 3}, 2); }
 
 TEST(all_throughput_kernels_give_the_same) {
   const Case test(small_shape(2));

@@ -66,8 +66,12 @@ Winners emulated(Run run, Select rule, int ctas, int seed) {
   p.shape.vocabulary = kVocabulary;
   p.puzzles = run.puzzles;
   p.breadth = run.breadth;
-  p.end = {.preds = run.preds.data(), .q_halt = run.q_halt.data(), .residual = run.residual.data(),
-           .score = run.score.data(), .steps = run.steps.data(), .status = run.status.data()};
+  p.end = {.preds = run.preds.data(),
+           .q_halt = run.q_halt.data(),
+           .residual = run.residual.data(),
+           .score = run.score.data(),
+           .steps = run.steps.data(),
+           .status = run.status.data()};
   p.logits = run.logits.data();
   emu::launch({.ctas = ctas, .threads = Body::kThreads, .shared_bytes = sizeof(Body::Shared), .seed = uint64_t(seed)},
               [&] { Body{p, rule, out.restart.data(), out.logits.data(), votes.data()}.run(); });

@@ -80,7 +80,7 @@ void check_row(const void* row) {
 
 }  // namespace
 
-void Emulated::sync_warp() { 
+void Emulated::sync_warp() {
   machine->meet({&kSyncWarp}, nullptr, [](Warp& warp) {
     races::meet({{&warp, warp.met}});
     wake_all(warp);

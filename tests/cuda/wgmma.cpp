@@ -106,8 +106,8 @@ InFlight& accumulators(Warp& warp, int count) {
 void check_untouched(const InFlight& c) {
   for (int lane = 0; lane < kLanes; ++lane)
     if (!std::all_of(c.registers[lane], c.registers[lane] + c.count, poisoned))
-      fail("has stored to accumulators of a wgmma before the wgmma_wait that covers it (lane " +
-           std::to_string(lane) + ")");
+      fail("has stored to accumulators of a wgmma before the wgmma_wait that covers it (lane " + std::to_string(lane) +
+           ")");
 }
 
 // At the issue and at the end: there must be no race with what is done between the two.

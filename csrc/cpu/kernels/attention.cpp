@@ -8,7 +8,7 @@ namespace {
 
 constexpr int64_t kChunkPanels = 8;
 constexpr int64_t kChunk = kChunkPanels * kPanel;  // keys
-constexpr int64_t kGroupTiles = 8;  // of queries, that a thread takes at a time
+constexpr int64_t kGroupTiles = 8;                 // of queries, that a thread takes at a time
 constexpr float kMasked = -1e30f;
 
 template <Precision kPrecision>

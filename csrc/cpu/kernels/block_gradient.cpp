@@ -310,9 +310,8 @@ EQR_INLINE void add_tile(float* gradient, int64_t first, int64_t count, const Ve
 void add_over_tokens(const TrainingSizes& z, const uint16_t* a, int64_t panels, const uint16_t* b, float* gradient) {
   const int64_t steps = z.modules * z.pairs;
   for (int64_t p = 0; p < panels; ++p, b += steps * 2 * kPanel, gradient += z.width * kPanel)
-    product<true>(
-        z.width, a, z.x_pairs, b, 2 * kPanel, steps, b + steps * 2 * kPanel,
-        [&](int64_t first, int64_t count, const Vec* sums) { add_tile(gradient, first, count, sums); });
+    product<true>(z.width, a, z.x_pairs, b, 2 * kPanel, steps, b + steps * 2 * kPanel,
+                  [&](int64_t first, int64_t count, const Vec* sums) { add_tile(gradient, first, count, sums); });
 }
 
 // `tile` of tile.h with b in chunks of kLanes steps. `prefetch` goes from chunk to chunk as b does.
@@ -347,8 +346,7 @@ template <int kRows = kTrainingRows>
 EQR_INLINE void chunks_tile_of(int64_t rows, const uint16_t* a, int64_t a_stride, const uint16_t* b,
                                int64_t chunk_stride, int64_t chunks, Vec* out, const char* prefetch) {
   if (rows == kRows) return chunks_tile<kRows>(a, a_stride, b, chunk_stride, chunks, out, prefetch);
-  if constexpr (kRows > 1)
-    chunks_tile_of<kRows - 1>(rows, a, a_stride, b, chunk_stride, chunks, out, prefetch);
+  if constexpr (kRows > 1) chunks_tile_of<kRows - 1>(rows, a, a_stride, b, chunk_stride, chunks, out, prefetch);
 }
 
 // gradient [panels][S][kPanel] += a @ b over the pairs of features of all modules, b in chunks

@@ -30,8 +30,8 @@ void block_weights(const TrainingSizes&, const Kept&, const Gradients&);
 EQR_INLINE int64_t pair_at(int64_t row, int64_t column, int64_t stride) { return row / 2 * stride + 2 * column; }
 
 // a @ b for `rows` rows of a and one panel of b, in tiles: calls done(first, count, sums [count][2]). a is rows with a
-// stride of a_stride, or (kPairs) pairs with one of a_stride. `next` is what is read next: it is fetched, as far as each
-// tile's steps go.
+// stride of a_stride, or (kPairs) pairs with one of a_stride. `next` is what is read next: it is fetched, as far as
+// each tile's steps go.
 template <bool kPairs, class Done>
 EQR_INLINE void product(int64_t rows, const uint16_t* a, int64_t a_stride, const uint16_t* b, int64_t b_stride,
                         int64_t steps, const void* next, Done&& done) {
@@ -40,8 +40,8 @@ EQR_INLINE void product(int64_t rows, const uint16_t* a, int64_t a_stride, const
   const char* fetch = static_cast<const char*>(next);
   for (int64_t t = 0; t < tiles.parts; ++t, fetch += (steps + 3) / 4 * kPrefetchLine) {
     const int64_t first = tiles.begin(t), count = tiles.begin(t + 1) - first;
-    tile_of<Bf16Dot, 2, kPairs, kTrainingRows>(count, a + first * (kPairs ? 2 : a_stride), a_stride, b, b_stride,
-                                               steps, sums, 2, fetch);
+    tile_of<Bf16Dot, 2, kPairs, kTrainingRows>(count, a + first * (kPairs ? 2 : a_stride), a_stride, b, b_stride, steps,
+                                               sums, 2, fetch);
     done(first, count, sums);
   }
 }

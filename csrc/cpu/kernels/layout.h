@@ -66,10 +66,10 @@ EQR_INLINE int64_t steps_of(int64_t depth) {
 
 struct Sizes {
   int64_t S, d, V, k, token_k, heads, head_dim;
-  int64_t panels;         // of features
-  int64_t width;          // features with the padding of the last panel
-  int64_t head_width;     // features of a head, padded to whole vectors
-  int64_t key_panels;     // of kPanel keys
+  int64_t panels;              // of features
+  int64_t width;               // features with the padding of the last panel
+  int64_t head_width;          // features of a head, padded to whole vectors
+  int64_t key_panels;          // of kPanel keys
   int64_t x_stride, h_stride;  // elements, of any operand of channel mixing and of its hidden units
   int64_t items;               // most that a phase is divided into
 };

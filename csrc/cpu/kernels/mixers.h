@@ -110,11 +110,10 @@ EQR_INLINE void product(Context& c, const Rows<Op>& rows, const PanelMatrix<Op>&
   const RowGroups by = row_groups(c.z.S, matrix.steps);
   c.share.each(panels * by.groups.parts, [&](int64_t item) {
     const int64_t p = item / by.groups.parts, group = item % by.groups.parts;
-    panel_product<Op, false>(rows.a, rows.stride, by.tiles, by.groups.begin(group), by.groups.begin(group + 1),
-                             matrix.panel(p), matrix.steps, matrix.panel(p + 1),
-                             [&](int64_t first, int64_t count, const typename Op::Acc* sums) {
-                               done(p, first, count, sums);
-                             });
+    panel_product<Op, false>(
+        rows.a, rows.stride, by.tiles, by.groups.begin(group), by.groups.begin(group + 1), matrix.panel(p),
+        matrix.steps, matrix.panel(p + 1),
+        [&](int64_t first, int64_t count, const typename Op::Acc* sums) { done(p, first, count, sums); });
   });
 }
 

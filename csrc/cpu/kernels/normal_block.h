@@ -74,8 +74,8 @@ EQR_INLINE void words_block(const RngRow& row, uint32_t first, int counters, uin
     for (int round = 0; round < 10; ++round, key = next_key(key))
       for (int odd = 0; odd < 2; ++odd) {
         const Lanes p0 = multiply_low(c0[odd], kPhiloxM0), p1 = multiply_low(c2[odd], kPhiloxM1);
-        c0[odd] = (p1 >> 32) ^ c1[odd] ^ uint64_t{key.k0};
-        c2[odd] = (p0 >> 32) ^ c3[odd] ^ uint64_t{key.k1};
+        c0[odd] = (p1 >> 32) ^ c1[odd] ^ uint64_t { key.k0 };
+        c2[odd] = (p0 >> 32) ^ c3[odd] ^ uint64_t { key.k1 };
         c1[odd] = p1;
         c3[odd] = p0;
       }

@@ -17,8 +17,13 @@ template <Precision kPrecision>
 class OuterStep {
  public:
   OuterStep(const Packed* packed, void* workspace, const StepInput& in, const Member& m)
-      : packed_(packed), shape_(packed->shape), z_(sizes_of(packed->shape)), w_(workspace_of(packed, z_, workspace)),
-        in_(in), m_(m), context_{packed, z_, w_, m, Share(m, w_.phase, w_.claims)} {}
+      : packed_(packed),
+        shape_(packed->shape),
+        z_(sizes_of(packed->shape)),
+        w_(workspace_of(packed, z_, workspace)),
+        in_(in),
+        m_(m),
+        context_{packed, z_, w_, m, Share(m, w_.phase, w_.claims)} {}
 
   void run() {
     uint32_t update = 0;
@@ -68,10 +73,13 @@ class OuterStep {
   void mix_by_tokens(const PackedLayer& layer) {
     // As much scratch as there are panels, and so for no more members.
     float* hidden = reinterpret_cast<float*>(w_.h) + m_.rank * z_.token_k * kPanel;
-    context_.share.each(z_.panels, [&](int64_t p) {
-      finish(p);
-      token_mixer<kPrecision>(context_, layer, p, hidden);
-    }, z_.panels);
+    context_.share.each(
+        z_.panels,
+        [&](int64_t p) {
+          finish(p);
+          token_mixer<kPrecision>(context_, layer, p, hidden);
+        },
+        z_.panels);
     m_.sync();
   }
 

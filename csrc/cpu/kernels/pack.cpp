@@ -197,8 +197,6 @@ void pack(const Shape& shape, Precision precision, const OperatorWeights& w, Pac
   run(shape, precision, &w, out);
 }
 
-int64_t workspace_bytes(const Packed* packed) {
-  return workspace_of(packed, sizes_of(packed->shape), nullptr).bytes;
-}
+int64_t workspace_bytes(const Packed* packed) { return workspace_of(packed, sizes_of(packed->shape), nullptr).bytes; }
 
 }  // namespace eqr::cpu::EQR_ISA

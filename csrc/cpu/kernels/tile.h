@@ -177,7 +177,8 @@ EQR_INLINE void panel_product(const typename Op::A* a, int64_t a_stride, const P
     const int64_t ahead = t * ((steps + 3) / 4) * kPrefetchLine;
     const char* prefetch = reinterpret_cast<const char*>(panel);
     if (ahead < bytes) prefetch = static_cast<const char*>(next) + ahead;
-    tile_of<Op, 2, kPacked>(size, from, kPacked ? size * Op::kA : a_stride, panel, kPanel * Op::kB, steps, sums, 2, prefetch);
+    tile_of<Op, 2, kPacked>(size, from, kPacked ? size * Op::kA : a_stride, panel, kPanel * Op::kB, steps, sums, 2,
+                            prefetch);
     done(first, size, sums);
   }
 }

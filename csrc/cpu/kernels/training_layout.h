@@ -70,9 +70,9 @@ struct TrainedLayer {
 };
 
 struct TrainedHeads {
-  uint16_t* lm_head;   // panels of [V], over features
-  float* lm_rows;      // [V][width], rounded to bf16
-  float* embedding;    // [V][width], sqrt(d) times what is rounded to bf16
+  uint16_t* lm_head;         // panels of [V], over features
+  float* lm_rows;            // [V][width], rounded to bf16
+  float* embedding;          // [V][width], sqrt(d) times what is rounded to bf16
   float *q_weight, *q_bias;  // [width], [1], rounded
 };
 
@@ -101,17 +101,17 @@ EQR_INLINE TrainedLayer lay_layer(const TrainingSizes& z, Laying& l) {
 // all modules, so that those are products over the tokens or features of all of them.
 // The slopes of a SwiGLU are kLanes of its result by the gate, then as many by the up.
 struct Kept {
-  float* token_scale;        // [modules][width], 1 / norm over tokens
-  float* channel_scale;      // [modules][rows], 1 / norm over features
-  uint16_t* out;             // [modules][S][width], the block's result
-  uint16_t* x;               // pairs [modules][pairs][x_pairs], what channel mixing reads
-  uint16_t* dv;              // pairs, like x: gradient of what channel mixing adds
-  uint16_t* h;               // pairs in panels [k / kPanel][modules][pairs][kPanel][2], hidden units of channel mixing
-  uint16_t* dgu;             // the same, [2 k / kPanel] panels: its slopes, then in their place the gradient
-  uint16_t* u;               // rows [S][f_stride], what token mixing reads
-  uint16_t* du;              // rows, like u: gradient of what token mixing adds
-  uint16_t* token_h;         // pairs of features [modules][panels][token_k / kPanel][kLanes][kPanel][2], padded
-  uint16_t* token_dgu;       // the same, of [2 token_k / kPanel]: slopes [token_k][2][2][kLanes], then the gradient
+  float* token_scale;    // [modules][width], 1 / norm over tokens
+  float* channel_scale;  // [modules][rows], 1 / norm over features
+  uint16_t* out;         // [modules][S][width], the block's result
+  uint16_t* x;           // pairs [modules][pairs][x_pairs], what channel mixing reads
+  uint16_t* dv;          // pairs, like x: gradient of what channel mixing adds
+  uint16_t* h;           // pairs in panels [k / kPanel][modules][pairs][kPanel][2], hidden units of channel mixing
+  uint16_t* dgu;         // the same, [2 k / kPanel] panels: its slopes, then in their place the gradient
+  uint16_t* u;           // rows [S][f_stride], what token mixing reads
+  uint16_t* du;          // rows, like u: gradient of what token mixing adds
+  uint16_t* token_h;     // pairs of features [modules][panels][token_k / kPanel][kLanes][kPanel][2], padded
+  uint16_t* token_dgu;   // the same, of [2 token_k / kPanel]: slopes [token_k][2][2][kLanes], then the gradient
 };
 
 // fp32, of a layer, in panels of kPanel columns. Those of gates and ups are in the order of channel_column; unit u of
@@ -130,8 +130,8 @@ struct HeadGradients {
 
 struct Scratch {
   float *z_H, *z_L, *u, *g, *g_L, *eps;  // [rows][width]; eps [S d] and a block more
-  uint16_t* x;     // rows [rows][x_stride]
-  uint16_t* p;     // pairs [pairs][x_pairs]
+  uint16_t* x;                           // rows [rows][x_stride]
+  uint16_t* p;                           // pairs [pairs][x_pairs]
   uint16_t* wide;  // rows [rows][gu_stride], or a panel's pairs of token mixing [token_k][kPanel][2]
   float* logits;   // [S][V rounded up to panels], then their gradients
 };

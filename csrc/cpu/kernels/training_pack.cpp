@@ -119,9 +119,7 @@ void pack_part(const TrainingSizes& z, const BlockWeights& w, int64_t part, cons
     case 2:
       put_panels(2 * k, d, z.width, to.gate_up, gate_up);
       return put_panels_of_rows(d, 2 * k, 2 * k, to.gate_up_t, gate_up);
-    default:
-      put_panels(d, k, k, to.down, down);
-      return put_panels_of_rows(k, d, z.width, to.down_t, down);
+    default: put_panels(d, k, k, to.down, down); return put_panels_of_rows(k, d, z.width, to.down_t, down);
   }
 }
 
@@ -205,17 +203,15 @@ void training_gradients(const Shape& shape, void* const* workspaces, int64_t wor
       }
       return;
     case 2:
-      gather(2 * k, d, kPanel, workers, out + 3 * token_k * S, [&](int64_t i, int64_t r) {
-        return of(i).gate_up + column_at(channel_column(r % k, r >= k), z.width);
-      });
+      gather(2 * k, d, kPanel, workers, out + 3 * token_k * S,
+             [&](int64_t i, int64_t r) { return of(i).gate_up + column_at(channel_column(r % k, r >= k), z.width); });
       return;
     default:
       out += 3 * token_k * S + 2 * k * d;
       for (int64_t f = 0; f < d; ++f)
         for (int64_t u = 0; u < k; u += kPanel)
-          out = gather(1, kPanel, 1, workers, out, [&](int64_t i, int64_t) {
-            return of(i).down + column_at(u, z.width) + f * kPanel;
-          });
+          out = gather(1, kPanel, 1, workers, out,
+                       [&](int64_t i, int64_t) { return of(i).down + column_at(u, z.width) + f * kPanel; });
   }
 }
 
