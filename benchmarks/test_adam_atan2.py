@@ -13,8 +13,8 @@ from peers.workload import PRESETS, relative_error
 from rich.table import Table
 
 from eqr_kernels import ops
-from eqr_kernels.fused_training import FusedAdamATan2
-from eqr_kernels.optim import AdamATan2
+from eqr_kernels.training.fused import FusedAdamATan2
+from eqr_kernels.training.optim import AdamATan2
 
 
 def optimizer_of(kind: type[AdamATan2], preset: str) -> AdamATan2:

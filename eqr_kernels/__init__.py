@@ -7,19 +7,20 @@ if TYPE_CHECKING:
     from eqr_kernels.backends import Status
     from eqr_kernels.checkpoint import ModelCard
     from eqr_kernels.config import EqRConfig
-    from eqr_kernels.modules import EquilibriumReasoner, LatentState
-    from eqr_kernels.solve import Recorded, SolveResult
+    from eqr_kernels.modules import LatentState
+    from eqr_kernels.reasoner import EquilibriumReasoner
+    from eqr_kernels.solver import Recorded, SolveResult
 
 __version__ = "0.1.0"
 __all__ = ["EqRConfig", "EquilibriumReasoner", "LatentState", "ModelCard", "Recorded", "SolveResult", "Status"]
 
 _HOMES = {
     "EqRConfig": "config",
-    "EquilibriumReasoner": "modules",
+    "EquilibriumReasoner": "reasoner",
     "LatentState": "modules",
     "ModelCard": "checkpoint",
-    "Recorded": "solve",
-    "SolveResult": "solve",
+    "Recorded": "solver",
+    "SolveResult": "solver",
     "Status": "backends",
 }
 

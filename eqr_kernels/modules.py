@@ -1,21 +1,17 @@
-"""`EquilibriumReasoner`: the operator as a torch.nn.Module with the official state-dict keys."""
+"""The operator as a torch.nn.Module with the official state-dict keys."""
 
 from __future__ import annotations
 
 import math
-from os import PathLike
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from eqr_kernels import noise, reference
+from eqr_kernels.checkpoint import ModelCard
 from eqr_kernels.config import EqRConfig, swiglu_size
 from eqr_kernels.reference import BlockWeights, OperatorWeights, Rope
-
-if TYPE_CHECKING:
-    from eqr_kernels.checkpoint import ModelCard
-    from eqr_kernels.solve import SolveResult
 
 
 class LatentState(NamedTuple):
@@ -107,24 +103,12 @@ class TokenEmbedding(nn.Module):
         self.embedding_weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
 
 
-class EquilibriumReasoner(nn.Module):
-    """An Equilibrium Reasoner (EqR, arXiv 2605.21488): a weight-tied operator iterated to its fixed point.
-
-    Calling the module runs one outer step; `solve` runs each trajectory until it has settled. The state dict has the
-    keys of the official checkpoints.
+class EqROperator(nn.Module):
+    """The operator with its weights: calling it runs one outer step. The state dict has the official keys.
 
     Args:
         config: the operator's sizes; weights are drawn at random as the official code draws them.
-
-    Attributes:
-        card: what is known of the weights (training data, calibrated tolerance), see `ModelCard`.
-
-    Example:
-        >>> model = EquilibriumReasoner(EqRConfig.sudoku_small()).eval()
-        >>> state = model.initial_state(n=2, seed=0)
-        >>> state, logits, q_halt = model(torch.ones(2, 81, dtype=torch.long), state)
-        >>> logits.shape, q_halt.shape
-        (torch.Size([2, 81, 11]), torch.Size([2]))
+        card: what is known of the weights.
     """
 
     H_init: Tensor | None
@@ -289,12 +273,6 @@ class EquilibriumReasoner(nn.Module):
             for name, bits in (("seed", 32), ("restart", 32), ("step", 24)):
                 noise.check_words(f"state.{name}", getattr(state, name), bits)
 
-    def solve(self, tokens: Tensor, **options: Any) -> SolveResult:
-        """Iterates each row to its fixed point; see `eqr_kernels.solve.solve` for the options."""
-        from eqr_kernels.solve import solve
-
-        return solve(self, tokens, **options)
-
     @property
     def inference_noise_scale(self) -> float:
         """What `solve` takes for noise_scale=None: the card's, else the config's."""
@@ -305,27 +283,6 @@ class EquilibriumReasoner(nn.Module):
     def inference_window(self) -> int:
         """What `solve` takes for window=None: the card's, else 3."""
         return (self.card.window if self.card else 0) or 3
-
-    @classmethod
-    def from_pretrained(
-        cls, source: str | PathLike[str], config: EqRConfig | None = None, *, revision: str | None = None
-    ) -> EquilibriumReasoner:
-        """A model, in eval mode, from a shipped name, an official `.pth`, a `.safetensors`, a folder or a hub id.
-
-        See `eqr_kernels.checkpoint.load_checkpoint` for what each may hold and for the errors.
-        """
-        from eqr_kernels.checkpoint import load_checkpoint
-
-        loaded = load_checkpoint(source, config, revision=revision)
-        model = cls(loaded.config, card=loaded.card).to(loaded.dtype)
-        model.load_state_dict(loaded.state_dict)
-        return model.eval()
-
-    def save_pretrained(self, path: str | PathLike[str]) -> None:
-        """Writes weights (safetensors) and card (JSON) to a folder or a `.safetensors` path, atomically."""
-        from eqr_kernels.checkpoint import save_checkpoint
-
-        save_checkpoint(path, self.state_dict(), self.config, self.card)
 
 
 def check_tokens(tokens: Tensor, config: EqRConfig, *, values: bool = True) -> Tensor:

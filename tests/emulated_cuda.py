@@ -16,7 +16,7 @@ from torch import Tensor
 from eqr_kernels.backends import FixedPointProblem, Recorder, Snapshot
 from eqr_kernels.backends.base import Proceed
 from eqr_kernels.backends.packing import PackArguments
-from eqr_kernels.modules import EquilibriumReasoner
+from eqr_kernels.reasoner import EquilibriumReasoner
 
 KERNELS = ("throughput_mma", "throughput_wgmma", "latency")
 _HALT = {"none": 0, "residual": 1, "q": 2}

@@ -23,13 +23,13 @@ from eqr_kernels.tasks import sudoku
 from eqr_kernels.tasks.sudoku_generator import generate
 
 sys.path.insert(0, str(REPOSITORY))
-rows = importlib.import_module("benchmarks.ablation.rows")
-settings_of = importlib.import_module("benchmarks.ablation.settings")
-stack = importlib.import_module("benchmarks.ablation.stack")
-training = importlib.import_module("benchmarks.ablation.training")
-evaluation = importlib.import_module("benchmarks.ablation.evaluation")
-table = importlib.import_module("benchmarks.ablation.table")
-main = importlib.import_module("benchmarks.ablation.__main__")
+rows = importlib.import_module("benchmarks.studies.ablation.rows")
+settings_of = importlib.import_module("benchmarks.studies.ablation.settings")
+stack = importlib.import_module("benchmarks.studies.ablation.stack")
+training = importlib.import_module("benchmarks.studies.ablation.training")
+evaluation = importlib.import_module("benchmarks.studies.ablation.evaluation")
+table = importlib.import_module("benchmarks.studies.ablation.table")
+main = importlib.import_module("benchmarks.studies.ablation.__main__")
 
 F_SMALL = 47_775_744
 """2 * 3 * 81 * 128 * (256 + 512): two SwiGLUs of three products, k(81) = 256 and k(128) = 512."""
@@ -400,7 +400,7 @@ def test_bad_command_lines(data, capsys):
 @pytest.mark.slow
 def test_dry_run_and_taking_it_up_again(data, tmp_path):
     def ablation(*names):
-        command = [sys.executable, "-m", "benchmarks.ablation", "--dry-run", "--data", str(data), "--runs"]
+        command = [sys.executable, "-m", "benchmarks.studies.ablation", "--dry-run", "--data", str(data), "--runs"]
         done = subprocess.run(
             [*command, str(tmp_path / "runs"), "--rows", *names],
             cwd=REPOSITORY,

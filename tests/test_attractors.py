@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eqr_kernels import evaluation as ev
+from eqr_kernels import studies as ev
 
 INF, NAN = math.inf, math.nan
 

@@ -1,4 +1,4 @@
-"""`eqr bench compare`: quiet on a re-run, sure of a planted slowdown, and honest about what it cannot compare."""
+"""`python -m benchmarks.compare`: quiet on a re-run, sure of a planted slowdown, honest about what it cannot compare."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from eqr_kernels.benchmarking import Settings, compare, pairs, read
-from eqr_kernels.benchmarking.measures import RATIO, SHARE, TIME, Measure, Row, Run, expected_range, of_quantiles
-from eqr_kernels.cli import app
+from benchmarks.compare import Settings, compare, pairs, read
+from benchmarks.compare.__main__ import app
+from benchmarks.compare.measures import RATIO, SHARE, TIME, Measure, Row, Run, expected_range, of_quantiles
 
 RESULTS = REPOSITORY / "benchmarks" / "results" / "amd-epyc-avx512-bf16-2-threads"
 PLANTED = 1.15
@@ -327,7 +327,7 @@ runner = CliRunner()
 
 
 def run(*arguments):
-    return runner.invoke(app, ["bench", "compare", *map(str, arguments)])
+    return runner.invoke(app, [*map(str, arguments)])
 
 
 def test_exit_codes_and_text(both, tmp_path):

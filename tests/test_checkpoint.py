@@ -21,9 +21,10 @@ import pytest
 import torch
 
 from eqr_kernels import checkpoint as ck
-from eqr_kernels.checkpoint import ModelCard, atomic_write, expected_shapes, load_checkpoint, save_checkpoint
+from eqr_kernels.atomic import atomic_write
+from eqr_kernels.checkpoint import ModelCard, expected_shapes, load_checkpoint, save_checkpoint
 from eqr_kernels.config import EqRConfig
-from eqr_kernels.modules import EquilibriumReasoner
+from eqr_kernels.reasoner import EquilibriumReasoner
 
 MLP = EqRConfig(seq_len=6, vocab_size=5, hidden_size=16, num_heads=2, H_cycles=2, L_cycles=3, L_layers=2)
 ATTENTION = dataclasses.replace(MLP, mlp_t=False, pos_encodings="rope")
@@ -158,7 +159,7 @@ def saved(tmp_path: Path, content: Any, name: str = "eqr.pth", **options: Any) -
 
 @pytest.fixture(autouse=True)
 def no_shipped_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setattr(ck, "PRETRAINED", tmp_path / "pretrained")
+    monkeypatch.setattr("eqr_kernels.checkpoint.sources.PRETRAINED", tmp_path / "pretrained")
     return tmp_path / "pretrained"
 
 

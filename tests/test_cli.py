@@ -22,7 +22,7 @@ from eqr_kernels import EqRConfig, EquilibriumReasoner
 from eqr_kernels.checkpoint import ModelCard, load_checkpoint
 from eqr_kernels.cli import app
 from eqr_kernels.tasks import maze, sudoku, sudoku_generator
-from eqr_kernels.training import Trainer
+from eqr_kernels.training.trainer import Trainer
 
 SOLUTION = "534678912672195348198342567859761423426853791713924856961537284287419635345286179"
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
@@ -597,7 +597,7 @@ def test_info_shows_shipped_models_and_those_that_are_damaged(model, tmp_path, m
         for suffix in (".safetensors", ".json"):
             (tmp_path / f"{name}{suffix}").write_bytes((model / f"model{suffix}").read_bytes())
     (tmp_path / "damaged.json").write_text("{")
-    monkeypatch.setattr("eqr_kernels.checkpoint.PRETRAINED", tmp_path)
+    monkeypatch.setattr("eqr_kernels.checkpoint.sources.PRETRAINED", tmp_path)
     damaged, sound = told("info")["models"]
     assert sound["tol"] == 0.02 and "d 16" in sound["size"]
     assert damaged["name"] == "damaged" and "not a JSON file" in damaged["error"]
@@ -649,8 +649,8 @@ def test_train_resumes_to_the_same_result(data, tmp_path):
 
 
 def test_train_tells_its_rate_and_share_of_gemm(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("eqr_kernels.commands.training_run.gemm_rate", lambda device, dtype: 2.5e9)
-    monkeypatch.setattr("eqr_kernels.commands.training_run.training_operations", lambda config: 3 * 10**12)
+    monkeypatch.setattr("eqr_kernels.training.run.gemm_rate", lambda device, dtype: 2.5e9)
+    monkeypatch.setattr("eqr_kernels.training.run.training_operations", lambda config: 3 * 10**12)
     train = [*TRAIN, *SETS, "--data", data, "--steps", 2]
     (line,) = eqr(*train, "--out", tmp_path / "json", "--json").stdout.splitlines()
     report = json.loads(line)
@@ -664,8 +664,8 @@ def test_train_tells_its_rate_and_share_of_gemm(data, tmp_path, monkeypatch):
 
 
 def test_train_state_equals_uninterrupted_bit_for_bit_in_the_library(data, tmp_path):
-    from eqr_kernels.commands.puzzles import SUDOKU
-    from eqr_kernels.commands.training_run import Process, TrainingRun
+    from eqr_kernels.cli.puzzles import SUDOKU
+    from eqr_kernels.training.run import Process, TrainingRun
 
     settings = dict(batch_size=4, lr_warmup_steps=2, compile=False, seed=3, curriculum="0:40-60", lr=1e-3)
     puzzles, config = sudoku.load_csv(data), EqRConfig.sudoku(**TINY)
@@ -722,8 +722,8 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float = 10.0) -> None:
         self.now, step = 1000.0, Trainer.train_step
-        monkeypatch.setattr("eqr_kernels.commands.slices.time", self)
-        monkeypatch.setattr("eqr_kernels.commands.training_run.time", self)
+        monkeypatch.setattr("eqr_kernels.training.slices.time", self)
+        monkeypatch.setattr("eqr_kernels.training.run.time", self)
 
         def timed(trainer: Trainer) -> None:
             step(trainer)

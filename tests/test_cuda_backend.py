@@ -202,7 +202,7 @@ def test_fake_kernels_on_a_gpu(layout):
         tables = (None, None, None, None)
         packed = ops.pack_weights(*heads, blocks, *tables, about["sizes"], about["constants"], "bf16", layout)
         assert packed.device.type == "cuda" and packed.dtype == torch.uint8
-        assert len(packed) == ops._require().packed_bytes(*about.values(), "bf16", layout)
+        assert len(packed) == ops.library.require().packed_bytes(*about.values(), "bf16", layout)
         control = torch.zeros(3, dtype=torch.int64)
         p = {**problem(), **about, "tokens": empty(4, S, dtype=torch.int64), "ids": empty(4, dtype=torch.int64)}
         for where in (control, empty(3, dtype=torch.int64)):
@@ -221,7 +221,7 @@ def test_fake_kernels_on_a_gpu(layout):
 
 @needs_kernels
 def test_layouts_are_told_apart_by_their_length():
-    lengths = {ops._require().packed_bytes(*SUDOKU.values(), "bf16", layout) for layout in KERNELS}
+    lengths = {ops.library.require().packed_bytes(*SUDOKU.values(), "bf16", layout) for layout in KERNELS}
     assert len(lengths) == 3 and max(lengths) - min(lengths) == 256
 
 

@@ -16,7 +16,7 @@ from test_outer_step import build_open, one_step
 from test_parity import build, make_config, relative, to_numpy
 
 from eqr_kernels import EqRConfig, EquilibriumReasoner, Status, backends
-from eqr_kernels.solve import SolveResult
+from eqr_kernels.solver import SolveResult
 from eqr_kernels.tasks import sudoku_generator
 
 pytestmark = [needs_compiler, pytest.mark.parametrize("kernel", KERNELS)]

@@ -12,17 +12,18 @@ import torch
 from conftest import make_contractive
 from test_cli import TINY, eqr, make_copier
 
-from eqr_kernels import EqRConfig, mapping
+from eqr_kernels import EqRConfig
+from eqr_kernels import studies as mapping
 from eqr_kernels.checkpoint import ModelCard
-from eqr_kernels.evaluation import exact_match
-from eqr_kernels.modules import EquilibriumReasoner
+from eqr_kernels.reasoner import EquilibriumReasoner
+from eqr_kernels.studies import exact_match
 from eqr_kernels.tasks import sudoku, sudoku_generator
 
 
 @pytest.fixture(autouse=True)
 def _quick_pictures(monkeypatch):
     """The pictures have tests of their own, and take seconds."""
-    monkeypatch.setattr("eqr_kernels.report.write_report", lambda report, folder: [folder / "curve.html"])
+    monkeypatch.setattr("eqr_kernels.cli.render.write_report", lambda report, folder: [folder / "curve.html"])
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def _any_right(report) -> bool:
 
 
 def test_an_interruption_keeps_what_was_run_and_says_so(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("eqr_kernels.mapping.records._FULL", {"cpu": 1, "cuda": 1})  # a puzzle at a time
+    monkeypatch.setattr("eqr_kernels.studies.recording._FULL", {"cpu": 1, "cuda": 1})  # a puzzle at a time
     real, out = mapping.Store.save, tmp_path / "c"
 
     def interrupted(self, start, part):

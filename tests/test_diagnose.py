@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from test_cli import TINY, eqr, make_copier, told
 
 from eqr_kernels import EqRConfig, EquilibriumReasoner
-from eqr_kernels import evaluation as ev
+from eqr_kernels import studies as ev
 from eqr_kernels.checkpoint import load_checkpoint
-from eqr_kernels.commands.options import MODEL
-from eqr_kernels.evaluation import advice
+from eqr_kernels.cli.options import MODEL
+from eqr_kernels.studies import advice
 from eqr_kernels.tasks import sudoku, sudoku_generator
 
 NAN, INF = math.nan, math.inf

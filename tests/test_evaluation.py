@@ -11,7 +11,7 @@ from conftest import make_contractive, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eqr_kernels import evaluation as ev
+from eqr_kernels import studies as ev
 
 # scoring -------------------------------------------------------------------------------------------------------------
 

@@ -213,7 +213,7 @@ def test_fields_of_the_weights_stay(arguments, message, data, tmp_path):
 
 
 def test_attention_keeps_its_heads_and_positions():
-    from eqr_kernels.commands.initial_weights import _check_kept
+    from eqr_kernels.training.initial_weights import _check_kept
 
     old = EqRConfig.maze()
     _check_kept("x", old, EqRConfig.maze(seq_len=400, L_cycles=2))

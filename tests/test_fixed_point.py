@@ -575,10 +575,10 @@ def test_an_error_of_the_caller_is_not_lost_behind_that_of_asking() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(LookupError) as caught:
-        ops._require().with_poll(call, ask)
+        ops.library.require().with_poll(call, ask)
     assert isinstance(caught.value.__context__, ZeroDivisionError)
     with pytest.raises(ZeroDivisionError):
-        ops._require().with_poll(lambda: 1 / 0, None)
+        ops.library.require().with_poll(lambda: 1 / 0, None)
 
 
 INTERRUPT = """

@@ -8,7 +8,7 @@ import torch
 from conftest import make_contractive, needs_extension, tiny_config
 
 from eqr_kernels import EquilibriumReasoner
-from eqr_kernels import evaluation as ev
+from eqr_kernels import studies as ev
 
 DEPTHS, BREADTHS = (1, 2, 5, 9), (1, 2, 5)
 RULES = ("residual", "vote", "q")
@@ -132,7 +132,7 @@ def test_rows_without_labels_never_count(contractive, puzzles):
 
 def test_memory_bounds_the_chunk(contractive, puzzles, monkeypatch):
     """Wide and deep runs go in smaller parts, the answers stay."""
-    from eqr_kernels.evaluation import running
+    from eqr_kernels.studies import accuracy as running
 
     arguments = dict(depths=(1, 4), breadth=3, tol=0.05)
     sizes = []

@@ -13,10 +13,10 @@ from conftest import make_contractive, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eqr_kernels import EquilibriumReasoner, mapping, ops
-from eqr_kernels.evaluation import exact_match
-from eqr_kernels.mapping import Latency, Policy, Price, Records, Store, UnitCosts
-from eqr_kernels.mapping.front import cheapest_within
+from eqr_kernels import EquilibriumReasoner, ops
+from eqr_kernels import studies as mapping
+from eqr_kernels.studies import Latency, Policy, Price, Records, Store, UnitCosts, exact_match
+from eqr_kernels.studies.front import cheapest_within
 from eqr_kernels.tasks import sudoku_generator
 
 needs_extension = pytest.mark.skipif(not ops.extension_status()[0], reason="needs the compiled extension")
@@ -382,7 +382,7 @@ def test_costs_and_checks_on_a_tiny_model():
 
 
 def test_joules_come_from_the_counter_alone(monkeypatch, tmp_path):
-    from eqr_kernels.mapping import meters
+    from eqr_kernels.studies import meters
 
     monkeypatch.setattr(meters, "_RAPL", tmp_path)
     cpu = torch.device("cpu")
@@ -404,7 +404,7 @@ def test_joules_come_from_the_counter_alone(monkeypatch, tmp_path):
 
 
 def test_peak_memory_sees_a_large_tensor_and_not_what_was_there():
-    from eqr_kernels.mapping import meters
+    from eqr_kernels.studies import meters
 
     held = torch.ones(8 << 20)  # 32 MiB
     peak = meters.peak_bytes(lambda: torch.ones(16 << 20).sum(), torch.device("cpu"))

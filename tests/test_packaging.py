@@ -75,7 +75,7 @@ def test_metadata() -> None:
 
 def test_extension_is_there_unless_it_cannot_be() -> None:
     # A build that was possible and is missing would otherwise only show as skipped tests.
-    if os.environ.get(ops.DISABLE) or "EQR_BUILD_EXTENSION=0" in why or "no C++ compiler" in why:
+    if os.environ.get(ops.library.DISABLE) or "EQR_BUILD_EXTENSION=0" in why or "no C++ compiler" in why:
         pytest.skip(why)
     assert available, why
     assert ops.build_info()["version"] == eqr_kernels.__version__

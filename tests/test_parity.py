@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from eqr_kernels import EqRConfig, EquilibriumReasoner, noise, reference
 from eqr_kernels.config import swiglu_size
-from eqr_kernels.objective import objective
-from eqr_kernels.optim import AdamATan2
 from eqr_kernels.reference import BlockWeights
+from eqr_kernels.training.objective import objective
+from eqr_kernels.training.optim import AdamATan2
 
 IDS = [-5, 2**62 + 12345, 0]
 SEED, RESTART = 4_000_000_001, 7

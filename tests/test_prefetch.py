@@ -22,7 +22,7 @@ from eqr_kernels import EquilibriumReasoner, noise
 from eqr_kernels.tasks import sudoku
 from eqr_kernels.tasks.prefetch import Prefetcher
 from eqr_kernels.tasks.stream import PuzzleStream, RevealPoint
-from eqr_kernels.training import TrainConfig, Trainer
+from eqr_kernels.training.trainer import TrainConfig, Trainer
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ import torch
 
 from eqr_kernels import EquilibriumReasoner
 from eqr_kernels.checkpoint import PRETRAINED, available_models
-from eqr_kernels.commands import options
+from eqr_kernels.cli import options
 from eqr_kernels.tasks import sudoku, sudoku_generator
 
 MEBIBYTES = {"sudoku-small": 3, "sudoku": 12}

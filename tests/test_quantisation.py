@@ -13,12 +13,10 @@ from conftest import make_contractive, needs_extension, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eqr_kernels import EquilibriumReasoner, noise
-from eqr_kernels.commands import drawing_quantisation
-from eqr_kernels.commands.console import to_json
-from eqr_kernels.evaluation import tango_interval
-from eqr_kernels.mapping import quantisation_displacement as displacement
-from eqr_kernels.mapping.fake_quantisation import (
+from benchmarks.studies.quantisation import displacement
+from benchmarks.studies.quantisation import drawing as drawing_quantisation
+from benchmarks.studies.quantisation.advice import judge, least_puzzles, recommend
+from benchmarks.studies.quantisation.fake import (
     Rounded,
     block_linears,
     group_within,
@@ -27,11 +25,10 @@ from eqr_kernels.mapping.fake_quantisation import (
     round_to_integers,
     with_rounded_weights,
 )
-from eqr_kernels.mapping.paired import compare_answers, counted
-from eqr_kernels.mapping.quantisation import study
-from eqr_kernels.mapping.quantisation_advice import judge, least_puzzles, recommend
-from eqr_kernels.mapping.quantisation_runs import run
-from eqr_kernels.mapping.quantisation_variants import (
+from benchmarks.studies.quantisation.paired import compare_answers, counted
+from benchmarks.studies.quantisation.runs import run
+from benchmarks.studies.quantisation.study import study
+from benchmarks.studies.quantisation.variants import (
     BASELINE,
     JITTERED,
     Variant,
@@ -39,6 +36,9 @@ from eqr_kernels.mapping.quantisation_variants import (
     sort_out,
     weight_bytes,
 )
+from eqr_kernels import EquilibriumReasoner, noise
+from eqr_kernels.cli.console import to_json
+from eqr_kernels.studies import tango_interval
 from eqr_kernels.tasks import sudoku
 
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
@@ -347,7 +347,7 @@ def test_runs_do_not_depend_on_chunks(
         return [made.residuals, made.right, made.answers, made.settled, *made.halts]
 
     whole = once()
-    monkeypatch.setattr("eqr_kernels.mapping.quantisation_runs._CHUNK_BYTES", 1)
+    monkeypatch.setattr("benchmarks.studies.quantisation.runs._CHUNK_BYTES", 1)
     for part, of in zip(once(), whole, strict=True):
         np.testing.assert_allclose(part, of, rtol=0 if backend == "cpu" else 1e-4)
 

@@ -1,4 +1,4 @@
-"""benchmarks.recipe_scan: the same operations for every candidate, and the better ones go on."""
+"""benchmarks.studies.recipe_scan: the same operations for every candidate, and the better ones go on."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 from typer.main import get_command
 
 from eqr_kernels.cli import app
-from eqr_kernels.commands.recipes import RECIPES
-from eqr_kernels.training_rate import training_operations
-from eqr_kernels.training_state import FORMAT
+from eqr_kernels.training.rate import training_operations
+from eqr_kernels.training.recipes import RECIPES
+from eqr_kernels.training.state import FORMAT
 
-scan = importlib.import_module("benchmarks.recipe_scan")
+scan = importlib.import_module("benchmarks.studies.recipe_scan")
 
 COLUMNS = ["step", "samples", "operations", "cpu_seconds", "clues", "source", "puzzles", "loss", "exact_16", "exact_64"]
 SKILL = {"small": 0.5, "two": 0.2, "raw": 0.2, "d192": 0.4}

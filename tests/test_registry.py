@@ -15,8 +15,7 @@ from conftest import make_contractive, tiny_config
 from typer.testing import CliRunner
 
 from eqr_kernels import EquilibriumReasoner, backends
-from eqr_kernels.cli import app
-from eqr_kernels.commands import info
+from eqr_kernels.cli import app, info
 
 NAMES = ("cuda", "triton", "cpu", "reference")
 
@@ -66,7 +65,7 @@ def woken(*_, **__):
 torch.cuda._lazy_init = woken
 import eqr_kernels
 for module in pkgutil.walk_packages(eqr_kernels.__path__, "eqr_kernels."):
-    if not module.name.startswith("eqr_kernels.triton") and module.name != "eqr_kernels._C":
+    if not module.name.startswith("eqr_kernels.backends.triton") and module.name != "eqr_kernels._C":
         importlib.import_module(module.name)
 assert "triton" not in sys.modules, "triton was imported"
 from eqr_kernels import EqRConfig, EquilibriumReasoner, backends

@@ -25,10 +25,10 @@ from curve_report import BREADTHS, DEPTHS, make_report
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eqr_kernels.report import PICTURES, NoData, page, write_report
-from eqr_kernels.report import wording as say
-from eqr_kernels.report.reading import marks, points
-from eqr_kernels.report.style import save, spread
+from eqr_kernels.cli.render import PICTURES, NoData, page, write_report
+from eqr_kernels.cli.render import wording as say
+from eqr_kernels.cli.render.reading import marks, points
+from eqr_kernels.cli.render.style import save, spread
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORT = make_report()
@@ -280,7 +280,7 @@ def test_same_bytes_in_another_process(folder: Path, tmp_path: Path) -> None:
     code = """
 import json, sys
 from pathlib import Path
-from eqr_kernels.report import write_report
+from eqr_kernels.cli.render import write_report
 write_report(json.loads(Path("curve.json").read_text()), Path("again"))
 """
     changed = {"PYTHONHASHSEED": "7", "PYTHONPATH": str(ROOT), "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
@@ -308,7 +308,7 @@ def test_matplotlib_is_named_by_each_picture(monkeypatch: pytest.MonkeyPatch) ->
 def test_import_is_light() -> None:
     code = (
         "import sys, eqr_kernels.report\n"
-        "print(*({'torch', 'numpy', 'matplotlib', 'jinja2', 'eqr_kernels.mapping'} & set(sys.modules)))"
+        "print(*({'torch', 'numpy', 'matplotlib', 'jinja2', 'eqr_kernels.studies'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

@@ -16,12 +16,12 @@ import torch
 from conftest import free_ports, needs_compiler, needs_extension, outputs_of, tiny_config
 
 from eqr_kernels import EqRConfig, EquilibriumReasoner
-from eqr_kernels.objective import objective, stablemax_cross_entropy
-from eqr_kernels.optim import EMA, AdamATan2, learning_rate
 from eqr_kernels.tasks.common import PuzzleSet
 from eqr_kernels.tasks.stream import PuzzleStream, parse_curriculum
-from eqr_kernels.training import TrainConfig, Trainer
-from eqr_kernels.training_state import load_state, read_manifest, save_state
+from eqr_kernels.training.objective import objective, stablemax_cross_entropy
+from eqr_kernels.training.optim import EMA, AdamATan2, learning_rate
+from eqr_kernels.training.state import load_state, read_manifest, save_state
+from eqr_kernels.training.trainer import TrainConfig, Trainer
 
 
 def toy_puzzles(n: int = 40) -> PuzzleSet:
@@ -330,7 +330,7 @@ def test_a_crash_while_saving_leaves_the_state_before(tmp_path, monkeypatch):
     def crash(*_: object, **__: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("eqr_kernels.training_state.json.dumps", crash)
+    monkeypatch.setattr("eqr_kernels.training.state.json.dumps", crash)
     with pytest.raises(KeyboardInterrupt):
         save_state(trainer, tmp_path, {})
     monkeypatch.undo()

@@ -8,7 +8,7 @@ from conftest import tiny_config
 from test_prefetch import make_stream
 
 from eqr_kernels import EquilibriumReasoner
-from eqr_kernels.training import TrainConfig, Trainer
+from eqr_kernels.training.trainer import TrainConfig, Trainer
 
 pytestmark = [
     pytest.mark.gpu,

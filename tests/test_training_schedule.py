@@ -21,16 +21,16 @@ from typer.testing import CliRunner
 from eqr_kernels import EqRConfig, EquilibriumReasoner
 from eqr_kernels.checkpoint import ModelCard, load_checkpoint
 from eqr_kernels.cli import app
-from eqr_kernels.commands.puzzles import MAZE, SUDOKU
-from eqr_kernels.commands.training_evaluation import Evaluator, evaluation_sets
-from eqr_kernels.cycles import CyclePoint, config_at, parse_cycles, stretches
-from eqr_kernels.objective import stablemax_cross_entropy
+from eqr_kernels.cli.puzzles import MAZE, SUDOKU
 from eqr_kernels.tasks import sudoku, sudoku_generator
 from eqr_kernels.tasks.common import PuzzleSet
 from eqr_kernels.tasks.stream import PuzzleStream, parse_mix
-from eqr_kernels.training import Trainer
-from eqr_kernels.training_rate import training_operations
-from eqr_kernels.training_state import copy_state, load_state, read_manifest, save_state
+from eqr_kernels.training.cycles import CyclePoint, config_at, parse_cycles, stretches
+from eqr_kernels.training.evaluation import Evaluator, evaluation_sets
+from eqr_kernels.training.objective import stablemax_cross_entropy
+from eqr_kernels.training.rate import training_operations
+from eqr_kernels.training.state import copy_state, load_state, read_manifest, save_state
+from eqr_kernels.training.trainer import Trainer
 
 TINY = dict(hidden_size=16, num_heads=2, H_cycles=1, L_cycles=1, L_layers=1, halt_max_steps=4)
 TRAIN = ["train", "--no-compile", "--batch-size", 4, "--warmup", 2, "--lr", 1e-3, "--slice-steps", 3, "--log-every", 2]
@@ -233,7 +233,7 @@ def test_what_an_evaluation_takes_is_not_taken_for_the_speed_of_training(data, t
     clock = SimpleNamespace(now=0.0)
     clock.monotonic, clock.perf_counter, clock.process_time = (lambda: clock.now for _ in range(3))
     for name in ("slices", "training_run", "training_evaluation"):
-        monkeypatch.setattr(f"eqr_kernels.commands.{name}.time", clock)
+        monkeypatch.setattr(f"eqr_kernels.cli.{name}.time", clock)
     step, measure = Trainer.train_step, Evaluator.__call__
 
     def timed(self: Trainer) -> None:

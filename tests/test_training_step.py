@@ -15,10 +15,10 @@ from test_parity import CONFIGS, build, make_config, make_tokens, relative
 
 from eqr_kernels import EqRConfig, noise, ops, reference
 from eqr_kernels.backends.packing import operator_of
-from eqr_kernels.fused_training import FusedAdamATan2
-from eqr_kernels.objective import objective
-from eqr_kernels.ops_training import adam_atan2_, scratch_bytes, split_gradients, training_step
-from eqr_kernels.optim import AdamATan2
+from eqr_kernels.ops import adam_atan2_, scratch_bytes, split_gradients, training_step
+from eqr_kernels.training.fused import FusedAdamATan2
+from eqr_kernels.training.objective import objective
+from eqr_kernels.training.optim import AdamATan2
 
 pytestmark = pytest.mark.skipif(not ops.extension_status()[0], reason=ops.extension_status()[1])
 

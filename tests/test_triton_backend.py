@@ -258,7 +258,7 @@ def test_alone_or_together_in_any_order_and_slots():
 
 
 def test_programs_are_no_more_than_slots_or_trajectories(contractive, puzzles, monkeypatch):
-    from eqr_kernels.triton import launch
+    from eqr_kernels.backends.triton import launch
 
     seen, run = [], launch.launch
     monkeypatch.setattr(

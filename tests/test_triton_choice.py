@@ -15,8 +15,8 @@ import torch
 from conftest import make_contractive, tiny_config
 
 from eqr_kernels import EqRConfig, EquilibriumReasoner, backends
-from eqr_kernels.backends import triton as adapter
-from eqr_kernels.triton.plan import INTERPRETED, Plan, Tiles, candidates
+from eqr_kernels.backends.triton import adapter
+from eqr_kernels.backends.triton.plan import INTERPRETED, Plan, Tiles, candidates
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: pip install triton")
 BACKEND = adapter.TritonBackend()
@@ -154,7 +154,7 @@ def test_tiles_from_a_file_are_checked():
 @pytest.fixture
 def tuner(monkeypatch, tmp_path):
     pytest.importorskip("triton", reason="needs Triton: pip install triton")
-    from eqr_kernels.triton import tuner
+    from eqr_kernels.backends.triton import tuner
 
     monkeypatch.setenv("EQR_CACHE_DIR", str(tmp_path))
     monkeypatch.delenv("EQR_TRITON_TUNE", raising=False)

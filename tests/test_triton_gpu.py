@@ -313,7 +313,7 @@ def test_what_progress_raises_is_raised_and_nothing_is_left_running(contractive,
 
 @pytest.mark.slow
 def test_tiles_are_timed_once_and_kept(monkeypatch, tmp_path):
-    from eqr_kernels.triton import tuner
+    from eqr_kernels.backends.triton import tuner
 
     monkeypatch.delenv("EQR_TRITON_TUNE")
     monkeypatch.setenv("EQR_CACHE_DIR", str(tmp_path))

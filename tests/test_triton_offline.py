@@ -21,7 +21,7 @@ import torch
 
 from eqr_kernels import EqRConfig, EquilibriumReasoner
 from eqr_kernels.backends.base import FixedPointProblem
-from eqr_kernels.triton.plan import candidates, prefers_calls
+from eqr_kernels.backends.triton.plan import candidates, prefers_calls
 
 pytestmark = pytest.mark.skipif(
     find_spec("triton") is None or sys.platform != "linux", reason="needs Triton: pip install triton"
@@ -86,8 +86,8 @@ def compile_here(preset: str, precision: str, index: int, architecture: int) -> 
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
-    from eqr_kernels.triton import launch
-    from eqr_kernels.triton.fixed_point import fixed_point
+    from eqr_kernels.backends.triton import launch
+    from eqr_kernels.backends.triton.kernels.fixed_point import fixed_point
 
     class Absent:
         def get_current_target(self) -> GPUTarget:

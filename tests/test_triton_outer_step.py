@@ -16,7 +16,7 @@ from test_outer_step import BF16, build_open, one_step
 from test_parity import ROPE2D, make_config, make_tokens, relative, to_numpy
 
 from eqr_kernels import noise
-from eqr_kernels.backends import triton as adapter
+from eqr_kernels.backends.triton import adapter
 
 IN_INTERPRETER = True
 pytest_plugins = ["triton_interpreter"]
@@ -26,7 +26,7 @@ if adapter.interpreting():  # in the child; an import of Triton elsewhere would 
     import triton
     import triton.language as tl
 
-    from eqr_kernels.triton import philox
+    from eqr_kernels.backends.triton.kernels import philox
 
     @triton.jit
     def rounded(x, out, n: tl.constexpr):
@@ -80,7 +80,7 @@ CONFIGS = {
 
 def with_tiles(monkeypatch, **changes):
     """Cuts the work into other tiles than the interpreter's usual, large ones."""
-    from eqr_kernels.triton import plan
+    from eqr_kernels.backends.triton import plan
 
     calls, one_pass = changes.pop("calls", False), changes.pop("one_pass", None)
     tiles = dataclasses.replace(plan.INTERPRETED, **changes)

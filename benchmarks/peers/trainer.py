@@ -22,7 +22,7 @@ from torch import Tensor
 from eqr_kernels import EqRConfig, EquilibriumReasoner, noise, reference
 from eqr_kernels.tasks import sudoku, sudoku_generator
 from eqr_kernels.tasks.stream import PuzzleStream
-from eqr_kernels.training import TrainConfig, Trainer, objective
+from eqr_kernels.training.trainer import TrainConfig, Trainer, objective
 
 from .workload import ERROR_LIMIT, PRESETS, STEP_LIMIT, Unavailable, has_bf16, relative_error, with_config
 

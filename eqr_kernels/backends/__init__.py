@@ -11,10 +11,10 @@ from eqr_kernels.backends.base import Backend, FixedPointProblem, Recorder, Snap
 from eqr_kernels.backends.cpu import CpuBackend
 from eqr_kernels.backends.cuda import CudaBackend
 from eqr_kernels.backends.reference import ReferenceBackend
-from eqr_kernels.backends.triton import TritonBackend
+from eqr_kernels.backends.triton.adapter import TritonBackend
 
 if TYPE_CHECKING:
-    from eqr_kernels.modules import EquilibriumReasoner
+    from eqr_kernels.modules import EqROperator
 
 __all__ = ["Backend", "FixedPointProblem", "Recorder", "Snapshot", "Status", "available", "choose"]
 
@@ -22,12 +22,12 @@ __all__ = ["Backend", "FixedPointProblem", "Recorder", "Snapshot", "Status", "av
 _BACKENDS: tuple[Backend, ...] = (CudaBackend(), TritonBackend(), CpuBackend(), ReferenceBackend())
 
 
-def available(model: EquilibriumReasoner, dtype: torch.dtype) -> dict[str, str | None]:
+def available(model: EqROperator, dtype: torch.dtype) -> dict[str, str | None]:
     """Every backend's name, with None where it can run `model` in `dtype`, else the reason why not."""
     return {b.name: b.why_not(model, dtype) for b in _BACKENDS}
 
 
-def choose(name: str, model: EquilibriumReasoner, dtype: torch.dtype) -> tuple[Backend, str]:
+def choose(name: str, model: EqROperator, dtype: torch.dtype) -> tuple[Backend, str]:
     """The backend for `model` and the reason for it.
 
     Args:

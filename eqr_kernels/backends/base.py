@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from eqr_kernels.modules import EquilibriumReasoner
+    from eqr_kernels.modules import EqROperator
 
 
 class Status(IntEnum):
@@ -118,13 +118,11 @@ class Backend(Protocol):
 
     name: str
 
-    def why_not(self, model: EquilibriumReasoner, dtype: torch.dtype) -> str | None:
+    def why_not(self, model: EqROperator, dtype: torch.dtype) -> str | None:
         """Why this backend cannot run the model here, with the remedy; None when it can."""
 
-    def describe(self, model: EquilibriumReasoner, dtype: torch.dtype) -> str:
+    def describe(self, model: EqROperator, dtype: torch.dtype) -> str:
         """How it would run the model, for `SolveResult.backend_reason`."""
 
-    def fixed_point(
-        self, model: EquilibriumReasoner, problem: FixedPointProblem, recorder: Recorder, proceed: Proceed
-    ) -> None:
+    def fixed_point(self, model: EqROperator, problem: FixedPointProblem, recorder: Recorder, proceed: Proceed) -> None:
         """Iterates every trajectory to its end and hands each to `recorder`."""

@@ -14,7 +14,7 @@ from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder
 from eqr_kernels.backends.packing import PRECISIONS, PackArguments, hand_over, operator_of, wrong_dtype
 
 if TYPE_CHECKING:
-    from eqr_kernels.modules import EquilibriumReasoner
+    from eqr_kernels.modules import EqROperator
 
 
 class _Packs:
@@ -24,7 +24,7 @@ class _Packs:
         self._lock = threading.Lock()
         self._packs: dict[tuple[str, str], tuple[tuple[object, ...], Tensor]] = {}
 
-    def get(self, model: EquilibriumReasoner, precision: str) -> Tensor:
+    def get(self, model: EqROperator, precision: str) -> Tensor:
         # Read whole at every solve: `p.data.copy_` and the like leave no trace but the bytes.
         weights = PackArguments.of(model)
         fingerprint = weights.fingerprint()
@@ -47,7 +47,7 @@ class _Packs:
 
 @torch.no_grad()
 def latent_recursions(
-    model: EquilibriumReasoner, tokens: Tensor, z_H: Tensor, z_L: Tensor, eps: Tensor | None, count: int
+    model: EqROperator, tokens: Tensor, z_H: Tensor, z_L: Tensor, eps: Tensor | None, count: int
 ) -> tuple[Tensor, Tensor]:
     """`ops.latent_recursions` in float32 with the model's weights as they are now, packed for this one call."""
     packed = PackArguments.of(model).pack("fp32")
@@ -62,9 +62,9 @@ class CpuBackend:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._packs: WeakKeyDictionary[EquilibriumReasoner, _Packs] = WeakKeyDictionary()
+        self._packs: WeakKeyDictionary[EqROperator, _Packs] = WeakKeyDictionary()
 
-    def why_not(self, model: EquilibriumReasoner, dtype: torch.dtype) -> str | None:
+    def why_not(self, model: EqROperator, dtype: torch.dtype) -> str | None:
         built, reason = ops.extension_status()
         if not built:
             return reason
@@ -78,7 +78,7 @@ class CpuBackend:
             return f"the kernel computes in {known}, not in {dtype}; choose another precision or backend='reference'"
         return None
 
-    def describe(self, model: EquilibriumReasoner, dtype: torch.dtype) -> str:
+    def describe(self, model: EqROperator, dtype: torch.dtype) -> str:
         isa, precision, threads = ops.cpu_isa(), PRECISIONS[dtype], torch.get_num_threads()
         told = f"fused fixed-point kernel, {isa} {precision}, {threads} {'thread' if threads == 1 else 'threads'}"
         native = isa == "avx512_bf16" and ops.build_info()["avx512"] == "native"
@@ -87,16 +87,14 @@ class CpuBackend:
             told += f" ({integers}bf16 operands in fp32 arithmetic: {isa} has no bf16 instructions here)"
         return told
 
-    def packed(self, model: EquilibriumReasoner, dtype: torch.dtype) -> Tensor:
+    def packed(self, model: EqROperator, dtype: torch.dtype) -> Tensor:
         """The model's weights as `ops.fixed_point` takes them: uint8 [bytes], packed anew where they have changed."""
         with self._lock:
             packs = self._packs.setdefault(model, _Packs())
         return packs.get(model, PRECISIONS[dtype])
 
     @torch.no_grad()
-    def fixed_point(
-        self, model: EquilibriumReasoner, problem: FixedPointProblem, recorder: Recorder, proceed: Proceed
-    ) -> None:
+    def fixed_point(self, model: EqROperator, problem: FixedPointProblem, recorder: Recorder, proceed: Proceed) -> None:
         p, control = problem, torch.zeros(3, dtype=torch.int64)
         packed = self.packed(model, p.dtype)
 

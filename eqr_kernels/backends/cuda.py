@@ -22,7 +22,7 @@ from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder
 from eqr_kernels.backends.packing import PRECISIONS, PackArguments, hand_over, operator_of, wrong_dtype
 
 if TYPE_CHECKING:
-    from eqr_kernels.modules import EquilibriumReasoner
+    from eqr_kernels.modules import EqROperator
 
 _REGIMES = ("auto", "throughput", "latency")
 _REGIME = "EQR_CUDA_REGIME"
@@ -55,7 +55,7 @@ def plan(operator: dict[str, Any], limits: dict[str, int], **run: Any) -> dict[s
     Raises:
         ValueError: the kernels do not take the operator, or the device does not run them; with the remedy.
     """
-    result: dict[str, Any] = ops._require().cuda_plan(**operator, **limits, **run)
+    result: dict[str, Any] = ops.library.require().cuda_plan(**operator, **limits, **run)
     return result
 
 
@@ -64,7 +64,7 @@ class CudaBackend:
 
     name = "cuda"
 
-    def why_not(self, model: EquilibriumReasoner, dtype: torch.dtype) -> str | None:
+    def why_not(self, model: EqROperator, dtype: torch.dtype) -> str | None:
         if why := ops.why_not_cuda():
             return why
         for name, weight in model.state_dict(keep_vars=True).items():
@@ -77,7 +77,7 @@ class CudaBackend:
         if dtype not in PRECISIONS:
             return f"the kernels compute in bf16, not in {dtype}; use precision='bf16', or backend='reference'"
         operator = operator_of(model)
-        if why := ops._require().cuda_why_not(**operator, precision=PRECISIONS[dtype]):
+        if why := ops.library.require().cuda_why_not(**operator, precision=PRECISIONS[dtype]):
             return str(why)
         try:
             for name in ("throughput", "latency") if regime() == "auto" else (regime(),):
@@ -86,7 +86,7 @@ class CudaBackend:
             return f"{model.device}: {error}"
         return None
 
-    def describe(self, model: EquilibriumReasoner, dtype: torch.dtype) -> str:
+    def describe(self, model: EqROperator, dtype: torch.dtype) -> str:
         limits, asked = _limits(model.device), regime()
         many = plan(operator_of(model), limits, **_run(asked, trajectories=1 << 20))
         told = f"fused fixed-point kernel, bf16, {many['kernel']}"
@@ -100,9 +100,7 @@ class CudaBackend:
         return f"{told}, on {name} ({capability}, {limits['multiprocessors']} multiprocessors)"
 
     @torch.no_grad()
-    def fixed_point(
-        self, model: EquilibriumReasoner, problem: FixedPointProblem, recorder: Recorder, proceed: Proceed
-    ) -> None:
+    def fixed_point(self, model: EqROperator, problem: FixedPointProblem, recorder: Recorder, proceed: Proceed) -> None:
         p, operator = problem, operator_of(model)
         if p.slots_asked:
             slots = p.slots
@@ -206,7 +204,7 @@ class _Run:
 def _limits(device: torch.device) -> dict[str, int]:
     # With torch, so that its context is the current one.
     with torch.cuda.device(device):
-        limits: dict[str, int] = ops._require().cuda_device(torch.cuda.current_device())
+        limits: dict[str, int] = ops.library.require().cuda_device(torch.cuda.current_device())
         return limits
 
 

@@ -12,13 +12,13 @@ from eqr_kernels.backends.base import FixedPointProblem, Recorder, Snapshot
 from eqr_kernels.config import swiglu_size
 
 if TYPE_CHECKING:
-    from eqr_kernels.modules import EquilibriumReasoner
+    from eqr_kernels.modules import EqROperator
 
 
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
 
 
-def wrong_dtype(model: EquilibriumReasoner) -> str | None:
+def wrong_dtype(model: EqROperator) -> str | None:
     """Which weight cannot be packed, with the remedy; None where all can."""
     for name, weight in model.state_dict(keep_vars=True).items():
         if weight.dtype not in (torch.float32, torch.bfloat16):
@@ -29,7 +29,7 @@ def wrong_dtype(model: EquilibriumReasoner) -> str | None:
     return None
 
 
-def operator_of(model: EquilibriumReasoner) -> dict[str, Any]:
+def operator_of(model: EqROperator) -> dict[str, Any]:
     """The arguments of the ops that tell of an operator without its weights: sizes, constants and fixed_start."""
     c = model.config
     rotated = not c.mlp_t and c.pos_encodings != "none"
@@ -61,7 +61,7 @@ class PackArguments(NamedTuple):
     constants: tuple[float, ...]
 
     @classmethod
-    def of(cls, model: EquilibriumReasoner) -> PackArguments:
+    def of(cls, model: EqROperator) -> PackArguments:
         w, rope, about = model.weights(), model.rope(), operator_of(model)
         heads = (w.embedding, w.lm_head, w.q_weight, w.q_bias)
         blocks = [tensor for block in w.blocks for tensor in block]

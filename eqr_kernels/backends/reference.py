@@ -19,7 +19,7 @@ from eqr_kernels.backends.graphed import GraphedStep, Graphs, Step, StepInputs, 
 from eqr_kernels.reference import OperatorWeights, Rope
 
 if TYPE_CHECKING:
-    from eqr_kernels.modules import EquilibriumReasoner
+    from eqr_kernels.modules import EqROperator
 
 
 class _Rows(NamedTuple):
@@ -79,13 +79,13 @@ class ReferenceBackend:
     def __init__(self, graphs: Callable[[torch.device], Graphs | None] = cuda_graphs) -> None:
         self._graphs = graphs
 
-    def why_not(self, model: EquilibriumReasoner, dtype: torch.dtype) -> str | None:
+    def why_not(self, model: EqROperator, dtype: torch.dtype) -> str | None:
         if not dtype.is_floating_point:
             cpu = "backend='cpu'" if model.device.type == "cpu" else "backend='cpu' after model.cpu()"
             return f"plain PyTorch has no int8 arithmetic for this operator; use {cpu}, or precision='bf16'"
         return None
 
-    def describe(self, model: EquilibriumReasoner, dtype: torch.dtype) -> str:
+    def describe(self, model: EqROperator, dtype: torch.dtype) -> str:
         if model.device.type == "cuda":
             return f"plain PyTorch in CUDA graphs on {torch.cuda.get_device_name(model.device)}"
         why_not = _no_damped_update(model.device, dtype)
@@ -94,9 +94,7 @@ class ReferenceBackend:
         return f"plain PyTorch throughout ({why_not})"
 
     @torch.no_grad()
-    def fixed_point(
-        self, model: EquilibriumReasoner, problem: FixedPointProblem, recorder: Recorder, proceed: Proceed
-    ) -> None:
+    def fixed_point(self, model: EqROperator, problem: FixedPointProblem, recorder: Recorder, proceed: Proceed) -> None:
         loop = _Loop(model, problem, recorder, proceed)
         graphs = self._graphs(model.device)
         # Not kept in the loop, whose method it calls: a cycle would hold the graphs' memory until Python collects it.
@@ -105,9 +103,7 @@ class ReferenceBackend:
 
 
 class _Loop:
-    def __init__(
-        self, model: EquilibriumReasoner, problem: FixedPointProblem, recorder: Recorder, proceed: Proceed
-    ) -> None:
+    def __init__(self, model: EqROperator, problem: FixedPointProblem, recorder: Recorder, proceed: Proceed) -> None:
         self.model, self.problem, self.recorder, self.proceed = model, problem, recorder, proceed
         self.weights: OperatorWeights = model.weights().to(problem.dtype)
         self.rope: Rope | None = model.rope()

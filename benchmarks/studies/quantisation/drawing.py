@@ -1,0 +1,206 @@
+"""The tables of a quantisation study."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def draw(found: dict[str, Any], console: Console | None = None) -> None:
+    """Prints what `benchmarks.studies.quantisation.study.study` returned."""
+    console = console or Console(highlight=False)
+    for table in tables(found):
+        console.print(table)
+    for missing in found["not_available"]:
+        console.print(f"not available: {missing['name']}: {missing['why']}", markup=False)
+    console.print(f"recommendation: {found['recommendation']}", markup=False)
+
+
+def tables(found: dict[str, Any]) -> list[Table]:
+    """Accuracy; cost and verdict; basins; displacement; residual and tolerance."""
+    rows = [found["baseline"], *found["control"], *found["variants"]]
+    return [
+        _accuracy(found, rows),
+        _cost(rows),
+        _basins(found, rows[1:]),
+        _displacement(found, rows[1:]),
+        _residuals(found, rows),
+    ]
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", caption="* simulated: rounded weights in a wider kernel")
+    table.add_column("", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _name(row: dict[str, Any]) -> str:
+    return row["name"].removesuffix(" (simulated)") + " *" * (row["simulated"] and not row["control"])
+
+
+def _accuracy(found: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
+    size = f"{found['puzzles']} puzzles, depth {found['depth']}, breadth {found['breadth']}"
+    table = _table(f"accuracy: {size}", "right", "[95 %]", "gained", "lost", "points", "[95 %]", "p")
+    for row in rows:
+        told, paired = [], row.get("paired")
+        if paired:
+            counts = [str(paired[name]) for name in ("gained", "lost")]
+            points = [f"{100 * paired['difference']:+.1f}", _interval(paired["tango95"], "+.1f")]
+            told = [*counts, *points, f"{paired['mcnemar_p']:.2g}"]
+        right = row["accuracy"]
+        table.add_row(_name(row), f"{100 * right['share']:.1f} %", _interval(right["wilson95"]), *told)
+    return table
+
+
+def _cost(rows: list[dict[str, Any]]) -> Table:
+    table = _table("cost", "weights, bytes", "of fp32", "ms a step", "as fast as bf16", "verdict")
+    for row in rows:
+        size = row["weight_bytes"]
+        table.add_row(
+            _name(row),
+            f"{size:,}",
+            f"{size / rows[0]['weight_bytes']:.2f}",
+            _number(row["ms_per_step"], ".3g"),
+            _number(row["times_as_fast"], ".2f", "x"),
+            row.get("verdict", ""),
+        )
+    return table
+
+
+def _basins(found: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
+    table = _table(
+        f"basins: {found['puzzles'] * found['breadth']} trajectories (puzzles in brackets)",
+        "changed",
+        "[95 %]",
+        "settled elsewhere",
+        "no longer settled",
+        "newly settled",
+        "right to wrong",
+        "wrong to right",
+    )
+    names = (
+        "settled_elsewhere",
+        "settled_in_baseline_only",
+        "settled_here_only",
+        "right_to_wrong",
+        "wrong_to_right",
+    )
+    for row in rows:
+        changed = row["changed_basin"]
+        counts = [f"{row[name]['count']} ({row[name]['puzzles']})" for name in names]
+        table.add_row(_name(row), f"{100 * changed['share']:.1f} %", _interval(changed["wilson95"]), *counts)
+    return table
+
+
+def _displacement(found: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
+    table = _table(
+        "displacement without noise: from the same starts, and from fp32's fixed points",
+        "median",
+        "90 %",
+        "max",
+        "same basin",
+        "last residual",
+        "from points: median",
+        "max",
+        "still there",
+    )
+    spread = found["baseline"]["spread"]
+    told = [(_name(row), row["displacement"]) for row in rows]
+    if spread:
+        told += [(f"fp32, {name.replace('_', ' ')}", spread[name]) for name in ("two_noise_draws", "two_restarts")]
+    for name, moved in told:
+        if moved:
+            same = f"{moved['same_basin']} of {moved['trajectories']}"
+            ends = [_number(moved[end], ".2g") for end in ("median", "p90", "max")]
+            more, stayed = [], moved.get("from_fixed_point")
+            if stayed:
+                kept = f"{stayed['same_basin']} of {stayed['lost']['total']}"
+                more = [*(_number(stayed[end], ".2g") for end in ("median", "max")), kept]
+            table.add_row(name, *ends, same, _number(moved.get("noise_free_residual"), ".1e"), *more)
+    return table
+
+
+def _residuals(found: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
+    table = _table(
+        f"residual, and halting at tol {found['tol']:g}",
+        "floor",
+        "AUROC",
+        "settled",
+        "and right",
+        "fires",
+        "right then",
+        "steps",
+    )
+    for row in rows:
+        told, settled = row["tolerance"], row["settled_right"]
+        table.add_row(
+            _name(row),
+            _number(row["residual_floor"], ".4f"),
+            _number(row["auroc"], ".3f"),
+            f"{100 * row['settled_share']:.1f} %",
+            f"{settled['count']} of {settled['total']}",
+            f"{100 * told['fired']['share']:.1f} %",
+            f"{told['right_when_fired']['count']} of {told['right_when_fired']['total']}",
+            _number(told["mean_steps"], ".1f"),
+        )
+    return table
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The two tables of docs/quantisation.md, accuracy with cost and attractors, and the recommendation."""
+    rows = [found["baseline"], *found["control"], *found["variants"]]
+    first = [["", "right", "gained, lost", "points [95 %]", "bytes", "as fast as bf16", "verdict"]]
+    second = [
+        ["", "floor", "settled", "and right", "changed basin", "settled elsewhere", "moved", "attractors still there"]
+    ]
+    for row in rows:
+        paired, moved, settled = row.get("paired"), row.get("displacement"), row["settled_right"]
+        first.append(
+            [
+                _name(row),
+                f"{100 * row['accuracy']['share']:.1f} %",
+                f"{paired['gained']}, {paired['lost']}" if paired else "",
+                f"{100 * paired['difference']:+.1f} {_interval(paired['tango95'], '+.1f')}" if paired else "",
+                f"{row['weight_bytes'] / rows[0]['weight_bytes']:.2f}",
+                _number(row["times_as_fast"], ".2f", "x"),
+                row.get("verdict", ""),
+            ]
+        )
+        changed = "changed_basin" in row and f"{100 * row['changed_basin']['share']:.1f} %"
+        stayed = moved["from_fixed_point"] if moved else None
+        second.append(
+            [
+                _name(row),
+                _number(row["residual_floor"], ".4f"),
+                f"{100 * row['settled_share']:.1f} %",
+                f"{settled['count']} of {settled['total']}",
+                changed or "",
+                str(row["settled_elsewhere"]["count"]) if changed else "",
+                _number(moved["median"], ".1e") if moved else "",
+                f"{stayed['same_basin']} of {stayed['lost']['total']}" if stayed else "",
+            ]
+        )
+    spread = found["baseline"]["spread"]
+    for name in ("two_noise_draws", "two_restarts"):
+        if spread and spread[name]:
+            moved = _number(spread[name]["median"], ".1e")
+            second.append([f"fp32, {name.replace('_', ' ')}", *[""] * 5, moved, ""])
+    return "\n\n".join([*map(_markdown_table, (first, second)), found["recommendation"]])
+
+
+def _markdown_table(rows: list[list[str]]) -> str:
+    # A lone asterisk would begin emphasis.
+    lines = ["| " + " | ".join(row).replace(" *", r" \*") + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def _interval(ends: list[float], form: str = ".1f") -> str:
+    return "[" + ", ".join(f"{100 * end:{form}}" for end in ends) + "]"
+
+
+def _number(value: float | None, form: str, unit: str = "") -> str:
+    return "-" if value is None else f"{value:{form}}{unit}"

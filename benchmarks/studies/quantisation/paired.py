@@ -1,0 +1,34 @@
+"""Comparisons of two runs on the same puzzles, ready for JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from eqr_kernels.studies.paired import pair
+from eqr_kernels.studies.scoring import wilson_interval
+
+
+def counted(successes: int, total: int) -> dict[str, Any]:
+    """A share with Wilson's 95 % interval; the share is None when nothing was counted."""
+    share = successes / total if total else None
+    return {"count": successes, "total": total, "share": share, "wilson95": list(wilson_interval(successes, total))}
+
+
+def compare_answers(before: npt.ArrayLike, after: npt.ArrayLike) -> dict[str, Any]:
+    """What a second run gains and loses: bool [N] twice, right or not -> counts, difference, its interval, p-value.
+
+    Raises:
+        ValueError: the shapes differ, or are not [N >= 1].
+    """
+    found = pair(before, after)
+    return {
+        "both_right": int((np.asarray(before, bool) & np.asarray(after, bool)).sum()),
+        "gained": found.gained,
+        "lost": found.lost,
+        "difference": found.net,
+        "tango95": list(found.interval),
+        "mcnemar_p": found.p,
+    }

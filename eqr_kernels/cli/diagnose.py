@@ -1,0 +1,217 @@
+"""`eqr diagnose`."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from eqr_kernels.cli import options as opt
+from eqr_kernels.cli.console import INCOMPLETE, Bar, check_output, command, emit, parse_tolerance
+
+if TYPE_CHECKING:
+    from eqr_kernels.checkpoint import ModelCard
+    from eqr_kernels.studies import Accuracy, Paired, Scaling
+    from eqr_kernels.tasks.common import PuzzleSet
+
+
+@command
+def diagnose(
+    ctx: typer.Context,
+    file: opt.AnsweredFile = None,
+    model: opt.Model = opt.MODEL,
+    depth: Annotated[int, typer.Option(min=1, help="Outer steps, for every trajectory.")] = 64,
+    breadth: Annotated[int, typer.Option(min=1, help="Trajectories of each puzzle, from other random starts.")] = 8,
+    tol: Annotated[
+        str,
+        typer.Option(help="Residual that counts as settled; auto takes the card's, else twice the noise's floor."),
+    ] = "auto",
+    broad: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of restarts settled on the right answer that makes a broad basin.", show_default="0.95"
+        ),
+    ] = None,
+    window: opt.Window = None,
+    noise_scale: opt.NoiseScale = None,
+    seed: opt.Seed = 0,
+    slots: opt.Slots = None,
+    backend: opt.BackendName = "auto",
+    precision: opt.Precision = "auto",
+    device: opt.Device = "auto",
+    limit: opt.Limit = None,
+    subset: Annotated[
+        int | None,
+        typer.Option(min=1, help="Only so many puzzles, always the same, with the whole's mix of sources and ratings."),
+    ] = None,
+    reveal: opt.Reveal = None,
+    format: opt.Format = "auto",
+    split: opt.Split = None,
+    as_json: opt.AsJson = False,
+    output: opt.Output = None,
+    progress: opt.ShowProgress = None,
+) -> int:
+    """Tell why more depth or breadth does not help, or that it does, from one run without halting.
+
+    Every trajectory runs to the full depth. Told are how fast trajectories settle and what the others do instead, what
+    depth and breadth gain (paired, with McNemar's exact test), whether restarts agree, the mode of each puzzle, how
+    well the residual tells right from wrong, and findings with their evidence and advice.
+
+    The contraction rate is by what factor a step shrinks the motion while a trajectory comes to rest: the median over
+    trajectories of the slope of log sqrt(residual^2 - floor^2) over steps, exponentiated, as noise adds in quadrature.
+    Findings need 20 puzzles, and count puzzles, not trajectories: shares by their 95 % intervals.
+
+    Exit code 0: all puzzles were counted; 1: some lines could not be; 2: nothing could be done; 130: interrupted,
+    nothing was written.
+    """
+    from eqr_kernels import studies as evaluation
+    from eqr_kernels.cli import puzzles as puz
+    from eqr_kernels.cli.provenance import reproduction
+
+    check_output(output)
+    wanted_tol = parse_tolerance(tol)
+    broad = evaluation.BROAD if broad is None else broad
+    if not 0 < broad <= 1:
+        raise ValueError(f"--broad must be a share above 0 and up to 1, got {broad}")
+    reasoner = puz.load_model(model, device, progress)
+    task, card = puz.task_of(reasoner.config), reasoner.card
+    if noise_scale is None:
+        noise_scale = reasoner.inference_noise_scale
+    tolerance, tol_from = _tolerance(wanted_tol, card, noise_scale)
+    reading: dict[str, Any] = dict(format=format, split=split, limit=limit, show=progress)
+    puzzles, errors = puz.read_answered(task, reasoner.config.seq_len, file, **reading)
+    of = len(puzzles)
+    puzzles = puz.reveal_clues(task, puz.stratified(puzzles, subset), reveal, seed)
+    assert puzzles.labels is not None
+    settings: dict[str, Any] = dict(
+        depth=depth,
+        breadth=breadth,
+        tol=tolerance,
+        window=window,
+        noise_scale=noise_scale,
+        seed=seed,
+        slots=slots,
+        backend=backend,
+        precision=precision,
+    )
+    begun = time.perf_counter()
+    with Bar("running the full depth", progress) as bar:
+        run = evaluation.probe(reasoner, puzzles.inputs, puzzles.labels, progress=bar.update, **settings)
+    seconds = time.perf_counter() - begun
+    told = evaluation.summarise(run, broad=broad)
+    report: dict[str, Any] = {
+        "command": "diagnose",
+        "model": model,
+        "task": task.name,
+        "settings": {
+            **settings,
+            "tol_from": tol_from,
+            "broad": broad,
+            "device": str(reasoner.device),
+            "limit": limit,
+            "reveal": reveal,
+        },
+        "card": None if card is None else {name: getattr(card, name) for name in ("tol", "noise_scale", "window")},
+        "backend": run.evaluation.backend,
+        "backend_reason": run.evaluation.backend_reason,
+        "puzzles": len(puzzles),
+        "subset": None if subset is None else {"puzzles": subset, "of": of, "seed": evaluation.SUBSET_SEED},
+        **_as_json(told, puzzles),
+        "findings": [dataclasses.asdict(finding) for finding in evaluation.advise(told, tol=tolerance)],
+        "seconds": seconds,
+        "reproduce": reproduction(ctx, reasoner, puzzles),
+        "errors": puz.errors_as_json(errors),
+    }
+    emit(report, as_json, output)
+    if not as_json:
+        from eqr_kernels.cli.render import scaling as drawing_scaling
+
+        drawing_scaling.diagnosis(report, told, puzzles.source)
+    return INCOMPLETE if errors else 0
+
+
+def _tolerance(wanted: float | str, card: ModelCard | None, noise_scale: float) -> tuple[float, str]:
+    """What counts as settled, and where that comes from."""
+    from eqr_kernels import studies as evaluation
+
+    if not isinstance(wanted, str):
+        return wanted, "--tol"
+    if card is not None and card.tol is not None:
+        return card.tol, "the model's card"
+    return evaluation.provisional_tolerance(noise_scale), "twice the noise's floor, not calibrated"
+
+
+def _as_json(told: Scaling, puzzles: PuzzleSet) -> dict[str, Any]:
+    from eqr_kernels import studies as evaluation
+
+    agreement, modes = told.agreement, told.modes
+    counts = [values.tolist() for values in (modes.right, modes.settled, modes.settled_right)]
+    return {
+        "convergence": {**dataclasses.asdict(told.convergence), "steps": _steps(told)},
+        "residual_by_depth": [dataclasses.asdict(row) for row in told.trends],
+        "kinds": {"meaning": evaluation.KINDS, "counts": told.kinds, "periods": told.periods},
+        "accuracy": [
+            {
+                "depth": depth,
+                "breadth": breadth,
+                "accuracy": {rule: accuracy_at(told, rule, k, j).as_json() for rule in told.correct},
+            }
+            for k, depth in enumerate(told.depths)
+            for j, breadth in enumerate(sorted({1, told.restarts}))
+        ],
+        "depth_gain": None if told.by_depth is None else _paired(told.by_depth),
+        "breadth_gain": _paired(told.by_breadth),
+        "rule_gain": {rule: _paired(row) for rule, row in told.by_rule.items()},
+        "oracle_gain": _paired(told.oracle),
+        "agreement": {
+            **dataclasses.asdict(agreement),
+            "share": agreement.share,
+            "settled_share": agreement.settled_share,
+            "distinct": distinct_counts(told),
+        },
+        "modes": {
+            "meaning": evaluation.MODES,
+            "broad": modes.broad,
+            "restarts": modes.restarts,
+            "counts": modes.counts().get("all", {}),
+            "by_source": modes.counts(puzzles.source),
+            "per_puzzle": [
+                {
+                    "number": row + 1,
+                    "line": None if puzzles.line is None else int(puzzles.line[row]),
+                    "mode": mode,
+                    "right": right,
+                    "settled": settled,
+                    "settled_right": both,
+                    "distinct": int(agreement.distinct[row]),
+                }
+                for row, mode, right, settled, both in zip(modes.puzzle.tolist(), modes.mode, *counts, strict=True)
+            ],
+        },
+        "coupling": dataclasses.asdict(told.coupling),
+    }
+
+
+def _steps(told: Scaling) -> dict[str, float]:
+    return dict(zip(("p50", "p95"), told.convergence.steps, strict=True))
+
+
+def accuracy_at(told: Scaling, rule: str, depth: int, breadth: int) -> Accuracy:
+    """Accuracy by a rule at the depth and breadth of these indices."""
+    from eqr_kernels.studies import Accuracy
+
+    return Accuracy(told.correct[rule][depth][breadth], told.labelled)
+
+
+def distinct_counts(told: Scaling) -> dict[int, int]:
+    """How many puzzles have so many different settled answers."""
+    import numpy as np
+
+    values, counts = np.unique(told.agreement.distinct, return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def _paired(by: Paired) -> dict[str, Any]:
+    return {**dataclasses.asdict(by), "net": by.net, "mcnemar_p": by.p}

@@ -1,0 +1,140 @@
+"""`eqr generate`."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from eqr_kernels.cli import options as opt
+from eqr_kernels.cli.console import Bar, check_output, command, parse_range, to_json, write_atomically
+
+if TYPE_CHECKING:
+    from eqr_kernels.cli.puzzles import Task
+    from eqr_kernels.tasks.common import PuzzleSet
+
+
+class What(StrEnum):
+    sudoku = "sudoku"
+    maze = "maze"
+
+
+class Written(StrEnum):
+    text = "text"
+    csv = "csv"
+    npy = "npy"
+    json = "json"
+
+
+@command
+def generate(
+    what: Annotated[What, typer.Argument(help="Puzzles to make.")],
+    n: Annotated[int, typer.Option("-n", "--number", min=1, help="How many.")] = 10,
+    difficulty: Annotated[str | None, typer.Option(help="Sudoku: easy, medium (default), hard or extreme.")] = None,
+    clues: Annotated[str | None, typer.Option(help="Sudoku, instead of --difficulty: as in 30 or 24-30.")] = None,
+    guesses: Annotated[
+        str | None, typer.Option(help="Sudoku, likewise: the exact solver's guesses, as in 0 or 5-20 or 10-.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Maze: side of the grid.", show_default="30")] = None,
+    path_length: Annotated[str | None, typer.Option(help="Maze: moves to the goal, as in 100 or 60-90 or 60-.")] = None,
+    seed: Annotated[int, typer.Option(help="Puzzle i depends on the seed and i alone.")] = 0,
+    answers: Annotated[bool, typer.Option("--answers", help="Write the answers too.")] = False,
+    format: Annotated[
+        Written, typer.Option(help="text (a puzzle a line, or puzzle,answer), csv, npy (tokens [N, S]) or json.")
+    ] = Written.text,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File to write, whole or not at all; .gz compresses. Default stdout."),
+    ] = None,
+    progress: opt.ShowProgress = None,
+) -> None:
+    """Make puzzles that have exactly one solution."""
+    from eqr_kernels.cli import puzzles as puz
+
+    check_output(output)
+    written = Written.json if as_json else format
+    if written is Written.npy and (output is None or output.suffix != ".npy"):
+        raise ValueError(f"--format npy needs --output FILE.npy, got {output}")
+    with Bar("generating", progress) as bar:
+
+        def done(count: int) -> None:
+            bar.update(count, n)
+
+        if what is What.sudoku:
+            _refuse(what, {"--size": size, "--path-length": path_length})
+            puzzles, task = _sudoku(n, difficulty, clues, guesses, seed, done), puz.SUDOKU
+        else:
+            _refuse(what, {"--difficulty": difficulty, "--clues": clues, "--guesses": guesses})
+            puzzles, task = _mazes(n, size, path_length, seed, done), puz.MAZE
+    if written is Written.npy:
+        assert output is not None and puzzles.labels is not None
+        if answers:
+            write_atomically(output.with_name(f"{output.stem}.answers.npy"), _npy(puzzles.labels))
+        write_atomically(output, _npy(puzzles.inputs))
+        return
+    text = _text(task, puzzles, written, answers)
+    if output is None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    else:
+        data = text.encode()
+        write_atomically(output, gzip.compress(data, mtime=0) if output.suffix == ".gz" else data)
+
+
+def _refuse(what: What, given: dict[str, object]) -> None:
+    wrong = [name for name, value in given.items() if value is not None]
+    if wrong:
+        raise ValueError(f"{' and '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} not for {what.value}; leave out")
+
+
+def _sudoku(
+    n: int, difficulty: str | None, clues: str | None, guesses: str | None, seed: int, progress: Any
+) -> PuzzleSet:
+    from eqr_kernels.tasks import sudoku, sudoku_generator
+
+    clue_range = None
+    if clues is not None:
+        least, most = parse_range("--clues", clues)
+        clue_range = (least, sudoku.SEQ_LEN if most is None else most)
+    guess_range = None if guesses is None else parse_range("--guesses", guesses)
+    return sudoku_generator.generate(n, difficulty, clues=clue_range, guesses=guess_range, seed=seed, progress=progress)
+
+
+def _mazes(n: int, size: int | None, path_length: str | None, seed: int, progress: Any) -> PuzzleSet:
+    from eqr_kernels.tasks import maze
+
+    length = None if path_length is None else parse_range("--path-length", path_length)
+    return maze.generate(n, size=30 if size is None else size, path_length=length, seed=seed, progress=progress)
+
+
+def _text(task: Task, puzzles: PuzzleSet, format: Written, answers: bool) -> str:
+    assert puzzles.labels is not None
+    questions = [task.decode(row) for row in puzzles.inputs]
+    solutions = [task.decode(row) for row in puzzles.labels]
+    about = list(zip(questions, solutions, puzzles.source.tolist(), puzzles.rating.tolist(), strict=True))
+    if format is Written.json:
+        return to_json(
+            [
+                {"puzzle": question, **({"answer": answer} if answers else {}), "source": source, "rating": rating}
+                for question, answer, source, rating in about
+            ]
+        )
+    if format is Written.csv:
+        header = ["source", "question", *(["answer"] * answers), "rating"]
+        rows = [[source, question, *([answer] * answers), str(rating)] for question, answer, source, rating in about]
+        return "".join(",".join(row) + "\n" for row in [header, *rows])
+    return "".join((f"{question},{answer}" if answers else question) + "\n" for question, answer, _, _ in about)
+
+
+def _npy(tokens: Any) -> bytes:
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.save(buffer, tokens)
+    return buffer.getvalue()

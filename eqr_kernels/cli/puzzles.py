@@ -1,0 +1,196 @@
+"""Puzzles and models as the commands take them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from eqr_kernels.cli.console import busy, complain
+from eqr_kernels.tasks import maze, sudoku
+from eqr_kernels.tasks.common import ParseError, PuzzleSet, Tokens
+
+if TYPE_CHECKING:
+    from eqr_kernels.config import EqRConfig
+    from eqr_kernels.reasoner import EquilibriumReasoner
+
+_SHOWN_ERRORS = 20
+
+
+@dataclass(frozen=True)
+class Task:
+    """One of `eqr_kernels.tasks`; open_token is that of a cell to be filled."""
+
+    name: str
+    module: ModuleType
+    vocab_size: int
+    open_token: int
+
+    def is_solution(self, inputs: npt.ArrayLike, preds: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        return cast("npt.NDArray[np.bool_]", self.module.is_solution(inputs, preds))
+
+    def decode(self, tokens: npt.ArrayLike) -> str:
+        return cast(str, self.module.decode(tokens))
+
+    def format_grid(self, tokens: npt.ArrayLike, mark: Callable[[int, str], str] | None = None) -> str:
+        return cast(str, self.module.format_grid(tokens, mark))
+
+    def wrong_cells(self, inputs: Tokens, preds: Tokens) -> npt.NDArray[np.bool_]:
+        """Cells of an answer [S] that break a rule for all to see: a changed given, or a digit twice in a unit."""
+        wrong = (inputs != self.open_token) & (preds != inputs)
+        if self.name == "sudoku":
+            wrong |= sudoku.conflicts(preds) | (preds <= sudoku.BLANK)
+        return wrong
+
+
+SUDOKU = Task("sudoku", sudoku, sudoku.VOCAB_SIZE, sudoku.BLANK)
+MAZE = Task("maze", maze, maze.VOCAB_SIZE, maze.OPEN)
+
+
+def task_of(config: EqRConfig) -> Task:
+    """The task whose tokens a model takes.
+
+    Raises:
+        ValueError: it is none of ours.
+    """
+    if (config.seq_len, config.vocab_size) == (sudoku.SEQ_LEN, sudoku.VOCAB_SIZE):
+        return SUDOKU
+    if config.vocab_size == maze.VOCAB_SIZE:
+        return MAZE
+    raise ValueError(
+        f"the model takes {config.seq_len} tokens of a vocabulary of {config.vocab_size}: neither 9x9 Sudoku (81 "
+        "of 11) nor mazes (of 6), the tasks that this command reads; call model.solve(tokens) from Python"
+    )
+
+
+def load_model(source: str, device: str, show: bool | None = None) -> EquilibriumReasoner:
+    """The model, in eval mode on its device.
+
+    Raises:
+        As `EquilibriumReasoner.from_pretrained`; RuntimeError: no such device here.
+    """
+    with busy(f"loading {source}", show):
+        import torch
+
+        from eqr_kernels.reasoner import EquilibriumReasoner
+
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return EquilibriumReasoner.from_pretrained(source).to(device)
+
+
+def read_puzzles(
+    task: Task,
+    seq_len: int,
+    file: str | None,
+    *,
+    format: str = "auto",
+    values: str = "auto",
+    split: str | None = None,
+    limit: int | None = None,
+    show: bool | None = None,
+) -> tuple[PuzzleSet, list[ParseError]]:
+    """The puzzles of `file` ("-" or, when it is piped, None: stdin), and the rows up to there that are none.
+
+    Raises:
+        OSError, ValueError, TypeError: the file as a whole cannot be read, is empty, or holds puzzles of another size.
+    """
+    if file is None and sys.stdin.isatty():
+        raise ValueError("no puzzles: name a FILE, or - for those on stdin; `eqr generate sudoku` makes some")
+    stdin = file in (None, "-")
+    name = "stdin" if stdin else str(file)
+    if not stdin and not os.path.exists(name):
+        raise FileNotFoundError(f"{name}: no such file or folder")
+    options: dict[str, Any] = {"format": format, "split": split}
+    if task.name == "sudoku":
+        options["values"] = values
+    with busy(f"reading {name}", show):
+        puzzles, errors = task.module.load(sys.stdin if stdin else file, **options)
+    if not len(puzzles) and not errors:
+        raise ValueError(f"{name} holds no puzzles; a line is one puzzle, such as 81 of the digits 1-9 and .")
+    if len(puzzles) and puzzles.inputs.shape[1] != seq_len:
+        raise ValueError(f"{name} holds puzzles of {puzzles.inputs.shape[1]} cells, and the model takes {seq_len}")
+    if limit is not None and limit < len(puzzles):
+        puzzles = puzzles.subset(slice(limit))
+        assert puzzles.line is not None
+        errors = [error for error in errors if error.line < puzzles.line[-1]]
+    return puzzles, errors
+
+
+def report_errors(errors: list[ParseError]) -> None:
+    """Names the rows that could not be used, on stderr."""
+    for error in errors[:_SHOWN_ERRORS]:
+        complain(str(error))
+    if len(errors) > _SHOWN_ERRORS:
+        complain(f"and {len(errors) - _SHOWN_ERRORS} more lines (--json lists all)")
+
+
+def errors_as_json(errors: list[ParseError]) -> list[dict[str, Any]]:
+    return [dataclasses.asdict(error) for error in errors]
+
+
+def reveal_clues(task: Task, puzzles: PuzzleSet, clues: int | None, seed: int) -> PuzzleSet:
+    """The puzzles with random clues of their answers shown until there are `clues`; None shows none.
+
+    Raises:
+        ValueError: not Sudoku, or no answers to show clues of.
+    """
+    if clues is None or not len(puzzles):
+        return puzzles
+    if task.name != "sudoku":
+        raise ValueError(f"--reveal is for Sudoku, and this model solves the {task.name} task; leave it out")
+    if puzzles.labels is None:
+        raise ValueError("--reveal shows clues of the answers, and the puzzles come without; give a CSV with answers")
+    inputs = sudoku.reveal(puzzles.inputs, puzzles.labels, clues, np.random.default_rng(seed))
+    return dataclasses.replace(puzzles, inputs=inputs)
+
+
+def read_answered(task: Task, seq_len: int, file: str | None, **reading: Any) -> tuple[PuzzleSet, list[ParseError]]:
+    """The puzzles of `file` that come with their answers, and the rows that are none, which are named on stderr.
+
+    Args:
+        reading: further arguments of `read_puzzles`, which see.
+
+    Raises:
+        As `read_puzzles` and `with_answers`.
+    """
+    puzzles, errors = with_answers(*read_puzzles(task, seq_len, file, **reading), task)
+    report_errors(errors)
+    return puzzles, errors
+
+
+def stratified(puzzles: PuzzleSet, subset: int | None) -> PuzzleSet:
+    """Only so many of the puzzles, see `evaluation.stratified_subset`; None takes all."""
+    if subset is None:
+        return puzzles
+    from eqr_kernels.studies import stratified_subset
+
+    return puzzles.subset(stratified_subset(puzzles.inputs, puzzles.source, puzzles.rating, subset))
+
+
+def with_answers(puzzles: PuzzleSet, errors: list[ParseError], task: Task) -> tuple[PuzzleSet, list[ParseError]]:
+    """The puzzles whose answers are known; the others join the errors, in the order of their lines.
+
+    Raises:
+        ValueError: no answer is known.
+    """
+    known = np.zeros(len(puzzles), bool) if puzzles.labels is None else puzzles.labels.any(1)
+    if not known.any():
+        first = f"; the first unreadable row is {errors[0]}" if errors else ""
+        raise ValueError(f"no puzzle comes with its answer, which accuracy needs; give a CSV question,answer{first}")
+    missing = [
+        ParseError(_line(puzzles, i), task.decode(puzzles.inputs[i]), "has no answer, which accuracy needs")
+        for i in np.flatnonzero(~known).tolist()
+    ]
+    return puzzles.subset(known), sorted([*errors, *missing], key=lambda error: error.line)
+
+
+def _line(puzzles: PuzzleSet, row: int) -> int:
+    return row + 1 if puzzles.line is None else int(puzzles.line[row])

@@ -1,0 +1,205 @@
+"""Grids and tables for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.columns import Columns
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from eqr_kernels.cli.console import percent
+
+if TYPE_CHECKING:
+    from eqr_kernels.cli.puzzles import Task
+    from eqr_kernels.solver import SolveResult
+    from eqr_kernels.studies import Accuracy
+    from eqr_kernels.tasks.common import PuzzleSet, Tokens
+
+_LEGEND = "Givens are dim, what was filled in is bright, and what breaks a rule is red.\n"
+_PLAIN_LEGEND = "The puzzle on the left, its answer on the right.\n"
+
+
+def _console() -> Console:
+    return Console(highlight=False)
+
+
+def puzzles(
+    task: Task, puzzle_set: PuzzleSet, result: SolveResult | None, rows: Sequence[dict[str, Any]], grids: bool
+) -> None:
+    """Each answer in its grid, or on a line of its own."""
+    if result is None:
+        return
+    console = _console()
+    if not grids:
+        for row in rows:
+            console.print(f"{_name(row)}: {', '.join(_outcome(row))}", markup=False, soft_wrap=True)
+        return
+    coloured = console.color_system is not None
+    console.print(_LEGEND if coloured else _PLAIN_LEGEND, style="italic")
+    preds = result.preds.cpu().numpy().astype(np.uint8)
+    panels = []
+    for inputs, answer, row in zip(puzzle_set.inputs, preds, rows, strict=True):
+        grid = _grid(task, inputs, answer) if coloured else _side_by_side(task, inputs, answer)
+        text = "\n".join([grid, "", *_outcome(row)])
+        colour = "green" if row["valid"] else "red"
+        panels.append(Panel(text, title=Text(_name(row)), title_align="left", border_style=colour, expand=False))
+    console.print(Columns(panels))
+
+
+def _name(row: dict[str, Any]) -> str:
+    place = f"puzzle {row['number']}" if row["line"] is None else f"line {row['line']}"
+    source = row["source"].removeprefix("generated_")
+    return f"{place} {source}" if row["line"] is None and source else place
+
+
+def _outcome(row: dict[str, Any]) -> list[str]:
+    steps = f"{row['steps']} step" + "s" * (row["steps"] != 1)
+    told = "solved" if row["valid"] else "not solved"
+    if row["valid"] and row["correct"] is False:
+        told = "another solution"
+    return [f"{told}, {steps}", f"residual {row['residual']:.4f}", row["status"].replace("_", " ")]
+
+
+def _grid(task: Task, inputs: Tokens, answer: Tokens) -> str:
+    given, wrong = inputs != task.open_token, task.wrong_cells(inputs, answer)
+
+    def mark(cell: int, character: str) -> str:
+        style = "bold red" if wrong[cell] else "dim" if given[cell] else "bold cyan"
+        return f"[{style}]{character}[/{style}]"
+
+    return task.format_grid(answer, mark)
+
+
+def _side_by_side(task: Task, inputs: Tokens, answer: Tokens) -> str:
+    grids = [task.format_grid(tokens).split("\n") for tokens in (inputs, answer)]
+    return "\n".join(f"{left}   {right}" for left, right in zip(*grids, strict=True))
+
+
+def by_depth(rows: Sequence[dict[str, Any]]) -> None:
+    """`eqr solve --by-depth`: right answers at each checkpoint."""
+    if not rows:
+        return
+    answered = any(row["with_answers"] for row in rows)
+    table = Table(title="answers by depth", title_justify="left")
+    for name in ("depth", *(["exact"] * answered), "valid", "settled", "steps spent"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        n = row["puzzles"]
+        exact = [_share(row["correct"], row["with_answers"])] * answered
+        table.add_row(
+            str(row["depth"]), *exact, _share(row["valid"], n), _share(row["converged"], n), f"{row['nfe']:,}"
+        )
+    _console().print(table)
+
+
+def _share(count: int, total: int) -> str:
+    return f"{percent(count / total if total else math.nan)} ({count}/{total})"
+
+
+def summary(told: dict[str, Any]) -> None:
+    """`eqr solve`: what it cost and what came of it."""
+    n, most = told["puzzles"], told["nfe_without_early_exit"]
+    unread = f" (unreadable lines: {told['unread']})" if told["unread"] else ""
+    _console().print(f"solved {told['solved']} of {n}{unread}", style="bold")
+    if told["with_answers"]:
+        lines(f"equal to the known answer: {told['correct']} of {told['with_answers']}")
+    if n:
+        lines(
+            f"settled: {told['converged']} of {n}; mean steps {told['mean_steps']:.1f}",
+            f"outer steps spent (NFE): {told['nfe']:,}; without early exit {most:,}, "
+            f"{most / max(1, told['nfe']):.1f} times as many",
+            f"seconds: {told['seconds']:.1f}",
+        )
+
+
+def accuracy(title: str, depths: Sequence[int], groups: dict[str, list[Accuracy]]) -> None:
+    """`eqr eval`: a row for each group, a column for each depth, with 95 % intervals below."""
+    caption = "exact accuracy in %, with its Wilson 95 % interval"
+    table = Table(title=title, title_justify="left", caption=caption, show_lines=True)
+    table.add_column("")
+    table.add_column("puzzles", justify="right")
+    for depth in depths:
+        table.add_column(f"depth {depth}", justify="right")
+    for name, accuracies in groups.items():
+        cells = [f"{100 * a.share:.1f}\n{100 * a.interval[0]:.1f}-{100 * a.interval[1]:.1f}" for a in accuracies]
+        table.add_row(Text(name), str(accuracies[0].total), *cells)
+    _console().print(table)
+
+
+def coupling(rows: Sequence[dict[str, Any]]) -> None:
+    """`eqr eval`: how far residual and score tell right from wrong, at each depth."""
+    known = rows[0]["settled"] is not None
+    caption = f"over {rows[0]['trajectories']:,} trajectories; rho is with the share of cells that are right"
+    if any(math.isnan(row["residual_auroc"]) for row in rows):
+        caption += "; - where all or none are right, so that nothing can be told apart"
+    table = Table(title="residual and score against being right", title_justify="left", caption=caption)
+    names = ("AUROC\nresidual", "rho\nresidual", "AUROC\nscore", "rho\nscore")
+    for name in ("depth", "right", *(["settled", "right when\nsettled"] * known), *names):
+        table.add_column(name, justify="right")
+    for row in rows:
+        shares = [percent(row["right"] / row["trajectories"])]
+        if known:
+            settled = row["settled"]
+            shares.append(percent(settled / row["trajectories"]))
+            shares.append(percent(row["settled_right"] / settled if settled else math.nan))
+        told = (row[f"{by}_{what}"] for by in ("residual", "score") for what in ("auroc", "spearman"))
+        table.add_row(str(row["depth"]), *shares, *("-" if math.isnan(x) else f"{x:.3f}" for x in told))
+    _console().print(table)
+
+
+def modes(title: str, groups: dict[str, dict[str, int]], broad: float) -> None:
+    """`eqr eval`: how many puzzles of each group are in each mode."""
+    caption = f"broad: at least {100 * broad:g} % of the restarts have settled on the right answer"
+    table = Table(title=title, title_justify="left", caption=caption)
+    table.add_column("")
+    table.add_column("puzzles", justify="right")
+    for mode in groups["all"]:
+        table.add_column(mode, justify="right")
+    for name, counts in groups.items():
+        total = sum(counts.values())
+        shares = (f"{count} ({percent(count / total if total else math.nan)})" for count in counts.values())
+        table.add_row(Text(name), str(total), *shares)
+    _console().print(table)
+
+
+def tolerances(rows: Sequence[dict[str, Any]], puzzles: int, chosen: float | None) -> None:
+    """`eqr calibrate`: what each tolerance costs."""
+    table = Table(title="tolerances", title_justify="left")
+    for name in ("tol", "exact", "lost", "gained", "mean steps", "settled", "right when settled"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        converged = row["converged"]
+        table.add_row(
+            f"{row['tol']:.3g}",
+            percent(row["correct"] / puzzles),
+            str(row["lost"]),
+            str(row["gained"]),
+            f"{row['mean_steps']:.1f}",
+            percent(converged / puzzles),
+            percent(row["right_when_converged"] / converged if converged else math.nan),
+            style="bold green" if row["tol"] == chosen else None,
+        )
+    _console().print(table)
+
+
+def lines(*texts: str) -> None:
+    """Plain lines."""
+    console = _console()
+    for text in texts:
+        console.print(text, markup=False, soft_wrap=True)
+
+
+def facts(title: str, told: dict[str, str]) -> None:
+    """A name and a value on each line."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in told.items():
+        table.add_row(Text(name), Text(value))
+    _console().print(table)

@@ -1,0 +1,230 @@
+"""`eqr solve`."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from eqr_kernels.cli import options as opt
+from eqr_kernels.cli.console import INCOMPLETE, Bar, busy, check_output, command, emit, parse_counts, parse_tolerance
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from eqr_kernels.cli.puzzles import Task
+    from eqr_kernels.config import EqRConfig
+    from eqr_kernels.solver import SolveResult
+    from eqr_kernels.tasks.common import ParseError, PuzzleSet
+
+_DEMO = (("easy", 4), ("medium", 3), ("hard", 3), ("extreme", 2))
+_DEMO_SEED = 2026
+
+
+@command
+def solve(
+    file: Annotated[
+        str | None,
+        typer.Argument(help="81 characters a line, CSV (question, answer), .npy, a folder of them, or - for stdin."),
+    ] = None,
+    model: opt.Model = opt.MODEL,
+    depth: opt.Depth = 64,
+    breadth: opt.Breadth = 1,
+    halt: Annotated[str, typer.Option(help="residual (settled), q (the halting head) or none.")] = "residual",
+    tol: Annotated[str, typer.Option(help="Residual that counts as settled; auto takes the card's.")] = "auto",
+    patience: Annotated[int, typer.Option(help="Consecutive steps at or below --tol.")] = 1,
+    select: opt.Select = "residual",
+    window: opt.Window = None,
+    noise_scale: opt.NoiseScale = None,
+    seed: opt.Seed = 0,
+    slots: opt.Slots = None,
+    backend: opt.BackendName = "auto",
+    precision: opt.Precision = "auto",
+    device: opt.Device = "auto",
+    demo: Annotated[bool, typer.Option("--demo", help="Solve generated puzzles, some easy, some hard.")] = False,
+    limit: opt.Limit = None,
+    reveal: opt.Reveal = None,
+    by_depth: Annotated[
+        str | None, typer.Option(metavar="DEPTHS", help="Also count right answers after these steps, as in 1,2,4,8,16.")
+    ] = None,
+    format: opt.Format = "auto",
+    values: opt.Values = "auto",
+    split: opt.Split = None,
+    grids: Annotated[bool, typer.Option("--grids/--no-grids", help="Draw each grid, or print a line for each.")] = True,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the summary only.")] = False,
+    as_json: opt.AsJson = False,
+    output: opt.Output = None,
+    progress: opt.ShowProgress = None,
+) -> int:
+    """Solve puzzles, each until its own latent state has settled.
+
+    Exit code 0: every puzzle was read and tried (one that stays unsolved is a result, not a failure); 1: some lines
+    were no puzzles, the others were tried; 2: nothing could be done; 130: interrupted, nothing was written.
+    """
+    from eqr_kernels.cli import puzzles as puz
+
+    check_output(output)
+    if demo and file is not None:
+        raise ValueError(f"--demo makes its own puzzles, and FILE {file!r} was given too; leave one out")
+    depths = () if by_depth is None else parse_counts("--by-depth", by_depth)
+    if depths and depths[-1] > depth:
+        raise ValueError(f"--by-depth must be at most --depth {depth}, got {depths[-1]}; raise --depth")
+    settings: dict[str, Any] = dict(
+        depth=depth,
+        breadth=breadth,
+        halt=halt,
+        tol=parse_tolerance(tol),
+        patience=patience,
+        select=select,
+        window=window,
+        noise_scale=noise_scale,
+        seed=seed,
+        slots=slots,
+        backend=backend,
+        precision=precision,
+    )
+    reasoner = puz.load_model(model, device, progress)
+    config, card = reasoner.config, reasoner.card
+    task = puz.task_of(config)
+    errors: list[ParseError] = []
+    if demo:
+        with busy("generating puzzles", progress):
+            puzzles = _demo(task, config)
+        puzzles = puzzles.subset(slice(limit))
+    else:
+        puzzles, errors = puz.read_puzzles(
+            task, config.seq_len, file, format=format, values=values, split=split, limit=limit, show=progress
+        )
+    puz.report_errors(errors)
+    puzzles = puz.reveal_clues(task, puzzles, reveal, seed)
+    result, seconds = None, 0.0
+    if len(puzzles):
+        import torch
+
+        tokens = torch.from_numpy(puzzles.inputs.astype("int64"))
+        begun = time.perf_counter()
+        with Bar("solving", progress) as bar:
+
+            def show(finished: int, of: int, spent: int) -> None:
+                bar.update(max(finished / of, spent / (of * depth)), 1.0, f"{finished}/{of} settled or done")
+
+            result = reasoner.solve(tokens, checkpoints=depths, progress=show, **settings)
+        seconds = time.perf_counter() - begun
+    if settings["tol"] == "auto" and halt == "residual" and card is not None:
+        settings["tol"] = card.tol
+    rows = _rows(task, puzzles, result)
+    at = _by_depth(task, puzzles, result)
+    report: dict[str, Any] = {
+        "command": "solve",
+        "model": model,
+        "task": task.name,
+        "settings": {**settings, "device": str(reasoner.device), "reveal": reveal},
+        "backend": result.backend if result else None,
+        "backend_reason": result.backend_reason if result else None,
+        "puzzles": rows,
+        "errors": puz.errors_as_json(errors),
+        "by_depth": at,
+        "summary": _summary(rows, depth * breadth, len(errors), seconds),
+    }
+    emit(report, as_json, output)
+    if not as_json:
+        from eqr_kernels.cli.render import terminal as drawing
+
+        if not quiet:
+            drawing.puzzles(task, puzzles, result, rows, grids)
+        drawing.by_depth(at)
+        drawing.summary(report["summary"])
+    return INCOMPLETE if errors else 0
+
+
+def _demo(task: Task, config: EqRConfig) -> PuzzleSet:
+    """A dozen puzzles of our own generator, always the same."""
+    from eqr_kernels.tasks import maze, sudoku_generator
+    from eqr_kernels.tasks.common import join
+
+    if task.name == "maze":
+        return maze.generate(6, size=round(config.seq_len**0.5), seed=_DEMO_SEED)
+    # A seed for each difficulty: the same one would thin out the same grids.
+    parts = [sudoku_generator.generate(n, difficulty, seed=_DEMO_SEED + i) for i, (difficulty, n) in enumerate(_DEMO)]
+    return join(parts)
+
+
+def _rows(task: Task, puzzles: PuzzleSet, result: SolveResult | None) -> list[dict[str, Any]]:
+    """What became of each puzzle, ready for JSON."""
+    if result is None:
+        return []
+    from eqr_kernels.backends import Status
+
+    preds = result.preds.cpu().numpy()
+    valid = task.is_solution(puzzles.inputs, preds)
+    correct = _correct(puzzles, preds)
+    chosen = result.restart[:, None]
+    status = result.all_status.gather(1, chosen)[:, 0].tolist()
+    fields = {
+        name: getattr(result, name).tolist()
+        for name in ("steps", "residual", "score", "q_halt", "restart", "converged", "nfe")
+    }
+    return [
+        {
+            "number": i + 1,
+            "line": None if puzzles.line is None else int(puzzles.line[i]),
+            "source": str(puzzles.source[i]),
+            "rating": int(puzzles.rating[i]) if puzzles.rating[i] >= 0 else None,
+            "puzzle": task.decode(puzzles.inputs[i]),
+            "prediction": task.decode(preds[i]),
+            "answer": None if correct[i] is None or puzzles.labels is None else task.decode(puzzles.labels[i]),
+            "valid": bool(valid[i]),
+            "correct": correct[i],
+            "status": Status(status[i]).name.lower(),
+            **{name: values[i] for name, values in fields.items()},
+        }
+        for i in range(len(puzzles))
+    ]
+
+
+def _correct(puzzles: PuzzleSet, preds: npt.NDArray[np.integer]) -> list[bool | None]:
+    """Whether each answer is the known one; None where none is known."""
+    from eqr_kernels.studies import exact_match
+
+    if puzzles.labels is None:
+        return [None] * len(puzzles)
+    right = exact_match(preds, puzzles.labels)
+    return [bool(right[i]) if answer.any() else None for i, answer in enumerate(puzzles.labels)]
+
+
+def _by_depth(task: Task, puzzles: PuzzleSet, result: SolveResult | None) -> list[dict[str, Any]]:
+    """Right answers at each checkpoint; a trajectory that ended before counts as it ended."""
+    rows = []
+    for depth, at in (result.at if result else {}).items():
+        preds = at.preds.cpu().numpy()
+        correct = [c for c in _correct(puzzles, preds) if c is not None]
+        rows.append(
+            {
+                "depth": depth,
+                "puzzles": len(puzzles),
+                "valid": int(task.is_solution(puzzles.inputs, preds).sum()),
+                "with_answers": len(correct),
+                "correct": sum(correct),
+                "converged": int(at.converged.sum()),
+                "nfe": int(at.all_steps.sum()),
+            }
+        )
+    return rows
+
+
+def _summary(rows: list[dict[str, Any]], most: int, unread: int, seconds: float) -> dict[str, Any]:
+    judged = [row["correct"] for row in rows if row["correct"] is not None]
+    return {
+        "puzzles": len(rows),
+        "unread": unread,
+        "solved": sum(row["valid"] for row in rows),
+        "with_answers": len(judged),
+        "correct": sum(judged),
+        "converged": sum(row["converged"] for row in rows),
+        "mean_steps": sum(row["steps"] for row in rows) / len(rows) if rows else None,
+        "nfe": sum(row["nfe"] for row in rows),
+        "nfe_without_early_exit": most * len(rows),
+        "seconds": seconds,
+    }

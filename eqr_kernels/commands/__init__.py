@@ -1,1 +1,0 @@
-"""The commands of `eqr`, a module each; torch is imported only when one of them runs."""

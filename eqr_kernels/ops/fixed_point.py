@@ -1,0 +1,221 @@
+"""The whole iteration: every trajectory to its end, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from eqr_kernels.ops import checks as check
+from eqr_kernels.ops.library import register_fake, require, require_cuda
+
+
+class FixedPointOutput(NamedTuple):
+    """What `fixed_point` gives: N puzzles, T = N * breadth trajectories, C checkpoints, S tokens, V vocabulary.
+
+    Trajectory t is restart t % breadth of puzzle t // breadth. A status is a number of `eqr_kernels.Status`; at a
+    checkpoint, -1 is a trajectory that was still going. One that ended before a checkpoint is there as it ended.
+    """
+
+    logits: Tensor  # float32 [N, S, V], the winner's
+    winner: Tensor  # int64 [N], the restart that `select` chooses
+    preds: Tensor  # int64 [T, S]
+    q_halt: Tensor  # float32 [T]
+    residual: Tensor  # float32 [T]
+    score: Tensor  # float32 [T]
+    steps: Tensor  # int64 [T]
+    status: Tensor  # int64 [T]
+    at_preds: Tensor  # int64 [C, T, S]
+    at_q_halt: Tensor  # float32 [C, T]
+    at_residual: Tensor  # float32 [C, T]
+    at_score: Tensor  # float32 [C, T]
+    at_steps: Tensor  # int64 [C, T]
+    at_status: Tensor  # int64 [C, T]
+    residuals: Tensor  # float32 [T, depth] with trace, NaN after a trajectory's end; else [0]
+
+
+def fixed_point(
+    packed: Tensor,
+    tokens: Tensor,
+    ids: Tensor,
+    control: Tensor,
+    *,
+    sizes: Sequence[int],
+    constants: Sequence[float],
+    fixed_start: bool,
+    seed: int,
+    breadth: int,
+    depth: int,
+    halt: str,
+    tol: float,
+    patience: int,
+    select: str,
+    window: int,
+    noise_scale: float,
+    checkpoints: Sequence[int] = (),
+    slots: int,
+    trace: bool = False,
+    ask: Callable[[], object] | None = None,
+) -> FixedPointOutput:
+    """Iterates T = N * breadth trajectories, each to its end, in one call on torch's threads or on a CUDA device.
+
+    The rules are those of `eqr_kernels.solver.solve`. The result does not depend, bit for bit, on the number of
+    threads, on `slots` or on the other rows, but for the steps and status of the losers of a race.
+
+    On a CUDA device the op only enqueues the run on the current stream and returns; it may be captured in a graph.
+
+    Args:
+        packed: uint8 [bytes] of `pack_weights`, for the instruction set or the layout that it was packed with.
+        tokens: int64 [N, S] in 0..V-1 (on a CUDA device one out of range ends all work there, as with torch's own
+            indexing). ids: int64 [N], key the random stream. All contiguous, and all on CPU or on one CUDA device.
+        control: int64 [3], zeros; written while the op runs, and readable and writable from another thread: [0] cancels
+            what is left when it is not 0, [1] counts the trajectories that have ended, [2] the outer steps spent. For
+            a run on a CUDA device in page-locked memory (`pin_memory=True`), or on the device where nobody looks at it;
+            its counts may then come out of order.
+        sizes, constants: those of `pack_weights`. fixed_start: whether it was given H_start.
+        seed: 0 to 2**32 - 1.
+        breadth, depth: trajectories of each puzzle, and outer steps of each at most.
+        halt, tol, patience: "residual" (residual <= tol for `patience` consecutive steps), "q" or "none".
+        select: "residual", "vote", "q" or "first".
+        window: differences of the logits in a score.
+        noise_scale: of the noise injection; 0 draws none.
+        checkpoints: rising depths at which all trajectories are also recorded; at most 64 on a CUDA device.
+        slots: trajectories in flight at most.
+        trace: also return every residual.
+        ask: called now and then from this thread while the op runs; returning False cancels what is left. On CPU only.
+
+    Raises:
+        RuntimeError: there is no extension, or none for this device.
+        TypeError, ValueError: an argument is not as above.
+        BaseException: whatever `ask` or the handler of a signal raised (KeyboardInterrupt on Ctrl-C) once the op has
+            stopped, which takes an outer step. Not under torch.compile, where the op runs to its end.
+    """
+    extension = require()
+    require_cuda(tokens)
+    check.fixed_point(
+        packed,
+        tokens,
+        ids,
+        control,
+        sizes,
+        constants,
+        seed,
+        breadth,
+        depth,
+        halt,
+        tol,
+        patience,
+        select,
+        window,
+        noise_scale,
+        checkpoints,
+        slots,
+    )
+
+    def run() -> tuple[Tensor, ...]:
+        result: tuple[Tensor, ...] = torch.ops.eqr_kernels.fixed_point.default(
+            packed,
+            tokens,
+            ids,
+            control,
+            sizes,
+            constants,
+            fixed_start,
+            seed,
+            breadth,
+            depth,
+            halt,
+            tol,
+            patience,
+            select,
+            window,
+            noise_scale,
+            checkpoints,
+            slots,
+            trace,
+        )
+        return result
+
+    on_cpu = tokens.device.type == "cpu"
+    if ask is not None and not on_cpu:
+        raise ValueError("ask is for runs on CPU: on a CUDA device the op returns at once; look at control meanwhile")
+    return FixedPointOutput(*(extension.with_poll(run, ask) if on_cpu and not torch.compiler.is_compiling() else run()))
+
+
+def trajectory_bytes(packed: Tensor, window: int = 3) -> int:
+    """Bytes that one trajectory in flight takes in `fixed_point`: its state, its scratch space and its last scores.
+
+    Args:
+        packed: uint8 [bytes] of `pack_weights`.
+        window: as in `fixed_point`, 1 to 2**24 - 1.
+
+    Raises:
+        RuntimeError: there is no extension.
+        TypeError, ValueError: an argument is not as above.
+    """
+    require()
+    check.packed(packed)
+    return int(torch.ops.eqr_kernels.trajectory_bytes.default(packed, window))
+
+
+@register_fake("fixed_point")
+def _(
+    packed: Tensor,
+    tokens: Tensor,
+    ids: Tensor,
+    control: Tensor,
+    sizes: Sequence[int],
+    constants: Sequence[float],
+    fixed_start: bool,
+    seed: int,
+    breadth: int,
+    depth: int,
+    halt: str,
+    tol: float,
+    patience: int,
+    select: str,
+    window: int,
+    noise_scale: float,
+    checkpoints: Sequence[int],
+    slots: int,
+    trace: bool,
+) -> tuple[Tensor, ...]:
+    check.fixed_point(
+        packed,
+        tokens,
+        ids,
+        control,
+        sizes,
+        constants,
+        seed,
+        breadth,
+        depth,
+        halt,
+        tol,
+        patience,
+        select,
+        window,
+        noise_scale,
+        checkpoints,
+        slots,
+    )
+    puzzles, length, vocabulary = tokens.shape[0], sizes[0], sizes[2]
+    trajectories, depths = puzzles * breadth, len(checkpoints)
+
+    def recorded(*sizes: int) -> list[Tensor]:
+        preds = tokens.new_empty((*sizes, length))
+        of_float = [tokens.new_empty(sizes, dtype=torch.float32) for _ in range(3)]
+        return [preds, *of_float, tokens.new_empty(sizes), tokens.new_empty(sizes)]
+
+    logits = tokens.new_empty((puzzles, length, vocabulary), dtype=torch.float32)
+    residuals = tokens.new_empty((trajectories, depth) if trace else 0, dtype=torch.float32)
+    end, at = recorded(trajectories), recorded(depths, trajectories)
+    return logits, tokens.new_empty(puzzles), *end, *at, residuals
+
+
+@register_fake("trajectory_bytes")
+def _(packed: Tensor, window: int) -> Tensor:
+    check.packed(packed)
+    return packed.new_empty((), dtype=torch.int64)

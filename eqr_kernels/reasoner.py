@@ -1,0 +1,55 @@
+"""`EquilibriumReasoner`: the operator with its card, loaded from anywhere and solved to its fixed points."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import Any
+
+from torch import Tensor
+
+from eqr_kernels.checkpoint import load_checkpoint, save_checkpoint
+from eqr_kernels.config import EqRConfig
+from eqr_kernels.modules import EqROperator
+from eqr_kernels.solver import SolveResult, solve
+
+
+class EquilibriumReasoner(EqROperator):
+    """An Equilibrium Reasoner (EqR, arXiv 2605.21488): a weight-tied operator iterated to its fixed point.
+
+    Calling the module runs one outer step; `solve` runs each trajectory until it has settled. The state dict has the
+    keys of the official checkpoints.
+
+    Args:
+        config: the operator's sizes; weights are drawn at random as the official code draws them.
+
+    Attributes:
+        card: what is known of the weights (training data, calibrated tolerance), see `ModelCard`.
+
+    Example:
+        >>> model = EquilibriumReasoner(EqRConfig.sudoku_small()).eval()
+        >>> state = model.initial_state(n=2, seed=0)
+        >>> state, logits, q_halt = model(torch.ones(2, 81, dtype=torch.long), state)
+        >>> logits.shape, q_halt.shape
+        (torch.Size([2, 81, 11]), torch.Size([2]))
+    """
+
+    def solve(self, tokens: Tensor, **options: Any) -> SolveResult:
+        """Iterates each row to its fixed point; see `eqr_kernels.solver.solve` for the options."""
+        return solve(self, tokens, **options)
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | PathLike[str], config: EqRConfig | None = None, *, revision: str | None = None
+    ) -> EquilibriumReasoner:
+        """A model, in eval mode, from a shipped name, an official `.pth`, a `.safetensors`, a folder or a hub id.
+
+        See `eqr_kernels.checkpoint.load_checkpoint` for what each may hold and for the errors.
+        """
+        loaded = load_checkpoint(source, config, revision=revision)
+        model = cls(loaded.config, card=loaded.card).to(loaded.dtype)
+        model.load_state_dict(loaded.state_dict)
+        return model.eval()
+
+    def save_pretrained(self, path: str | PathLike[str]) -> None:
+        """Writes weights (safetensors) and card (JSON) to a folder or a `.safetensors` path, atomically."""
+        save_checkpoint(path, self.state_dict(), self.config, self.card)

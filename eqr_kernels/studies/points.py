@@ -1,0 +1,154 @@
+"""The map itself: what each policy answers, what it costs, and where that bends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from eqr_kernels.studies.costs import Price, UnitCosts
+from eqr_kernels.studies.front import cheapest_within, knee, pareto
+from eqr_kernels.studies.policies import Policy, outcome
+from eqr_kernels.studies.recording import Records
+from eqr_kernels.studies.scoring import Accuracy
+from eqr_kernels.studies.types import Bools, Ints
+
+WITHIN_POINTS = 0.5
+
+
+@dataclass(frozen=True)
+class Point:
+    """One policy over N puzzles.
+
+    Attributes:
+        policy: how it runs.
+        accuracy: exact, of the selected answers.
+        settled: share of the puzzles whose selected trajectory had halted; None for "fixed".
+        nfe: outer steps a puzzle, the mean over puzzles, all trajectories together.
+        latency_ms: p50, p95, p99 over the puzzles of a query alone, from its own outer steps and `UnitCosts`.
+        throughput: puzzles a second at saturation.
+        unit_seconds: core- or GPU-seconds of a puzzle at saturation.
+        cost_per_1000: money for 1,000 puzzles at saturation; None without a price.
+        joules: of a puzzle at saturation; None where nothing measures them.
+    """
+
+    policy: Policy
+    accuracy: Accuracy
+    settled: float | None
+    nfe: float
+    latency_ms: tuple[float, float, float]
+    throughput: float
+    unit_seconds: float
+    cost_per_1000: float | None
+    joules: float | None
+
+
+def points(records: Records, policies: Iterable[Policy], costs: UnitCosts, price: Price | None = None) -> list[Point]:
+    """Each policy replayed on a recording, with what it costs.
+
+    Raises:
+        ValueError: a policy goes beyond the recording.
+    """
+    return [_point(records, policy, costs, price) for policy in policies]
+
+
+def _point(records: Records, policy: Policy, costs: UnitCosts, price: Price | None) -> Point:
+    found = outcome(records, policy)
+    nfe = float(found.nfe.mean())
+    queries = costs.query_ms(policy.breadth, found.nfe, found.longest)
+    p50, p95, p99 = (float(q) for q in np.percentile(queries, (50, 95, 99)))
+    seconds = nfe * costs.ms_per_nfe / 1e3
+    return Point(
+        policy,
+        Accuracy(int(found.exact.sum()), len(found.exact)),
+        None if policy.name == "fixed" else float(found.settled.mean()),
+        nfe,
+        (p50, p95, p99),
+        1 / seconds,
+        seconds * costs.units,
+        None if price is None else 1e3 * seconds / 3600 * price.per_hour,
+        None if costs.energy is None else nfe * costs.energy.joules_per_nfe,
+    )
+
+
+@dataclass(frozen=True)
+class Bend:
+    """Indices into the points.
+
+    Attributes:
+        front: none is as accurate for less, rising in cost and accuracy.
+        best: the most accurate.
+        cheapest_within: the cheapest within `WITHIN_POINTS` percentage points of the best.
+        knee: where the next factor of cost begins to buy less; None where the front does not bend.
+    """
+
+    front: list[int]
+    best: int
+    cheapest_within: int
+    knee: int | None
+
+
+def bend(found: Sequence[Point]) -> Bend:
+    """Where accuracy against the mean cost of a puzzle at saturation bends."""
+    cost, right = [p.unit_seconds for p in found], [p.accuracy.share for p in found]
+    front = pareto(cost, right)
+    place = knee([cost[i] for i in front], [right[i] for i in front])
+    within = cheapest_within(front, right, WITHIN_POINTS)
+    return Bend(front, front[-1], within, None if place is None else front[place])
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What stopping at a tolerance saves against running every trajectory to the depth.
+
+    Attributes:
+        breadth: of both.
+        full, exit: right answers. lost, gained: puzzles that only one of them answers right.
+        nfe_full, nfe_exit: outer steps a puzzle. settled: share of the puzzles whose selected trajectory settled.
+    """
+
+    breadth: int
+    full: Accuracy
+    exit: Accuracy
+    lost: int
+    gained: int
+    nfe_full: float
+    nfe_exit: float
+    settled: float
+
+    @property
+    def times(self) -> float:
+        """How many times fewer outer steps."""
+        return self.nfe_full / self.nfe_exit
+
+
+def savings(
+    records: Records, breadths: Sequence[int], *, tol: float, depth: int | None = None, select: str = "residual"
+) -> list[Saving]:
+    """At each breadth, residual exit against the fixed depth (by default the recording's)."""
+    depth = records.depth if depth is None else depth
+    told = []
+    for b in breadths:
+        full = outcome(records, Policy("fixed", depth, b, select=select))
+        early = outcome(records, Policy("residual", depth, b, tol, select))
+        n = len(records)
+        told.append(
+            Saving(
+                b,
+                Accuracy(int(full.exact.sum()), n),
+                Accuracy(int(early.exact.sum()), n),
+                int((full.exact & ~early.exact).sum()),
+                int((early.exact & ~full.exact).sum()),
+                float(full.nfe.mean()),
+                float(early.nfe.mean()),
+                float(early.settled.mean()),
+            )
+        )
+    return told
+
+
+def steps_to_settle(records: Records, tol: float) -> tuple[Ints, Bools]:
+    """When the first trajectory of each puzzle settles: int64 [N] (D where it does not), bool [N]."""
+    found = outcome(records, Policy("residual", records.depth, 1, tol))
+    return found.steps, found.settled

@@ -1,0 +1,85 @@
+"""Parts of a recording on disk, so that a run which was interrupted goes on where it stopped."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eqr_kernels.atomic import atomic_write
+from eqr_kernels.studies.recording import ARRAYS, Records
+
+_ABOUT = "recording.json"
+
+
+class Store:
+    """A folder with finished parts, each written whole or not at all.
+
+    Args:
+        folder: made where it is missing; its parent must exist.
+        about: what a recording depends on (weights, puzzles, settings), as JSON values.
+
+    Raises:
+        ValueError: the folder holds the parts of another recording; the message names what differs.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, object]) -> None:
+        self.folder = folder
+        told = json.loads(json.dumps(about))
+        path = folder / _ABOUT
+        if path.exists():
+            before = json.loads(path.read_text())
+            differs = sorted(key for key in {*told, *before} if told.get(key) != before.get(key))
+            if differs:
+                what = "; ".join(f"{key} was {before.get(key)!r} and is {told.get(key)!r}" for key in differs)
+                raise ValueError(f"{folder} holds parts of another recording: {what}")
+            return
+        folder.mkdir(exist_ok=True)
+        atomic_write(path, json.dumps(told, indent=1).encode())
+
+    def load(self, start: int) -> Records | None:
+        """The part that begins with puzzle `start`, or None where it is not there or cannot be read."""
+        try:
+            with np.load(self._path(start), allow_pickle=False) as held:
+                return Records(
+                    **{name: held[name] for name in ARRAYS},
+                    backend=str(held["backend"]),
+                    backend_reason=str(held["backend_reason"]),
+                )
+        except (OSError, KeyError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+            return None
+
+    def puzzles(self) -> int:
+        """How many puzzles the finished parts hold."""
+        known = (self.load(int(path.stem.removeprefix("part-"))) for path in self.folder.glob("part-*.npz"))
+        return sum(len(part) for part in known if part is not None)
+
+    def save(self, start: int, part: Records) -> None:
+        """Keeps the part that begins with puzzle `start`."""
+        data = io.BytesIO()
+        held: dict[str, Any] = {**part.arrays(), "backend": part.backend, "backend_reason": part.backend_reason}
+        np.savez_compressed(data, **held)
+        atomic_write(self._path(start), data.getvalue())
+
+    @staticmethod
+    def discard(folder: Path) -> None:
+        """Removes a recording, if there is one; a folder that holds anything else is left alone.
+
+        Raises:
+            ValueError: the folder is not one of ours.
+        """
+        if not folder.exists():
+            return
+        if not (folder / _ABOUT).exists():
+            raise ValueError(f"{folder} holds no recording, so it is not removed; name another folder")
+        shutil.rmtree(folder)
+
+    def _path(self, start: int) -> Path:
+        return self.folder / f"part-{start:06d}.npz"

@@ -1,0 +1,100 @@
+"""A training step's outer step and update by the fused kernels, as `eqr_kernels.training.trainer.Trainer` uses them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from eqr_kernels import ops
+from eqr_kernels.backends.cpu import CpuBackend
+from eqr_kernels.backends.packing import operator_of
+from eqr_kernels.training.optim import AdamATan2
+
+if TYPE_CHECKING:
+    from eqr_kernels.reasoner import EquilibriumReasoner
+
+
+class StepResult(NamedTuple):
+    """What one outer step of n rows gives the trainer; the gradients of the weights are in their `grad`."""
+
+    loss: Tensor  # float64 []
+    z_H: Tensor  # [n, S, d]
+    z_L: Tensor  # [n, S, d]
+    q_halt: Tensor  # [n]
+    exact: Tensor  # bool [n]
+    residual: Tensor  # [n]
+
+
+def why_not(model: EquilibriumReasoner) -> str | None:
+    """Why the fused kernel cannot train a model, with the remedy; None where it can."""
+    if not model.config.mlp_t:
+        return "the fused kernel trains token mixing by a SwiGLU only (mlp_t=True)"
+    return CpuBackend().why_not(model, torch.bfloat16)
+
+
+class FusedStep:
+    """`ops.training_step` on a model's weights as they are at each call.
+
+    Args:
+        model: float32, on CPU.
+        workers: parts in which the gradients are summed, which decides their last bits; as many as threads are best.
+        seed: of the noise.
+    """
+
+    def __init__(self, model: EquilibriumReasoner, workers: int, seed: int) -> None:
+        about = operator_of(model)
+        self.model, self.seed = model, seed % 2**32
+        self.sizes, self.constants = about["sizes"], about["constants"]
+        shape = (workers, ops.scratch_bytes(self.sizes, self.constants))
+        self.scratch = torch.zeros(shape, dtype=torch.uint8)
+
+    def __call__(
+        self, tokens: Tensor, labels: Tensor, z_H: Tensor, z_L: Tensor, ids: Tensor, steps: Tensor
+    ) -> StepResult:
+        """One outer step: tokens, labels int64 [n, S]; z_H, z_L float32 [n, S, d]; ids, steps int64 [n].
+
+        ids and steps, the outer steps that a row has had, key its noise.
+        """
+        w = self.model.weights()
+        parameters = [w.embedding, w.lm_head, w.q_weight, w.q_bias, *(tensor for block in w.blocks for tensor in block)]
+        heads, blocks = [p.detach() for p in parameters[:4]], [p.detach() for p in parameters[4:]]
+        rng = torch.stack([torch.full_like(ids, self.seed), torch.zeros_like(ids), ids, steps], 1)
+        out = ops.training_step(
+            heads[0],
+            heads[1],
+            heads[2],
+            heads[3],
+            blocks,
+            tokens,
+            labels,
+            z_H,
+            z_L,
+            rng,
+            self.scratch,
+            sizes=self.sizes,
+            constants=self.constants,
+            noise_scale=self.model.config.noise_scale,
+        )
+        for parameter, gradient in zip(parameters, ops.split_gradients(out.gradients, parameters), strict=True):
+            if parameter.requires_grad:
+                parameter.grad = gradient
+        return StepResult(out.loss.mean(), out.z_H, out.z_L, out.q_halt, out.exact, out.residual)
+
+
+class FusedAdamATan2(AdamATan2):
+    """AdamATan2 of float32 parameters on CPU, each of its updates one pass over the weights."""
+
+    def _update(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        m: list[Tensor],
+        v: list[Tensor],
+        group: dict[str, Any],
+        age: int,
+    ) -> None:
+        ops.adam_atan2_(
+            params, grads, m, v, lr=group["lr"], betas=group["betas"], weight_decay=group["weight_decay"], step=age
+        )

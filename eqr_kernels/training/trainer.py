@@ -1,0 +1,436 @@
+"""Segmented online training of an Equilibrium Reasoner (EqR, arXiv 2605.21488).
+
+Every training step is one outer step from the detached state of the step before. A row that halts, or has had
+`halt_max_steps`, is replaced by a fresh puzzle with a fresh random start, so one batch holds rows of every age.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from eqr_kernels import noise, reference
+from eqr_kernels.backends.cpu import CpuBackend, latent_recursions
+from eqr_kernels.config import EqRConfig
+from eqr_kernels.reasoner import EquilibriumReasoner
+from eqr_kernels.tasks.prefetch import Prefetcher
+from eqr_kernels.tasks.stream import PuzzleStream
+from eqr_kernels.training import fused as fused_training
+from eqr_kernels.training.cycles import config_at, parse_cycles, stretches
+from eqr_kernels.training.fused import FusedAdamATan2, FusedStep, StepResult
+from eqr_kernels.training.objective import objective
+from eqr_kernels.training.optim import EMA, AdamATan2, average_gradients, learning_rate
+from eqr_kernels.training.rate import training_operations
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Defaults are the published schedule of the `sudoku` preset.
+
+    Attributes:
+        batch_size: rows of this process; torchrun multiplies it by the number of processes.
+        lr, lr_warmup_steps, lr_min_ratio, decay_from: see `optim.learning_rate`; a ratio of 1 keeps the rate constant.
+        beta1, beta2, weight_decay: of AdamATan2.
+        ema_rate: of the averaged weights that are saved as the model; see `eqr_kernels.training.optim.EMA`.
+        total_steps: where the cosine ends and training stops; None trains until the time limit.
+        cycles: how the recursions of an outer step grow along the run, as `cycles.parse_cycles` reads it;
+            "" keeps those of the model's config.
+        forward_dtype: "float32" or "bfloat16"; parameters and optimizer stay in float32.
+        compile: compile the step with torch.compile.
+        fused: use the fused CPU kernels where there are some for the device and `forward_dtype` (`Trainer.kernel`
+            tells): in bfloat16 for the whole outer step, forward and backward, in float32 for the latent recursions
+            that carry no gradient.
+        workers: parts in which the fused outer step sums its gradients, which decides their last bits; None takes
+            torch's number of threads.
+        prefetch: draw puzzles and starts for every row at every step, the puzzles ahead in a thread, and keep those of
+            the rows that halted: no step waits for the device or for a puzzle. False draws for the rows that halted
+            alone, and trains on other puzzles. None prefetches on CUDA only.
+        seed: of weights, data, starts and noise.
+    """
+
+    batch_size: int = 768
+    lr: float = 1e-4
+    lr_warmup_steps: int = 2000
+    lr_min_ratio: float = 1.0
+    decay_from: int | None = None
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 1.0
+    ema_rate: float = 0.999
+    total_steps: int | None = 50_000
+    cycles: str = ""
+    forward_dtype: str = "float32"
+    compile: bool = True
+    fused: bool = True
+    workers: int | None = None
+    prefetch: bool | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.forward_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f'forward_dtype must be "float32" or "bfloat16", got {self.forward_dtype!r}')
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        for name, least in (("total_steps", 1), ("workers", 1), ("decay_from", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least} or None, got {value}")
+        parse_cycles(self.cycles)
+
+
+@dataclass
+class Rows:
+    """The n rows in flight: their puzzles, latent states and ages."""
+
+    tokens: Tensor  # int64 [n, S]
+    labels: Tensor  # int64 [n, S], 0 is padding
+    z_H: Tensor  # [n, S, d] in the dtype of the states: float32 in the fused kernels, else the forward dtype
+    z_L: Tensor  # [n, S, d] in the same
+    ids: Tensor  # int64 [n], key the noise of the fused outer step
+    steps: Tensor  # int64 [n], outer steps since the row was replaced
+    halted: Tensor  # bool [n], to be replaced before the next step
+
+
+@dataclass
+class Progress:
+    """Means over the training steps since the last report."""
+
+    step: int
+    loss: float
+    exact: float  # share of the rows that left, exactly right when they left
+    steps: float  # outer steps that a row had when it left
+    residual: float
+    samples_per_second: float
+    lr: float
+
+
+@dataclass
+class _Sums:
+    """Sums since the last report, kept on the device so that a step never waits for the host."""
+
+    values: Tensor  # float64 [5]: loss, rows that left, exact rows that left, their steps, residual
+    count: int = 0
+    since: float = field(default_factory=time.perf_counter)
+
+
+class Trainer:
+    """Trains a model in place, one outer step a call.
+
+    Args:
+        model: with float32 parameters, on the device to train on; with `TrainConfig.cycles` its config changes as the
+            run goes on.
+        stream: yields fresh puzzles.
+        config: how to train.
+
+    Raises:
+        TypeError: the model's parameters are not float32.
+    """
+
+    def __init__(self, model: EquilibriumReasoner, stream: PuzzleStream, config: TrainConfig) -> None:
+        if model.dtype != torch.float32:
+            raise TypeError(
+                f"model must have float32 parameters, got {model.dtype}; call model.float() and set forward_dtype"
+            )
+        self.model, self.stream, self.config = model.train(), stream, config
+        self.step = 0
+        self._cycles, self._base = parse_cycles(config.cycles), model.config
+        model.config = config_at(self._cycles, self._base, 0)
+        self.ema = EMA(model, config.ema_rate)
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.generator = torch.Generator(model.device).manual_seed(config.seed * 1_000_003 + self.rank)
+        self.forward_dtype = getattr(torch, config.forward_dtype)
+        self._prepare()
+        kind = AdamATan2 if self.fused_step is None else FusedAdamATan2
+        self.optimizer = kind(model.parameters(), config.lr, (config.beta1, config.beta2), config.weight_decay)
+        self.prefetcher: Prefetcher | None = None
+        if config.prefetch or (config.prefetch is None and model.device.type == "cuda"):
+            self.prefetcher = Prefetcher(
+                stream, config.batch_size, seed=config.seed, rank=self.rank, device=model.device
+            )
+        self.rows = self._empty_rows()
+        self._sums = self._fresh_sums()
+
+    def _prepare(self) -> None:
+        """Takes the kernel and compiles what the model's config, with its present cycles, asks for."""
+        self.fused_step: FusedStep | None = None
+        self.fused_recursions = False
+        self.kernel = self._choose_kernel()
+        self._loss: Callable[..., Any] = (
+            torch.compile(self._loss_of_step, dynamic=False) if self.config.compile else self._loss_of_step
+        )
+
+    def _take_cycles(self) -> None:
+        """Gives the model the config of the step to come."""
+        config = config_at(self._cycles, self._base, self.step)
+        if config != self.model.config:
+            self.model.config = config
+            self._prepare()
+
+    @property
+    def trained_config(self) -> EqRConfig:
+        """The config of the last step; `model.config` may be that of the step to come."""
+        return config_at(self._cycles, self._base, max(0, self.step - 1))
+
+    @property
+    def longest_lifetime(self) -> int:
+        """The most outer steps that a row has at any time of the run."""
+        return max([point.halt_max_steps for point in self._cycles] or [self._base.halt_max_steps])
+
+    @property
+    def operations(self) -> int:
+        """Operations of the run's training steps so far, of all processes; see `training_operations`."""
+        rows = self.config.batch_size * self.world
+        return sum(rows * n * training_operations(c) for c, n in stretches(self._cycles, self._base, self.step))
+
+    def _choose_kernel(self) -> str:
+        """Takes a fused kernel where there is one; a text that says which, or why none."""
+        model, c = self.model, self.config
+        if not c.fused:
+            return "PyTorch, as fused is off"
+        if self.forward_dtype == torch.bfloat16:
+            reason = fused_training.why_not(model)
+            if reason is None:
+                # Each process needs noise of its own.
+                seed = c.seed * 1_000_003 + self.rank
+                self.fused_step = FusedStep(model, c.workers or torch.get_num_threads(), seed)
+                return "fused CPU kernel, forward and backward"
+        elif model.config.H_cycles == 1:
+            return "PyTorch: every latent recursion carries a gradient"
+        else:
+            reason = CpuBackend().why_not(model, torch.float32)
+            if reason is None:
+                self.fused_recursions = True
+                return "fused CPU kernel for the latent recursions without gradient, else PyTorch"
+        return f"PyTorch: {reason}"
+
+    def _empty_rows(self) -> Rows:
+        n, c, device = self.config.batch_size, self.model.config, self.model.device
+        dtype = self.forward_dtype if self.fused_step is None else torch.float32
+        z = torch.zeros(n, c.seq_len, c.hidden_size, dtype=dtype, device=device)
+        tokens = torch.zeros(n, c.seq_len, dtype=torch.int64, device=device)
+        ids = torch.zeros(n, dtype=torch.int64, device=device)
+        halted = torch.ones(n, dtype=torch.bool, device=device)
+        return Rows(tokens, tokens.clone(), z, z.clone(), ids, ids.clone(), halted)
+
+    def _fresh_sums(self) -> _Sums:
+        return _Sums(torch.zeros(5, dtype=torch.float64, device=self.model.device))
+
+    def _replace_halted(self) -> None:
+        """Gives every halted row a fresh puzzle and a fresh start."""
+        rows = self.rows
+        if self.prefetcher is not None:
+            for name, fresh in self._fresh_rows(*self.prefetcher.take(self.step)).items():
+                old = getattr(rows, name)
+                halted = rows.halted.view(-1, *[1] * (old.ndim - 1))
+                setattr(rows, name, torch.where(halted, fresh, old))
+            return
+        index = rows.halted.nonzero()[:, 0]
+        if len(index):
+            drawn = self.stream.draw(len(index), self.step)
+            for name, fresh in self._fresh_rows(*(torch.from_numpy(x).to(rows.tokens) for x in drawn)).items():
+                getattr(rows, name)[index] = fresh
+
+    def _fresh_rows(self, tokens: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Fields of `Rows` for fresh puzzles, int64 [n, S] each: with a fresh start, [d] where the start is fixed."""
+        rows, c = self.rows, self.model.config
+        fresh = {"tokens": tokens, "labels": labels, "steps": torch.zeros_like(tokens[:, 0])}
+        for name, init, std in (("z_H", self.model.H_init, c.H_init_std), ("z_L", self.model.L_init, c.L_init_std)):
+            z = getattr(rows, name)
+            if init is not None:
+                fresh[name] = init.to(z.dtype)
+            else:
+                shape = (*tokens.shape, c.hidden_size)
+                uniform = torch.rand(shape, generator=self.generator, device=z.device).clamp_(2.0**-24, 1 - 2.0**-24)
+                fresh[name] = (noise.truncated_normal(uniform) * std).to(z.dtype)
+        if self.fused_step is not None:
+            fresh["ids"] = torch.randint(2**62, tokens.shape[:1], generator=self.generator, device=tokens.device)
+        return fresh
+
+    def _loss_of_step(
+        self,
+        z_H: Tensor,
+        z_L: Tensor,
+        tokens: Tensor,
+        labels: Tensor,
+        eps: Tensor | None,
+        recurred: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Loss, next z_H and z_L, q_halt [n], exact [n], residual [n].
+
+        eps [updates, n, S, d] or None; recurred: z_H and z_L as only the last latent recursion is left, or None.
+        """
+        model, config = self.model, self.model.config
+        weights = model.weights().to(self.forward_dtype)
+
+        def update(z: Tensor, u: Tensor, number: int) -> Tensor:
+            return reference.damped_update(
+                z, u, None if eps is None else eps[number], config.lambda_, config.noise_scale
+            )
+
+        e = reference.embed(tokens, weights)
+        if recurred is None:
+            new_H, new_L = reference.outer_step(z_H, z_L, e, weights, model.rope(), config, update)
+        else:
+            new_H, new_L = reference.last_recursion(*recurred, e, weights, model.rope(), config, update)
+        logits, q_halt = reference.heads(new_H, weights)
+        loss, exact = objective(logits, q_halt, labels)
+        new_H, new_L = new_H.detach(), new_L.detach()
+        changes = new_H.float() - z_H.float(), new_L.float() - z_L.float()
+        squares = [x.float().square().sum((1, 2)) for x in (*changes, new_H, new_L)]
+        residual = torch.sqrt((squares[0] + squares[1]) / (squares[2] + squares[3]))
+        return loss, new_H, new_L, q_halt.detach(), exact, residual
+
+    def _outer_step(self) -> StepResult:
+        """One outer step of every row; leaves the gradients of its loss with the parameters."""
+        rows = self.rows
+        if self.fused_step is not None:
+            return self.fused_step(rows.tokens, rows.labels, rows.z_H, rows.z_L, rows.ids, rows.steps)
+        eps = None
+        if self.model.config.noise_scale:
+            shape = (self.model.config.updates_per_step, *rows.z_H.shape)
+            eps = torch.randn(shape, generator=self.generator, device=rows.z_H.device, dtype=self.forward_dtype)
+        recurred = None
+        if self.fused_recursions:
+            count = self.model.config.H_cycles - 1
+            recurred = latent_recursions(self.model, rows.tokens, rows.z_H, rows.z_L, eps, count)
+        result = StepResult(*self._loss(rows.z_H, rows.z_L, rows.tokens, rows.labels, eps, recurred))
+        result.loss.backward()
+        return result
+
+    def train_step(self) -> None:
+        """One training step: one outer step of every row, one update of the weights."""
+        config, rows = self.config, self.rows
+        self._take_cycles()
+        self._replace_halted()
+        loss, rows.z_H, rows.z_L, q_halt, exact, residual = self._outer_step()
+        if self.world > 1:
+            average_gradients(self.model.parameters(), self.world)
+        self.optimizer.param_groups[0]["lr"] = learning_rate(
+            self.step + 1,
+            lr=config.lr,
+            warmup=config.lr_warmup_steps,
+            total=config.total_steps,
+            min_ratio=config.lr_min_ratio,
+            decay_from=config.decay_from,
+        )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(self.model)
+        self.step += 1
+        self._decide_halting(q_halt)
+        left = rows.halted.double()
+        self._sums.values += torch.stack(
+            [loss.detach(), left.sum(), (left * exact).sum(), (left * rows.steps).sum(), residual.double().mean()]
+        )
+        self._sums.count += 1
+
+    def _decide_halting(self, q_halt: Tensor) -> None:
+        """A row leaves when q_halt > 0 or at `halt_max_steps`, but not below a minimum that some rows draw."""
+        rows, c = self.rows, self.model.config
+        rows.steps += 1
+        explores = torch.rand(q_halt.shape, generator=self.generator, device=q_halt.device) < c.halt_exploration_prob
+        drawn = torch.randint(
+            min(2, c.halt_max_steps), c.halt_max_steps + 1, q_halt.shape, generator=self.generator, device=q_halt.device
+        )
+        rows.halted = ((q_halt > 0) | (rows.steps >= c.halt_max_steps)) & (rows.steps >= explores * drawn)
+
+    def close(self) -> None:
+        """Ends the thread that draws puzzles ahead, if there is one; a later step starts another."""
+        if self.prefetcher is not None:
+            self.prefetcher.close()
+
+    def leave_out(self, seconds: float) -> None:
+        """Keeps so many of the seconds since the last report, spent on something else, out of the rate it tells."""
+        self._sums.since += seconds
+
+    def report(self) -> Progress:
+        """Means since the last report; starts new ones. Waits for the device."""
+        loss, left, exact, steps, residual = self._sums.values.tolist()
+        count = max(1, self._sums.count)
+        seconds = time.perf_counter() - self._sums.since
+        rate = self._sums.count * self.config.batch_size * self.world / seconds
+        self._sums = self._fresh_sums()
+        return Progress(
+            self.step,
+            loss / count,
+            exact / max(1, left),
+            steps / max(1, left),
+            residual / count,
+            rate,
+            self.optimizer.param_groups[0]["lr"],
+        )
+
+    def moments(self) -> dict[str, Tensor]:
+        """The optimizer's moments, "exp_avg.PARAMETER" and "exp_avg_sq.PARAMETER", float32; none before a step."""
+        named = [(name, self.optimizer.state[p]) for name, p in self.model.named_parameters()]
+        return {f"{key}.{name}": state[key] for name, state in named if state for key in ("exp_avg", "exp_avg_sq")}
+
+    @torch.no_grad()
+    def begin_slice(self) -> None:
+        """A slice boundary: all rows start afresh, and moments and averages are rounded to what `state_dict` holds.
+
+        A run that goes on from here and one that is resumed from the state taken here are the same bit for bit. A
+        second boundary at the same step changes nothing.
+        """
+        self.rows = self._empty_rows()
+        for moment in self.moments().values():
+            moment.copy_(moment.bfloat16())
+        for name, p in self.model.named_parameters():
+            average = self.ema.shadow[name]
+            average.copy_(p + (average - p).bfloat16().float())
+
+    def state_dict(self, shared: bool = True) -> dict[str, Tensor]:
+        """What resuming at a slice boundary needs, as named tensors, 10 bytes a parameter; see `load_state_dict`.
+
+        Args:
+            shared: False leaves out what all processes of a run have in common (weights, averages, moments).
+
+        Returns:
+            model.* float32; ema_difference.*, the averaged weights less the weights, and optimizer.*, bfloat16;
+            generator, uint8. Neither rows nor anything that `begin_slice` rounds away.
+        """
+        state = {"generator": self.generator.get_state()}
+        if not shared:
+            return state
+        state |= {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for name, p in self.model.named_parameters():
+            state[f"ema_difference.{name}"] = (self.ema.shadow[name] - p.detach()).bfloat16()
+        return state | {f"optimizer.{name}": moment.bfloat16() for name, moment in self.moments().items()}
+
+    def load_state_dict(self, state: dict[str, Tensor], step: int) -> None:
+        """Continues from `state_dict()` of a trainer of the same config after `step` steps, with a new slice.
+
+        Raises:
+            RuntimeError: the state belongs to another model or kind of device, or lacks the optimizer's moments; the
+                message names the entry.
+        """
+        expected = {name: (value.dtype, list(value.shape)) for name, value in self.state_dict().items()}
+        if step:
+            for name, p in self.model.named_parameters():
+                for key in ("exp_avg", "exp_avg_sq"):
+                    expected[f"optimizer.{key}.{name}"] = (torch.bfloat16, list(p.shape))
+        for name, entry in expected.items():
+            found = (state[name].dtype, list(state[name].shape)) if name in state else None
+            if found != entry:
+                raise RuntimeError(
+                    f"the training state does not fit: {name} should be {entry[0]} {entry[1]}, got "
+                    f"{'nothing' if found is None else f'{found[0]} {found[1]}'}; "
+                    "resume with the config and on the kind of device that the run began with"
+                )
+        self.model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+        for name, p in self.model.named_parameters():
+            self.ema.shadow[name].copy_(p.detach() + state[f"ema_difference.{name}"].to(p.device).float())
+            if step:
+                keys = ("exp_avg", "exp_avg_sq")
+                moments = {key: state[f"optimizer.{key}.{name}"].to(p.device).float() for key in keys}
+                self.optimizer.state[p].update(step=step, **moments)
+        self.rows = self._empty_rows()
+        self.generator.set_state(state["generator"].cpu())
+        self.step = self.ema.updates = step
+        self._take_cycles()
