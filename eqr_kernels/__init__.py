@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eqr_kernels.backends import Status
     from eqr_kernels.checkpoint import ModelCard
     from eqr_kernels.config import EqRConfig
     from eqr_kernels.modules import LatentState
     from eqr_kernels.reasoner import EquilibriumReasoner
     from eqr_kernels.solver import Recorded, SolveResult
+    from eqr_kernels.trajectory import Status
 
 __version__ = "0.1.0"
 __all__ = ["EqRConfig", "EquilibriumReasoner", "LatentState", "ModelCard", "Recorded", "SolveResult", "Status"]
@@ -21,7 +21,7 @@ _HOMES = {
     "ModelCard": "checkpoint",
     "Recorded": "solver",
     "SolveResult": "solver",
-    "Status": "backends",
+    "Status": "trajectory",
 }
 
 

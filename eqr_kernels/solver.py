@@ -15,9 +15,9 @@ from torch import Tensor
 from eqr_kernels import backends, noise, selection
 from eqr_kernels._nvtx import nvtx_range
 from eqr_kernels.backends import FixedPointProblem, Snapshot, Status
-from eqr_kernels.backends.base import settled
 from eqr_kernels.modules import check_ids, check_tokens
 from eqr_kernels.ops.checks import HALTING_RULES
+from eqr_kernels.trajectory import settled
 
 if TYPE_CHECKING:
     from eqr_kernels.modules import EqROperator

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.compare`: quiet on a re-run, sure of a planted slowdown, honest about what it cannot compare."""
+"""`python -m benchmarks.compare`: quiet on a re-run, sure of a planted slowdown, honest about the rest."""
 
 from __future__ import annotations
 

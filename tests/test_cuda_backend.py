@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from eqr_kernels import EqRConfig, EquilibriumReasoner, Status, backends, ops
-from eqr_kernels.backends import cuda
+from eqr_kernels.backends import cuda, watch
 from eqr_kernels.backends.cuda import CudaBackend
 from eqr_kernels.backends.packing import operator_of
 
@@ -114,7 +114,7 @@ def small(**changes: Any) -> EqRConfig:
 
 
 def test_an_extension_without_the_kernels_says_how_to_build_them(monkeypatch):
-    monkeypatch.setattr(ops, "_extension", SimpleNamespace(build_info=lambda: {"cuda": None}))
+    monkeypatch.setattr(ops.library, "_extension", SimpleNamespace(build_info=lambda: {"cuda": None}))
     why_not = CudaBackend().why_not(EquilibriumReasoner(tiny_config()), torch.bfloat16)
     assert (
         why_not is not None and "built without CUDA kernels" in why_not and "EQR_BUILD_CUDA=ON pip install" in why_not
@@ -124,7 +124,7 @@ def test_an_extension_without_the_kernels_says_how_to_build_them(monkeypatch):
 
 
 def test_no_extension_at_all(monkeypatch):
-    monkeypatch.setattr(ops, "_extension", None)
+    monkeypatch.setattr(ops.library, "_extension", None)
     why_not = CudaBackend().why_not(EquilibriumReasoner(tiny_config()), torch.bfloat16)
     assert why_not == ops.extension_status()[1]
 
@@ -266,7 +266,7 @@ def standing_in(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card")
     monkeypatch.setattr(cuda, "_limits", lambda device: H100)
-    monkeypatch.setattr(cuda, "_TELL", 0.0)
+    monkeypatch.setattr(watch, "_REPORT", 0.0)
     monkeypatch.setattr(CudaBackend, "why_not", lambda *_: None)
 
 
@@ -321,10 +321,10 @@ def test_cancelling_and_raising(standing_in, puzzles):
 
 def test_counts_never_go_back(standing_in):
     seen = []
-    run = cuda._Run(SimpleNamespace(tokens=torch.ones(1)), lambda *now: seen.append(now) or True)  # type: ignore
+    run = watch.Watch(torch.device("cpu"), lambda *now: seen.append(now) or True)
     for counts in ([0, 2, 9], [0, 1, 11], [0, 3, 10]):
         run.control.copy_(torch.tensor(counts))
-        assert run._ask()
+        assert run.report()
     assert seen == [(0, 0), (2, 9), (2, 11), (3, 11)]
 
 

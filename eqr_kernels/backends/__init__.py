@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from eqr_kernels.backends.base import Backend, FixedPointProblem, Recorder, Snapshot, Status
+from eqr_kernels.backends.base import Backend, FixedPointProblem, Recorder
 from eqr_kernels.backends.cpu import CpuBackend
 from eqr_kernels.backends.cuda import CudaBackend
 from eqr_kernels.backends.reference import ReferenceBackend
 from eqr_kernels.backends.triton.adapter import TritonBackend
+from eqr_kernels.trajectory import Snapshot, Status
 
 if TYPE_CHECKING:
     from eqr_kernels.modules import EqROperator

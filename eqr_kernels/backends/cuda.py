@@ -8,28 +8,19 @@ Environment:
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from eqr_kernels import ops
 from eqr_kernels._nvtx import nvtx_range
 from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder
 from eqr_kernels.backends.packing import PRECISIONS, PackArguments, hand_over, operator_of, wrong_dtype
-
-if TYPE_CHECKING:
-    from eqr_kernels.modules import EqROperator
+from eqr_kernels.backends.watch import StreamLaunch, Watch
+from eqr_kernels.modules import EqROperator
 
 _REGIMES = ("auto", "throughput", "latency")
 _REGIME = "EQR_CUDA_REGIME"
-_SHORT, _LONG = 20e-6, 1e-3
-"""Seconds between two looks at whether a run has ended: at first, and when it has gone on for long."""
-_TELL = 0.02
-"""Seconds between two calls of `proceed`."""
 
 
 def regime() -> str:
@@ -121,13 +112,13 @@ class CudaBackend:
             recorder.note(f"{launched['kernel']} with {launched['ctas']} CTAs, {launched['slots']} in flight")
             with nvtx_range("eqr pack weights"):
                 packed = PackArguments.of(model).pack("bf16", launched["kernel"])
-            run = _Run(p, proceed)
-            with run.watched(), nvtx_range(f"eqr launch: {launched['kernel']}"):
+            watch = Watch(model.device, proceed)
+            with watch.launching(), nvtx_range(f"eqr launch: {launched['kernel']}"):
                 result = ops.fixed_point(
                     packed,
                     p.tokens.contiguous(),
                     p.ids.contiguous(),
-                    run.control,
+                    watch.control,
                     **operator,
                     seed=p.seed,
                     breadth=p.breadth,
@@ -142,63 +133,12 @@ class CudaBackend:
                     slots=slots,
                     trace=p.trace,
                 )
-            with nvtx_range("eqr wait"):
-                run.wait()
+            if not watch.captured:
+                with nvtx_range("eqr wait"):
+                    watch.follow(StreamLaunch())
             hand_over(result, p, recorder)
-            run.tell_the_end(result.steps)
-
-
-class _Run:
-    """A run on the current stream, seen from the host."""
-
-    def __init__(self, problem: FixedPointProblem, proceed: Proceed) -> None:
-        self.problem, self.proceed = problem, proceed
-        self.capturing = torch.cuda.is_current_stream_capturing()
-        # Of no use in a graph, whose replays nobody watches.
-        where: dict[str, Any] = dict(device=problem.tokens.device) if self.capturing else dict(pin_memory=True)
-        self.control = torch.zeros(3, dtype=torch.int64, **where)
-        self.finished = self.spent = 0
-        if not proceed(0, 0):
-            self.control[0] = 1
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """What fails inside leaves nothing running: the kernel writes to `control` until it has ended."""
-        try:
-            yield
-        except BaseException:
-            if not self.capturing:
-                self.control[0] = 1
-                event = torch.cuda.Event()
-                event.record()
-                event.synchronize()
-            raise
-
-    def wait(self) -> None:
-        """Returns when the stream has come to the end of what is on it now; asks `proceed` now and then."""
-        if self.capturing:
-            return
-        with self.watched():
-            event = torch.cuda.Event()
-            event.record()
-            begun = told = time.perf_counter()
-            while not event.query():
-                now = time.perf_counter()
-                if now - told >= _TELL:
-                    told = now
-                    if not self._ask():
-                        self.control[0] = 1
-                time.sleep(min(max(_SHORT, (now - begun) / 50), _LONG))
-
-    def _ask(self) -> bool:
-        # The counts of different multiprocessors may overtake each other.
-        _, finished, spent = self.control.tolist()
-        self.finished, self.spent = max(self.finished, finished), max(self.spent, spent)
-        return self.proceed(self.finished, self.spent)
-
-    def tell_the_end(self, steps: Tensor) -> None:
-        if not self.capturing:
-            self.proceed(self.problem.trajectories, int(steps.sum()))
+            if not watch.captured:
+                proceed(p.trajectories, int(result.steps.sum()))
 
 
 def _limits(device: torch.device) -> dict[str, int]:

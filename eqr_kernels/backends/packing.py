@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from eqr_kernels import ops
-from eqr_kernels.backends.base import FixedPointProblem, Recorder, Snapshot
+from eqr_kernels.backends.base import FixedPointProblem, Recorder
 from eqr_kernels.config import swiglu_size
+from eqr_kernels.trajectory import Snapshot
 
 if TYPE_CHECKING:
     from eqr_kernels.modules import EqROperator

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from eqr_kernels import noise, ops, reference
 from eqr_kernels._nvtx import nvtx_range
-from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder, Snapshot, Status, settled
+from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder
 from eqr_kernels.backends.graphed import GraphedStep, Graphs, Step, StepInputs, StepOutputs, cuda_graphs
 from eqr_kernels.reference import OperatorWeights, Rope
+from eqr_kernels.trajectory import Snapshot, Status, settled
 
 if TYPE_CHECKING:
     from eqr_kernels.modules import EqROperator

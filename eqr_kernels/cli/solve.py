@@ -155,7 +155,7 @@ def _rows(task: Task, puzzles: PuzzleSet, result: SolveResult | None) -> list[di
     """What became of each puzzle, ready for JSON."""
     if result is None:
         return []
-    from eqr_kernels.backends import Status
+    from eqr_kernels.trajectory import Status
 
     preds = result.preds.cpu().numpy()
     valid = task.is_solution(puzzles.inputs, preds)

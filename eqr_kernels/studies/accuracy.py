@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from eqr_kernels import selection
-from eqr_kernels.backends import Status
-from eqr_kernels.backends.base import settled
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.solver import Recorded, SolveResult
 from eqr_kernels.studies.scoring import exact_match, token_accuracy
 from eqr_kernels.studies.tolerance import first_converged
 from eqr_kernels.studies.types import Bools, Floats, Ints, Progress
+from eqr_kernels.trajectory import Status, settled
 
 CHUNK = 1024
 _CHUNK_BYTES = 256 << 20

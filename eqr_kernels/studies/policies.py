@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 
 from eqr_kernels import selection
-from eqr_kernels.backends import Status
 from eqr_kernels.studies.recording import Records
 from eqr_kernels.studies.types import Bools, Ints
+from eqr_kernels.trajectory import Status
 
 POLICIES = {
     "fixed": "every trajectory runs to the depth",

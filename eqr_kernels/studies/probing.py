@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from eqr_kernels.backends import Status
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.solver import SolveResult
 from eqr_kernels.studies import dynamics as convergence
@@ -18,6 +17,7 @@ from eqr_kernels.studies.accuracy import Evaluation, evaluate
 from eqr_kernels.studies.agreement import Codes, answer_codes
 from eqr_kernels.studies.tolerance import first_converged
 from eqr_kernels.studies.types import Bools, Ints, Progress
+from eqr_kernels.trajectory import Status
 
 ASKED = ("residual", "vote", "q", "any")
 NOISE_MULTIPLE = 2.0

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from eqr_kernels.backends import Status
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.solver import SolveResult
 from eqr_kernels.studies.scoring import exact_match
 from eqr_kernels.studies.types import Bools, Floats, Ints
+from eqr_kernels.trajectory import Status
 
 _CHUNK_BYTES = 128 << 20
 _PARTS = 16

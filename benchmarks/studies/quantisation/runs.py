@@ -12,11 +12,11 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.studies.quantisation.paired import compare_answers, counted
-from eqr_kernels.backends import Status
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.studies.coupling import auroc
 from eqr_kernels.studies.tolerance import first_converged
 from eqr_kernels.studies.types import Bools, Floats, Ints, Progress
+from eqr_kernels.trajectory import Status
 
 FLOOR_STEPS = 8
 """Last steps over which the residual floor is a median."""

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from eqr_kernels._nvtx import nvtx_range
-from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder, Snapshot
+from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder
+from eqr_kernels.backends.triton.plan import INTERPRETED, Plan
+from eqr_kernels.backends.watch import Launch, StreamLaunch, ThreadLaunch, Watch
+from eqr_kernels.modules import EqROperator
+from eqr_kernels.selection import select
+from eqr_kernels.trajectory import Snapshot
 
 if TYPE_CHECKING:
     from eqr_kernels.backends.triton.launch import Tables
-    from eqr_kernels.backends.triton.plan import Plan
-    from eqr_kernels.modules import EqROperator
 
 _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 _LEAST_CAPABILITY = (8, 0)
@@ -49,36 +50,45 @@ class TritonBackend:
         told = f"persistent Triton kernel, {_PRECISIONS[dtype]}, "
         if model.device.type == "cpu":
             return told + "in Triton's interpreter on the CPU: for tests, slow"
-        from eqr_kernels.backends.triton.tuner import known_plan
+        from eqr_kernels.backends.triton import tuner
 
-        plan = known_plan(model, dtype)
+        plan = tuner.known_plan(model, dtype)
         tiles = "tiles not chosen yet" if plan is None else f"{plan.tile.warps} warps, tiles {plan.tile}"
         return f"{told}on {torch.cuda.get_device_name(model.device)}, {tiles}"
 
     @torch.no_grad()
     def fixed_point(self, model: EqROperator, problem: FixedPointProblem, recorder: Recorder, proceed: Proceed) -> None:
+        # Here, since Triton is optional.
         from eqr_kernels.backends.triton import launch
 
         p, device = problem, model.device
         plan = _plan(model, p.dtype, recorder)
-        control = launch.new_control(device)
-        if not proceed(0, 0):
-            control[0] = 1
         with _on(device):
+            watch = Watch(device, proceed)
             # `solve`'s own default is too few for a GPU.
             programs = min(p.trajectories, p.slots) if p.slots_asked else p.trajectories
             if device.type == "cuda":
                 programs = min(programs, launch.resident_programs(model, p.dtype, plan))
-            with nvtx_range("eqr launch: fixed_point"):
-                values, tables = launch.arguments(model, p, plan, control, programs)
-                running = _Running(values, plan, programs, device)
-            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-                return _deliver(p, tables, recorder)
-            with nvtx_range("eqr wait"):
-                _follow(running, control, proceed)
+            values, tables = launch.arguments(model, p, plan, watch.control, programs)
+
+            def interpret() -> None:
+                with _INTERPRETER:
+                    launch.launch(values, plan, programs)
+
+            running: Launch
+            with watch.launching(), nvtx_range("eqr launch: fixed_point"):
+                if device.type == "cuda":
+                    launch.launch(values, plan, programs)
+                    running = StreamLaunch()
+                else:
+                    running = ThreadLaunch(interpret, "eqr_kernels-triton")
+            if not watch.captured:
+                with nvtx_range("eqr wait"):
+                    watch.follow(running)
             _deliver(p, tables, recorder)
-        finished, spent = tables.counters[2:].tolist()
-        proceed(finished, spent)
+            if not watch.captured:
+                finished, spent = tables.counters[2:].tolist()
+                proceed(finished, spent)
 
 
 def _no_device(model: EqROperator) -> str | None:
@@ -105,17 +115,14 @@ def _no_device(model: EqROperator) -> str | None:
 
 
 def _plan(model: EqROperator, dtype: torch.dtype, recorder: Recorder) -> Plan:
-    from eqr_kernels.backends.triton.plan import INTERPRETED, Plan
-
     if model.device.type == "cpu":
         return Plan.of(model.config, INTERPRETED)
-    from eqr_kernels.backends.triton.tuner import known_plan, plan_for
+    from eqr_kernels.backends.triton import tuner
 
-    known = known_plan(model, dtype)
-    if known is not None:
-        return known
-    plan = plan_for(model, dtype)
-    recorder.note(f"chosen now: {plan.tile.warps} warps, tiles {plan.tile}")
+    plan = tuner.known_plan(model, dtype)
+    if plan is None:
+        plan = tuner.plan_for(model, dtype)
+        recorder.note(f"chosen now: {plan.tile.warps} warps, tiles {plan.tile}")
     return plan
 
 
@@ -123,68 +130,11 @@ def _on(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-class _Running:
-    """A launch under way: on the current stream, or in a thread of its own where Triton interprets."""
-
-    # The interpreter keeps its state in globals.
-    _interpreter = threading.Lock()
-
-    def __init__(self, values: dict[str, Any], plan: Plan, programs: int, device: torch.device) -> None:
-        from eqr_kernels.backends.triton.launch import launch
-
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-        if device.type == "cuda":
-            launch(values, plan, programs)
-            self._event = torch.cuda.Event()
-            self._event.record()
-            return
-
-        def work() -> None:
-            try:
-                with self._interpreter:
-                    launch(values, plan, programs)
-            except BaseException as error:
-                self._error = error
-
-        self._thread = threading.Thread(target=work, name="eqr_kernels-triton", daemon=True)
-        self._thread.start()
-
-    def done(self) -> bool:
-        return self._event.query() if self._thread is None else not self._thread.is_alive()
-
-    def wait(self) -> None:
-        """Returns when it has ended; raises what it raised."""
-        if self._thread is None:
-            self._event.synchronize()
-        else:
-            self._thread.join()
-            if self._error is not None:
-                raise self._error
-
-
-def _follow(running: _Running, control: Tensor, proceed: Proceed) -> None:
-    """Asks `proceed` now and then until the launch has ended."""
-    pause, told = 1e-4, (0, 0)
-    try:
-        while not running.done():
-            time.sleep(pause)
-            pause = min(2 * pause, 2e-3)
-            _, finished, spent = control.tolist()
-            # Programs write their counts in any order.
-            told = max(finished, told[0]), max(spent, told[1])
-            if not running.done() and not proceed(*told):
-                control[0] = 1
-    except BaseException:
-        control[0] = 1
-        running.wait()
-        raise
-    running.wait()
+# The interpreter keeps its state in globals.
+_INTERPRETER = threading.Lock()
 
 
 def _deliver(problem: FixedPointProblem, tables: Tables, recorder: Recorder) -> None:
-    from eqr_kernels.selection import select
-
     p, t = problem, tables
     number = torch.arange(p.trajectories, device=t.preds.device)
 

@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from eqr_kernels.backends.base import FixedPointProblem
 from eqr_kernels.backends.triton.kernels import fixed_point as kernel
 from eqr_kernels.backends.triton.plan import Plan
+from eqr_kernels.backends.watch import new_control
 from eqr_kernels.modules import EqROperator
 
 _HALT = {"none": 0, "residual": kernel.RESIDUAL, "q": kernel.Q}
@@ -174,11 +175,6 @@ def trial(model: EqROperator, dtype: torch.dtype, trajectories: int = 1, depth: 
         False,
         dtype,
     )
-
-
-def new_control(device: torch.device) -> Tensor:
-    """The argument `control`: page-locked where a GPU writes and reads it while it runs."""
-    return torch.zeros(3, dtype=torch.int64, pin_memory=device.type == "cuda")
 
 
 _resident: dict[tuple[Plan, torch.dtype, torch.device], int] = {}

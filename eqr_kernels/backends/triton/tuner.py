@@ -17,6 +17,7 @@ import torch
 
 from eqr_kernels.backends.triton import launch
 from eqr_kernels.backends.triton.plan import Plan, Tiles, candidates, prefers_calls
+from eqr_kernels.backends.watch import new_control
 from eqr_kernels.modules import EqROperator
 
 _log = logging.getLogger(__name__)
@@ -193,7 +194,7 @@ def _time(model: EqROperator, dtype: torch.dtype, plan: Plan) -> tuple[float, to
     problem = launch.trial(model, dtype, trajectories, _STEPS)
     times, logits = [], torch.empty(0)
     for run in range(_RUNS + 1):
-        values, tables = launch.arguments(model, problem, plan, launch.new_control(model.device), programs)
+        values, tables = launch.arguments(model, problem, plan, new_control(model.device), programs)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         launch.launch(values, plan, programs)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from eqr_kernels.backends.base import Status
 from eqr_kernels.backends.triton.kernels.damped_update import start
 from eqr_kernels.backends.triton.kernels.heads import heads
 from eqr_kernels.backends.triton.kernels.outer_step import outer_step
 from eqr_kernels.backends.triton.kernels.record import begin, copy_logits, write_rows
+from eqr_kernels.trajectory import Status
 
 _GOING = tl.constexpr(-1)
 _CONVERGED = tl.constexpr(int(Status.CONVERGED))

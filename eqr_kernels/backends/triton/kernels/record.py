@@ -5,9 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from eqr_kernels.backends.base import Status
 from eqr_kernels.backends.triton.kernels.damped_update import own
 from eqr_kernels.backends.triton.kernels.heads import answer
+from eqr_kernels.trajectory import Status
 
 _RING = tl.constexpr(64)  # entries of the ring that are summed at a time
 _DIVERGED = tl.constexpr(int(Status.DIVERGED))

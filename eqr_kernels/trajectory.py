@@ -1,0 +1,46 @@
+"""What is known of trajectories: how each ended, and where it was at some depth."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Status(IntEnum):
+    """How a trajectory ended."""
+
+    CONVERGED = 0
+    """Its residual was at most tol for `patience` consecutive outer steps."""
+    HALTED = 1
+    """q_halt was positive (halt="q")."""
+    MAX_DEPTH = 2
+    """It spent the whole depth."""
+    CANCELLED = 3
+    """It could no longer win its race, or the caller stopped the solve."""
+    DIVERGED = 4
+    """Its state or its logits became non-finite; logits and preds are the last finite ones."""
+
+
+def settled(status: Tensor) -> Tensor:
+    """bool, any shape: the halting rule fired (CONVERGED or HALTED)."""
+    return (status == Status.CONVERGED) | (status == Status.HALTED)
+
+
+class Snapshot(NamedTuple):
+    """m trajectories at some depth. Scores and residuals are float32."""
+
+    number: Tensor  # int64 [m], of the trajectories
+    preds: Tensor  # int64 [m, S]
+    logits: Tensor | None  # float32 [m, S, V]; None where the backend itself keeps the winners'
+    q_halt: Tensor  # float32 [m]
+    residual: Tensor  # [m]
+    score: Tensor  # [m]
+    steps: Tensor  # int64 [m]
+    status: Tensor  # int64 [m]
+
+    def take(self, rows: Tensor) -> Snapshot:
+        """Those of `rows`, a mask bool [m] or indices."""
+        fields: list[Any] = [None if field is None else field[rows] for field in self]
+        return Snapshot(*fields)
