@@ -38,23 +38,23 @@ def choose(name: str, model: EqROperator, dtype: torch.dtype) -> tuple[Backend, 
         ValueError: no such backend.
         RuntimeError: the named backend cannot run here; the message says why and what to do.
     """
-    asked = f"backend={name!r}"
-    wanted = os.environ.get("EQR_BACKEND") or "auto"
-    if name == "auto" and wanted != "auto":
-        name = wanted
-        asked = f"EQR_BACKEND={name!r}"
+    request = f"backend={name!r}"
+    preferred = os.environ.get("EQR_BACKEND") or "auto"
+    if name == "auto" and preferred != "auto":
+        name = preferred
+        request = f"EQR_BACKEND={name!r}"
     reasons = available(model, dtype)
     if name == "auto":
         for backend in _BACKENDS:
             if reasons[backend.name] is None:
                 passed = [f"{other}: {why}" for other, why in reasons.items() if why]
                 return backend, "; ".join([f"auto chose {backend.name}: {backend.describe(model, dtype)}", *passed])
-        told = "; ".join(f"{other}: {why}" for other, why in reasons.items())
-        raise RuntimeError(f"{asked} finds no backend that can run here: {told}")
+        listed = "; ".join(f"{other}: {why}" for other, why in reasons.items())
+        raise RuntimeError(f"{request} finds no backend that can run here: {listed}")
     if name not in reasons:
-        raise ValueError(f"{asked} is not a backend; known: auto, {', '.join(reasons)}")
+        raise ValueError(f"{request} is not a backend; known: auto, {', '.join(reasons)}")
     if reasons[name] is not None:
         usable = [other for other, why in reasons.items() if why is None]
-        raise RuntimeError(f"{asked} cannot run here: {reasons[name]}; can run: {', '.join(usable) or 'none'}")
+        raise RuntimeError(f"{request} cannot run here: {reasons[name]}; can run: {', '.join(usable) or 'none'}")
     backend = next(b for b in _BACKENDS if b.name == name)
-    return backend, f"{asked}: {backend.describe(model, dtype)}"
+    return backend, f"{request}: {backend.describe(model, dtype)}"

@@ -80,12 +80,14 @@ class CpuBackend:
 
     def describe(self, model: EqROperator, dtype: torch.dtype) -> str:
         isa, precision, threads = ops.cpu_isa(), PRECISIONS[dtype], torch.get_num_threads()
-        told = f"fused fixed-point kernel, {isa} {precision}, {threads} {'thread' if threads == 1 else 'threads'}"
+        description = (
+            f"fused fixed-point kernel, {isa} {precision}, {threads} {'thread' if threads == 1 else 'threads'}"
+        )
         native = isa == "avx512_bf16" and ops.build_info()["avx512"] == "native"
         if precision != "fp32" and not native:
             integers = "int8 products in 16-bit instructions, " if precision == "int8" else ""
-            told += f" ({integers}bf16 operands in fp32 arithmetic: {isa} has no bf16 instructions here)"
-        return told
+            description += f" ({integers}bf16 operands in fp32 arithmetic: {isa} has no bf16 instructions here)"
+        return description
 
     def packed(self, model: EqROperator, dtype: torch.dtype) -> Tensor:
         """The model's weights as `ops.fixed_point` takes them: uint8 [bytes], packed anew where they have changed."""

@@ -78,17 +78,17 @@ class CudaBackend:
         return None
 
     def describe(self, model: EqROperator, dtype: torch.dtype) -> str:
-        limits, asked = _limits(model.device), regime()
-        many = plan(operator_of(model), limits, **_run(asked, trajectories=1 << 20))
-        told = f"fused fixed-point kernel, bf16, {many['kernel']}"
+        limits, requested = _limits(model.device), regime()
+        many = plan(operator_of(model), limits, **_run(requested, trajectories=1 << 20))
+        description = f"fused fixed-point kernel, bf16, {many['kernel']}"
         if many["cluster"] > 1:
-            told += f" in clusters of {many['cluster']}"
-        if asked == "auto":
-            told += ", or for few trajectories latency"
+            description += f" in clusters of {many['cluster']}"
+        if requested == "auto":
+            description += ", or for few trajectories latency"
         else:
-            told += f" ({_REGIME}={asked})"
+            description += f" ({_REGIME}={requested})"
         name, capability = torch.cuda.get_device_name(model.device), f"{limits['major']}.{limits['minor']}"
-        return f"{told}, on {name} ({capability}, {limits['multiprocessors']} multiprocessors)"
+        return f"{description}, on {name} ({capability}, {limits['multiprocessors']} multiprocessors)"
 
     @torch.no_grad()
     def fixed_point(self, model: EqROperator, problem: FixedPointProblem, recorder: Recorder, proceed: Proceed) -> None:

@@ -231,8 +231,8 @@ class _Loop:
         ended = status != going
 
         def snapshot() -> Snapshot:
-            score, told = changes.nanmean(1), self._to_device(status)
-            return Snapshot(rows.number, kept.argmax(-1), kept, q_halt, residual, score, steps, told)
+            score, statuses = changes.nanmean(1), self._to_device(status)
+            return Snapshot(rows.number, kept.argmax(-1), kept, q_halt, residual, score, steps, statuses)
 
         self._record(snapshot, steps_now, ended, stepped=True)
         return after.take(self._to_device((~ended).nonzero()[:, 0])) if ended.any() else after
@@ -302,8 +302,8 @@ class _Loop:
             status = torch.full_like(rows.number, Status.CANCELLED)
             q_halt = reference.heads(rows.z_H, self.weights)[1].float()
             score = rows.changes.nanmean(1)
-            told = (rows.number, rows.logits.argmax(-1), rows.logits, q_halt, nan, score, rows.rng[:, 3], status)
-            self._record(lambda: Snapshot(*told), steps, torch.ones_like(steps, dtype=torch.bool))
+            fields = (rows.number, rows.logits.argmax(-1), rows.logits, q_halt, nan, score, rows.rng[:, 3], status)
+            self._record(lambda: Snapshot(*fields), steps, torch.ones_like(steps, dtype=torch.bool))
         left = torch.arange(self.queued, self.problem.trajectories)
         self.queued = self.problem.trajectories
         # In parts, or the rows that never ran would take more memory than those that did.

@@ -91,8 +91,8 @@ def as_tokens(name: str, value: npt.ArrayLike, vocab_size: int, seq_len: int | N
         raise TypeError(f"{name} has dtype {array.dtype}; tokens must be integers: convert it, e.g. .astype('uint8')")
     size = "S" if seq_len is None else str(seq_len)
     if array.ndim != ndim or (seq_len is not None and array.shape[-1] != seq_len):
-        wanted = f"[N, {size}]" if ndim == 2 else f"[{size}]"
-        raise ValueError(f"{name} has shape {array.shape}; it must be {wanted}: reshape it")
+        expected = f"[N, {size}]" if ndim == 2 else f"[{size}]"
+        raise ValueError(f"{name} has shape {array.shape}; it must be {expected}: reshape it")
     # min and max at once would need an upcast; uint8 cannot be negative, which saves the trainer a pass
     if array.size and (array.max() >= vocab_size or (array.dtype != np.uint8 and array.min() < 0)):
         raise ValueError(
@@ -132,11 +132,11 @@ def check_range(name: str, value: object, low: int, high: int | None) -> tuple[i
     if isinstance(value, tuple | list):
         if len(value) != 2:
             raise ValueError(f"{name} is {value!r}; it must be an integer or a pair (least, most)")
-        least = check_int(f"{name}[0]", value[0], low, high)
-        most = None if value[1] is None else check_int(f"{name}[1]", value[1], low, high)
-        if most is not None and least > most:
+        low_end = check_int(f"{name}[0]", value[0], low, high)
+        high_end = None if value[1] is None else check_int(f"{name}[1]", value[1], low, high)
+        if high_end is not None and low_end > high_end:
             raise ValueError(f"{name} is {value!r}: least is greater than most; swap them")
-        return least, most
+        return low_end, high_end
     exact = check_int(name, value, low, high)
     return exact, exact
 

@@ -200,8 +200,8 @@ def _header(fields: list[str]) -> dict[str, int] | None:
     """Column numbers by role, or None when no column is the question."""
     names = [field.strip().lower() for field in fields]
     roles = {"question": QUESTION_COLUMNS, "answer": ANSWER_COLUMNS, "source": ("source",), "rating": ("rating",)}
-    found = {role: next((i for i, n in enumerate(names) if n in known), -1) for role, known in roles.items()}
-    return found if found["question"] >= 0 else None
+    columns = {role: next((i for i, n in enumerate(names) if n in known), -1) for role, known in roles.items()}
+    return columns if columns["question"] >= 0 else None
 
 
 def _plain_row(number: int, line: str, fields: list[str], name: str) -> Row:
@@ -277,18 +277,18 @@ def _from_arrays(
     labels: IntArray | None,
     source: list[str],
     codec: Codec,
-    found: IntArray | None = None,
+    values: IntArray | None = None,
     allowed: str = "",
 ) -> tuple[PuzzleSet, list[ParseError]]:
     seq_len = inputs.shape[1]
     if codec.seq_len is not None and seq_len != codec.seq_len:
         raise ValueError(f"the arrays hold rows of {seq_len} cells; this task needs {codec.seq_len}")
     wrong = [""] * len(inputs)
-    found = inputs if found is None else found
+    values = inputs if values is None else values
     allowed = allowed or f"tokens 1 .. {codec.vocab_size - 1}"
     parts = [inputs] if labels is None else [inputs, labels]
     for i in np.flatnonzero(((inputs < 1) | (inputs >= codec.vocab_size)).any(1)):
-        wrong[i] = f"holds {found[i].min()} .. {found[i].max()}; allowed are {allowed}"
+        wrong[i] = f"holds {values[i].min()} .. {values[i].max()}; allowed are {allowed}"
     for i in np.flatnonzero(((parts[-1] < 0) | (parts[-1] >= codec.vocab_size)).any(1)):
         wrong[i] = wrong[i] or (
             f"its labels hold {parts[-1][i].min()} .. {parts[-1][i].max()}; allowed are 0 .. {codec.vocab_size - 1}"
@@ -302,7 +302,7 @@ def _from_arrays(
         np.full(len(inputs), UNKNOWN_RATING, np.int64),
         np.arange(1, len(inputs) + 1),
     )
-    return _checked(puzzles, wrong, _LazyRows(found), [], codec)
+    return _checked(puzzles, wrong, _LazyRows(values), [], codec)
 
 
 class _LazyRows(Sequence[str]):
@@ -340,14 +340,14 @@ def _split_folder(path: Path, split: str | None) -> Path:
 
     if split is None and holds_puzzles(path):
         return path
-    found = [name for name in ("train", "test") if holds_puzzles(path / name)]
-    if split is not None and split not in found:
-        raise ValueError(f"split is {split!r}; {path} has {' and '.join(found) or 'neither train nor test'}")
-    if split is None and len(found) > 1:
+    splits = [name for name in ("train", "test") if holds_puzzles(path / name)]
+    if split is not None and split not in splits:
+        raise ValueError(f"split is {split!r}; {path} has {' and '.join(splits) or 'neither train nor test'}")
+    if split is None and len(splits) > 1:
         raise ValueError(f"{path} has train and test: choose with split='train' or split='test', or give that folder")
-    if not found:
+    if not splits:
         raise ValueError(f"{path} has no dataset.json and no *__inputs.npy, nor has its train or test folder")
-    return path / (split or found[0])
+    return path / (split or splits[0])
 
 
 def _read_card(folder: Path) -> dict[str, object]:

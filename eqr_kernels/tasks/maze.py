@@ -78,15 +78,15 @@ def path_lengths(inputs: npt.ArrayLike) -> npt.NDArray[np.int64]:
     searching = np.arange(n)
     moves = 0
     while len(searching):
-        found = (reached & goal).any((1, 2))
-        length[searching[found]] = moves
+        arrived = (reached & goal).any((1, 2))
+        length[searching[arrived]] = moves
         grown = reached.copy()
         grown[:, 1:] |= reached[:, :-1]
         grown[:, :-1] |= reached[:, 1:]
         grown[:, :, 1:] |= reached[:, :, :-1]
         grown[:, :, :-1] |= reached[:, :, 1:]
         grown &= free
-        going = ~found & (grown != reached).any((1, 2))
+        going = ~arrived & (grown != reached).any((1, 2))
         searching, reached, free, goal = searching[going], grown[going], free[going], goal[going]
         moves += 1
     return length
@@ -250,8 +250,8 @@ def generate(
     attempts = check_int("attempts", attempts, 1)
     rooms = (size - 1) // 2
     longest = 2 * (rooms * rooms - 1)
-    least, most = (1, None) if path_length is None else check_range("path_length", path_length, 1, None)
-    if least > longest:
+    low_end, high_end = (1, None) if path_length is None else check_range("path_length", path_length, 1, None)
+    if low_end > longest:
         raise ValueError(
             f"path_length is {path_length}; a maze of size {size} has no way longer than {longest} moves: ask for less "
             "or enlarge size"
@@ -260,7 +260,7 @@ def generate(
     labels = np.zeros_like(inputs)
     rating = np.zeros(n, np.int64)
     for i in range(n):
-        way, grid = _generate_one(size, least, most, np.random.default_rng([seed, i]), attempts)
+        way, grid = _generate_one(size, low_end, high_end, np.random.default_rng([seed, i]), attempts)
         grid[way[0]], grid[way[-1]] = START, GOAL
         inputs[i] = grid
         grid[way[1:-1]] = PATH
@@ -272,7 +272,7 @@ def generate(
 
 
 def _generate_one(
-    size: int, least: int, most: int | None, rng: np.random.Generator, attempts: int
+    size: int, low_end: int, high_end: int | None, rng: np.random.Generator, attempts: int
 ) -> tuple[list[int], Tokens]:
     """Squares of the way from start to goal, and the maze [S] without them marked."""
     longest_seen = 0
@@ -282,19 +282,19 @@ def _generate_one(
         end = next(reversed(_walk(grid, size, free[0])[0]))  # the farthest square from any is an end of a longest way
         diameter = max(_walk(grid, size, end)[0].values())
         longest_seen = max(longest_seen, diameter)
-        if diameter < least:
+        if diameter < low_end:
             continue
         # from an end of a longest way there are squares at every distance, so the last start always works
         for start in [*rng.permutation(free)[:20].tolist(), end]:
             distance, parent = _walk(grid, size, start)
-            fitting = [square for square, d in distance.items() if d >= least and (most is None or d <= most)]
+            fitting = [square for square, d in distance.items() if d >= low_end and (high_end is None or d <= high_end)]
             if fitting:
                 way = [fitting[rng.integers(len(fitting))]]
                 while way[-1] != start:
                     way.append(parent[way[-1]])
                 return way[::-1], grid
     raise ValueError(
-        f"path_length of {least} moves or more did not come up in attempts={attempts} mazes of size {size}; the "
+        f"path_length of {low_end} moves or more did not come up in attempts={attempts} mazes of size {size}; the "
         f"longest way had {longest_seen}: ask for less, enlarge size, or raise attempts"
     )
 

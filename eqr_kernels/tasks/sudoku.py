@@ -273,15 +273,15 @@ def reveal(
     """
     check_rng(rng)
     questions, answers = as_pair(inputs, labels, VOCAB_SIZE, SEQ_LEN)
-    wanted = np.asarray(clues)
-    if not np.issubdtype(wanted.dtype, np.integer):
-        raise TypeError(f"clues has dtype {wanted.dtype}; it must be an integer or integers [N]")
-    if wanted.shape not in ((), (len(questions),)):
-        raise ValueError(f"clues has shape {wanted.shape}; it must be one integer or [N] = [{len(questions)}]")
-    if wanted.size and (wanted.min() < 0 or wanted.max() > SEQ_LEN):
-        raise ValueError(f"clues holds {wanted.min()} .. {wanted.max()}; allowed is 0 .. 81")
+    goal = np.asarray(clues)
+    if not np.issubdtype(goal.dtype, np.integer):
+        raise TypeError(f"clues has dtype {goal.dtype}; it must be an integer or integers [N]")
+    if goal.shape not in ((), (len(questions),)):
+        raise ValueError(f"clues has shape {goal.shape}; it must be one integer or [N] = [{len(questions)}]")
+    if goal.size and (goal.min() < 0 or goal.max() > SEQ_LEN):
+        raise ValueError(f"clues holds {goal.min()} .. {goal.max()}; allowed is 0 .. 81")
     blank = (questions == BLANK) & (answers > BLANK)
-    missing = wanted.astype(np.int64) - (questions > BLANK).sum(1)  # [n]
+    missing = goal.astype(np.int64) - (questions > BLANK).sum(1)  # [n]
     order = np.where(blank, rng.random(blank.shape), 2.0).argsort(1)
     rank = np.empty_like(order)
     np.put_along_axis(rank, order, np.arange(SEQ_LEN)[None], 1)

@@ -261,20 +261,20 @@ def _level(
 
 def _generate_one(level: Level, rng: np.random.Generator, attempts: int) -> tuple[Tokens, Tokens, int]:
     """One puzzle [81], its answer [81] and its guesses."""
-    (least, most), (easiest, hardest) = level.clues, level.guesses
-    most = SEQ_LEN if most is None else most
-    anything_goes = (least, most) == (17, SEQ_LEN)
+    (low_end, high_end), (easiest, hardest) = level.clues, level.guesses
+    high_end = SEQ_LEN if high_end is None else high_end
+    anything_goes = (low_end, high_end) == (17, SEQ_LEN)
     seen: list[tuple[int, int]] = []
     for _ in range(attempts):
-        aim = least if anything_goes else int(rng.integers(least, most + 1))
+        aim = low_end if anything_goes else int(rng.integers(low_end, high_end + 1))
         solution = _random_solution(rng)
         puzzle = _tokens(_thin_out(solution, aim, rng))
         guesses = solve_exact(puzzle).guesses
         seen.append((int((puzzle > BLANK).sum()), guesses))
-        if least <= seen[-1][0] <= most and easiest <= guesses and (hardest is None or guesses <= hardest):
+        if low_end <= seen[-1][0] <= high_end and easiest <= guesses and (hardest is None or guesses <= hardest):
             return puzzle, _tokens(solution), guesses
     raise ValueError(
-        f"clues {least}..{most} with guesses {easiest}..{'' if hardest is None else hardest} did not come up in "
+        f"clues {low_end}..{high_end} with guesses {easiest}..{'' if hardest is None else hardest} did not come up in "
         f"attempts={attempts} puzzles, which had {min(seen)[0]} or more clues and at most {max(g for _, g in seen)} "
         "guesses: allow more clues or fewer guesses, or raise attempts"
     )

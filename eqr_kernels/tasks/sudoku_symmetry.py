@@ -129,9 +129,9 @@ def has_equivalent(solutions: npt.ArrayLike, others: npt.ArrayLike) -> npt.NDArr
     our_hashes, their_hashes = invariant(ours), invariant(theirs)
     maybe = np.isin(our_hashes, their_hashes)
     forms = {form.tobytes() for form in canonical_form(theirs[np.isin(their_hashes, our_hashes[maybe])])}
-    found = np.zeros(len(ours), bool)
-    found[maybe] = [form.tobytes() in forms for form in canonical_form(ours[maybe])]
-    return found
+    same = np.zeros(len(ours), bool)
+    same[maybe] = [form.tobytes() in forms for form in canonical_form(ours[maybe])]
+    return same
 
 
 def _solutions(name: str, value: npt.ArrayLike) -> Tokens:

@@ -47,14 +47,14 @@ class TritonBackend:
         return _no_device(model)
 
     def describe(self, model: EqROperator, dtype: torch.dtype) -> str:
-        told = f"persistent Triton kernel, {_PRECISIONS[dtype]}, "
+        description = f"persistent Triton kernel, {_PRECISIONS[dtype]}, "
         if model.device.type == "cpu":
-            return told + "in Triton's interpreter on the CPU: for tests, slow"
+            return description + "in Triton's interpreter on the CPU: for tests, slow"
         from eqr_kernels.backends.triton import tuner
 
         plan = tuner.known_plan(model, dtype)
         tiles = "tiles not chosen yet" if plan is None else f"{plan.tile.warps} warps, tiles {plan.tile}"
-        return f"{told}on {torch.cuda.get_device_name(model.device)}, {tiles}"
+        return f"{description}on {torch.cuda.get_device_name(model.device)}, {tiles}"
 
     @torch.no_grad()
     def fixed_point(self, model: EqROperator, problem: FixedPointProblem, recorder: Recorder, proceed: Proceed) -> None:

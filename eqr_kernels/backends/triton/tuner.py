@@ -62,8 +62,8 @@ def write_choice(path: Path, key: str, tiles: Tiles) -> None:
 def key_of(device_name: str, plan: Plan, dtype: torch.dtype) -> str:
     """What a choice depends on."""
     sizes = {name: value for name, value in asdict(plan).items() if name in _SIZES}
-    told = " ".join(f"{name}={value}" for name, value in sizes.items())
-    return f"{device_name}, triton {launch.VERSION}, {str(dtype).removeprefix('torch.')}, {told}"
+    description = " ".join(f"{name}={value}" for name, value in sizes.items())
+    return f"{device_name}, triton {launch.VERSION}, {str(dtype).removeprefix('torch.')}, {description}"
 
 
 _SIZES = ("S", "d", "V", "hidden", "token_hidden", "heads", "rope_parts", "layers", "H_cycles", "L_cycles", "calls")
@@ -75,10 +75,10 @@ def known_plan(model: EqROperator, dtype: torch.dtype) -> Plan | None:
     key = key_of(torch.cuda.get_device_name(model.device), plans[0], dtype)
     with _lock:
         if _tunes():
-            found = _chosen.get(key) or _kept(key, plans)
-            if found is not None:
-                _chosen[key] = found
-            return found
+            plan_kept = _chosen.get(key) or _kept(key, plans)
+            if plan_kept is not None:
+                _chosen[key] = plan_kept
+            return plan_kept
         return _chosen.get(key + _UNTIMED)
 
 
@@ -174,9 +174,9 @@ def fastest(plans: tuple[Plan, ...], dtype: torch.dtype, time: Callable[[Plan], 
 
 
 def _told(plan: Plan, error: Exception) -> str:
-    told = f"{plan.tile}: {type(error).__name__}: {str(error)[:300]}"
-    _log.info("tiles are left out: %s", told)
-    return told
+    message = f"{plan.tile}: {type(error).__name__}: {str(error)[:300]}"
+    _log.info("tiles are left out: %s", message)
+    return message
 
 
 def _nothing_fits(reasons: list[str]) -> str:
