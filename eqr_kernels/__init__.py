@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     from eqr_kernels.config import EqRConfig
     from eqr_kernels.modules import LatentState
     from eqr_kernels.reasoner import EquilibriumReasoner
-    from eqr_kernels.solver import Recorded, SolveResult
+    from eqr_kernels.solver import Recorded, SolveResult, solve
     from eqr_kernels.trajectory import Status
 
 __version__ = "0.1.0"
-__all__ = ["EqRConfig", "EquilibriumReasoner", "LatentState", "ModelCard", "Recorded", "SolveResult", "Status"]
+__all__ = ["EqRConfig", "EquilibriumReasoner", "LatentState", "ModelCard", "Recorded", "SolveResult", "Status", "solve"]
 
 _HOMES = {
     "EqRConfig": "config",
@@ -22,6 +22,7 @@ _HOMES = {
     "Recorded": "solver",
     "SolveResult": "solver",
     "Status": "trajectory",
+    "solve": "solver",
 }
 
 
