@@ -1,5 +1,6 @@
 // What the CUDA kernels ask of the machine, one thin function for each instruction. A kernel body takes this struct as
-// its template argument `Be`; tests/cuda/emulator.h has another of the same interface that runs bodies on the host.
+// its template argument `Be`; tests/cuda/emulator/emulator.h has another of the same interface that runs bodies on the
+// host.
 #pragma once
 
 #include <stdint.h>

@@ -1,4 +1,4 @@
-// Selection on cases made by hand; the same as in tests/test_selection.py.
+// Selection on cases made by hand; the same as in tests/solve/test_selection.py.
 #include <algorithm>
 #include <limits>
 #include <numeric>

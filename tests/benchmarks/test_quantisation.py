@@ -1,0 +1,479 @@
+"""Fake quantisation, paired statistics, the study of attractors under quantisation and its recommendation."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.studies.quantisation import displacement
+from benchmarks.studies.quantisation import drawing as drawing_quantisation
+from benchmarks.studies.quantisation.advice import judge, least_puzzles, recommend
+from benchmarks.studies.quantisation.fake import (
+    Rounded,
+    block_linears,
+    group_within,
+    jitter,
+    round_to_e4m3,
+    round_to_integers,
+    with_rounded_weights,
+)
+from benchmarks.studies.quantisation.paired import compare_answers, counted
+from benchmarks.studies.quantisation.runs import run
+from benchmarks.studies.quantisation.study import study
+from benchmarks.studies.quantisation.variants import (
+    BASELINE,
+    JITTERED,
+    Variant,
+    default_variants,
+    sort_out,
+    weight_bytes,
+)
+from eqr_kernels import EquilibriumReasoner, noise
+from eqr_kernels.cli.console import to_json
+from eqr_kernels.studies import tango_interval
+from eqr_kernels.tasks import sudoku
+from tests.support.environment import needs_extension
+from tests.support.models import make_contractive, tiny_config
+
+PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
+SOLUTION = "534678912672195348198342567859761423426853791713924856961537284287419635345286179"
+
+
+def weights(seed: int, rows: int = 7, inputs: int = 24) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    scale = 10.0 ** torch.randint(-20, 20, (rows, 1), generator=generator)
+    return torch.randn(rows, inputs, generator=generator) * scale
+
+
+def codes_of(rounded: Rounded) -> torch.Tensor:
+    """float64 [out, groups, group], the codes that the values stand for."""
+    assert rounded.scale is not None and rounded.group is not None
+    return (rounded.values.double().unflatten(1, (-1, rounded.group)) / rounded.scale.double()[..., None]).round()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 8), st.sampled_from([None, 1, 3, 8, 24]))
+def test_integers_are_within_half_a_unit_and_in_range(seed: int, bits: int, group: int | None) -> None:
+    weight = weights(seed)
+    rounded = round_to_integers(weight, bits, group)
+    codes, most = codes_of(rounded), 2 ** (bits - 1) - 1
+    assert codes.abs().max() <= most
+    # The greatest of each group takes the last code: the grid is as fine as it can be.
+    assert (codes.abs().amax(2) == most).all()
+    exact = codes * rounded.scale.double()[..., None]
+    off = (weight.double().unflatten(1, (-1, rounded.group)) - exact).abs()
+    assert (off <= rounded.scale.double()[..., None] * (0.5 + 2.0**-40)).all()
+    assert torch.equal(rounded.values, exact.float().flatten(1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 8), st.sampled_from([None, 8]))
+def test_rounding_integers_twice_gives_the_same_codes(seed: int, bits: int, group: int | None) -> None:
+    once = round_to_integers(weights(seed), bits, group)
+    assert torch.equal(codes_of(round_to_integers(once.values, bits, group)), codes_of(once))
+
+
+def test_zero_and_constant_rows() -> None:
+    weight = torch.tensor([[0.0] * 4, [0.5] * 4, [-3.0] * 4, [0, 0, 0, 1e-42]])
+    rounded = round_to_integers(weight, 8)
+    assert torch.equal(rounded.values[0], torch.zeros(4))
+    torch.testing.assert_close(rounded.values[1:3], weight[1:3], rtol=2**-23, atol=0)
+    assert rounded.values.isfinite().all()
+    e4m3 = round_to_e4m3(weight)
+    assert torch.equal(e4m3.values[0], torch.zeros(4)) and e4m3.values.isfinite().all()
+
+
+def test_int4_uses_codes_from_minus_7_to_7() -> None:
+    weight = torch.linspace(-1, 1, 201)[None]
+    assert sorted(codes_of(round_to_integers(weight, 4)).unique().tolist()) == list(range(-7, 8))
+
+
+def test_ties_go_to_even() -> None:
+    weight = torch.tensor([[7.0, 0.5, 1.5, 2.5, -0.5, -1.5]])  # unit 1
+    assert round_to_integers(weight, 4).values.tolist() == [[7, 0, 2, 2, 0, -2]]
+
+
+def test_a_finer_group_is_nearer_where_magnitudes_differ() -> None:
+    weight = torch.cat([torch.randn(4, 32) * 100, torch.randn(4, 32)], 1)
+    off = [(round_to_integers(weight, 4, g).values - weight)[:, 32:].norm() for g in (None, 32)]
+    assert off[1] < 0.2 * off[0]
+
+
+@pytest.mark.parametrize("group", [5, 7, 48, 0, -8])
+def test_groups_that_do_not_divide_the_axis_raise(group: int) -> None:
+    with pytest.raises(ValueError, match=f"group must divide the 24 inputs of the weight, got {group}"):
+        round_to_integers(weights(0), 4, group)
+
+
+@pytest.mark.parametrize(
+    ("axis", "most", "group"), [(128, 32, 32), (81, 32, 27), (81, 64, 27), (512, 64, 64), (4, 32, 4)]
+)
+def test_group_within(axis: int, most: int, group: int) -> None:
+    assert group_within(axis, most) == group
+
+
+def test_group_within_refuses_tiny_groups() -> None:
+    with pytest.raises(ValueError, match="an axis of 83 inputs has no divisor from 8 to 32"):
+        group_within(83, 32)
+
+
+@pytest.mark.parametrize("bits", [0, 1, 9])
+def test_bits_out_of_range_raise(bits: int) -> None:
+    with pytest.raises(ValueError, match=f"bits must be 2 to 8, got {bits}"):
+        round_to_integers(weights(0), bits)
+
+
+def test_bad_weights_raise() -> None:
+    with pytest.raises(TypeError, match="weight must be a floating-point tensor"):
+        round_to_integers(torch.ones(2, 2, dtype=torch.int64), 8)
+    with pytest.raises(ValueError, match=r"\[out, in\] and not empty"):
+        round_to_e4m3(torch.ones(2))
+    with pytest.raises(ValueError, match="got 1 non-finite"):
+        round_to_integers(torch.tensor([[1.0, math.nan]]), 8)
+
+
+def test_e4m3_is_within_its_own_half_unit() -> None:
+    weight = weights(3)
+    rounded = round_to_e4m3(weight)
+    scale = rounded.scale.double()
+    scaled, held = weight.double() / scale, rounded.values.double() / scale
+    # Three bits of mantissa: half a unit is 2**-4 of the power of two below, and 2**-10 among the subnormals.
+    unit = 2.0 ** (torch.log2(scaled.abs().clamp(min=2.0**-6)).floor() - 3)
+    assert ((scaled - held).abs() <= unit / 2 * (1 + 2.0**-20)).all()
+    assert torch.equal(round_to_e4m3(rounded.values).values, rounded.values)
+
+
+def test_jitter_moves_every_weight_by_just_so_much() -> None:
+    weight = torch.randn(5, 9)
+    # float32 shows 2**-20 to within a sixteenth.
+    moved = (jitter(weight).values.double() / weight.double() - 1).abs()
+    torch.testing.assert_close(moved, torch.full_like(moved, 2.0**-20), rtol=0.07, atol=0)
+
+
+def test_only_block_linears_are_rounded_and_the_model_is_left_alone(contractive: EquilibriumReasoner) -> None:
+    before = {name: weight.clone() for name, weight in contractive.state_dict().items()}
+    changed, rounded = with_rounded_weights(contractive, partial(round_to_integers, bits=2))
+    names = {f"{name}.weight" for name, _ in block_linears(contractive)}
+    assert len(names) == 4 == len(rounded)
+    for name, weight in contractive.state_dict().items():
+        assert torch.equal(weight, before[name])
+        assert torch.equal(changed.state_dict()[name], weight) == (name not in names)
+
+
+def test_weight_bytes_by_hand(contractive: EquilibriumReasoner) -> None:
+    shapes = {name: tuple(linear.weight.shape) for name, linear in block_linears(contractive)}
+    mixer = sum(math.prod(shape) for name, shape in shapes.items() if ".mlp_t." in name)
+    channel = [shape for name, shape in shapes.items() if ".mlp." in name]
+    everything = sum(weight.numel() for weight in contractive.state_dict().values())
+    others = everything - mixer - sum(map(math.prod, channel))
+    of = {v.name: v for v in default_variants()}
+    assert weight_bytes(contractive, BASELINE, {}) == weight_bytes(contractive, JITTERED, {}) == 4 * everything
+    assert weight_bytes(contractive, of["bf16"], {}) == 2 * everything
+    int8 = sum(rows * inputs + 4 * rows for rows, inputs in channel)
+    assert weight_bytes(contractive, of["int8"], {}) == 2 * (others + mixer) + int8
+    variant = of["int4 weights (simulated)"]
+    rounded = with_rounded_weights(contractive, variant.rounding)[1]
+    int4 = sum(math.ceil(rows * inputs / 2) + 4 * rows for rows, inputs in shapes.values())
+    assert weight_bytes(contractive, variant, rounded) == 2 * others + int4
+
+
+# --- paired statistics
+
+
+def test_tango_without_differences_is_its_closed_form() -> None:
+    zz = 1.959963984540054**2
+    low, high = tango_interval(0, 0, 200)
+    assert high == pytest.approx(zz / (200 + zz), rel=1e-9) and low == pytest.approx(-high, rel=1e-9)
+
+
+def _score(gained: int, lost: int, total: int, delta: float) -> float:
+    """Tango's statistic with the likeliest share of losses found by search."""
+    grid = np.linspace(max(0, -delta), (1 - delta) / 2, 400_001)[1:-1]
+    likelihood = (total - gained - lost) * np.log(1 - 2 * grid - delta)
+    likelihood = likelihood + gained * np.log(grid + delta) + lost * np.log(grid)
+    q = grid[likelihood.argmax()]
+    return (gained - lost - total * delta) / math.sqrt(total * (2 * q + delta - delta * delta))
+
+
+@pytest.mark.parametrize(("gained", "lost", "total"), [(3, 8, 50), (1, 9, 200), (12, 12, 60)])
+def test_tango_ends_where_the_test_just_rejects(gained: int, lost: int, total: int) -> None:
+    low, high = tango_interval(gained, lost, total)
+    assert _score(gained, lost, total, low) == pytest.approx(1.95996, abs=1e-3)
+    assert _score(gained, lost, total, high) == pytest.approx(-1.95996, abs=1e-3)
+    assert tango_interval(lost, gained, total) == pytest.approx((-high, -low), abs=1e-9)
+
+
+def test_compare_answers_and_counted() -> None:
+    before, after = np.array([1, 1, 1, 0, 0], bool), np.array([1, 0, 0, 1, 0], bool)
+    told = compare_answers(before, after)
+    assert (told["both_right"], told["gained"], told["lost"]) == (1, 1, 2)
+    assert told["difference"] == pytest.approx(-0.2) and told["tango95"][0] < -0.2 < told["tango95"][1]
+    assert counted(0, 0)["share"] is None
+    with pytest.raises(ValueError, match="must not be negative"):
+        tango_interval(3, 3, 5)
+
+
+# --- the study
+
+
+SAME = Variant("same", "fp32 once more", "fp32")
+
+
+def destroyed(weight: torch.Tensor) -> Rounded:
+    """One bit: the sign, times the mean magnitude."""
+    return Rounded(weight.sign() * weight.abs().mean(1, keepdim=True), None, None, 1)
+
+
+ONE_BIT = Variant("1 bit", "signs", "fp32", destroyed)
+
+
+@pytest.fixture(scope="module")
+def shipped() -> EquilibriumReasoner:
+    return EquilibriumReasoner.from_pretrained("sudoku-small")
+
+
+@pytest.fixture(scope="module")
+def easy() -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and labels [4, 81]: one puzzle with other clues shown."""
+    inputs, labels = (np.repeat(sudoku.encode(text)[None], 4, 0) for text in (PUZZLE, SOLUTION))
+    return sudoku.reveal(inputs, labels, 46, np.random.default_rng(0)), labels
+
+
+def small(model: EquilibriumReasoner, easy: tuple[np.ndarray, np.ndarray], *variants: Variant, **options) -> dict:
+    settings = dict(depth=16, breadth=2, tol=0.0282, variants=variants, rounds=0, displaced=2)
+    return study(model, *easy, **{**settings, **options})
+
+
+def test_fp32_against_itself_moves_nothing(shipped: EquilibriumReasoner, easy) -> None:
+    spent: list[tuple[int, int]] = []
+    found = small(shipped, easy, SAME, progress=lambda done, of: spent.append((done, of)))
+    (same,) = found["variants"]
+    assert found["baseline"]["accuracy"]["correct"] == 4
+    assert same["settled"]["count"] == 8 and same["settled_right"]["count"] == 8
+    for name in (
+        "changed_basin",
+        "settled_elsewhere",
+        "settled_in_baseline_only",
+        "settled_here_only",
+        "right_to_wrong",
+        "wrong_to_right",
+    ):
+        assert same[name]["count"] == 0 == same[name]["puzzles"], name
+    assert (same["paired"]["gained"], same["paired"]["lost"], same["paired"]["mcnemar_p"]) == (0, 0, 1)
+    assert same["more_steps_to_settle"] == {"trajectories": 8, "mean": 0}
+    moved = same["displacement"]
+    assert (moved["median"], moved["max"], moved["same_basin"]) == (0, 0, 2)
+    assert moved["from_fixed_point"]["lost"]["count"] == 0
+    assert moved["from_fixed_point"]["max"] == 0
+    assert same["residual_floor"] == found["baseline"]["residual_floor"]
+    assert same["ms_per_step"] is None and same["verdict"] == "open"
+    assert spent[-1] == (2 * 4 * 2 * 16,) * 2
+    # Noise alone moves a state; other starts do as well.
+    spread = found["baseline"]["spread"]
+    assert 0.001 < spread["two_noise_draws"]["median"] < 0.1
+    again = json.loads(to_json(found))
+    assert again["baseline"]["name"] == "fp32"
+    lines = drawing_quantisation.markdown(again).splitlines()
+    assert "| same | 100.0 % | 0, 0 | +0.0 [-49.0, +49.0] | 1.00 | - | open |" in lines
+    assert any(line.startswith("| same | 0.01") and line.endswith("| 2 of 2 |") for line in lines)
+
+
+def test_one_bit_is_detected(shipped: EquilibriumReasoner, easy) -> None:
+    found = small(shipped, easy, ONE_BIT)
+    (bad,) = found["variants"]
+    assert bad["accuracy"]["correct"] == 0 and bad["paired"]["lost"] == 4
+    assert bad["changed_basin"]["count"] == 8 == bad["right_to_wrong"]["count"]
+    assert bad["displacement"]["same_basin"] == 0 and bad["displacement"]["median"] is None
+    assert bad["displacement"]["from_fixed_point"]["lost"]["count"] == 2
+    assert bad["verdict"] == "loses" and "lost: 1 bit" in found["recommendation"]
+
+
+def test_int4_moves_fixed_points_further_than_int8(shipped: EquilibriumReasoner, easy) -> None:
+    names = ("int8 weights (simulated)", "int4 weights (simulated)", "fp32 jittered", "fp32 reseeded")
+    known = {variant.name: variant for variant in default_variants()}
+    found = small(shipped, easy, *(known[name] for name in names))
+    int8, int4 = (row["displacement"]["median"] for row in found["variants"])
+    control, reseeded = found["control"]
+    assert 0 < control["displacement"]["median"] < int8 < int4
+    assert control["simulated"] and "verdict" not in control
+    assert control["displacement"]["from_fixed_point"]["median"] < 1e-4
+    assert reseeded["displacement"] is None
+    assert reseeded["residual_floor"] != found["baseline"]["residual_floor"]
+
+
+@needs_extension
+def test_timing_and_real_precisions(shipped: EquilibriumReasoner, easy) -> None:
+    known = {variant.name: variant for variant in default_variants()}
+    found = small(shipped, easy, known["bf16"], known["int8"], known["int8 weights (simulated)"], rounds=1, depth=8)
+    bf16, int8, fake = found["variants"]
+    assert bf16["times_as_fast"] == 1 and bf16["ms_per_step"] > 0 and int8["ms_per_step"] > 0
+    assert fake["ms_per_step"] is None is fake["times_as_fast"]
+    assert "int8" in int8["backend_reason"] and "int8" in int8["displacement"]["arithmetic"]
+    assert found["not_available"][-1]["name"] == "fp8"
+    assert 0 < bf16["displacement"]["median"]
+
+
+def test_what_cannot_run_is_named_with_its_reason(shipped: EquilibriumReasoner, easy) -> None:
+    known = {variant.name: variant for variant in default_variants()}
+    runnable, missing = sort_out(shipped, [known["int8"], known["bf16"]], "reference")
+    assert [variant.name for variant in runnable] == ["bf16"]
+    assert [row["name"] for row in missing] == ["int8", "fp8"] and "int8" in missing[0]["why"]
+    with pytest.raises(ValueError, match="different names"):
+        sort_out(shipped, [SAME, SAME], "auto")
+    with pytest.raises(ValueError, match="simulate_in must be fp32 or bf16"):
+        default_variants("int8")
+
+
+def test_runs_do_not_depend_on_chunks(
+    contractive: EquilibriumReasoner, puzzles: torch.Tensor, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def once() -> list[np.ndarray]:
+        made = run(
+            contractive,
+            puzzles.numpy(),
+            puzzles.numpy(),
+            depth=5,
+            breadth=3,
+            tol=0.01,
+            backend=backend,
+            noise_scale=0.01,
+        )
+        return [made.residuals, made.right, made.answers, made.settled, *made.halts]
+
+    whole = once()
+    monkeypatch.setattr("benchmarks.studies.quantisation.runs._CHUNK_BYTES", 1)
+    for part, of in zip(once(), whole, strict=True):
+        np.testing.assert_allclose(part, of, rtol=0 if backend == "cpu" else 1e-4)
+
+
+def test_states_are_those_that_solve_passes_through(contractive: EquilibriumReasoner, puzzles: torch.Tensor) -> None:
+    rng = noise.make_rng(5, 0, noise.hash_tokens(puzzles), 0)
+    here = displacement.states(contractive, puzzles, rng, depth=3, precision="fp32")
+    result = contractive.solve(puzzles, depth=3, halt="none", seed=5, noise_scale=0)
+    assert torch.equal(here.answers, result.preds)
+    torch.testing.assert_close(here.residual, result.residual, rtol=1e-3, atol=1e-6)
+
+
+@needs_extension
+@pytest.mark.parametrize("noise_scale", [0.0, 0.02])
+def test_kernel_and_plain_states_agree(
+    puzzles: torch.Tensor, noise_scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_contractive(tiny_config())
+    rng = noise.make_rng(0, 1, noise.hash_tokens(puzzles), 0)
+
+    def reached(depth: int = 4) -> displacement.States:
+        return displacement.states(model, puzzles, rng, depth=depth, precision="fp32", noise_scale=noise_scale)
+
+    kernel = reached()
+    monkeypatch.setattr(displacement, "_why_no_kernel", lambda model: "not here")
+    plain = reached()
+    torch.testing.assert_close(kernel.z, plain.z, rtol=1e-4, atol=1e-5)
+    assert displacement.arithmetic(model, "int8") is None
+    with pytest.raises(ValueError, match="gives no states here: not here; use fp32 or bf16"):
+        displacement.states(model, puzzles, rng, depth=1, precision="int8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"tol": 0.0}, "tol must be positive"), ({"tol": math.inf}, "tol must be positive"), ({"depth": 0}, "depth")],
+)
+def test_bad_settings_raise(shipped: EquilibriumReasoner, easy, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(shipped, easy, SAME, **changes)
+
+
+def test_puzzles_without_labels_raise(shipped: EquilibriumReasoner, easy) -> None:
+    inputs, labels = easy
+    labels = labels.copy()
+    labels[2] = 0
+    with pytest.raises(ValueError, match="none in 1 rows, first 2"):
+        small(shipped, (inputs, labels), SAME)
+
+
+# --- the rule
+
+
+def row(
+    name: str,
+    gained: int,
+    lost: int,
+    changed: int = 0,
+    elsewhere: int = 0,
+    *,
+    gone: int = 0,
+    of: int = 1000,
+    size: int = 100,
+    simulated: bool = False,
+    ms: float | None = None,
+) -> dict:
+    n = 1000
+    return {
+        "name": name,
+        "simulated": simulated,
+        "weight_bytes": size,
+        "ms_per_step": ms,
+        "times_as_fast": None if ms is None else 2 / ms,
+        "changed_basin": counted(changed, n),
+        "settled_elsewhere": counted(elsewhere, of),
+        "displacement": {"from_fixed_point": {"lost": counted(gone, 32)}},
+        "paired": {"difference": (gained - lost) / n, "tango95": list(tango_interval(gained, lost, n))},
+    }
+
+
+@pytest.mark.parametrize(
+    ("told", "verdict"),
+    [
+        (row("x", 0, 0), "keeps"),
+        (row("x", 2, 3, 100, 10), "keeps"),  # just as many as may
+        (row("x", 2, 3, 101), "open"),  # more than may, by chance perhaps
+        (row("x", 2, 3, 130), "loses"),  # more than chance explains
+        (row("x", 2, 3, 0, 11), "open"),
+        (row("x", 2, 3, 0, 30), "loses"),
+        (row("x", 2, 3, gone=1), "open"),
+        (row("x", 2, 3, gone=4), "loses"),
+        (row("x", 0, 9), "loses"),  # accuracy falls
+        (row("x", 10, 12), "open"),  # a loss of a point is not excluded
+        (row("x", 30, 2), "keeps"),
+        (row("x", 0, 0, of=0), "open"),  # nothing settled
+        (row("x", 0, 0) | {"displacement": None}, "keeps"),
+    ],
+)
+def test_judge(told: dict, verdict: str) -> None:
+    assert judge(told) == verdict
+
+
+def verdicts(*rows: dict) -> list[dict]:
+    return [r | {"verdict": judge(r)} for r in rows]
+
+
+def test_the_fewest_bytes_win_and_the_fastest_that_runs_is_named() -> None:
+    rows = verdicts(
+        row("bf16", 0, 0, size=50, ms=2.0),
+        row("int8", 1, 0, size=30, ms=1.0),
+        row("int4", 0, 0, 5, size=15, simulated=True),
+        row("int2", 0, 90, 300, size=8, simulated=True),
+    )
+    told = recommend(100, rows, 1000)
+    assert told.startswith("By memory int4: 0.15 of fp32's bytes, +0.0 points")
+    assert "By time int8: 1 ms a step, 2.00 times as fast as bf16, +0.1 points" in told and "int2" not in told
+
+
+def test_nothing_is_recommended_on_too_few_puzzles() -> None:
+    few = row("bf16", 0, 0) | {"paired": {"difference": 0.0, "tango95": list(tango_interval(0, 0, 200))}}
+    told = recommend(100, verdicts(few, row("int2", 0, 90, 300)), 200)
+    assert told.startswith("fp32: nothing else is shown")
+    assert "undecided: bf16 (even equal answers need 381 puzzles); lost: int2." in told
+
+
+@pytest.mark.parametrize("max_loss", [0.005, 0.01, 0.02])
+def test_least_puzzles(max_loss: float) -> None:
+    n = least_puzzles(max_loss)
+    assert tango_interval(0, 0, n)[0] > -max_loss >= tango_interval(0, 0, n - 1)[0]

@@ -1,0 +1,487 @@
+"""The pictures and the page of a curve report: whole, self-contained, the same each time, and honest about gaps."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import copy
+import itertools
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tomllib
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eqr_kernels.cli.render import PICTURES, NoData, page, write_report
+from eqr_kernels.cli.render import wording as say
+from eqr_kernels.cli.render.reading import marks, points
+from eqr_kernels.cli.render.style import save, spread
+from tests.support.curve_report import BREADTHS, DEPTHS, make_report
+from tests.support.environment import REPOSITORY
+
+REPORT = make_report()
+STEMS = [picture.stem for picture in PICTURES]
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
+)
+VOID = {"meta", "link", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Elements of a page; fails where tags do not nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.tables: list[list[list[str]]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+        if self.open and self.open[-1] in ("td", "th"):
+            self.tables[-1][-1][-1] += data
+
+    def attributes(self, *names: str) -> list[str]:
+        return [value or "" for _, attrs in self.elements for name, value in attrs.items() if name in names]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("report") / "made" / "here"
+    files = write_report(REPORT, where)
+    assert [file.name for file in files] == [f"{s}.{kind}" for s in STEMS for kind in ("png", "svg")] + ["curve.html"]
+    assert sorted(files) == sorted(where.iterdir())
+    return where
+
+
+def test_files_are_valid(folder: Path) -> None:
+    for stem in STEMS:
+        png = (folder / f"{stem}.png").read_bytes()
+        assert png.startswith(b"\x89PNG\r\n\x1a\n") and png.endswith(b"IEND\xaeB`\x82")
+        width, height = struct.unpack(">II", png[16:24])
+        assert width == 1200 and 400 < height < 1200
+        assert b"matplotlib" not in png
+        svg = ET.fromstring((folder / f"{stem}.svg").read_bytes())
+        assert svg.tag == "{http://www.w3.org/2000/svg}svg"
+        assert not [e for e in svg.iter() if "date" in e.tag]
+    Page((folder / "curve.html").read_text())
+
+
+def test_page_needs_nothing_else(folder: Path) -> None:
+    text = (folder / "curve.html").read_text()
+    found = Page(text)
+    assert not [tag for tag, _ in found.elements if tag in ("script", "iframe", "object", "embed", "base", "form")]
+    references = found.attributes("src", "href", "srcset", "action", "data", "poster", "background")
+    assert references and all(value.startswith(("data:", "#")) for value in references)
+    style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)
+    assert style and not re.search(r"url\(|@import|https?:", style[1])
+    assert not [name for _, attrs in found.elements for name in attrs if name.startswith("on")]
+    anchors = {value for value in found.attributes("id")}
+    assert {value[1:] for value in references if value.startswith("#")} <= anchors
+    pictures = [value.partition("base64,")[2] for value in found.attributes("src")]
+    assert [base64.b64decode(data) for data in pictures] == [(folder / f"{s}.svg").read_bytes() for s in STEMS]
+    for stem in STEMS:
+        svg = ET.fromstring((folder / f"{stem}.svg").read_bytes())
+        links = [value for e in svg.iter() for name, value in e.attrib.items() if name.endswith("href")]
+        assert all(value.startswith(("#", "data:image/png")) for value in links)
+
+
+def test_front_table() -> None:
+    table = Page(page(REPORT)).tables[0]
+    head, body = table[0], table[1:]
+    assert len(body) == len({*REPORT["front"], *marks(REPORT)})
+    column = {name: k for k, name in enumerate(head)}
+    best = points(REPORT)[REPORT["bend"]["best"]]
+    row = body[-1]
+    assert row[0] == "within 0.5 points, best" and row[1] == "race"
+    assert row[column["accuracy"]] == f"{100 * best.share:.1f} %"
+    assert row[column["95 % interval"]] == f"{100 * best.low:.1f} to {100 * best.high:.1f} %"
+    assert float(row[column["core-seconds"]]) == pytest.approx(best.seconds, rel=5e-3)
+    assert float(row[column["p95, ms"]]) == pytest.approx(best.p95, rel=5e-3)
+    assert float(row[column["USD per 1000"]]) == pytest.approx(best.money, rel=5e-3)
+    # Memory was measured at breadths 1, 8 and 32 and depths 1, 4, 16 and 64 alone; energy on no CPU.
+    for cells in body:
+        measured = cells[column["breadth"]] in ("1", "8", "32") and cells[column["depth"]] in ("1", "4", "16", "64")
+        assert bool(cells[column["memory, MiB"]]) == measured
+        assert cells[column["joules"]] == ""
+    assert {bool(cells[column["memory, MiB"]]) for cells in body} == {True, False}
+
+
+def test_summary_and_other_tables() -> None:
+    found = Page(page(REPORT))
+    assert f"model.solve(tokens, {REPORT['recommendation']['arguments']})" in found.text
+    best = points(REPORT)[REPORT["bend"]["best"]]
+    call = f'depth={best.depth}, breadth={best.breadth}, halt="residual", tol={best.tol:g}, select="first"'
+    assert f"model.solve(tokens, {call})" in found.text
+    assert REPORT["reproduce"]["command"] in found.text
+    checked = found.tables[1][1:]
+    assert len(checked) == len(REPORT["checked"]) and {row[12] for row in checked} == {"-3.8 %"}
+    memory = found.tables[3]
+    assert memory[0] == ["depth", "breadth 1", "breadth 8", "breadth 32"]
+    assert [row[0] for row in memory[1:]] == ["1", "4", "16", "64"]
+    quantised = found.tables[-1]
+    assert quantised[3][5] == "5 of 200" and quantised[4][-2:] == ["", ""]
+    assert REPORT["quantisation"]["recommendation"] in found.text
+
+
+def test_gpu_without_a_price() -> None:
+    report = make_report(gpu=True, price=False, quantised=False)
+    found = Page(page(report))
+    head, row = found.tables[0][0], found.tables[0][-1]
+    assert "GPU-seconds" in head and row[head.index("money per 1000")] == "" and row[head.index("joules")] != ""
+    assert "No price was given" in found.text and "read from NVML" in found.text
+    assert "They were not compared in this report." in found.text
+    figure = PICTURES[0].draw(report)
+    assert figure.axes[0].get_xlabel().startswith("GPU-seconds") and not figure.axes[0].child_axes
+
+
+@pytest.mark.parametrize(
+    ("policy", "want"),
+    [
+        ("fixed", 'depth=64, breadth=8, halt="none"'),
+        ("q", 'depth=64, breadth=8, halt="q"'),
+        ("residual", 'depth=64, breadth=8, halt="residual", tol=0.028'),
+        ("race", 'depth=64, breadth=8, halt="residual", tol=0.028, select="first"'),
+        ("unheard of", ""),
+    ],
+)
+def test_arguments(policy: str, want: str) -> None:
+    tol = 0.028 if policy in ("residual", "race") else None
+    row = {"policy": policy, "depth": 64, "breadth": 8, "tol": tol}
+    assert say.arguments(points({"points": [row]})[0]) == want
+
+
+@pytest.mark.parametrize(
+    ("value", "want"),
+    [(None, ""), (0, "0"), (0.0123456, "0.0123"), (12.3456, "12.3"), (12345.6, "12,346"), (1.234e-7, "1.23e-07")],
+)
+def test_significant(value: float | None, want: str) -> None:
+    assert say.significant(value) == want
+
+
+def test_values_are_escaped() -> None:
+    nasty = '<script>alert("1")</script>&$\\frac{'
+    report = copy.deepcopy(REPORT)
+    report["model"] = report["device"] = report["backend_reason"] = report["reproduce"]["command"] = nasty
+    report["reproduce"]["versions"] = {nasty: nasty}
+    report["puzzles"] = {"count": 3, "file": nasty, "groups": {nasty: 3}}
+    report["convergence"]["groups"][0]["name"] = nasty
+    report["recommendation"] |= {"arguments": nasty, "reason": nasty}
+    report["quantisation"]["variants"][0]["name"] = report["quantisation"]["recommendation"] = nasty
+    report["settings"]["price"]["currency"] = report["checked"][0]["why"][0] = report["points"][0]["policy"] = nasty
+    text = page(report)
+    found = Page(text)
+    assert "<script" not in text and "script" not in [tag for tag, _ in found.elements]
+    assert found.text.count(nasty) >= 10
+    for picture in PICTURES:  # and no mathematics starts at a dollar sign
+        save(picture.draw(report), "png")
+
+
+def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where something stands in a report; of lists the first items only."""
+    if isinstance(value, dict):
+        inner = list(value.items())
+    elif isinstance(value, list):
+        inner = list(enumerate(value[:1]))
+    else:
+        inner = []
+    for key, item in inner:
+        yield (*path, key)
+        yield from paths(item, (*path, key))
+
+
+def without(path: tuple[Any, ...]) -> dict[str, Any]:
+    """The report with null at a path, and at what indexes its points where those are null."""
+    report = copy.deepcopy(REPORT)
+    if path == ("points",):
+        report |= dict.fromkeys(("front", "bend", "recommendation", "checked"))
+    place: Any = report
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = None
+    return report
+
+
+def test_any_null_is_survived_by_the_page() -> None:
+    where = [path for path in paths(REPORT) if path != ("schema",)]
+    assert len(where) > 100
+    for path in where:
+        found = Page(page(without(path)))
+        assert "None" not in found.text, path
+
+
+@pytest.mark.parametrize("picture", PICTURES, ids=STEMS)
+def test_nulls_are_survived_by_the_pictures(picture: Any) -> None:
+    parts = {
+        "accuracy_cost": ("points", "front", "bend", "settings", "recommendation"),
+        "residual": ("coupling", "convergence"),
+        "convergence": ("convergence",),
+        "latency": ("checked", "unit_costs", "settings"),
+        "memory": ("unit_costs",),
+        "quantisation": ("quantisation",),
+    }[picture.stem]
+    drawn = []
+    for path in paths(REPORT):
+        if path[0] in parts:
+            with contextlib.suppress(NoData):
+                drawn.append(picture.draw(without(path)))
+    assert len(drawn) > 2 and all(figure.axes for figure in drawn)
+
+
+def test_only_nulls(tmp_path: Path) -> None:
+    report = {**dict.fromkeys(REPORT), "schema": 1}
+    for name in ("memory.png", "memory.svg", "mine.png"):
+        (tmp_path / name).touch()
+    assert write_report(report, tmp_path) == [tmp_path / "curve.html"]
+    # A picture of an earlier report would be taken for one of this.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.html", "mine.png"]
+    text = Page((tmp_path / "curve.html").read_text()).text
+    for picture in PICTURES:
+        with pytest.raises(NoData) as reason:
+            picture.draw(report)
+        assert f"{picture.title} is left out: {reason.value}." in text
+
+
+@pytest.mark.slow
+def test_same_bytes_in_another_process(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "curve.json").write_text(json.dumps(REPORT))
+    (tmp_path / "matplotlibrc").write_text("font.size: 20\nsvg.fonttype: none\naxes.facecolor: red\n")
+    code = """
+import json, sys
+from pathlib import Path
+from eqr_kernels.cli.render import write_report
+write_report(json.loads(Path("curve.json").read_text()), Path("again"))
+"""
+    changed = {"PYTHONHASHSEED": "7", "PYTHONPATH": str(REPOSITORY), "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | changed, check=True, timeout=300)
+    for file in folder.iterdir():
+        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+@pytest.mark.parametrize("module", ["matplotlib", "jinja2"])
+def test_missing_libraries_are_named(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    report = {**dict.fromkeys(REPORT), "schema": 1, "coupling": REPORT["coupling"]}
+    with pytest.raises(ImportError, match=rf'{module}: pip install "eqr_kernels\[plot\]"'):
+        write_report(report, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_matplotlib_is_named_by_each_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for picture in PICTURES:
+        with pytest.raises(ImportError, match=r'pip install "eqr_kernels\[plot\]"'):
+            picture.draw(REPORT)
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, eqr_kernels.report\n"
+        "print(*({'torch', 'numpy', 'matplotlib', 'jinja2', 'eqr_kernels.studies'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_nothing_is_written_unless_all_can_be(tmp_path: Path) -> None:
+    report = without(("points",))
+    report["coupling"]["wrong_counts"] = [1, 2, 3]
+    with pytest.raises(ValueError, match=r"one log10_edges more .* got 53, 52 and 3; write it again"):
+        write_report(report, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_reports_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="report must be a dict as in curve.json, got list"):
+        write_report([], tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="from `eqr curve`, schema 1, got command 'eval', schema None"):
+        write_report({"command": "eval"}, tmp_path)
+    with pytest.raises(ValueError, match="schema 2"):
+        write_report({**REPORT, "schema": 2}, tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file is a file; name a folder"):
+        write_report(REPORT, tmp_path / "file")
+    with pytest.raises(ValueError, match=r"bend.best must be an index into its \d+ points, got 9999"):
+        page({**REPORT, "bend": {"best": 9999}})
+    with pytest.raises(ValueError, match="front must be an index into its 0 points, got 3"):
+        page({**REPORT, "points": None, "front": [3], "bend": None, "recommendation": None, "checked": None})
+    report = copy.deepcopy(REPORT)
+    report["points"][0]["cost_per_1000"] *= 2
+    with pytest.raises(ValueError, match="must all cost the same money a second"):
+        PICTURES[0].draw(report)
+
+
+@given(st.lists(st.floats(-0.5, 1.5), max_size=4))
+def test_spread(wanted: list[float]) -> None:
+    wanted.sort()
+    places = spread(wanted, 0.25)
+    assert len(places) == len(wanted)
+    assert all(0.125 - 1e-9 <= place <= 0.875 + 1e-9 for place in places)
+    assert all(b - a >= 0.25 - 1e-9 for a, b in itertools.pairwise(places))
+    if all(0.125 <= a <= 0.875 for a in wanted) and all(b - a >= 0.25 for a, b in itertools.pairwise(wanted)):
+        assert places == pytest.approx(wanted)
+
+
+def crowded() -> dict[str, Any]:
+    """Every mark on another point of the front, close to each other, and long names."""
+    report = make_report(seed=3)
+    report["device"] = "Intel(R) Xeon(R) Platinum 8592+ CPU @ 1.90GHz, avx512 bf16, 128 threads, " * 3
+    a, b, c, d = report["front"][-4:]
+    report["bend"] = {"best": d, "cheapest_within": {"points": 0.5, "index": c}, "knee": a}
+    report["recommendation"]["index"] = b
+    return report
+
+
+@pytest.mark.parametrize("picture", PICTURES, ids=STEMS)
+@pytest.mark.parametrize("report", [REPORT, crowded(), make_report(gpu=True, seed=5)], ids=["plain", "crowded", "gpu"])
+def test_text_does_not_overlap_and_is_inside(
+    picture: Any, report: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.text import Text
+
+    figure = picture.draw(report)
+    drawn: dict[int, Text] = {}  # ticks beyond an axis' limits exist, but are not drawn
+    draw = Text.draw
+
+    def record(text: Text, *args: Any, **kwargs: Any) -> None:
+        drawn[id(text)] = text
+        draw(text, *args, **kwargs)
+
+    monkeypatch.setattr(Text, "draw", record)
+    save(figure, "png")
+    boxes = [
+        (text.get_text(), text.get_window_extent())
+        for text in drawn.values()
+        if text.get_visible() and text.get_text().strip() and text.get_text() != figure.get_suptitle()
+    ]
+    assert len(boxes) > 10
+    for text, box in boxes:
+        assert box.x0 >= -1 and box.y0 >= -1, text
+        assert box.x1 <= figure.bbox.x1 + 1 and box.y1 <= figure.bbox.y1 + 1, text
+    for (one, a), (other, b) in itertools.combinations(boxes, 2):
+        apart = a.x1 <= b.x0 + 1 or b.x1 <= a.x0 + 1 or a.y1 <= b.y0 + 1 or b.y1 <= a.y0 + 1
+        assert apart, (one, other)
+
+
+def test_marks_share_a_label() -> None:
+    report = copy.deepcopy(REPORT)
+    best = report["bend"]["best"]
+    report["bend"] = {"best": best, "cheapest_within": {"points": 0.5, "index": best}, "knee": best}
+    assert marks(report)[best] == ["knee", "within 0.5 points", "best"]
+    labels = [text.get_text() for text in PICTURES[0].draw(report).axes[0].texts]
+    assert len([label for label in labels if "best" in label]) == 1
+
+
+def test_pictures_show_the_numbers() -> None:
+    drawn = {picture.stem: picture.draw(REPORT) for picture in PICTURES}
+    cost = drawn["accuracy_cost"].axes[0]
+    assert sum(len(c.get_offsets()) for c in cost.collections if hasattr(c, "get_sizes")) >= len(REPORT["points"])
+    memory = {line.get_label(): line.get_ydata() for line in drawn["memory"].axes[0].lines}
+    assert set(memory) == {"breadth 1", "breadth 8", "breadth 32"}
+    assert memory["breadth 8"][0] * 2**20 == pytest.approx(3_100_000 + 8 * 165_000 + 900)
+    latency = {line.get_label(): line.get_ydata() for line in drawn["latency"].axes[0].lines}
+    first = REPORT["unit_costs"]["latency"][0]
+    assert latency["fixed depth 64"][0] == pytest.approx(first["overhead_ms"] + 64 * first["ms_per_nfe"])
+    assert len(latency["fixed depth 64"]) == len(BREADTHS)
+    assert "AUROC 0.991" in " ".join(text.get_text() for text in drawn["residual"].texts)
+    steps, never = drawn["convergence"].axes[2:4]
+    group = REPORT["convergence"]["groups"][1]
+    assert 0 < group["settled"] < group["puzzles"]
+    shares = steps.patches[0].get_data().values
+    assert len(shares) == DEPTHS[-1] and shares.sum() == pytest.approx(100 * group["settled"] / group["puzzles"])
+    assert never.patches[0].get_height() == pytest.approx(100 - shares.sum())
+
+
+def test_many_steps_share_bars() -> None:
+    report = copy.deepcopy(REPORT)
+    report["convergence"] |= {
+        "depth": 1001,
+        "groups": [{"name": "g", "puzzles": 2002, "settled": 1001, "steps": [1] * 1001}],
+    }
+    figure = PICTURES[2].draw(report)
+    stairs = figure.axes[0].patches[0].get_data()
+    assert len(stairs.values) == 126 and stairs.edges[-1] == 1001.5
+    assert stairs.values.sum() == pytest.approx(50) and "per 8 steps" in figure.get_supylabel()
+
+
+def test_template_is_shipped() -> None:
+    data = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
+        "eqr_kernels"
+    ]
+    found = {path for pattern in data for path in (REPOSITORY / "eqr_kernels").glob(pattern)}
+    assert set((REPOSITORY / "eqr_kernels" / "report").glob("*.jinja")) <= found
+    assert "eqr_kernels/report *.jinja" in (REPOSITORY / "MANIFEST.in").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="needs chromium on PATH, to open the page")
+@pytest.mark.parametrize("width", [500, 1200])
+def test_page_in_a_browser(folder: Path, tmp_path: Path, width: int) -> None:
+    probe = """<script>
+addEventListener("load", () => {
+  const images = [...document.images].map(image => image.naturalWidth > 0 && image.clientWidth <= 800);
+  document.body.setAttribute("data-probe", JSON.stringify(
+    {images, page: document.documentElement.scrollWidth, window: document.documentElement.clientWidth}));
+});
+</script></body>"""
+    text = re.sub(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>", "", (folder / "curve.html").read_text())
+    (tmp_path / "probe.html").write_text(text.replace("</body>", probe))
+    common = (
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--window-size={width},3000",
+        "--virtual-time-budget=3000",
+        "--enable-logging=stderr",
+    )
+
+    def browse(*arguments: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run([*common, *arguments], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert "CONSOLE" not in done.stderr, done.stderr
+        return done
+
+    browse(f"--screenshot={tmp_path / 'page.png'}", (folder / "curve.html").as_uri())
+    assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
+    body = next(
+        attrs
+        for tag, attrs in Page(browse("--dump-dom", (tmp_path / "probe.html").as_uri()).stdout).elements
+        if tag == "body"
+    )
+    seen = json.loads(body["data-probe"] or "")
+    assert seen["images"] == [True] * len(STEMS)
+    # Wide tables scroll within themselves; the page does not.
+    assert seen["page"] <= seen["window"] <= width

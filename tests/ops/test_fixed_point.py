@@ -1,0 +1,543 @@
+"""The ops pack_weights, fixed_point, trajectory_bytes and fingerprint: checks, torch's own op checks, threads, control.
+
+What they compute is tested in test_outer_step.py and, against the reference backend, in tests/solve.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from eqr_kernels import Status, ops
+from tests.support.environment import BUILT, REPOSITORY, WHY_NOT_BUILT, needs_compiler
+from tests.support.fixed_point_op import FOREVER, D, K, S, V, endless, operator, problem, run, same, weights
+
+pytestmark = pytest.mark.skipif(not BUILT, reason=WHY_NOT_BUILT)
+
+ISAS = ops.cpu_isas() if BUILT else []
+PRECISIONS = ("fp32", "bf16", "int8")
+
+
+# ---- torch's own checks --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("mixer, fixed_start", [("mlp_t", False), ("attention", True)])
+def test_opcheck_of_pack_weights(mixer: str, fixed_start: bool, precision: str) -> None:
+    arguments = weights(mixer, fixed_start, precision)
+    torch.library.opcheck(torch.ops.eqr_kernels.pack_weights.default, tuple(arguments.values()))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(),
+        dict(checkpoints=(), trace=False, breadth=1),
+        # NaN is not equal to itself: what ended early leaves none behind without a trace.
+        dict(halt="residual", tol=0.3, select="vote", trace=False, noise_scale=0.0),
+        dict(halt="q", select="q", trace=False),
+    ],
+    ids=["all", "least", "vote", "q"],
+)
+def test_opcheck_of_fixed_point(changes: dict[str, Any]) -> None:
+    packed = ops.pack_weights(**weights())
+    arguments = (packed, *problem(**changes).values())
+    torch.library.opcheck(torch.ops.eqr_kernels.fixed_point.default, arguments)
+
+
+def test_opcheck_of_trajectory_bytes_and_fingerprint() -> None:
+    packed = ops.pack_weights(**weights())
+    torch.library.opcheck(torch.ops.eqr_kernels.trajectory_bytes.default, (packed, 3))
+    tensors = [packed, torch.ones(2, 3, dtype=torch.bfloat16)]
+    torch.library.opcheck(torch.ops.eqr_kernels.fingerprint.default, (tensors,))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_compiler)])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_in_one_graph(backend: str, dynamic: bool) -> None:
+    w, options = weights(), {name: value for i, (name, value) in enumerate(problem().items()) if i >= 3}
+    names = ("embedding", "lm_head", "q_weight", "q_bias")
+
+    def answer(heads: list[Tensor], blocks: list[Tensor], tokens: Tensor, ids: Tensor, control: Tensor) -> Any:
+        rest = (None, None, None, None, w["sizes"], w["constants"], "bf16")
+        packed = ops.pack_weights(*heads, [2 * b for b in blocks], *rest)
+        result = ops.fixed_point(packed, tokens + 0, ids, control, **options)
+        return result, result.logits.sum() + control.sum()
+
+    compiled = torch.compile(answer, fullgraph=True, backend=backend, dynamic=dynamic)
+    try:
+        for n in (4, 7):
+            p, controls = problem(n), [torch.zeros(3, dtype=torch.int64) for _ in range(2)]
+            arguments = ([w[name] for name in names], w["blocks"], p["tokens"], p["ids"])
+            (got, total), (want, expected) = compiled(*arguments, controls[0]), answer(*arguments, controls[1])
+            assert same(got, want) and controls[0].tolist() == controls[1].tolist() == [0, 3 * n, 18 * n]
+            torch.testing.assert_close(total, expected)
+    finally:
+        torch._dynamo.reset()
+
+
+def test_gradient_is_refused() -> None:
+    arguments = weights()
+    arguments["blocks"][2].requires_grad_()
+    expected = r"blocks\[2\] requires a gradient, and pack_weights has none; call it under torch.no_grad"
+    with pytest.raises(RuntimeError, match=expected):
+        ops.pack_weights(**arguments)
+    with torch.no_grad():
+        assert not ops.pack_weights(**arguments).requires_grad
+
+
+# ---- arguments -----------------------------------------------------------------------------------------------------
+
+
+def changed(arguments: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {**arguments, **changes}
+
+
+def with_size(index: int, value: int) -> dict[str, Any]:
+    sizes = list(weights()["sizes"])
+    sizes[index] = value
+    return dict(sizes=sizes)
+
+
+BAD_WEIGHTS = [
+    (dict(embedding=torch.zeros(V, D).double()), TypeError, r"embedding must be a torch.float32 tensor \[7, 16\], got"),
+    (dict(lm_head=torch.zeros(V, D + 1)), ValueError, r"lm_head must have shape \[7, 16\], got \[7, 17\]"),
+    (dict(lm_head=torch.zeros(D, V).T), ValueError, r"lm_head must be contiguous.*use lm_head.contiguous\(\)"),
+    (dict(q_bias=torch.zeros(2, device="meta")), ValueError, r"q_bias is on meta.*move it with .cpu\(\)"),
+    (dict(blocks=[torch.zeros(1)]), ValueError, "blocks must be 4 tensors .* for each of the 1 layers, got 1"),
+    (dict(blocks=[torch.zeros(2 * K, S)] * 4), ValueError, r"blocks\[1\] must have shape \[6, 256\], got \[512, 6\]"),
+    (dict(rope_cos=torch.zeros(S, 8)), ValueError, "rope_cos and rope_sin must both be given or both be None"),
+    (dict(rope_cos=torch.zeros(S, 8), rope_sin=torch.zeros(S, 8)), ValueError, "where rope_parts is not 0 and only"),
+    (dict(H_start=torch.zeros(D)), ValueError, "H_start and L_start must both be given or both be None"),
+    (dict(H_start=torch.zeros(2), L_start=torch.zeros(D)), ValueError, r"H_start must have shape \[16\], got \[2\]"),
+    (dict(sizes=(1, 2)), ValueError, "sizes must be 10 integers .*rope_parts.*, got 2"),
+    (dict(constants=(1.0,)), ValueError, "constants must be 4 numbers .*lambda_.*, got 1"),
+    (dict(precision="fp8"), ValueError, "precision must be one of fp32, bf16, int8, got 'fp8'"),
+    (dict(constants=(0.0, 1e-5, 1.0, 1.0)), ValueError, r"constants\[0\] \(lambda_\) must be in \(0, 1\], got 0"),
+    (dict(constants=(1.0, float("nan"), 1.0, 1.0)), ValueError, r"\(rms_norm_eps\) must be finite in float32 and"),
+    (dict(constants=(1.0, 1e-5, 1.0, -1.0)), ValueError, r"\(L_init_std\) must be finite in float32 and .*, got -1"),
+    (with_size(7, 0), ValueError, r"sizes\[7\] \(H_cycles\) must be in 1..2\*\*28, got 0"),
+    (with_size(8, 127), ValueError, r"H_cycles \* \(L_cycles \+ 1\) must be at most 254 .*, got 256"),
+    (with_size(9, 3), ValueError, "rope_cos and rope_sin must be given where rope_parts is not 0"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD_WEIGHTS)
+def test_bad_weights_are_named(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments = changed(weights(), **change)
+    with pytest.raises(error, match=message):
+        ops.pack_weights(**arguments)
+    # The op itself is safe to call without the wrapper. (No kernel of it runs on another device.)
+    if not any(isinstance(value, Tensor) and value.device.type != "cpu" for value in change.values()):
+        with pytest.raises(ValueError):
+            torch.ops.eqr_kernels.pack_weights(*arguments.values())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((S, D, V, 0, K, 0, 1, 2, 2, 0), "0 and the other not, got 0 and 0"),
+        ((S, D, V, K, K, 2, 1, 2, 2, 0), "0 and the other not, got 256 and 2"),
+        ((S, D, V, 0, K, 3, 1, 2, 2, 0), "features must be a multiple of heads, got 16 and 3"),
+        ((S, D, V, 0, K, 8, 1, 2, 2, 2), r"features / heads must be a multiple of 2 \* rope_parts, got 16 and 8"),
+        ((S, D, V, K + 1, K, 0, 1, 2, 2, 0), r"\(mixer_hidden\) must be a multiple of 256, got 257"),
+        ((S, D, V, K, 1, 0, 1, 2, 2, 0), r"\(hidden\) must be a multiple of 256, got 1"),
+        ((2**31, D, V, K, K, 0, 1, 2, 2, 0), r"\(tokens\) must be in 1..2\*\*28, got 2147483648"),
+    ],
+)
+def test_sizes_that_contradict_each_other_are_named(sizes: tuple[int, ...], message: str) -> None:
+    arguments = changed(weights(), sizes=sizes)
+    with pytest.raises(ValueError, match=message):
+        torch.ops.eqr_kernels.pack_weights(*arguments.values())
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode() as mode, pytest.raises(ValueError):
+        fake = {k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in arguments.items()}
+        fake["blocks"] = [mode.from_tensor(b) for b in arguments["blocks"]]
+        ops.pack_weights(**fake)
+
+
+BAD_PROBLEMS = [
+    (dict(tokens=torch.zeros(4, S)), TypeError, r"tokens must be a torch.int64 tensor \[N, 6\], got torch.float32"),
+    (dict(tokens=torch.zeros(4, dtype=torch.int64)), ValueError, r"tokens must have shape \[N, 6\], got \[4\]"),
+    (
+        dict(tokens=torch.zeros(4, S + 1, dtype=torch.int64)),
+        ValueError,
+        r"tokens must have shape \[N, 6\], got \[4, 7\]",
+    ),
+    (dict(sizes=(S, D)), ValueError, r"sizes must be 10 integers .*, got 2"),
+    (dict(constants=(0.5,)), ValueError, r"constants must be 4 numbers .*, got 1"),
+    (dict(tokens=torch.zeros(S, 4, dtype=torch.int64).T), ValueError, "tokens must be contiguous"),
+    (dict(ids=torch.zeros(3, dtype=torch.int64)), ValueError, r"ids must have shape \[4\], got \[3\]"),
+    (dict(control=torch.zeros(2, dtype=torch.int64)), ValueError, r"control must have shape \[3\], got \[2\]"),
+    (dict(control=torch.zeros(3)), TypeError, "control must be a torch.int64 tensor"),
+    (dict(seed=-1), ValueError, "seed must be in 0..4294967295, got -1"),
+    (dict(breadth=0), ValueError, "breadth must be in 1..4294967295, got 0"),
+    (dict(depth=2**24), ValueError, "depth must be in 1..16777215, got 16777216"),
+    (dict(patience=0), ValueError, "patience must be in 1.."),
+    (dict(window=0), ValueError, "window must be in 1.."),
+    (dict(slots=0), ValueError, "slots must be in 1.."),
+    (dict(halt="never"), ValueError, "halt must be one of residual, q, none, got 'never'"),
+    (dict(select="best"), ValueError, "select must be one of residual, vote, q, first, got 'best'"),
+    (dict(select="first"), ValueError, "select='first' needs a halting rule, got halt='none'"),
+    (dict(tol=-1.0), ValueError, "tol must be at least 0, got -1"),
+    (dict(tol=float("nan")), ValueError, "tol must be at least 0, got nan"),
+    (dict(noise_scale=float("inf")), ValueError, "noise_scale must be finite and at least 0, got inf"),
+    (dict(checkpoints=(5, 2)), ValueError, r"checkpoints must rise and be in 1..depth=6, got \[5, 2\]"),
+    (dict(checkpoints=(2, 2)), ValueError, "checkpoints must rise"),
+    (dict(checkpoints=(7,)), ValueError, r"checkpoints must rise and be in 1..depth=6, got \[7\]"),
+    (dict(depth=2.0), TypeError, "depth must be an int, got 2.0"),
+    (dict(breadth=True), TypeError, "breadth must be an int, got True"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD_PROBLEMS, ids=[str(list(b[0])) for b in BAD_PROBLEMS])
+def test_bad_problems_are_named(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    packed = ops.pack_weights(**weights())
+    with pytest.raises(error, match=message):
+        run(packed, **change)
+    if not any(isinstance(value, (float, bool)) for value in change.values()) or error is ValueError:
+        name = next(iter(change))
+        with pytest.raises(ValueError, match=f"{name}.* must |{name}='first' needs"):
+            torch.ops.eqr_kernels.fixed_point(packed, *problem(**change).values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(tokens=torch.full((4, S), V)), "tokens must be in 0..6, got 7 in row 0"),
+        (dict(tokens=torch.tensor([[0] * S] * 3 + [[0, -1, 0, 0, 0, 0]])), "tokens must be in 0..6, got -1 in row 3"),
+        (with_size(2, V + 1), r"sizes must be those of the packed weights, \[6, 16, 7, .*\], got \[6, 16, 8, "),
+        (with_size(8, 3), r"sizes must be those of the packed weights"),
+        (with_size(3, 1), r"\(mixer_hidden\) must be a multiple of 256, got 1"),
+        (
+            dict(constants=(0.5, 1e-5, 1.0, 1.0)),
+            r"constants must be those of the packed weights, \[0.95, .*got \[0.5, ",
+        ),
+        (dict(fixed_start=True), "fixed_start must be that of the packed weights, 0, got 1"),
+        (dict(breadth=2**32 - 1, n=2**9), r"N \* breadth must be at most 2\*\*40"),
+    ],
+)
+def test_values_are_checked_in_the_op(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(ops.pack_weights(**weights()), **change)
+
+
+def test_what_is_not_packed_weights_is_refused() -> None:
+    packed = ops.pack_weights(**weights())
+    longer = torch.cat([packed, packed])
+    for bad, error, message in (
+        (packed.float(), TypeError, "packed must be a uint8 tensor"),
+        (packed.view(2, -1), ValueError, r"packed must have shape \[bytes\]"),
+        (longer[::2], ValueError, "packed must be contiguous"),
+        (torch.cat([packed[:1], packed])[1:], ValueError, r"multiple of 64 bytes.*use packed.clone\(\)"),
+        (packed[: len(packed) // 2], ValueError, "pack"),
+        (packed[:8], ValueError, "pack"),
+        (packed[:0], ValueError, "pack"),
+        (longer, ValueError, "pack"),
+        (torch.zeros_like(packed), ValueError, "pack"),
+        (torch.full_like(packed, 255), ValueError, "pack"),
+    ):
+        with pytest.raises(error, match=message):
+            run(bad)
+        with pytest.raises(error, match=message):
+            ops.trajectory_bytes(bad)
+
+
+def test_no_rows_are_no_mistake() -> None:
+    out = run(ops.pack_weights(**weights()), n=0)
+    assert out.logits.shape == (0, S, V) and out.at_preds.shape == (2, 0, S) and out.residuals.shape == (0, 6)
+
+
+# ---- packing -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_packed_weights_are_plain_data_of_their_instruction_set(isa: str, precision: str, restore: None) -> None:
+    ops.set_cpu_isa(isa)
+    packed = ops.pack_weights(**weights(precision=precision))
+    assert torch.equal(packed, ops.pack_weights(**weights(precision=precision))) and packed.data_ptr() % 64 == 0
+    expected = run(packed)
+    assert expected.residuals.isfinite().all() and (expected.steps == 6).all()
+    ops.set_cpu_isa(ISAS[-1])  # the packed weights know theirs
+    assert same(run(packed.clone()), expected)
+
+
+def test_trajectory_bytes_grow_with_the_window_alone() -> None:
+    packed = ops.pack_weights(**weights())
+    state = 2 * 4 * S * D
+    assert ops.trajectory_bytes(packed, 1) > state
+    assert ops.trajectory_bytes(packed) < ops.trajectory_bytes(packed, 1000)
+    with pytest.raises(ValueError, match="window must be in 1.."):
+        ops.trajectory_bytes(packed, 0)
+
+
+def test_fingerprint_tells_contents_shapes_and_dtypes_apart() -> None:
+    x = torch.arange(101, dtype=torch.int16)
+    seen = {ops.fingerprint([x])}
+    assert ops.fingerprint([x.clone()]) in seen
+    others = [[x.view(101, 1)], [x.bfloat16()], [x.view(torch.float16)], [x, x], [x, x[:0]], [x[:100]], [x[:0]]]
+    others += [[x[:50], x[50:]], [x[:51], x[51:]], [x[51:], x[:51]], [x[0]], [x[:1]]]
+    for i in range(101):
+        flipped = x.clone()
+        flipped[i] ^= 1 << i % 15
+        others.append([flipped])
+    for tensors in others:
+        found = ops.fingerprint(tensors)
+        assert found not in seen, tensors
+        seen.add(found)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.bool,
+        torch.uint8,
+        torch.int64,
+        torch.float16,
+        torch.bfloat16,
+        torch.float64,
+        torch.complex64,
+        torch.float8_e4m3fn,
+        torch.uint16,
+    ],
+)
+def test_fingerprint_takes_any_dtype(dtype: torch.dtype) -> None:
+    x = torch.ones(3, 2).to(dtype)
+    y = x.clone()
+    y[2, 1] = 0
+    assert ops.fingerprint([x]) == ops.fingerprint([x.clone()]) != ops.fingerprint([y])
+
+
+def test_fingerprint_names_what_it_cannot_take() -> None:
+    for tensors, error, message in (
+        ([], ValueError, "tensors must hold at least one tensor"),
+        ([1], TypeError, r"tensors\[0\] must be a torch.Tensor, got int"),
+        ([torch.ones(1), torch.ones(2, 3).T], ValueError, r"tensors\[1\] must be contiguous.*\[3, 2\]"),
+        ([torch.ones(2, 3).to_sparse()], ValueError, r"tensors\[0\] must be contiguous"),
+        ([torch.ones(1, device="meta")], ValueError, r"tensors\[0\] is on meta"),
+    ):
+        with pytest.raises(error, match=message):
+            ops.fingerprint(tensors)  # type: ignore[arg-type]
+
+
+# ---- threads -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("mixer", ["mlp_t", "attention"])
+def test_same_bits_for_any_threads_and_slots(isa: str, precision: str, mixer: str, restore: None) -> None:
+    ops.set_cpu_isa(isa)
+    packed, about = ops.pack_weights(**weights(mixer, precision=precision)), operator(mixer)
+    torch.set_num_threads(1)
+    expected = run(packed, **about)
+    for threads, slots in ((1, 1), (2, 1), (2, 64), (3, 2)):
+        torch.set_num_threads(threads)
+        assert same(run(packed, slots=slots, **about), expected), (threads, slots)
+    alone = run(packed, n=1, **about)
+    assert torch.equal(alone.logits[0], expected.logits[0]) and torch.equal(alone.residuals, expected.residuals[:3])
+
+
+def test_each_threads_treatment_of_denormals_is_out_of_it(restore: None) -> None:
+    arguments = weights()
+    arguments["lm_head"] = arguments["lm_head"] * 1e-39
+    packed = ops.pack_weights(**arguments)
+    expected = run(packed)
+    assert (expected.logits != 0).any(), "the logits should be denormal, not zero"
+    torch.set_flush_denormal(True)
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert same(run(packed), expected), threads
+        assert (torch.tensor([1e-39]) * 0.5).item() == 0, "the caller's own setting should stay"
+    finally:
+        torch.set_flush_denormal(False)
+
+
+THREADS = """
+import os, sys, torch
+sys.path.insert(0, {repository!r})
+from eqr_kernels import ops
+from tests.support.fixed_point_op import run, weights
+packed = ops.pack_weights(**weights())
+threads = lambda: len(os.listdir("/proc/self/task"))
+before = threads()
+for n in (1, 3, 2):
+    torch.set_num_threads(n)
+    run(packed, n=8)
+    print(n, threads() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+def test_the_number_of_threads_is_torchs() -> None:
+    script = THREADS.format(repository=str(REPOSITORY))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    # The pool of OpenMP keeps at most what the last region needed.
+    counts = {int(n): int(more) for n, more in (line.split() for line in done.stdout.splitlines())}
+    assert counts[1] == 0 and counts[3] == 2 and counts[2] <= 2, (counts, done.stderr)
+
+
+def test_inside_a_parallel_region_it_runs_on_one_thread(restore: None) -> None:
+    # The outer op asks from inside torch's parallel region; what it asks for is another op.
+    packed = ops.pack_weights(**weights())
+    expected, inner = run(packed), []
+    torch.set_num_threads(2)
+    outer_control = torch.zeros(3, dtype=torch.int64)
+
+    def ask() -> bool:
+        inner.append(run(packed))
+        return False
+
+    run(packed, ask=ask, depth=FOREVER, checkpoints=(), trace=False, control=outer_control)
+    assert len(inner) == 1 and same(inner[0], expected)
+    assert same(run(packed), expected)
+
+
+def test_concurrent_calls_get_the_answers_they_get_alone(restore: None) -> None:
+    packs = [ops.pack_weights(**weights(precision=precision)) for precision in PRECISIONS]
+    options: dict[str, Any] = dict(n=4, depth=20, checkpoints=(2, 9))
+    alone = [run(packed, **options) for packed in packs]
+    torch.set_num_threads(2)
+    found: dict[tuple[int, int], ops.FixedPointOutput] = {}
+
+    def work(i: int) -> None:
+        for repeat in range(4):
+            found[i, repeat] = run(packs[i], **options)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(packs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(found) == 12 and all(same(result, alone[i]) for (i, _), result in found.items())
+
+
+# ---- control, asking and interrupts --------------------------------------------------------------------------------
+
+
+def test_control_counts_what_is_done() -> None:
+    control = torch.zeros(3, dtype=torch.int64)
+    out = run(ops.pack_weights(**weights()), control=control, halt="residual", tol=0.3, noise_scale=0.0)
+    assert control.tolist() == [0, 12, int(out.steps.sum())] and out.steps.sum() < 72
+
+
+def test_cancelled_before_it_began() -> None:
+    control = torch.tensor([1, 0, 0])
+    out = run(ops.pack_weights(**weights()), **endless(control))
+    assert (out.status == Status.CANCELLED).all() and (out.steps == 0).all() and (out.preds == 0).all()
+    assert out.residual.isnan().all() and out.score.isnan().all() and (out.logits == 0).all()
+    assert control.tolist() == [1, 12, 0]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_another_thread_reads_and_cancels(threads: int, restore: None) -> None:
+    torch.set_num_threads(threads)
+    packed, control, spent = ops.pack_weights(**weights()), torch.zeros(3, dtype=torch.int64), []
+
+    def watch() -> None:
+        while len(set(spent)) < 5:
+            spent.append(int(control[2]))
+            time.sleep(0.001)
+        control[0] = 1
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    out = run(packed, **endless(control))
+    watcher.join(60)
+    assert spent == sorted(spent) and len(set(spent)) == 5, "the op should let other threads run and see its progress"
+    assert (out.status == Status.CANCELLED).all() and control[1] == 12 and int(control[2]) == int(out.steps.sum()) > 0
+    assert (out.logits[(out.steps.view(4, 3) > 0).any(1)] != 0).any()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_asking_can_cancel(threads: int, restore: None) -> None:
+    torch.set_num_threads(threads)
+    control, asked = torch.zeros(3, dtype=torch.int64), []
+
+    def ask() -> bool:
+        asked.append((threading.get_ident(), int(control[2])))
+        return len(asked) < 3
+
+    out = run(ops.pack_weights(**weights()), ask=ask, **endless(control))
+    assert {ident for ident, _ in asked} == {threading.get_ident()} and len(asked) == 3
+    assert [spent for _, spent in asked] == sorted({spent for _, spent in asked})
+    assert (out.status == Status.CANCELLED).all() and int(out.steps.sum()) == int(control[2])
+
+
+def test_what_asking_raises_is_raised_again() -> None:
+    control, asked = torch.zeros(3, dtype=torch.int64), []
+
+    def ask() -> bool:
+        asked.append(0)
+        raise LookupError("no more")
+
+    with pytest.raises(LookupError, match="no more"):
+        run(ops.pack_weights(**weights()), ask=ask, **endless(control))
+    assert len(asked) == 1 and control[1] == 12
+    # A later call of the same thread asks nobody.
+    assert (run(ops.pack_weights(**weights())).steps == 6).all() and len(asked) == 1
+
+
+def test_an_error_of_the_caller_is_not_lost_behind_that_of_asking() -> None:
+    def ask() -> bool:
+        raise LookupError("no more")
+
+    def call() -> None:
+        p = problem(**endless(torch.zeros(3, dtype=torch.int64)))
+        torch.ops.eqr_kernels.fixed_point(ops.pack_weights(**weights()), *p.values())
+        raise ZeroDivisionError
+
+    with pytest.raises(LookupError) as caught:
+        ops.library.require().with_poll(call, ask)
+    assert isinstance(caught.value.__context__, ZeroDivisionError)
+    with pytest.raises(ZeroDivisionError):
+        ops.library.require().with_poll(lambda: 1 / 0, None)
+
+
+INTERRUPT = """
+import sys, time, torch
+sys.path.insert(0, {repository!r})
+from eqr_kernels import ops
+from tests.support.fixed_point_op import endless, run, weights
+torch.set_num_threads({threads})
+packed = ops.pack_weights(**weights())
+print("ready", flush=True)
+try:
+    run(packed, **endless(torch.zeros(3, dtype=torch.int64), n={n}))
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+@pytest.mark.parametrize(("threads", "n"), [(1, 1), (2, 1), (2, 4)])
+def test_ctrl_c_stops_it_at_once(threads: int, n: int) -> None:
+    script = INTERRUPT.format(repository=str(REPOSITORY), threads=threads, n=n)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        time.sleep(0.3)  # into the loop, which would take some twenty minutes
+        begun = time.perf_counter()
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "interrupted\n"
+        # An outer step takes a tenth of a millisecond here, and signals are looked for every 20 ms.
+        assert time.perf_counter() - begun < 5
+        assert process.wait(60) == 0, process.stderr.read() if process.stderr else ""
+    finally:
+        process.kill()
+        process.wait()

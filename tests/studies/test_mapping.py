@@ -1,0 +1,429 @@
+"""The map: recordings, policies replayed on them against `solve` itself, costs, fronts, and what is chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eqr_kernels import EquilibriumReasoner, ops
+from eqr_kernels import studies as mapping
+from eqr_kernels.studies import Latency, Policy, Price, Records, Store, UnitCosts, exact_match
+from eqr_kernels.studies.front import cheapest_within
+from eqr_kernels.tasks import sudoku_generator
+from tests.support.models import make_contractive, tiny_config
+
+needs_extension = pytest.mark.skipif(not ops.extension_status()[0], reason="needs the compiled extension")
+COSTS = UnitCosts((Latency(1, 2.0, 0.5), Latency(4, 3.0, 0.25)), 64, 0.1, 2, "core", (), None)
+
+
+@pytest.fixture(scope="module")
+def puzzles():
+    return sudoku_generator.generate(6, "easy", seed=3)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return EquilibriumReasoner.from_pretrained("sudoku-small")
+
+
+@pytest.fixture(scope="module")
+def records(model, puzzles):
+    return mapping.record(model, puzzles.inputs, puzzles.labels, depth=12, breadth=4, chunk=4, seed=5)
+
+
+# records and policies ------------------------------------------------------------------------------------------------
+
+
+@needs_extension
+@pytest.mark.parametrize("policy", list(mapping.grid([3, 12], [1, 4], [0.03, 0.3])), ids=str)
+def test_a_replayed_policy_is_what_solve_answers(model, puzzles, records, policy):
+    tokens = torch.from_numpy(puzzles.inputs).long()
+    real = model.solve(tokens, seed=5, **policy.arguments())
+    told = mapping.outcome(records, policy)
+    assert told.exact.tolist() == exact_match(real.preds.numpy(), puzzles.labels).tolist()
+    assert told.steps.tolist() == real.steps.tolist()
+    assert told.restart.tolist() == real.restart.tolist()
+    assert told.settled.tolist() == real.converged.tolist()
+    if policy.name != "race":  # what its losers spend depends on how many go at a time
+        assert told.nfe.tolist() == real.nfe.tolist()
+    else:
+        assert (told.nfe <= policy.breadth * policy.depth).all() and (told.nfe >= told.steps).all()
+
+
+def test_votes_are_counted_on_whole_answers():
+    """Restarts 0 and 2 answer alike; restart 1 has the lowest score and an answer of its own."""
+    told = made(
+        exact=[[[1], [0], [1]]], residual=[[[0.3], [0.1], [0.2]]], score=[[[3], [1], [2]]], answer=[[[5], [7], [5]]]
+    )
+    assert mapping.outcome(told, Policy("fixed", 1, 3, select="vote")).restart.tolist() == [2]
+    assert mapping.outcome(told, Policy("fixed", 1, 3)).restart.tolist() == [1]
+
+
+def test_a_recording_does_not_depend_on_its_chunks(model, puzzles):
+    two = [mapping.record(model, puzzles.inputs, puzzles.labels, depth=3, breadth=2, chunk=c) for c in (2, 6)]
+    for name, values in two[0].arrays().items():
+        assert np.array_equal(values, getattr(two[1], name)), name
+
+
+def made(exact, residual, *, q_halt=None, diverged=None, score=None, answer=None) -> Records:
+    """A recording by hand: lists [N][B][D]."""
+    right, r = np.array(exact, bool), np.array(residual, np.float32)
+    n, b, d = right.shape
+    return Records(
+        right,
+        np.array(answer if answer is not None else right, np.int16),
+        r,
+        r if score is None else np.array(score, np.float32),
+        np.full(r.shape, -1, np.float32) if q_halt is None else np.array(q_halt, np.float32),
+        np.full((n, b), d + 1) if diverged is None else np.array(diverged),
+        "made",
+        "",
+    )
+
+
+def test_policies_by_hand():
+    told = made(
+        exact=[[[0, 0, 1, 1], [0, 1, 1, 0]]],
+        residual=[[[0.9, 0.5, 0.1, 0.05], [0.9, 0.1, 0.3, 0.2]]],
+        q_halt=[[[-1, -1, -1, 2], [-1, -1, 1, -1]]],
+    )
+
+    def run(*policy, **more):
+        found = mapping.outcome(told, Policy(*policy, **more))
+        return found.exact.item(), found.steps.item(), found.nfe.item(), found.restart.item(), found.settled.item()
+
+    assert run("fixed", 4, 2) == (True, 4, 8, 0, False)
+    assert run("fixed", 3, 2) == (True, 3, 6, 0, False)
+    assert run("fixed", 2, 1) == (False, 2, 2, 0, False)
+    # The first settles after 3 steps and the second after 2, both with the same score: the lower restart answers.
+    assert run("residual", 4, 2, 0.1) == (True, 3, 5, 0, True)
+    assert run("race", 4, 2, 0.1, select="first") == (True, 2, 4, 1, True)
+    assert run("q", 4, 2) == (True, 4, 7, 0, True)
+    assert run("residual", 4, 1, 0.01) == (True, 4, 4, 0, False)
+
+
+def test_a_trajectory_that_diverged_spends_nothing_more_and_never_answers():
+    told = made(
+        exact=[[[1, 0, 0], [0, 1, 1]]],
+        residual=[[[0.01, math.nan, math.nan], [0.5, 0.4, 0.3]]],
+        diverged=[[2, 4]],
+    )
+    found = mapping.outcome(told, Policy("fixed", 3, 2))
+    assert (found.exact.item(), found.restart.item(), found.nfe.item()) == (True, 1, 5)
+    # It had settled before.
+    early = mapping.outcome(told, Policy("residual", 3, 2, 0.02))
+    assert (early.exact.item(), early.restart.item(), early.nfe.item()) == (True, 0, 4)
+    alone = mapping.outcome(told, Policy("fixed", 3, 1))
+    assert (alone.exact.item(), alone.steps.item()) == (False, 2)
+
+
+def test_where_trajectories_go_side_by_side_a_query_takes_as_long_as_the_longest():
+    told = made(exact=[[[1, 1, 1], [1, 1, 1]]], residual=[[[0.1, 0.1, 0.1], [0.9, 0.9, 0.1]]])
+    found = mapping.outcome(told, Policy("residual", 3, 2, 0.2))
+    assert (found.nfe.item(), found.longest.item()) == (4, 3)
+    costs = dataclasses.replace(COSTS, latency=(Latency(2, 1.0, 0.5),))
+    assert costs.query_ms(2, found.nfe, found.longest).tolist() == [1.0 + 4 * 0.5]
+    beside = dataclasses.replace(costs, side_by_side=True)
+    assert beside.query_ms(2, found.nfe, found.longest).tolist() == [1.0 + 3 * 2 * 0.5]
+
+
+@pytest.mark.parametrize(
+    ("puzzles", "depth", "breadth", "device", "expected"),
+    [(200, 64, 8, "cpu", 13), (48, 16, 4, "cpu", 16), (3, 1, 1, "cpu", 64), (2500, 64, 8, "cuda", 191)],
+)
+def test_parts_are_small_but_keep_the_device_busy_and_fit_in_memory(puzzles, depth, breadth, device, expected):
+    assert mapping.chunk_size(puzzles, 81, depth, breadth, device) == expected
+
+
+def test_a_recording_must_be_deep_and_broad_enough(records):
+    for policy in (Policy("fixed", 13, 1), Policy("fixed", 1, 5)):
+        with pytest.raises(ValueError, match="the policy needs depth .* and the recording has 12 and 4"):
+            mapping.outcome(records, policy)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("ever", 1, 1), "a policy must be one of fixed, residual, q, race, got 'ever'"),
+        (("fixed", 0, 1), "at least 1, got 0 and 1"),
+        (("fixed", 1, 1, 0.1), "tol is for the policies residual and race"),
+        (("residual", 1, 1), "tol is for the policies residual and race, and they need it"),
+        (("race", 1, 2, 0.1), 'select="first" is for the policy race alone'),
+    ],
+)
+def test_policies_that_make_no_sense(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Policy(*arguments)
+
+
+def test_the_grid_has_each_setting_once():
+    found = list(mapping.grid([1, 2], [1, 2], [0.1, 0.2]))
+    assert len(found) == len(set(found)) == 4 + 8 + 4 + 4
+    assert {p.breadth for p in found if p.name == "race"} == {2}
+
+
+@pytest.mark.parametrize("bad", [dict(chunk=0), dict(depth=0), dict(breadth=0)])
+def test_record_names_what_is_wrong(model, puzzles, bad):
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        mapping.record(model, puzzles.inputs, puzzles.labels, **{"depth": 1, "breadth": 1, "chunk": 1, **bad})
+
+
+def test_record_needs_puzzles_with_labels_of_their_shape(model, puzzles):
+    with pytest.raises(ValueError, match=r"must both be \[N >= 1, S\]"):
+        mapping.record(model, puzzles.inputs[:0], puzzles.labels[:0], depth=1, breadth=1)
+
+
+# the store -----------------------------------------------------------------------------------------------------------
+
+
+class Broken(RuntimeError):
+    pass
+
+
+def test_an_interrupted_recording_goes_on_where_it_stopped(model, puzzles, tmp_path):
+    sizes = dict(depth=2, breadth=2, chunk=2)
+
+    class Breaks(Store):
+        def save(self, start, part):
+            super().save(start, part)
+            if start == 2:
+                raise Broken
+
+    about = {"weights": "w", "depth": 2}
+    with pytest.raises(Broken):
+        mapping.record(model, puzzles.inputs, puzzles.labels, parts=Breaks(tmp_path / "r", about), **sizes)
+    ran = []
+
+    class Counts(Store):
+        def save(self, start, part):
+            ran.append(start)
+            super().save(start, part)
+
+    went_on = mapping.record(model, puzzles.inputs, puzzles.labels, parts=Counts(tmp_path / "r", about), **sizes)
+    assert ran == [4]
+    whole = mapping.record(model, puzzles.inputs, puzzles.labels, **sizes)
+    for name, values in whole.arrays().items():
+        assert np.array_equal(values, getattr(went_on, name)), name
+    assert went_on.backend_reason == whole.backend_reason
+
+
+def test_a_part_that_was_cut_off_is_run_again(records, tmp_path):
+    store = Store(tmp_path / "r", {})
+    store.save(0, records)
+    path = tmp_path / "r" / "part-000000.npz"
+    path.write_bytes(path.read_bytes()[:100])
+    assert store.load(0) is None
+    assert store.load(7) is None
+
+
+def test_another_recording_is_refused_and_named(tmp_path):
+    Store(tmp_path / "r", {"weights": "a", "depth": 3})
+    Store(tmp_path / "r", {"weights": "a", "depth": 3})
+    with pytest.raises(ValueError, match="another recording: depth was 3 and is 4"):
+        Store(tmp_path / "r", {"weights": "a", "depth": 4})
+
+
+def test_only_a_recording_is_discarded(tmp_path):
+    Store.discard(tmp_path / "none")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(ValueError, match="holds no recording"):
+        Store.discard(tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    Store(tmp_path / "r", {})
+    Store.discard(tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+# fronts --------------------------------------------------------------------------------------------------------------
+
+POINTS = st.lists(st.tuples(st.integers(1, 12), st.integers(0, 8)), min_size=1, max_size=30)
+
+
+@given(POINTS)
+def test_the_front_is_what_no_other_point_beats(points):
+    cost, right = [p[0] for p in points], [p[1] for p in points]
+    front = mapping.pareto(cost, right)
+
+    def beaten(i: int, j: int) -> bool:
+        return cost[j] <= cost[i] and right[j] >= right[i] and (cost[j], right[j]) != (cost[i], right[i])
+
+    assert not any(beaten(i, j) for i in front for j in range(len(points)))
+    off = set(range(len(points))) - set(front)
+    same = {(cost[i], right[i]) for i in front}
+    assert all(any(beaten(i, j) for j in front) or (cost[i], right[i]) in same for i in off)
+    assert all(cost[a] < cost[b] and right[a] < right[b] for a, b in itertools.pairwise(front))
+
+
+def test_a_front_without_sound_points():
+    assert mapping.pareto([math.nan, 2.0], [0.5, math.nan]) == []
+    with pytest.raises(ValueError, match=r"must both be \[n\]"):
+        mapping.pareto([1.0], [1.0, 2.0])
+
+
+@pytest.mark.parametrize("place", [1, 2, 3])
+def test_the_knee_is_where_a_bent_line_bends(place):
+    cost = [2.0**k for k in range(5)]
+    right = [0.9 * k / place if k <= place else 0.9 + 0.1 * (k - place) / (4 - place) for k in range(5)]
+    assert mapping.knee(cost, right) == place
+
+
+@pytest.mark.parametrize(
+    ("cost", "right"),
+    [([1, 2], [0.1, 0.9]), ([1, 2, 4], [0.1, 0.5, 0.9]), ([1, 2, 4], [0.1, 0.2, 0.9]), ([1], [0.5])],
+)
+def test_a_straight_or_hollow_line_has_no_knee(cost, right):
+    assert mapping.knee(cost, right) is None
+
+
+def test_the_cheapest_within_half_a_point():
+    right = [0.5, 0.90, 0.9449, 0.945, 0.95]
+    assert cheapest_within([0, 1, 2, 3, 4], right, 0.5) == 3
+    assert cheapest_within([0], [0.0], 0.5) == 0
+
+
+@given(POINTS, st.integers(1, 8), st.integers(1, 12))
+def test_what_is_recommended_fits_and_nothing_cheaper_does(points, target, budget):
+    cost, right = [p[0] for p in points], [p[1] / 8 for p in points]
+    found = mapping.recommend(cost, right, target=target / 8, budget=budget)
+    fits = [i for i in range(len(points)) if right[i] >= target / 8 and cost[i] <= budget]
+    assert (found is None) == (not fits)
+    if found is not None:
+        assert found in fits and cost[found] == min(cost[i] for i in fits)
+    best = mapping.recommend(cost, right, budget=budget)
+    within = [right[i] for i in range(len(points)) if cost[i] <= budget]
+    assert (best is None) == (not within)
+    assert best is None or right[best] == max(within)
+
+
+@pytest.mark.parametrize("bad", [{}, {"target": 0.0}, {"target": 95.0}, {"budget": -1.0}, {"budget": math.nan}])
+def test_wishes_that_make_no_sense(bad):
+    with pytest.raises(ValueError, match="target|budget"):
+        mapping.recommend([1.0], [1.0], **bad)
+
+
+# points --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_point_by_hand():
+    told = made(exact=[[[0, 1]] * 4, [[1, 1]] * 4], residual=[[[0.5, 0.5]] * 4, [[0.1, 0.1]] * 4])
+    slow, early = mapping.points(told, [Policy("fixed", 2, 4), Policy("residual", 2, 1, 0.2)], COSTS, Price(3.6, "EUR"))
+    assert (slow.accuracy.correct, slow.accuracy.total, slow.settled) == (2, 2, None)
+    assert slow.nfe == 8 and slow.latency_ms == (5.0, 5.0, 5.0)  # 3 ms + 8 x 0.25 ms
+    assert slow.unit_seconds == pytest.approx(8 * 0.1e-3 * 2) and slow.throughput == pytest.approx(1 / 0.8e-3)
+    assert slow.cost_per_1000 == pytest.approx(1000 * 0.8e-3 * 0.001)  # 3.6 an hour is 0.001 a second
+    assert slow.joules is None
+    assert early.nfe == 1.5 and early.settled == 0.5
+    assert early.latency_ms[0] == pytest.approx(2.0 + 1.5 * 0.5)
+
+
+def test_what_early_exit_saves_and_loses():
+    told = made(exact=[[[0, 1]], [[1, 0]], [[1, 1]]], residual=[[[0.1, 0.1]], [[0.1, 0.1]], [[0.9, 0.9]]])
+    (row,) = mapping.savings(told, [1], tol=0.2)
+    assert (row.full.correct, row.exit.correct, row.lost, row.gained) == (2, 2, 1, 1)
+    assert (row.nfe_full, row.nfe_exit, row.times) == (2.0, 4 / 3, 1.5) and row.settled == pytest.approx(2 / 3)
+
+
+def test_the_bend_of_a_model_that_is_never_right():
+    told = made(exact=[[[0, 0, 0, 0]]], residual=[[[1, 1, 1, 1]]])
+    found = mapping.points(told, mapping.grid([1, 2, 4], [1], [0.1]), COSTS)
+    bend = mapping.bend(found)
+    cheapest = min(range(len(found)), key=lambda i: found[i].unit_seconds)
+    assert bend.front == [cheapest] and bend.best == bend.cheapest_within == cheapest and bend.knee is None
+    steps, settled = mapping.steps_to_settle(told, 0.1)
+    assert steps.tolist() == [4] and settled.tolist() == [False]
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.inf, math.nan])
+def test_a_price_must_be_one(bad):
+    with pytest.raises(ValueError, match="a price must be positive and finite"):
+        Price(bad)
+
+
+# costs and checks ----------------------------------------------------------------------------------------------------
+
+
+def test_costs_and_checks_on_a_tiny_model():
+    """What they mean, not how fast it is: every number is there, sound, and of the right solve."""
+    model = make_contractive(tiny_config())
+    rng = np.random.default_rng(0)
+    tokens = torch.from_numpy(rng.integers(1, 7, (5, 6)))
+    calls = []
+    real = model.solve
+
+    def solve(rows, **options):
+        calls.append((len(rows), options["depth"], options["breadth"], options["halt"]))
+        return real(rows, **options)
+
+    model.solve = solve
+    costs = mapping.measure_costs(model, tokens, [1, 4], depths=(2, 8), seconds=0.002, rounds=3, trajectories=7)
+    assert [x.breadth for x in costs.latency] == [1, 4]
+    assert all(math.isfinite(x.ms_per_nfe) and x.overhead_ms >= 0 for x in costs.latency)
+    assert costs.trajectories == 7 and {n for n, *_ in calls} == {1, 7}
+    assert {halt for *_, halt in calls} == {"none"}
+    assert {(m.depth, m.breadth) for m in costs.memory} in ({(2, 1), (2, 4), (8, 1), (8, 4)}, set())
+    assert costs.unit == "core" and costs.units == torch.get_num_threads()
+    labels = real(tokens, depth=4, halt="none").preds.numpy()
+    records = mapping.record(model, tokens.numpy(), labels, depth=4, breadth=1)
+    (point,) = mapping.points(records, [Policy("fixed", 4, 1)], dataclasses.replace(costs, latency=COSTS.latency))
+    replayed = mapping.outcome(records, point.policy)
+    checked = mapping.check(model, tokens.numpy(), labels, point, replayed, np.full(5, 4.0), seconds=0.0, least=2)
+    assert (checked.puzzles, checked.correct, checked.nfe, checked.queries) == (2, 2, 4.0, 2)
+    assert (checked.computed_correct, checked.computed_nfe) == (2, 4.0)
+    assert checked.computed_ms == (4.0, 4.0, 4.0) and 0 < checked.latency_ms[0] <= checked.latency_ms[2]
+    assert checked.latency_error == 4.0 / checked.latency_ms[0] - 1
+
+
+def test_joules_come_from_the_counter_alone(monkeypatch, tmp_path):
+    from eqr_kernels.studies import meters
+
+    monkeypatch.setattr(meters, "_RAPL", tmp_path)
+    cpu = torch.device("cpu")
+    assert meters.joules(lambda: None, 0.0, cpu) is None
+    names = {"intel-rapl:0": "package-0", "intel-rapl:1": "package-1", "intel-rapl:0:0": "core", "intel-rapl:2": "psys"}
+    for zone, name in names.items():
+        (tmp_path / zone).mkdir()
+        (tmp_path / zone / "name").write_text(name)
+        (tmp_path / zone / "energy_uj").write_text("1000000")
+
+    def work() -> None:
+        (tmp_path / "intel-rapl:1" / "energy_uj").write_text("4000000")
+        for again in ("intel-rapl:0:0", "intel-rapl:2"):  # a part of a package, and what holds them: counted already
+            (tmp_path / again / "energy_uj").write_text("9000000")
+
+    told = meters.joules(work, 0.0, cpu)
+    assert told is not None and (told.joules, told.calls, told.source) == (3.0, 1, "RAPL")
+    assert meters.joules(lambda: (tmp_path / "intel-rapl:1" / "energy_uj").write_text("0"), 0.0, cpu) is None
+
+
+def test_peak_memory_sees_a_large_tensor_and_not_what_was_there():
+    from eqr_kernels.studies import meters
+
+    held = torch.ones(8 << 20)  # 32 MiB
+    peak = meters.peak_bytes(lambda: torch.ones(16 << 20).sum(), torch.device("cpu"))
+    if peak is None:
+        pytest.skip("this system does not tell the peak of a process")
+    assert 60 << 20 < peak < 90 << 20
+    assert held[0] == 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_more_depth_never_costs_less_and_an_exit_never_costs_more(data):
+    shape = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 5)))
+    rng = np.random.default_rng(data.draw(st.integers(0, 999)))
+    told = made(rng.integers(0, 2, shape), rng.random(shape), q_halt=rng.normal(size=shape))
+    n, b, d = shape
+    full = mapping.outcome(told, Policy("fixed", d, b))
+    for policy in (Policy("residual", d, b, 0.3), Policy("q", d, b), Policy("race", d, b, 0.3, "first")):
+        found = mapping.outcome(told, policy)
+        assert (found.nfe <= full.nfe).all() and (found.nfe >= found.steps).all() and (found.steps >= 1).all()
+    loose, tight = (mapping.outcome(told, Policy("residual", d, b, tol)) for tol in (0.6, 0.2))
+    assert (loose.nfe <= tight.nfe).all()

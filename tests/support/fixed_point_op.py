@@ -1,0 +1,87 @@
+"""Arguments of the ops pack_weights and fixed_point, for a model that is not a module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eqr_kernels import ops
+
+FOREVER = 2**24 - 1
+
+
+S, D, V, K = 6, 16, 7, 256  # tokens, features, vocabulary, hidden units
+
+
+def weights(mixer: str = "mlp_t", fixed_start: bool = False, precision: str = "fp32") -> dict[str, Any]:
+    """Arguments of `pack_weights`: weak blocks, so that the iteration contracts."""
+    g = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=g) / shape[-1] ** 0.5
+
+    attention = mixer == "attention"
+    mixers = [(3 * D, D), (D, D)] if attention else [(2 * K, S), (S, K)]
+    blocks = [0.1 * draw(*shape) for shape in (*mixers, (2 * K, D), (D, K))]
+    angles = torch.arange(S)[:, None] * torch.tensor([1.0, 0.1, 0.01, 0.001]).repeat(2)  # two heads of eight features
+    return dict(
+        embedding=draw(V, D),
+        lm_head=draw(V, D),
+        q_weight=draw(2, D),
+        q_bias=torch.zeros(2),
+        blocks=blocks,
+        rope_cos=angles.cos() if attention else None,
+        rope_sin=angles.sin() if attention else None,
+        H_start=draw(D) if fixed_start else None,
+        L_start=draw(D) if fixed_start else None,
+        **{name: value for name, value in operator(mixer).items() if name != "fixed_start"},
+        precision=precision,
+    )
+
+
+def operator(mixer: str = "mlp_t", fixed_start: bool = False) -> dict[str, Any]:
+    """The arguments of `fixed_point` that tell of an operator."""
+    attention = mixer == "attention"
+    sizes = (S, D, V, 0 if attention else K, K, 2 if attention else 0, 1, 2, 2, int(attention))
+    return dict(sizes=sizes, constants=(0.95, 1e-5, 1.0, 1.0), fixed_start=fixed_start)
+
+
+def problem(n: int = 4, **changes: Any) -> dict[str, Any]:
+    """Arguments of `fixed_point` after `packed`, in the op's order; no trajectory of it settles."""
+    g = torch.Generator().manual_seed(1)
+    arguments: dict[str, Any] = dict(
+        tokens=torch.randint(0, V, (n, S), generator=g),
+        ids=torch.arange(n) - 2**62,
+        control=torch.zeros(3, dtype=torch.int64),
+        **operator(),
+        seed=2**32 - 1,
+        breadth=3,
+        depth=6,
+        halt="none",
+        tol=0.01,
+        patience=1,
+        select="residual",
+        window=3,
+        noise_scale=0.01,
+        checkpoints=(2, 5),
+        slots=64,
+        trace=True,
+    )
+    return {**arguments, **changes}
+
+
+def run(packed: Tensor, *, ask: Any = None, **changes: Any) -> ops.FixedPointOutput:
+    p = problem(**changes)
+    return ops.fixed_point(packed, p.pop("tokens"), p.pop("ids"), p.pop("control"), ask=ask, **p)
+
+
+def same(a: ops.FixedPointOutput, b: ops.FixedPointOutput) -> bool:
+    """Equal bit for bit, NaN included."""
+    pairs = zip(a, b, strict=True)
+    return all(torch.equal(x.contiguous().view(torch.uint8), y.contiguous().view(torch.uint8)) for x, y in pairs)
+
+
+def endless(control: Tensor, **changes: Any) -> dict[str, Any]:
+    return dict(depth=FOREVER, checkpoints=(), trace=False, control=control, **changes)
