@@ -45,7 +45,7 @@ export FIND_TORCH
 
 CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: solve test lint format bench bench-quick gpu-check sanitize dist build clean distclean named-anew
+.PHONY: solve test lint format docs bench bench-quick gpu-check sanitize dist build clean distclean named-anew
 
 solve: build
 	$(VENV)/bin/eqr solve --demo
@@ -67,6 +67,13 @@ lint: build
 
 format: build
 	$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format . && $(VENV)/bin/clang-format -i $(CPP_FILES)
+
+# The site, from docs/ and the docstrings; a dead link or an unresolved name fails.
+docs: build
+	@test -x $(VENV)/bin/mkdocs || { \
+	  $(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' \
+	    > $(STAMPS)/docs-requires.txt; $(PIP) -r $(STAMPS)/docs-requires.txt; }
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet && echo "make: the site is build/site/index.html"
 
 # Each file in a fresh process: what one leaves in the allocator changes the timings of the next. The quick one takes
 # under five minutes on two cores.

@@ -25,7 +25,7 @@ class EquilibriumReasoner(EqROperator):
     Attributes:
         card: what is known of the weights (training data, calibrated tolerance), see `ModelCard`.
 
-    Example:
+    Examples:
         >>> model = EquilibriumReasoner(EqRConfig.sudoku_small()).eval()
         >>> state = model.initial_state(n=2, seed=0)
         >>> state, logits, q_halt = model(torch.ones(2, 81, dtype=torch.long), state)

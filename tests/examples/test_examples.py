@@ -1,0 +1,33 @@
+"""The files of examples/: each runs as it stands, and does what its text says."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+# What each prints at its end: right answers, of how many, and how many there must be.
+PRINTED = {
+    "quickstart.py": (r"(\d+) of 12 solved by ", 12),
+    "official_checkpoint.py": (r"\(EMA\)\. Trained for 16500 steps\.\n(\d+) of 4 solved", 4),
+    "own_training_loop.py": (r"depth 8: (\d+) of 200 fresh puzzles right", 160),
+    "own_task.py": (r"(\d+) of 100 fresh puzzles right", 95),
+}
+
+
+def test_every_example_is_run():
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(PRINTED)
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_example(name: str, capsys: pytest.CaptureFixture[str]):
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    pattern, least = PRINTED[name]
+    printed = capsys.readouterr().out
+    right = re.search(pattern, printed)
+    assert right, printed
+    assert int(right[1]) >= least, printed
