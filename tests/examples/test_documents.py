@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.environment import REPOSITORY
+
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
 def test_example_of(page: str, capsys: pytest.CaptureFixture[str]):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / page).read_text(), re.DOTALL)
     exec(compile(code, page, "exec"), {})
     *grid, last = capsys.readouterr().out.splitlines()
     assert grid[0] == "5 3 4 | 6 7 8 | 9 1 2"
@@ -28,10 +29,10 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_of(page: str):
-    links = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", (ROOT / page).read_text())
+    links = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", (REPOSITORY / page).read_text())
     dead = []
     for path, anchor in links:
-        target = ROOT / page if not path else (ROOT / page).parent / path
+        target = REPOSITORY / page if not path else (REPOSITORY / page).parent / path
         if not target.exists() or (anchor and anchor not in anchors(target)):
             dead.append(f"{path}#{anchor}")
     assert not dead

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import runpy
-from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+from tests.support.environment import REPOSITORY
+
+EXAMPLES = REPOSITORY / "examples"
 
 # What each prints at its end: right answers, of how many, and how many there must be.
 PRINTED = {
