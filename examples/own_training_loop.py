@@ -14,7 +14,7 @@ from torch import Tensor
 import eqr_kernels as ek
 from eqr_kernels.training.objective import objective
 
-ROWS, TRAINING_STEPS, BLANK = 32, 240, 1
+ROWS, TRAINING_STEPS, BLANK = 32, 200, 1
 
 
 def all_grids() -> Tensor:
@@ -64,19 +64,14 @@ def main() -> None:
         loss.backward()
         optimizer.step()
 
-        left = (q_halt > 0) | (state.step >= config.halt_max_steps)
-        fresh_tokens, fresh_answers = draw(grids, ROWS, generator)
-        # The ids of fresh rows are new ones, so that their starts and their noise are new too.
-        fresh = model.initial_state(ROWS, seed=0, ids=torch.arange(ROWS) + step * ROWS)
-        tokens = torch.where(left[:, None], fresh_tokens, tokens)
-        answers = torch.where(left[:, None], fresh_answers, answers)
-        state = ek.LatentState(
-            *(
-                torch.where(left.view(-1, *[1] * (old.ndim - 1)), new, old)
-                for old, new in zip(state, fresh, strict=True)
-            )
-        )
-        if step % 80 == 0:
+        left = ((q_halt > 0) | (state.step >= config.halt_max_steps)).nonzero()[:, 0]
+        if len(left):
+            tokens[left], answers[left] = draw(grids, len(left), generator)
+            # New ids, so that starts and noise are new too.
+            fresh = model.initial_state(len(left), seed=0, ids=left + step * ROWS)
+            for old, new in zip(state, fresh, strict=True):
+                old[left] = new
+        if step % 50 == 0:
             print(f"step {step}: loss {loss.item():.3f}, {int(exact.sum())} of {ROWS} rows right")
 
     model.eval()
