@@ -23,8 +23,9 @@ import torch
 import torch.distributed as dist
 
 from eqr_kernels.checkpoint import ModelCard, save_checkpoint
-from eqr_kernels.cli.console import code_commit, complain
+from eqr_kernels.cli.console import complain
 from eqr_kernels.cli.puzzles import SUDOKU, Task
+from eqr_kernels.commit import code_commit
 from eqr_kernels.config import EqRConfig
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.tasks import sudoku
