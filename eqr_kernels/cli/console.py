@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import math
 import sys
 import time
@@ -41,6 +42,29 @@ def complain(message: str, kind: str = "error") -> None:
     console.print(message, markup=False)
 
 
+class _Messages(logging.Handler):
+    """What the library logs: warnings, and notes where it logs INFO."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        complain(record.getMessage(), "warning" if record.levelno >= logging.WARNING else "note")
+
+
+@contextmanager
+def _messages_shown() -> Iterator[None]:
+    """Shows on stderr what the library warns of and logs, without the line of source it came from."""
+    logger, handler = logging.getLogger("eqr_kernels"), _Messages()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_args, **_kwargs: complain(str(message), "warning")
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
 def command(function: Callable[P, int | None]) -> Callable[P, None]:
     """Makes a command of a function that returns its exit code (None is 0) and raises the library's errors.
 
@@ -49,9 +73,7 @@ def command(function: Callable[P, int | None]) -> Callable[P, None]:
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        with warnings.catch_warnings():
-            # Seen once by whoever typed the command, without the line of source it came from.
-            warnings.showwarning = lambda message, *_args, **_kwargs: complain(str(message), "warning")
+        with _messages_shown():
             try:
                 code = function(*args, **kwargs)
             except (typer.Exit, typer.Abort):

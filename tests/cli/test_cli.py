@@ -21,6 +21,11 @@ from eqr_kernels import EqRConfig, EquilibriumReasoner
 from eqr_kernels.checkpoint import load_checkpoint
 from eqr_kernels.cli import COMMANDS, app
 from eqr_kernels.tasks import maze, sudoku, sudoku_generator
+from eqr_kernels.tasks.registry import SUDOKU
+from eqr_kernels.training.plan import RunPlan
+from eqr_kernels.training.processes import Process
+from eqr_kernels.training.run import TrainingRun
+from eqr_kernels.training.settings import TrainSettings
 from eqr_kernels.training.trainer import Trainer
 from tests.support.commands import TINY, eqr, make_copier, told
 from tests.support.environment import REPOSITORY
@@ -645,16 +650,14 @@ def test_train_tells_its_rate_and_share_of_gemm(data, tmp_path, monkeypatch):
 
 
 def test_train_state_equals_uninterrupted_bit_for_bit_in_the_library(data, tmp_path):
-    from eqr_kernels.cli.puzzles import SUDOKU
-    from eqr_kernels.training.run import Process, TrainingRun
-
-    settings = dict(batch_size=4, lr_warmup_steps=2, compile=False, seed=3, curriculum="0:40-60", lr=1e-3)
+    settings = TrainSettings(
+        batch_size=4, lr_warmup_steps=2, compile=False, seed=3, curriculum="0:40-60", lr=1e-3, total_steps=None
+    )
     puzzles, config = sudoku.load_csv(data), EqRConfig.sudoku(**TINY)
 
     def run(folder: str) -> TrainingRun:
-        return TrainingRun(
-            SUDOKU, puzzles, config, settings, tmp_path / folder, Process(0, 1, torch.device("cpu")), "d"
-        )
+        plan = RunPlan(tmp_path / folder, SUDOKU, config, settings)
+        return TrainingRun(plan, puzzles, Process(0, 1, torch.device("cpu")), "d")
 
     whole, before, after = run("whole"), run("parts"), run("parts")
     for each in (whole, before):
