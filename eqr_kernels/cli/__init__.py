@@ -41,10 +41,10 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, _, arguments = super().resolve_command(ctx, args)
-        return name, None if name is None else load(name), arguments
+        return name, None if name is None else load_command(name), arguments
 
 
-def load(name: str) -> Any:
+def load_command(name: str) -> Any:
     """The command of that name, with its options, as typer's group runs it."""
     module = COMMANDS[name][0]
     with busy(f"loading eqr {name}"):
