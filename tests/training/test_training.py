@@ -19,8 +19,8 @@ from eqr_kernels.tasks.common import PuzzleSet
 from eqr_kernels.tasks.stream import PuzzleStream, parse_curriculum
 from eqr_kernels.training.objective import objective, stablemax_cross_entropy
 from eqr_kernels.training.optim import EMA, AdamATan2, learning_rate
-from eqr_kernels.training.state import load_state, read_manifest, save_state
 from eqr_kernels.training.settings import TrainSettings
+from eqr_kernels.training.state import load_state, read_manifest, save_state
 from eqr_kernels.training.trainer import Trainer
 from tests.support.environment import REPOSITORY, needs_compiler, needs_extension
 from tests.support.models import tiny_config

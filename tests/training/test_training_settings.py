@@ -8,15 +8,14 @@ import logging
 import math
 
 import pytest
-from typer.testing import CliRunner
 
 from eqr_kernels import EqRConfig
 from eqr_kernels.checkpoint import load_checkpoint
-from eqr_kernels.cli import app
 from eqr_kernels.training.record import RunRecord
 from eqr_kernels.training.resume import check_resumed
 from eqr_kernels.training.settings import TrainSettings, choose_settings
 from eqr_kernels.training.state import read_manifest
+from tests.support.commands import eqr
 
 
 @pytest.mark.parametrize(
@@ -111,12 +110,6 @@ OLD = """{"batch_size": 4, "lr": 0.001, "lr_warmup_steps": 2, "lr_min_ratio": 1.
 "halt_exploration_prob": 0.1}, "data_sha256": "DATA", "processes": 1, "workers": 1, "compile": false, "fused": true,
 "seconds": 1.5, "cpu_seconds": 2.5}"""
 """The settings of a manifest as they were written before there was `TrainSettings`."""
-
-
-def eqr(*arguments: object, code: int = 0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code, f"exit code {result.exit_code}\n{result.output}"
-    return result
 
 
 def test_a_state_of_an_older_version_is_resumed_to_the_same_result(tmp_path):
