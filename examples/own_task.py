@@ -12,7 +12,8 @@ import torch
 import eqr_kernels as ek
 from eqr_kernels.tasks.common import PuzzleSet, Tokens
 from eqr_kernels.tasks.stream import PuzzleStream
-from eqr_kernels.training.trainer import TrainConfig, Trainer
+from eqr_kernels.training.settings import TrainSettings
+from eqr_kernels.training.trainer import Trainer
 
 SEQ_LEN, BLANK, LETTERS, STEPS = 8, 1, "abcdef", 200
 VOCAB_SIZE = 2 + len(LETTERS)  # 0 pads, 1 is a blank, then the letters
@@ -58,7 +59,7 @@ def main() -> None:
     trainer = Trainer(
         model,
         stream,
-        TrainConfig(batch_size=32, lr=5e-3, lr_warmup_steps=20, ema_rate=0.99, total_steps=STEPS, compile=False),
+        TrainSettings(batch_size=32, lr=5e-3, lr_warmup_steps=20, ema_rate=0.99, total_steps=STEPS, compile=False),
     )
     for _ in range(STEPS):
         trainer.train_step()

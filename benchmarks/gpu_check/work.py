@@ -26,8 +26,8 @@ from torch import Tensor
 
 import eqr_kernels
 from eqr_kernels import EquilibriumReasoner, backends, ops
-from eqr_kernels.cli.console import code_commit
 from eqr_kernels.cli.info import cuda_report, gpu_report
+from eqr_kernels.commit import code_commit
 
 from ..peers import OURS, contenders
 from ..peers.contenders import Solving, Stepping, check, elapsed

@@ -22,7 +22,8 @@ from torch import Tensor
 from eqr_kernels import EqRConfig, EquilibriumReasoner, noise, reference
 from eqr_kernels.tasks import sudoku, sudoku_generator
 from eqr_kernels.tasks.stream import PuzzleStream
-from eqr_kernels.training.trainer import TrainConfig, Trainer, objective
+from eqr_kernels.training.settings import TrainSettings
+from eqr_kernels.training.trainer import Trainer, objective
 
 from .workload import ERROR_LIMIT, PRESETS, STEP_LIMIT, Unavailable, has_bf16, relative_error, with_config
 
@@ -33,7 +34,7 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any], str]] = {
     "recursions": ("fp32", dict(fused=True, compile=True), "fused CPU kernel for the latent recursions"),
     "compile-fp32": ("fp32", dict(fused=False, compile=True), "PyTorch"),
 }
-"""Precision, fields of TrainConfig, and what `Trainer.kernel` must begin with."""
+"""Precision, fields of TrainSettings, and what `Trainer.kernel` must begin with."""
 SECONDS = 0.5
 """Roughly what is timed in a turn, in whole training steps."""
 CHECKED_ROWS = 3
@@ -45,7 +46,7 @@ def trainer_of(name: str, model: EquilibriumReasoner, batch: int, threads: int) 
         raise Unavailable("PyTorch's bf16 is a hundred times as slow here: the CPU has no instructions for it")
     dtype = {"bf16": "bfloat16", "fp32": "float32"}[precision]
     puzzles = sudoku_generator.generate(32, "easy", seed=1)
-    config = TrainConfig(batch_size=batch, lr_warmup_steps=10, forward_dtype=dtype, workers=threads, **how)
+    config = TrainSettings(batch_size=batch, lr_warmup_steps=10, forward_dtype=dtype, workers=threads, **how)
     # The optimizer moves the weights, and the next trainer is to have the same.
     trainer = Trainer(with_config(model), PuzzleStream(puzzles, sudoku.augment, seed=1), config)
     if not trainer.kernel.startswith(kernel):
@@ -117,7 +118,7 @@ def check_step(name: str, trainer: Trainer) -> dict[str, float]:
         AssertionError: it is not the same operator.
     """
     trainer._replace_halted()
-    some = torch.tensor([0, trainer.config.batch_size - 1])
+    some = torch.tensor([0, trainer.settings.batch_size - 1])
     z_H = in_pytorch(trainer, noise_of(trainer), torch.float64, some)[1]
     error = relative_error(trainer._outer_step().z_H[some], z_H)
     trainer.optimizer.zero_grad()

@@ -28,7 +28,7 @@ from benchmarks import machine
 from benchmarks.gpu_check.child import ROOT
 from eqr_kernels import EqRConfig, EquilibriumReasoner
 from eqr_kernels.atomic import atomic_write
-from eqr_kernels.cli.console import code_commit
+from eqr_kernels.commit import code_commit
 from eqr_kernels.config import TRM_FIELDS
 from eqr_kernels.training.cycles import parse_cycles, stretches
 from eqr_kernels.training.rate import training_operations

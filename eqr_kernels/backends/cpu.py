@@ -55,6 +55,22 @@ def latent_recursions(
     return ops.latent_recursions(packed, tokens, z_H, z_L, eps, noise_scale=model.config.noise_scale, count=count)
 
 
+def why_not_cpu(model: EqROperator, dtype: torch.dtype) -> str | None:
+    """Why the fused CPU kernels cannot run the model in that precision, with the remedy; None where they can."""
+    built, reason = ops.extension_status()
+    if not built:
+        return reason
+    for name, weight in model.state_dict(keep_vars=True).items():
+        if weight.device.type != "cpu":
+            return f"weight {name} is on {weight.device}; move the model with model.cpu()"
+    if why := wrong_dtype(model):
+        return why
+    if dtype not in PRECISIONS:
+        known = ", ".join(PRECISIONS.values())
+        return f"the kernel computes in {known}, not in {dtype}; choose another precision or backend='reference'"
+    return None
+
+
 class CpuBackend:
     """The fused fixed-point kernel, on torch's threads."""
 
@@ -65,18 +81,7 @@ class CpuBackend:
         self._packs: WeakKeyDictionary[EqROperator, _Packs] = WeakKeyDictionary()
 
     def why_not(self, model: EqROperator, dtype: torch.dtype) -> str | None:
-        built, reason = ops.extension_status()
-        if not built:
-            return reason
-        for name, weight in model.state_dict(keep_vars=True).items():
-            if weight.device.type != "cpu":
-                return f"weight {name} is on {weight.device}; move the model with model.cpu()"
-        if why := wrong_dtype(model):
-            return why
-        if dtype not in PRECISIONS:
-            known = ", ".join(PRECISIONS.values())
-            return f"the kernel computes in {known}, not in {dtype}; choose another precision or backend='reference'"
-        return None
+        return why_not_cpu(model, dtype)
 
     def describe(self, model: EqROperator, dtype: torch.dtype) -> str:
         isa, precision, threads = ops.cpu_isa(), PRECISIONS[dtype], torch.get_num_threads()

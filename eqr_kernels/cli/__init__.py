@@ -1,30 +1,69 @@
-"""The command line: `eqr solve`, `eval`, `train`, `calibrate`, `curve`, `diagnose`, `generate`, `info`."""
+"""The command line: a table of commands, each imported when it is run or its own help is shown.
+
+So `eqr --help` costs no import of torch, and every command's file imports what it needs at its top.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from eqr_kernels.cli.calibrate import calibrate
-from eqr_kernels.cli.console import show_tracebacks
-from eqr_kernels.cli.curve import curve
-from eqr_kernels.cli.diagnose import diagnose
-from eqr_kernels.cli.evaluate import evaluate
-from eqr_kernels.cli.generate import generate
-from eqr_kernels.cli.info import info
-from eqr_kernels.cli.solve import solve
-from eqr_kernels.cli.train import train
+import eqr_kernels
+from eqr_kernels.cli.console import busy, show_tracebacks
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "solve": ("solve", "Solve puzzles, each until its own latent state has settled."),
+    "eval": (
+        "evaluate",
+        "Measure exact accuracy by depth and breadth, all from one run of the greatest depth and breadth.",
+    ),
+    "diagnose": (
+        "diagnose",
+        "Tell why more depth or breadth does not help, or that it does, from one run without halting.",
+    ),
+    "train": ("train", "Train a model, resumably to the same result; Ctrl-C saves and stops."),
+    "calibrate": ("calibrate", "Find the loosest residual tolerance that costs no accuracy against the full depth."),
+    "curve": ("curve", "Map what depth, breadth and early exit cost, what they buy, and where the curve bends."),
+    "generate": ("generate", "Make puzzles that have exactly one solution."),
+    "info": (
+        "info",
+        "Tell versions, the compiled extension, the machine, backends and why one is unavailable, and shipped models.",
+    ),
+}
+"""Name on the command line: (module of `eqr_kernels.cli`, and the function of the same name in it; line of help)."""
+
+
+class LazyGroup(TyperGroup):
+    """Shows its commands from the table, and imports the one that is asked for."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, _, arguments = super().resolve_command(ctx, args)
+        return name, None if name is None else load_command(name), arguments
+
+
+def load_command(name: str) -> Any:
+    """The command of that name, with its options, as typer's group runs it."""
+    module = COMMANDS[name][0]
+    with busy(f"loading eqr {name}"):
+        function = getattr(import_module(f"eqr_kernels.cli.{module}"), module)
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    alone.command(name)(function)
+    return typer.main.get_command(alone)
+
 
 app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+    cls=LazyGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-def _version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> None:
     if wanted:
-        import eqr_kernels
-
         typer.echo(f"eqr_kernels {eqr_kernels.__version__}")
         raise typer.Exit
 
@@ -32,7 +71,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def eqr(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Tell the version.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
     traceback: Annotated[bool, typer.Option("--traceback", help="Show where in the code an error arose.")] = False,
 ) -> None:
@@ -40,14 +79,12 @@ def eqr(
     show_tracebacks(traceback)
 
 
-app.command("solve")(solve)
-app.command("eval")(evaluate)
-app.command("diagnose")(diagnose)
-app.command("train")(train)
-app.command("calibrate")(calibrate)
-app.command("curve")(curve)
-app.command("generate")(generate)
-app.command("info")(info)
+def _placeholder() -> None:
+    """Stands for a command in the group's own help; `LazyGroup` runs the real one."""
+
+
+for _name, (_, _help) in COMMANDS.items():
+    app.command(_name, help=_help)(_placeholder)
 
 
 def main() -> None:

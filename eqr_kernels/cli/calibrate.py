@@ -48,8 +48,8 @@ def calibrate(
     """
     from eqr_kernels import studies as evaluation
     from eqr_kernels.cli import puzzles as puz
-    from eqr_kernels.cli.calibration import store_tolerance
     from eqr_kernels.cli.render import terminal as drawing
+    from eqr_kernels.studies.tolerance_card import store_tolerance
 
     check_output(output)
     if write and patience != 1:

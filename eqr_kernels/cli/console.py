@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import math
 import sys
 import time
@@ -16,6 +17,8 @@ from typing import Any, ParamSpec
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from eqr_kernels.atomic import atomic_write as write_atomically
 
 INCOMPLETE = 1
 BAD_INPUT = 2
@@ -39,6 +42,29 @@ def complain(message: str, kind: str = "error") -> None:
     console.print(message, markup=False)
 
 
+class _Messages(logging.Handler):
+    """What the library logs: warnings, and notes where it logs INFO."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        complain(record.getMessage(), "warning" if record.levelno >= logging.WARNING else "note")
+
+
+@contextmanager
+def _messages_shown() -> Iterator[None]:
+    """Shows on stderr what the library warns of and logs, without the line of source it came from."""
+    logger, handler = logging.getLogger("eqr_kernels"), _Messages()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_args, **_kwargs: complain(str(message), "warning")
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
 def command(function: Callable[P, int | None]) -> Callable[P, None]:
     """Makes a command of a function that returns its exit code (None is 0) and raises the library's errors.
 
@@ -47,9 +73,7 @@ def command(function: Callable[P, int | None]) -> Callable[P, None]:
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        with warnings.catch_warnings():
-            # Seen once by whoever typed the command, without the line of source it came from.
-            warnings.showwarning = lambda message, *_args, **_kwargs: complain(str(message), "warning")
+        with _messages_shown():
             try:
                 code = function(*args, **kwargs)
             except (typer.Exit, typer.Abort):
@@ -142,13 +166,6 @@ def check_output(path: Path | None) -> None:
         raise FileNotFoundError(f"--output {path}: there is no folder {path.absolute().parent}; make it first")
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """`path` holds all of `data` or what it held before, whatever interrupts."""
-    from eqr_kernels.atomic import atomic_write
-
-    atomic_write(path, data)
-
-
 def to_json(value: Any) -> str:
     """JSON of dicts, lists, numbers and strings; numbers that are not finite become null."""
     return json.dumps(_finite(value), indent=1, allow_nan=False) + "\n"
@@ -186,14 +203,14 @@ def parse_counts(option: str, text: str) -> tuple[int, ...]:
 
 
 def parse_range(option: str, text: str) -> tuple[int, int | None]:
-    """(least, most) from "30", "24-30" or "24-" (no limit)."""
-    low, dash, high = text.partition("-")
+    """(low, high) from "30", "24-30" or "24-" (no limit)."""
+    first, dash, last = text.partition("-")
     try:
-        least = int(low)
-        most = least if not dash else int(high) if high.strip() else None
+        low = int(first)
+        high = low if not dash else int(last) if last.strip() else None
     except ValueError:
         raise ValueError(f"{option} must be a number or a range, as in 30, 24-30 or 24-, got {text!r}") from None
-    return least, most
+    return low, high
 
 
 def parse_tolerance(text: str) -> float | str:
@@ -208,23 +225,3 @@ def parse_tolerance(text: str) -> float | str:
 
 def percent(share: float) -> str:
     return "-" if math.isnan(share) else f"{100 * share:.1f} %"
-
-
-def code_commit() -> str:
-    """The git commit of the code that runs, with a + when files differ from it; "" outside a git checkout of it."""
-    import subprocess
-
-    package = Path(__file__).resolve().parents[1]
-
-    def git(*arguments: str) -> str:
-        run = subprocess.run(["git", "-C", str(package), *arguments], capture_output=True, text=True, timeout=20)
-        return run.stdout.strip() if run.returncode == 0 else ""
-
-    try:
-        # A virtual environment may lie inside some other project's checkout.
-        if git("rev-parse", "--show-toplevel") != str(package.parent):
-            return ""
-        commit = git("rev-parse", "HEAD")
-        return f"{commit}+" if commit and git("status", "--porcelain", "--untracked-files=no") else commit
-    except (OSError, subprocess.SubprocessError):
-        return ""

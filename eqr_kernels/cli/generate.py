@@ -7,16 +7,16 @@ import io
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from eqr_kernels.cli import options as opt
 from eqr_kernels.cli.console import Bar, check_output, command, parse_range, to_json, write_atomically
-
-if TYPE_CHECKING:
-    from eqr_kernels.cli.puzzles import Task
-    from eqr_kernels.tasks.common import PuzzleSet
+from eqr_kernels.tasks import maze, sudoku, sudoku_generator
+from eqr_kernels.tasks.common import PuzzleSet
+from eqr_kernels.tasks.registry import MAZE, SUDOKU, Task
 
 
 class What(StrEnum):
@@ -55,8 +55,6 @@ def generate(
     progress: opt.ShowProgress = None,
 ) -> None:
     """Make puzzles that have exactly one solution."""
-    from eqr_kernels.cli import puzzles as puz
-
     check_output(output)
     written = Written.json if as_json else format
     if written is Written.npy and (output is None or output.suffix != ".npy"):
@@ -68,10 +66,10 @@ def generate(
 
         if what is What.sudoku:
             _refuse(what, {"--size": size, "--path-length": path_length})
-            puzzles, task = _sudoku(n, difficulty, clues, guesses, seed, done), puz.SUDOKU
+            puzzles, task = _sudoku(n, difficulty, clues, guesses, seed, done), SUDOKU
         else:
             _refuse(what, {"--difficulty": difficulty, "--clues": clues, "--guesses": guesses})
-            puzzles, task = _mazes(n, size, path_length, seed, done), puz.MAZE
+            puzzles, task = _mazes(n, size, path_length, seed, done), MAZE
     if written is Written.npy:
         assert output is not None and puzzles.labels is not None
         if answers:
@@ -96,19 +94,15 @@ def _refuse(what: What, given: dict[str, object]) -> None:
 def _sudoku(
     n: int, difficulty: str | None, clues: str | None, guesses: str | None, seed: int, progress: Any
 ) -> PuzzleSet:
-    from eqr_kernels.tasks import sudoku, sudoku_generator
-
     clue_range = None
     if clues is not None:
-        least, most = parse_range("--clues", clues)
-        clue_range = (least, sudoku.SEQ_LEN if most is None else most)
+        low, high = parse_range("--clues", clues)
+        clue_range = (low, sudoku.SEQ_LEN if high is None else high)
     guess_range = None if guesses is None else parse_range("--guesses", guesses)
     return sudoku_generator.generate(n, difficulty, clues=clue_range, guesses=guess_range, seed=seed, progress=progress)
 
 
 def _mazes(n: int, size: int | None, path_length: str | None, seed: int, progress: Any) -> PuzzleSet:
-    from eqr_kernels.tasks import maze
-
     length = None if path_length is None else parse_range("--path-length", path_length)
     return maze.generate(n, size=30 if size is None else size, path_length=length, seed=seed, progress=progress)
 
@@ -117,24 +111,22 @@ def _text(task: Task, puzzles: PuzzleSet, format: Written, answers: bool) -> str
     assert puzzles.labels is not None
     questions = [task.decode(row) for row in puzzles.inputs]
     solutions = [task.decode(row) for row in puzzles.labels]
-    about = list(zip(questions, solutions, puzzles.source.tolist(), puzzles.rating.tolist(), strict=True))
+    rows = list(zip(questions, solutions, puzzles.source.tolist(), puzzles.rating.tolist(), strict=True))
     if format is Written.json:
         return to_json(
             [
                 {"puzzle": question, **({"answer": answer} if answers else {}), "source": source, "rating": rating}
-                for question, answer, source, rating in about
+                for question, answer, source, rating in rows
             ]
         )
     if format is Written.csv:
         header = ["source", "question", *(["answer"] * answers), "rating"]
-        rows = [[source, question, *([answer] * answers), str(rating)] for question, answer, source, rating in about]
-        return "".join(",".join(row) + "\n" for row in [header, *rows])
-    return "".join((f"{question},{answer}" if answers else question) + "\n" for question, answer, _, _ in about)
+        cells = [[source, question, *([answer] * answers), str(rating)] for question, answer, source, rating in rows]
+        return "".join(",".join(row) + "\n" for row in [header, *cells])
+    return "".join((f"{question},{answer}" if answers else question) + "\n" for question, answer, _, _ in rows)
 
 
 def _npy(tokens: Any) -> bytes:
-    import numpy as np
-
     buffer = io.BytesIO()
     np.save(buffer, tokens)
     return buffer.getvalue()

@@ -9,13 +9,20 @@ import os
 import platform
 import re
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+import eqr_kernels
+from eqr_kernels import backends, ops
+from eqr_kernels.checkpoint import ModelCard, available_models, sources
 from eqr_kernels.cli import options as opt
-from eqr_kernels.cli.console import code_commit, command, emit
-
-if TYPE_CHECKING:
-    from eqr_kernels.reasoner import EquilibriumReasoner
+from eqr_kernels.cli.console import command, emit
+from eqr_kernels.cli.render import terminal as drawing
+from eqr_kernels.commit import code_commit
+from eqr_kernels.config import EqRConfig
+from eqr_kernels.reasoner import EquilibriumReasoner
+from eqr_kernels.solver import PRECISIONS
 
 _EXTRAS = {"huggingface_hub": "hub", "tensorboard": "train", "matplotlib": "plot"}
 _PRECISIONS = ("fp32", "bf16", "int8")
@@ -24,10 +31,6 @@ _PRECISIONS = ("fp32", "bf16", "int8")
 @command
 def info(as_json: opt.AsJson = False, output: opt.Output = None) -> None:
     """Tell versions, the compiled extension, the machine, backends and why one is unavailable, and shipped models."""
-    import torch
-
-    from eqr_kernels import ops
-
     built, status = ops.extension_status()
     report: dict[str, Any] = {
         "command": "info",
@@ -55,10 +58,6 @@ def info(as_json: opt.AsJson = False, output: opt.Output = None) -> None:
 
 def versions() -> dict[str, str | None]:
     """Of this package and what it runs on."""
-    import torch
-
-    import eqr_kernels
-
     return {
         "eqr_kernels": eqr_kernels.__version__,
         "commit": code_commit(),
@@ -91,10 +90,6 @@ def _version(package: str) -> str | None:
 
 def cuda_report() -> dict[str, Any]:
     """The CUDA that torch was built with, what the driver takes, and what the extension was compiled for."""
-    import torch
-
-    from eqr_kernels import ops
-
     build = ops.build_info() if ops.extension_status()[0] else {}
     return {
         "torch_runtime": torch.version.cuda,
@@ -111,10 +106,10 @@ def _driver() -> str | None:
     """The version of NVIDIA's kernel driver, as the kernel tells it."""
     try:
         with open("/proc/driver/nvidia/version", encoding="utf-8", errors="replace") as file:
-            found = re.search(r"Kernel Module\D*([\d.]+)", file.read())
+            match = re.search(r"Kernel Module\D*([\d.]+)", file.read())
     except OSError:
         return None
-    return found[1] if found else None
+    return match[1] if match else None
 
 
 def _driver_takes() -> str | None:
@@ -130,8 +125,6 @@ def _driver_takes() -> str | None:
 
 def gpu_report(index: int) -> dict[str, Any]:
     """What torch tells of a GPU; one that cannot be asked says why."""
-    import torch
-
     try:
         gpu = torch.cuda.get_device_properties(index)
     except (AssertionError, RuntimeError) as error:
@@ -151,11 +144,6 @@ def _backends() -> dict[str, Any]:
 
     `backends[name]` is that of the best device: a GPU on which it can run, else the CPU.
     """
-    import torch
-
-    from eqr_kernels.config import EqRConfig
-    from eqr_kernels.reasoner import EquilibriumReasoner
-
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     on: dict[str, dict[str, dict[str, Any]]] = {}
     auto: dict[str, dict[str, str]] = {}
@@ -169,18 +157,14 @@ def _backends() -> dict[str, Any]:
             continue
         on[device] = _runs_on(model)
         auto[device] = {precision: _chosen(model, precision) for precision in _PRECISIONS}
-    found = {}
+    by_name = {}
     for name in on["cpu"]:
         best = next((d for d in (*devices[1:], "cpu") if on[d][name]["available"]), "cpu")
-        found[name] = {**on[best][name], "device": best, "on": {device: on[device][name] for device in devices}}
-    return {"backends": found, "auto": auto}
+        by_name[name] = {**on[best][name], "device": best, "on": {device: on[device][name] for device in devices}}
+    return {"backends": by_name, "auto": auto}
 
 
 def _runs_on(model: EquilibriumReasoner) -> dict[str, dict[str, Any]]:
-    import torch
-
-    from eqr_kernels import backends
-
     reasons = backends.available(model, torch.float32)
     usable = {
         name: backends.choose(name, model, torch.float32)[0].describe(model, torch.float32)
@@ -192,10 +176,8 @@ def _runs_on(model: EquilibriumReasoner) -> dict[str, dict[str, Any]]:
 
 def _chosen(model: EquilibriumReasoner, precision: str) -> str:
     """What `solve` would take by itself on the model's device, and why; EQR_BACKEND has its say."""
-    from eqr_kernels import backends, solve
-
     try:
-        return backends.choose("auto", model, solve.PRECISIONS[precision])[1]
+        return backends.choose("auto", model, PRECISIONS[precision])[1]
     except (RuntimeError, ValueError) as error:
         return f"none: {error}"
 
@@ -207,11 +189,9 @@ def _headline(error: Exception) -> str:
 
 def _models() -> list[dict[str, Any]]:
     """The cards of the shipped models, in short; one that cannot be read says so."""
-    from eqr_kernels.checkpoint import PRETRAINED, ModelCard, available_models
-
     models: list[dict[str, Any]] = []
     for name in available_models():
-        path = PRETRAINED / f"{name}.json"
+        path = sources.PRETRAINED / f"{name}.json"
         try:
             card = ModelCard.from_json(path.read_text(encoding="utf-8"), path)
         except (OSError, TypeError, ValueError) as error:
@@ -223,7 +203,7 @@ def _models() -> list[dict[str, Any]]:
                 "name": name,
                 "size": f"d {c.hidden_size}, {c.L_layers} layers, H {c.H_cycles}, L {c.L_cycles}, "
                 f"{c.layers_per_step} layer equivalents a step",
-                "bytes": (PRETRAINED / f"{name}.safetensors").stat().st_size,
+                "bytes": (sources.PRETRAINED / f"{name}.safetensors").stat().st_size,
                 "data": card.data,
                 "steps": card.steps,
                 "tol": card.tol,
@@ -236,8 +216,6 @@ def _models() -> list[dict[str, Any]]:
 
 
 def _draw(report: dict[str, Any]) -> None:
-    from eqr_kernels.cli.render import terminal as drawing
-
     extension, cpu = report["extension"], report["cpu"]
     build = extension["build"] or {}
     drawing.facts("versions", {name: str(value or "unknown") for name, value in report["versions"].items()})
@@ -261,11 +239,11 @@ def _draw(report: dict[str, Any]) -> None:
     )
     for device, choices in report["auto"].items():
         on = {name: backend["on"][device] for name, backend in report["backends"].items()}
-        told = {name: ("yes: " if b["available"] else "no: ") + b["note"] for name, b in on.items()}
+        notes = {name: ("yes: " if b["available"] else "no: ") + b["note"] for name, b in on.items()}
         for precision, choice in choices.items():
-            # Why the others are passed over is told above, each in its own line.
-            told[f"auto, {precision}"] = choice if choice.startswith("none") else choice.partition("; ")[0]
-        drawing.facts("backends" if len(report["auto"]) == 1 else f"backends on {device}", told)
+            # Why the others are passed over stands above, each in its own line.
+            notes[f"auto, {precision}"] = choice if choice.startswith("none") else choice.partition("; ")[0]
+        drawing.facts("backends" if len(report["auto"]) == 1 else f"backends on {device}", notes)
     extras = {
         name: "installed" if there else f"not installed: pip install 'eqr_kernels[{_EXTRAS[name]}]'"
         for name, there in report["extras"].items()

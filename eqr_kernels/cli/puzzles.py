@@ -5,69 +5,34 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import torch
 
 from eqr_kernels.cli.console import busy, complain
-from eqr_kernels.tasks import maze, sudoku
-from eqr_kernels.tasks.common import ParseError, PuzzleSet, Tokens
+from eqr_kernels.reasoner import EquilibriumReasoner
+from eqr_kernels.studies import stratified_subset
+from eqr_kernels.tasks import sudoku
+from eqr_kernels.tasks.common import ParseError, PuzzleSet
+from eqr_kernels.tasks.registry import MAZE, SUDOKU, Task, task_of
 
-if TYPE_CHECKING:
-    from eqr_kernels.config import EqRConfig
-    from eqr_kernels.reasoner import EquilibriumReasoner
+__all__ = [
+    "MAZE",
+    "SUDOKU",
+    "Task",
+    "errors_as_json",
+    "load_model",
+    "read_answered",
+    "read_puzzles",
+    "report_errors",
+    "reveal_clues",
+    "stratified",
+    "task_of",
+    "with_answers",
+]
 
 _SHOWN_ERRORS = 20
-
-
-@dataclass(frozen=True)
-class Task:
-    """One of `eqr_kernels.tasks`; open_token is that of a cell to be filled."""
-
-    name: str
-    module: ModuleType
-    vocab_size: int
-    open_token: int
-
-    def is_solution(self, inputs: npt.ArrayLike, preds: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        return cast("npt.NDArray[np.bool_]", self.module.is_solution(inputs, preds))
-
-    def decode(self, tokens: npt.ArrayLike) -> str:
-        return cast(str, self.module.decode(tokens))
-
-    def format_grid(self, tokens: npt.ArrayLike, mark: Callable[[int, str], str] | None = None) -> str:
-        return cast(str, self.module.format_grid(tokens, mark))
-
-    def wrong_cells(self, inputs: Tokens, preds: Tokens) -> npt.NDArray[np.bool_]:
-        """Cells of an answer [S] that break a rule for all to see: a changed given, or a digit twice in a unit."""
-        wrong = (inputs != self.open_token) & (preds != inputs)
-        if self.name == "sudoku":
-            wrong |= sudoku.conflicts(preds) | (preds <= sudoku.BLANK)
-        return wrong
-
-
-SUDOKU = Task("sudoku", sudoku, sudoku.VOCAB_SIZE, sudoku.BLANK)
-MAZE = Task("maze", maze, maze.VOCAB_SIZE, maze.OPEN)
-
-
-def task_of(config: EqRConfig) -> Task:
-    """The task whose tokens a model takes.
-
-    Raises:
-        ValueError: it is none of ours.
-    """
-    if (config.seq_len, config.vocab_size) == (sudoku.SEQ_LEN, sudoku.VOCAB_SIZE):
-        return SUDOKU
-    if config.vocab_size == maze.VOCAB_SIZE:
-        return MAZE
-    raise ValueError(
-        f"the model takes {config.seq_len} tokens of a vocabulary of {config.vocab_size}: neither 9x9 Sudoku (81 "
-        "of 11) nor mazes (of 6), the tasks that this command reads; call model.solve(tokens) from Python"
-    )
 
 
 def load_model(source: str, device: str, show: bool | None = None) -> EquilibriumReasoner:
@@ -77,10 +42,6 @@ def load_model(source: str, device: str, show: bool | None = None) -> Equilibriu
         As `EquilibriumReasoner.from_pretrained`; RuntimeError: no such device here.
     """
     with busy(f"loading {source}", show):
-        import torch
-
-        from eqr_kernels.reasoner import EquilibriumReasoner
-
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         return EquilibriumReasoner.from_pretrained(source).to(device)
@@ -170,8 +131,6 @@ def stratified(puzzles: PuzzleSet, subset: int | None) -> PuzzleSet:
     """Only so many of the puzzles, see `evaluation.stratified_subset`; None takes all."""
     if subset is None:
         return puzzles
-    from eqr_kernels.studies import stratified_subset
-
     return puzzles.subset(stratified_subset(puzzles.inputs, puzzles.source, puzzles.rating, subset))
 
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import numpy as np
+import numpy.typing as npt
+import torch
 import typer
 
 from eqr_kernels.cli import options as opt
+from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.cli.console import INCOMPLETE, Bar, busy, check_output, command, emit, parse_counts, parse_tolerance
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from eqr_kernels.cli.puzzles import Task
-    from eqr_kernels.config import EqRConfig
-    from eqr_kernels.solver import SolveResult
-    from eqr_kernels.tasks.common import ParseError, PuzzleSet
+from eqr_kernels.cli.render import terminal as drawing
+from eqr_kernels.config import EqRConfig
+from eqr_kernels.solver import SolveResult
+from eqr_kernels.studies import exact_match
+from eqr_kernels.tasks import maze, sudoku_generator
+from eqr_kernels.tasks.common import ParseError, PuzzleSet, join
+from eqr_kernels.tasks.registry import Task
+from eqr_kernels.trajectory import Status
 
 _DEMO = (("easy", 4), ("medium", 3), ("hard", 3), ("extreme", 2))
 _DEMO_SEED = 2026
@@ -63,8 +66,6 @@ def solve(
     Exit code 0: every puzzle was read and tried (one that stays unsolved is a result, not a failure); 1: some lines
     were no puzzles, the others were tried; 2: nothing could be done; 130: interrupted, nothing was written.
     """
-    from eqr_kernels.cli import puzzles as puz
-
     check_output(output)
     if demo and file is not None:
         raise ValueError(f"--demo makes its own puzzles, and FILE {file!r} was given too; leave one out")
@@ -101,8 +102,6 @@ def solve(
     puzzles = puz.reveal_clues(task, puzzles, reveal, seed)
     result, seconds = None, 0.0
     if len(puzzles):
-        import torch
-
         tokens = torch.from_numpy(puzzles.inputs.astype("int64"))
         begun = time.perf_counter()
         with Bar("solving", progress) as bar:
@@ -130,8 +129,6 @@ def solve(
     }
     emit(report, as_json, output)
     if not as_json:
-        from eqr_kernels.cli.render import terminal as drawing
-
         if not quiet:
             drawing.puzzles(task, puzzles, result, rows, grids)
         drawing.by_depth(at)
@@ -141,9 +138,6 @@ def solve(
 
 def _demo(task: Task, config: EqRConfig) -> PuzzleSet:
     """A dozen puzzles of our own generator, always the same."""
-    from eqr_kernels.tasks import maze, sudoku_generator
-    from eqr_kernels.tasks.common import join
-
     if task.name == "maze":
         return maze.generate(6, size=round(config.seq_len**0.5), seed=_DEMO_SEED)
     # A seed for each difficulty: the same one would thin out the same grids.
@@ -155,8 +149,6 @@ def _rows(task: Task, puzzles: PuzzleSet, result: SolveResult | None) -> list[di
     """What became of each puzzle, ready for JSON."""
     if result is None:
         return []
-    from eqr_kernels.trajectory import Status
-
     preds = result.preds.cpu().numpy()
     valid = task.is_solution(puzzles.inputs, preds)
     correct = _correct(puzzles, preds)
@@ -186,8 +178,6 @@ def _rows(task: Task, puzzles: PuzzleSet, result: SolveResult | None) -> list[di
 
 def _correct(puzzles: PuzzleSet, preds: npt.NDArray[np.integer]) -> list[bool | None]:
     """Whether each answer is the known one; None where none is known."""
-    from eqr_kernels.studies import exact_match
-
     if puzzles.labels is None:
         return [None] * len(puzzles)
     right = exact_match(preds, puzzles.labels)

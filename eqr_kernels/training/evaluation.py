@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -17,11 +18,12 @@ import torch
 
 from eqr_kernels import studies as evaluation
 from eqr_kernels.checkpoint import MODEL_FILE
-from eqr_kernels.cli.calibration import store_tolerance
-from eqr_kernels.cli.puzzles import SUDOKU, Task, reveal_clues
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.solver import SolveResult
+from eqr_kernels.studies.tolerance_card import store_tolerance
+from eqr_kernels.tasks import sudoku
 from eqr_kernels.tasks.common import PuzzleSet
+from eqr_kernels.tasks.registry import SUDOKU, Task
 from eqr_kernels.training.objective import stablemax_cross_entropy
 
 ALL, REVEALED = "all", 28
@@ -71,7 +73,9 @@ def evaluation_sets(task: Task, puzzles: PuzzleSet, count: int | None) -> list[E
         puzzles = puzzles.subset(np.sort(np.concatenate(_by_source(puzzles, count))))
     sets = [EvaluationSet("published", puzzles)]
     if task is SUDOKU:
-        sets.append(EvaluationSet(str(REVEALED), reveal_clues(task, puzzles, REVEALED, seed=0)))
+        assert puzzles.labels is not None
+        inputs = sudoku.reveal(puzzles.inputs, puzzles.labels, REVEALED, np.random.default_rng(0))
+        sets.append(EvaluationSet(str(REVEALED), dataclasses.replace(puzzles, inputs=inputs)))
     return sets
 
 
@@ -208,7 +212,7 @@ class Curve:
 
 
 def calibrate_model(folder: Path, sets: Sequence[EvaluationSet], data: str, device: torch.device) -> str:
-    """Finds the tolerance of a trained model and stores it in its card; what to tell of it.
+    """Finds the tolerance of a trained model and stores it in its card; a message that says so, or why not.
 
     It is the loosest that costs no answer and of whose settled puzzles at least `TRUST` are right. A model that answers
     too few to tell gets none: a tolerance would mean nothing.
@@ -236,25 +240,13 @@ def calibrate_model(folder: Path, sets: Sequence[EvaluationSet], data: str, devi
         share = f"{right} of {len(labels)} puzzles right at depth {CALIBRATION_DEPTH}"
         return f"{share}, too few to calibrate; {none}"
     floor = math.sqrt(2) * settings["noise_scale"]
-    found = evaluation.calibrate(run.residuals, run.exact, trust=TRUST, floor=floor)
-    if found.chosen is None or found.chosen.converged < _LEAST_SETTLED:
+    calibration = evaluation.calibrate(run.residuals, run.exact, trust=TRUST, floor=floor)
+    if calibration.chosen is None or calibration.chosen.converged < _LEAST_SETTLED:
         return f"no tolerance keeps all answers and is right for {100 * TRUST:g} % of what settles; {none}"
     kinds = " and ".join("as published" if one.clues == "published" else f"with {one.clues} clues" for one in sets)
-    store_tolerance(weights, found, settings, f"{data}, {kinds}")
-    c = found.chosen
+    store_tolerance(weights, calibration, settings, f"{data}, {kinds}")
+    c = calibration.chosen
     return (
-        f"tol {c.tol:g} is stored in the card: {c.converged} of {found.puzzles} puzzles settle, "
+        f"tol {c.tol:g} is stored in the card: {c.converged} of {calibration.puzzles} puzzles settle, "
         f"{c.right_when_converged} of them right, after a mean of {c.mean_steps:.1f} steps"
     )
-
-
-def log_line(step: int, measurements: Sequence[Measurement]) -> str:
-    """One line for people: exact accuracy by depth, as published by source, and of all with clues revealed."""
-
-    def one(m: Measurement) -> str:
-        name = f"{m.clues} clues" if m.clues != "published" else m.source
-        return f"{name} " + "/".join(f"{100 * share:.1f}" for share in m.exact.values()) + f" % (loss {m.loss:.3f})"
-
-    shown = [m for m in measurements if m.clues == "published" or m.source == ALL]
-    depths = "/".join(map(str, shown[0].exact))
-    return f"step {step:>7,}  exact at depth {depths}: " + ", ".join(map(one, shown))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from eqr_kernels import ops
-from eqr_kernels.backends.cpu import CpuBackend
+from eqr_kernels.backends.cpu import why_not_cpu
 from eqr_kernels.backends.packing import operator_of
+from eqr_kernels.modules import EqROperator
 from eqr_kernels.training.optim import AdamATan2
-
-if TYPE_CHECKING:
-    from eqr_kernels.reasoner import EquilibriumReasoner
 
 
 class StepResult(NamedTuple):
@@ -27,11 +25,11 @@ class StepResult(NamedTuple):
     residual: Tensor  # [n]
 
 
-def why_not(model: EquilibriumReasoner) -> str | None:
+def why_not_fused(model: EqROperator) -> str | None:
     """Why the fused kernel cannot train a model, with the remedy; None where it can."""
     if not model.config.mlp_t:
         return "the fused kernel trains token mixing by a SwiGLU only (mlp_t=True)"
-    return CpuBackend().why_not(model, torch.bfloat16)
+    return why_not_cpu(model, torch.bfloat16)
 
 
 class FusedStep:
@@ -43,10 +41,10 @@ class FusedStep:
         seed: of the noise.
     """
 
-    def __init__(self, model: EquilibriumReasoner, workers: int, seed: int) -> None:
-        about = operator_of(model)
+    def __init__(self, model: EqROperator, workers: int, seed: int) -> None:
+        operator = operator_of(model)
         self.model, self.seed = model, seed % 2**32
-        self.sizes, self.constants = about["sizes"], about["constants"]
+        self.sizes, self.constants = operator["sizes"], operator["constants"]
         shape = (workers, ops.scratch_bytes(self.sizes, self.constants))
         self.scratch = torch.zeros(shape, dtype=torch.uint8)
 

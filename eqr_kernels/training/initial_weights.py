@@ -36,10 +36,10 @@ class InitialWeights:
 
     def __str__(self) -> str:
         steps = "" if self.record["steps"] is None else f"{self.record['steps']:,} steps, "
-        told = [f"{name} {before} -> {now}" for name, (before, now) in self.record["changed"].items()]
+        changes = [f"{name} {before} -> {now}" for name, (before, now) in self.record["changed"].items()]
         return (
             f"starting from the weights of {self.record['source']} ({steps}sha256 {self.record['sha256'][:12]}), "
-            f"config of {self.record['config']}, changed: {', '.join(told) or 'nothing'}"
+            f"config of {self.record['config']}, changed: {', '.join(changes) or 'nothing'}"
         )
 
 

@@ -1,15 +1,14 @@
-"""What a training run tells of itself as it goes."""
+"""What a training run reports as it goes, and TensorBoard as one that takes it."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from eqr_kernels.training.evaluation import Measurement, log_line
+from eqr_kernels.training.evaluation import Measurement
 from eqr_kernels.training.trainer import Progress
 
 
@@ -27,32 +26,6 @@ class Log(Protocol):
 
     def evaluated(self, step: int, measurements: Sequence[Measurement]) -> None:
         """Takes what the averaged weights of a step measure."""
-
-
-class TextLog:
-    """A line for each report."""
-
-    def __call__(self, report: Report) -> None:
-        r = report
-        print(
-            f"step {r.step:>7,}  loss {r.loss:.4f}  exact {100 * r.exact:5.1f} %  steps {r.steps:4.1f}  "
-            f"residual {r.residual:.4f}  lr {r.lr:.2e}  {r.samples_per_second:6.1f} samples/s  "
-            f"{r.operations_per_second / 1e12:.2f} TFLOP/s  {100 * r.share_of_gemm:.0f} % of GEMM",
-            flush=True,
-        )
-
-    def evaluated(self, step: int, measurements: Sequence[Measurement]) -> None:
-        print(log_line(step, measurements), flush=True)
-
-
-class JsonLog:
-    """A JSON object on a line for each report."""
-
-    def __call__(self, report: Report) -> None:
-        print(json.dumps(dataclasses.asdict(report)), flush=True)
-
-    def evaluated(self, step: int, measurements: Sequence[Measurement]) -> None:
-        print(json.dumps({"step": step, "evaluation": [dataclasses.asdict(m) for m in measurements]}), flush=True)
 
 
 class TensorBoardLog:

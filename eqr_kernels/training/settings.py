@@ -1,144 +1,149 @@
-"""What a training run is set to, and what a resumed run may change of it."""
+"""What a training run is set to."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from eqr_kernels import ops
-from eqr_kernels.cli.console import complain
-from eqr_kernels.config import EqRConfig
-from eqr_kernels.tasks.stream import parse_curriculum, same_clues
-from eqr_kernels.training.cycles import parse_cycles, stretches
+from eqr_kernels.tasks.stream import parse_curriculum, parse_mix
+from eqr_kernels.training.cycles import parse_cycles
 from eqr_kernels.training.recipes import COMMON, DECAY_END, DEFAULT_PRESET, FINE_TUNING, RECIPES
 
-_OPTION_OF = {
-    "lr_warmup_steps": "--warmup",
-    "forward_dtype": "--dtype",
-    "total_steps": "--steps",
-    "config": "--preset and --set",
-    "data_sha256": "the puzzles of --data",
-    "processes": "the number of processes",
-}
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train. Defaults are the published schedule of the `sudoku` preset.
+
+    Attributes:
+        batch_size: rows of this process; torchrun multiplies it by the number of processes.
+        lr, lr_warmup_steps, lr_min_ratio, decay_from: see `optim.learning_rate`; a ratio of 1 keeps the rate constant.
+        beta1, beta2, weight_decay: of AdamATan2.
+        ema_rate: of the averaged weights that are saved as the model; see `eqr_kernels.training.optim.EMA`.
+        total_steps: where the cosine ends and training stops; None trains until the time limit.
+        curriculum: how many clues are shown along the run, as `tasks.stream.parse_curriculum` reads it; "" shows none.
+        mix: shares of the draws by source, as `tasks.stream.parse_mix` reads it; "" draws all puzzles alike.
+        cycles: how the recursions of an outer step grow along the run, as `cycles.parse_cycles` reads it;
+            "" keeps those of the model's config.
+        forward_dtype: "float32" or "bfloat16"; parameters and optimizer stay in float32.
+        slice_steps: training steps between two saves; None chooses them from the speed of the first steps.
+        compile: compile the step with torch.compile.
+        fused: use the fused CPU kernels where there are some for the device and `forward_dtype` (`Trainer.kernel`
+            tells): in bfloat16 for the whole outer step, forward and backward, in float32 for the latent recursions
+            that carry no gradient.
+        workers: parts in which the fused outer step sums its gradients, which decides their last bits; None takes
+            torch's number of threads.
+        prefetch: draw puzzles and starts for every row at every step, the puzzles ahead in a thread, and keep those of
+            the rows that halted: no step waits for the device or for a puzzle. False draws for the rows that halted
+            alone, and trains on other puzzles. None prefetches on CUDA only.
+        seed: of weights, data, starts and noise.
+
+    Raises:
+        ValueError: a value is out of its range, or a text of another form.
+    """
+
+    batch_size: int = 768
+    lr: float = 1e-4
+    lr_warmup_steps: int = 2000
+    lr_min_ratio: float = 1.0
+    decay_from: int | None = None
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 1.0
+    ema_rate: float = 0.999
+    total_steps: int | None = 50_000
+    curriculum: str = ""
+    mix: str = ""
+    cycles: str = ""
+    forward_dtype: str = "float32"
+    slice_steps: int | None = None
+    compile: bool = True
+    fused: bool = True
+    workers: int | None = None
+    prefetch: bool | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.forward_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f'forward_dtype must be "float32" or "bfloat16", got {self.forward_dtype!r}')
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        for name, least in (("total_steps", 1), ("workers", 1), ("slice_steps", 1), ("decay_from", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least} or None, got {value}")
+        parse_cycles(self.cycles)
+        parse_mix(self.mix)
+        if self.curriculum:
+            parse_curriculum(self.curriculum)
+
+    @property
+    def decay_begins(self) -> float:
+        """The step from which on the rate falls; infinity where it does not."""
+        if self.lr_min_ratio >= 1 or self.total_steps is None:
+            return math.inf
+        return float(self.lr_warmup_steps if self.decay_from is None else self.decay_from)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field by its name."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TrainSettings:
+        """The settings of `to_json`; other entries are passed over, and what is missing has its default.
+
+        Files from before there was a fused kernel do not say `fused`: they were trained without.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{"fused": False, **{name: value for name, value in values.items() if name in names}})
 
 
-def settings_of(
-    given: dict[str, Any], preset: str | None, stored: dict[str, Any], *, fine_tuning: bool = False
+def choose_settings(
+    options: Mapping[str, Any], preset: str | None, stored: Mapping[str, Any], *, fine_tuning: bool = False
 ) -> dict[str, Any]:
-    """Each setting as the command line says, else as the resumed run has it, else as the preset's recipe has it.
+    """Fields of `TrainSettings`: as the options say, else as the resumed run has them, else as the recipe has them.
 
     The presets' recipes are for training from nothing, so fine-tuning has one of its own. A mix takes the place of the
     recipe's curriculum.
+
+    Args:
+        options: values by field; None leaves the choice open.
+        preset: names the recipe; None takes the default's.
+        stored: fields that the state of the resumed run holds; empty for a new run.
     """
     recipe = {**COMMON, **(FINE_TUNING if fine_tuning else RECIPES[preset or DEFAULT_PRESET])}
-    if given["mix"]:
+    if options.get("mix"):
         recipe["curriculum"] = ""
-    return {
-        name: value if value is not None else stored[name] if name in stored else recipe[name]
-        for name, value in given.items()
-    }
+    return {**recipe, **stored, **{name: value for name, value in options.items() if value is not None}}
 
 
 def complete_schedule(
-    settings: dict[str, Any], minutes: float | None, finish: float | None, lr_min_ratio: float | None
-) -> None:
-    """Completes the settings of a decay that is asked for.
+    fields: dict[str, Any], minutes: float | None, finish: float | None, lr_min_ratio: float | None
+) -> dict[str, Any]:
+    """The fields of `TrainSettings` with the end of the decay that is asked for.
+
+    Args:
+        minutes, finish, lr_min_ratio: the options of `eqr train` by these names, None where they were not given.
 
     Raises:
         ValueError: nothing says when to stop, or where a decay ends.
     """
-    total, begin, warmup = settings["total_steps"], settings["decay_from"], settings["lr_warmup_steps"]
+    total, begin, warmup = fields["total_steps"], fields["decay_from"], fields["lr_warmup_steps"]
     if total is None and minutes is None and finish is None:
         raise ValueError("nothing says when to stop; give --steps or --minutes")
     if begin is None and finish is None:
         if total is None and lr_min_ratio is not None and lr_min_ratio < 1:
             raise ValueError(f"--lr-min-ratio {lr_min_ratio:g} needs --steps, where the rate has come down")
-        return
+        return fields
     if begin is not None and (total is None or total <= max(begin, warmup)):
         raise ValueError(
             f"--decay-from {begin} needs --steps beyond it and beyond the warm-up of {warmup}, where the rate has come "
             f"down, got {total}"
         )
-    if settings["lr_min_ratio"] >= 1:
-        if lr_min_ratio is not None:
-            raise ValueError(f"--lr-min-ratio must be below 1 for the rate to fall, got {lr_min_ratio:g}")
-        settings["lr_min_ratio"] = DECAY_END
-
-
-def check_resumed(stored: dict[str, Any], settings: dict[str, Any], how: dict[str, bool], run: str, step: int) -> None:
-    """Refuses to continue a run with other settings, which would give another result than the run it continues.
-
-    Args:
-        stored: what the run was set to when it was saved, at `step`.
-        run: names it in messages.
-
-    Raises:
-        ValueError: a setting that both have differs.
-    """
-    # They only say when to stop, and where the rate will fall, unless it has begun to.
-    schedule = {"total_steps", "decay_from", "lr_min_ratio"}
-    begun = any(decay_begins(some) < step for some in (stored, settings))
-    free = set() if begun else schedule
-    if stored.get("slice_steps") is None:  # the run was stopped before its speed was measured
-        free.add("slice_steps")
-    free |= _same_so_far(stored, settings, step)
-    differ = [name for name in settings if name in stored and stored[name] != settings[name] and name not in free]
-    if differ:
-        differences = "; ".join(_difference(name, stored[name], settings[name]) for name in differ)
-        raise ValueError(f"{run} goes on with its own settings, and these differ: {differences}")
-    missing = sorted(name for name in settings if name not in stored)
-    if missing:
-        names = ", ".join(missing)
-        complain(f"{run} does not say {names}; taken from the command line and the preset", "warning")
-    for name, value in how.items():
-        # A state from before there was a fused kernel was trained without.
-        if stored.get(name, name != "fused") != value:
-            option = f"--{name}" if value else f"--no-{name}"
-            complain(f"{option} is not as before: the result equals an uninterrupted run's to rounding only", "warning")
-
-
-def _same_so_far(stored: dict[str, Any], settings: dict[str, Any], step: int) -> set[str]:
-    """Which of the schedules by step may differ, as they agree on all steps that are done."""
-
-    def cycles(some: dict[str, Any]) -> Any:
-        return stretches(parse_cycles(some.get("cycles", "")), EqRConfig.from_dict(some["config"]), step)
-
-    def curriculum(some: dict[str, Any]) -> Any:
-        return parse_curriculum(some["curriculum"]) if some["curriculum"] else ()
-
-    same = {"cycles"} if cycles(stored) == cycles(settings) else set()
-    if "curriculum" in stored and same_clues(curriculum(stored), curriculum(settings), step):
-        same.add("curriculum")
-    return same
-
-
-def decay_begins(settings: dict[str, Any]) -> float:
-    """The step from which on the rate falls; infinity where it does not."""
-    if settings["lr_min_ratio"] >= 1 or settings["total_steps"] is None:
-        return math.inf
-    begin = settings.get("decay_from")
-    return float(settings["lr_warmup_steps"] if begin is None else begin)
-
-
-def machine(stored: dict[str, Any], kernel: str) -> dict[str, Any]:
-    """What trains here, as far as it decides last bits; warns where that is not what trained `stored`."""
-    here = {"kernel": kernel, "threads": torch.get_num_threads(), "torch": torch.__version__}
-    if ops.extension_status()[0]:
-        here["isa"] = ops.cpu_isa()
-    for name, value in here.items():
-        if stored.get(name, value) != value:
-            same = "is another one, of other random numbers" if name == "kernel" else "differs in its last bits"
-            complain(f"{name} was {stored[name]!r}, now {value!r}: the result {same}", "warning")
-    return here
-
-
-def _difference(name: str, before: Any, now: Any) -> str:
-    option = _OPTION_OF.get(name, "--" + name.replace("_", "-"))
-    if name == "config":
-        fields = [f"{k} was {before.get(k)!r}, now {v!r}" for k, v in now.items() if before.get(k) != v]
-        return f"{option} ({', '.join(fields)})"
-    if name == "data_sha256":
-        return f"{option} (other puzzles, or another order)"
-    return f"{option} (was {before!r}, now {now!r})"
+    if fields["lr_min_ratio"] < 1:
+        return fields
+    if lr_min_ratio is not None:
+        raise ValueError(f"--lr-min-ratio must be below 1 for the rate to fall, got {lr_min_ratio:g}")
+    return {**fields, "lr_min_ratio": DECAY_END}

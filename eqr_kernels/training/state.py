@@ -109,10 +109,10 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
             f"no training state under {folder}: expected {_PREFIX}STEP/manifest.json; start a run with eqr train"
         )
     manifest: dict[str, Any] = json.loads((states[-1] / "manifest.json").read_text())
-    found = manifest.get("format", 1)
-    if found != FORMAT:
+    number = manifest.get("format", 1)
+    if number != FORMAT:
         raise RuntimeError(
-            f"{states[-1]} is a training state of format {found}, and this version of eqr_kernels reads format "
+            f"{states[-1]} is a training state of format {number}, and this version of eqr_kernels reads format "
             f"{FORMAT}; finish the run with the version that began it, or begin another in another folder"
         )
     return manifest

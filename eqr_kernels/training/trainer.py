@@ -16,72 +16,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from eqr_kernels import noise, reference
-from eqr_kernels.backends.cpu import CpuBackend, latent_recursions
+from eqr_kernels.backends.cpu import latent_recursions, why_not_cpu
 from eqr_kernels.config import EqRConfig
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.tasks.prefetch import Prefetcher
 from eqr_kernels.tasks.stream import PuzzleStream
-from eqr_kernels.training import fused as fused_training
 from eqr_kernels.training.cycles import config_at, parse_cycles, stretches
-from eqr_kernels.training.fused import FusedAdamATan2, FusedStep, StepResult
+from eqr_kernels.training.fused import FusedAdamATan2, FusedStep, StepResult, why_not_fused
 from eqr_kernels.training.objective import objective
 from eqr_kernels.training.optim import EMA, AdamATan2, average_gradients, learning_rate
 from eqr_kernels.training.rate import training_operations
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train. Defaults are the published schedule of the `sudoku` preset.
-
-    Attributes:
-        batch_size: rows of this process; torchrun multiplies it by the number of processes.
-        lr, lr_warmup_steps, lr_min_ratio, decay_from: see `optim.learning_rate`; a ratio of 1 keeps the rate constant.
-        beta1, beta2, weight_decay: of AdamATan2.
-        ema_rate: of the averaged weights that are saved as the model; see `eqr_kernels.training.optim.EMA`.
-        total_steps: where the cosine ends and training stops; None trains until the time limit.
-        cycles: how the recursions of an outer step grow along the run, as `cycles.parse_cycles` reads it;
-            "" keeps those of the model's config.
-        forward_dtype: "float32" or "bfloat16"; parameters and optimizer stay in float32.
-        compile: compile the step with torch.compile.
-        fused: use the fused CPU kernels where there are some for the device and `forward_dtype` (`Trainer.kernel`
-            tells): in bfloat16 for the whole outer step, forward and backward, in float32 for the latent recursions
-            that carry no gradient.
-        workers: parts in which the fused outer step sums its gradients, which decides their last bits; None takes
-            torch's number of threads.
-        prefetch: draw puzzles and starts for every row at every step, the puzzles ahead in a thread, and keep those of
-            the rows that halted: no step waits for the device or for a puzzle. False draws for the rows that halted
-            alone, and trains on other puzzles. None prefetches on CUDA only.
-        seed: of weights, data, starts and noise.
-    """
-
-    batch_size: int = 768
-    lr: float = 1e-4
-    lr_warmup_steps: int = 2000
-    lr_min_ratio: float = 1.0
-    decay_from: int | None = None
-    beta1: float = 0.9
-    beta2: float = 0.95
-    weight_decay: float = 1.0
-    ema_rate: float = 0.999
-    total_steps: int | None = 50_000
-    cycles: str = ""
-    forward_dtype: str = "float32"
-    compile: bool = True
-    fused: bool = True
-    workers: int | None = None
-    prefetch: bool | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.forward_dtype not in ("float32", "bfloat16"):
-            raise ValueError(f'forward_dtype must be "float32" or "bfloat16", got {self.forward_dtype!r}')
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        for name, least in (("total_steps", 1), ("workers", 1), ("decay_from", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least} or None, got {value}")
-        parse_cycles(self.cycles)
+from eqr_kernels.training.settings import TrainSettings
 
 
 @dataclass
@@ -123,35 +68,35 @@ class Trainer:
     """Trains a model in place, one outer step a call.
 
     Args:
-        model: with float32 parameters, on the device to train on; with `TrainConfig.cycles` its config changes as the
+        model: with float32 parameters, on the device to train on; with `TrainSettings.cycles` its config changes as the
             run goes on.
         stream: yields fresh puzzles.
-        config: how to train.
+        settings: how to train.
 
     Raises:
         TypeError: the model's parameters are not float32.
     """
 
-    def __init__(self, model: EquilibriumReasoner, stream: PuzzleStream, config: TrainConfig) -> None:
+    def __init__(self, model: EquilibriumReasoner, stream: PuzzleStream, settings: TrainSettings) -> None:
         if model.dtype != torch.float32:
             raise TypeError(
                 f"model must have float32 parameters, got {model.dtype}; call model.float() and set forward_dtype"
             )
-        self.model, self.stream, self.config = model.train(), stream, config
+        self.model, self.stream, self.settings = model.train(), stream, settings
         self.step = 0
-        self._cycles, self._base = parse_cycles(config.cycles), model.config
+        self._cycles, self._base = parse_cycles(settings.cycles), model.config
         model.config = config_at(self._cycles, self._base, 0)
-        self.ema = EMA(model, config.ema_rate)
+        self.ema = EMA(model, settings.ema_rate)
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self.generator = torch.Generator(model.device).manual_seed(config.seed * 1_000_003 + self.rank)
-        self.forward_dtype = getattr(torch, config.forward_dtype)
+        self.generator = torch.Generator(model.device).manual_seed(settings.seed * 1_000_003 + self.rank)
+        self.forward_dtype = getattr(torch, settings.forward_dtype)
         self._prepare()
         kind = AdamATan2 if self.fused_step is None else FusedAdamATan2
-        self.optimizer = kind(model.parameters(), config.lr, (config.beta1, config.beta2), config.weight_decay)
+        self.optimizer = kind(model.parameters(), settings.lr, (settings.beta1, settings.beta2), settings.weight_decay)
         self.prefetcher: Prefetcher | None = None
-        if config.prefetch or (config.prefetch is None and model.device.type == "cuda"):
+        if settings.prefetch or (settings.prefetch is None and model.device.type == "cuda"):
             self.prefetcher = Prefetcher(
-                stream, config.batch_size, seed=config.seed, rank=self.rank, device=model.device
+                stream, settings.batch_size, seed=settings.seed, rank=self.rank, device=model.device
             )
         self.rows = self._empty_rows()
         self._sums = self._fresh_sums()
@@ -162,7 +107,7 @@ class Trainer:
         self.fused_recursions = False
         self.kernel = self._choose_kernel()
         self._loss: Callable[..., Any] = (
-            torch.compile(self._loss_of_step, dynamic=False) if self.config.compile else self._loss_of_step
+            torch.compile(self._loss_of_step, dynamic=False) if self.settings.compile else self._loss_of_step
         )
 
     def _take_cycles(self) -> None:
@@ -179,38 +124,38 @@ class Trainer:
 
     @property
     def longest_lifetime(self) -> int:
-        """The most outer steps that a row has at any time of the run."""
+        """The greatest number of outer steps that a row has at any time of the run."""
         return max([point.halt_max_steps for point in self._cycles] or [self._base.halt_max_steps])
 
     @property
     def operations(self) -> int:
         """Operations of the run's training steps so far, of all processes; see `training_operations`."""
-        rows = self.config.batch_size * self.world
+        rows = self.settings.batch_size * self.world
         return sum(rows * n * training_operations(c) for c, n in stretches(self._cycles, self._base, self.step))
 
     def _choose_kernel(self) -> str:
         """Takes a fused kernel where there is one; a text that says which, or why none."""
-        model, c = self.model, self.config
-        if not c.fused:
+        model, settings = self.model, self.settings
+        if not settings.fused:
             return "PyTorch, as fused is off"
         if self.forward_dtype == torch.bfloat16:
-            reason = fused_training.why_not(model)
+            reason = why_not_fused(model)
             if reason is None:
                 # Each process needs noise of its own.
-                seed = c.seed * 1_000_003 + self.rank
-                self.fused_step = FusedStep(model, c.workers or torch.get_num_threads(), seed)
+                seed = settings.seed * 1_000_003 + self.rank
+                self.fused_step = FusedStep(model, settings.workers or torch.get_num_threads(), seed)
                 return "fused CPU kernel, forward and backward"
         elif model.config.H_cycles == 1:
             return "PyTorch: every latent recursion carries a gradient"
         else:
-            reason = CpuBackend().why_not(model, torch.float32)
+            reason = why_not_cpu(model, torch.float32)
             if reason is None:
                 self.fused_recursions = True
                 return "fused CPU kernel for the latent recursions without gradient, else PyTorch"
         return f"PyTorch: {reason}"
 
     def _empty_rows(self) -> Rows:
-        n, c, device = self.config.batch_size, self.model.config, self.model.device
+        n, c, device = self.settings.batch_size, self.model.config, self.model.device
         dtype = self.forward_dtype if self.fused_step is None else torch.float32
         z = torch.zeros(n, c.seq_len, c.hidden_size, dtype=dtype, device=device)
         tokens = torch.zeros(n, c.seq_len, dtype=torch.int64, device=device)
@@ -305,7 +250,7 @@ class Trainer:
 
     def train_step(self) -> None:
         """One training step: one outer step of every row, one update of the weights."""
-        config, rows = self.config, self.rows
+        settings, rows = self.settings, self.rows
         self._take_cycles()
         self._replace_halted()
         loss, rows.z_H, rows.z_L, q_halt, exact, residual = self._outer_step()
@@ -313,11 +258,11 @@ class Trainer:
             average_gradients(self.model.parameters(), self.world)
         self.optimizer.param_groups[0]["lr"] = learning_rate(
             self.step + 1,
-            lr=config.lr,
-            warmup=config.lr_warmup_steps,
-            total=config.total_steps,
-            min_ratio=config.lr_min_ratio,
-            decay_from=config.decay_from,
+            lr=settings.lr,
+            warmup=settings.lr_warmup_steps,
+            total=settings.total_steps,
+            min_ratio=settings.lr_min_ratio,
+            decay_from=settings.decay_from,
         )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -354,7 +299,7 @@ class Trainer:
         loss, left, exact, steps, residual = self._sums.values.tolist()
         count = max(1, self._sums.count)
         seconds = time.perf_counter() - self._sums.since
-        rate = self._sums.count * self.config.batch_size * self.world / seconds
+        rate = self._sums.count * self.settings.batch_size * self.world / seconds
         self._sums = self._fresh_sums()
         return Progress(
             self.step,
@@ -416,11 +361,11 @@ class Trainer:
                 for key in ("exp_avg", "exp_avg_sq"):
                     expected[f"optimizer.{key}.{name}"] = (torch.bfloat16, list(p.shape))
         for name, entry in expected.items():
-            found = (state[name].dtype, list(state[name].shape)) if name in state else None
-            if found != entry:
+            given = (state[name].dtype, list(state[name].shape)) if name in state else None
+            if given != entry:
                 raise RuntimeError(
                     f"the training state does not fit: {name} should be {entry[0]} {entry[1]}, got "
-                    f"{'nothing' if found is None else f'{found[0]} {found[1]}'}; "
+                    f"{'nothing' if given is None else f'{given[0]} {given[1]}'}; "
                     "resume with the config and on the kind of device that the run began with"
                 )
         self.model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})

@@ -9,9 +9,8 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.main import get_command
 
-from eqr_kernels.cli import app
+from eqr_kernels.cli import load_command
 from eqr_kernels.training.rate import training_operations
 from eqr_kernels.training.recipes import RECIPES
 from eqr_kernels.training.state import FORMAT
@@ -30,7 +29,7 @@ def trained(monkeypatch) -> list[tuple[str, int]]:
 
     def eqr(arguments, log, threads):
         # As the real command reads them.
-        get_command(app).commands["train"].make_context("train", arguments[1:])
+        load_command("train").make_context("train", arguments[1:])
         option = dict(zip(arguments, arguments[1:], strict=False))
         out, steps = Path(option["--out"]), int(option["--steps"])
         asked.append((out.name, steps))

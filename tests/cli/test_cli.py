@@ -19,8 +19,13 @@ from typer.testing import CliRunner
 
 from eqr_kernels import EqRConfig, EquilibriumReasoner
 from eqr_kernels.checkpoint import load_checkpoint
-from eqr_kernels.cli import app
+from eqr_kernels.cli import COMMANDS, app
 from eqr_kernels.tasks import maze, sudoku, sudoku_generator
+from eqr_kernels.tasks.registry import SUDOKU
+from eqr_kernels.training.plan import RunPlan
+from eqr_kernels.training.processes import Process
+from eqr_kernels.training.run import TrainingRun
+from eqr_kernels.training.settings import TrainSettings
 from eqr_kernels.training.trainer import Trainer
 from tests.support.commands import TINY, eqr, make_copier, told
 from tests.support.environment import REPOSITORY
@@ -645,16 +650,14 @@ def test_train_tells_its_rate_and_share_of_gemm(data, tmp_path, monkeypatch):
 
 
 def test_train_state_equals_uninterrupted_bit_for_bit_in_the_library(data, tmp_path):
-    from eqr_kernels.cli.puzzles import SUDOKU
-    from eqr_kernels.training.run import Process, TrainingRun
-
-    settings = dict(batch_size=4, lr_warmup_steps=2, compile=False, seed=3, curriculum="0:40-60", lr=1e-3)
+    settings = TrainSettings(
+        batch_size=4, lr_warmup_steps=2, compile=False, seed=3, curriculum="0:40-60", lr=1e-3, total_steps=None
+    )
     puzzles, config = sudoku.load_csv(data), EqRConfig.sudoku(**TINY)
 
     def run(folder: str) -> TrainingRun:
-        return TrainingRun(
-            SUDOKU, puzzles, config, settings, tmp_path / folder, Process(0, 1, torch.device("cpu")), "d"
-        )
+        plan = RunPlan(tmp_path / folder, SUDOKU, config, settings)
+        return TrainingRun(plan, puzzles, Process(0, 1, torch.device("cpu")), "d")
 
     whole, before, after = run("whole"), run("parts"), run("parts")
     for each in (whole, before):
@@ -971,23 +974,27 @@ def test_the_program_end_to_end(model):
     assert run.stderr.startswith("error: line 2: has 3 cells")
 
 
-def test_the_command_modules_do_not_import_torch():
-    """So that --help is quick: torch takes seconds. The package itself is stubbed, as it may import what it likes."""
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["generate", "sudoku", "-n", "1"]])
+def test_what_needs_no_torch_does_not_wait_for_it(arguments):
+    """Importing torch takes seconds."""
     script = f"""
-        import sys, types
-        package = types.ModuleType("eqr_kernels")
-        package.__path__ = [{str(REPOSITORY / "eqr_kernels")!r}]
-        sys.modules["eqr_kernels"] = package
-        import eqr_kernels.cli
+        import sys
+        from eqr_kernels.cli import app
+        app({arguments}, standalone_mode=False)
         assert "torch" not in sys.modules
     """
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
+    assert run.returncode == 0 and run.stdout, run.stderr
 
 
-@pytest.mark.parametrize("command", ["solve", "eval", "diagnose", "train", "calibrate", "generate", "info"])
-def test_every_command_has_help(command):
-    assert "Usage" in eqr(command, "--help").stdout
+@pytest.mark.parametrize(("command", "line"), [(name, line) for name, (_, line) in COMMANDS.items()])
+def test_every_command_has_help_that_begins_with_its_line_in_the_list(command, line):
+    shown = [" ".join(eqr(*arguments).stdout.replace("│", " ").split()) for arguments in ([command, "--help"], ["-h"])]
+    assert "Usage" in shown[0] and all(line in text for text in shown)
+
+
+def test_a_command_that_is_not_there_is_told_from_those_that_are():
+    assert "No such command 'slove'" in eqr("slove", code=2).stderr
 
 
 def test_no_arguments_shows_help():

@@ -307,7 +307,7 @@ def test_matplotlib_is_named_by_each_picture(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_import_is_light() -> None:
     code = (
-        "import sys, eqr_kernels.report\n"
+        "import sys, eqr_kernels.cli.render\n"
         "print(*({'torch', 'numpy', 'matplotlib', 'jinja2', 'eqr_kernels.studies'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)

@@ -129,7 +129,7 @@ def test_wheel_without_extension(pure_wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(pure_wheel) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path)
-    assert {"eqr_kernels/py.typed", "eqr_kernels/ops.py", "eqr_kernels/_no_extension.txt"} <= set(names)
+    assert {"eqr_kernels/py.typed", "eqr_kernels/ops/library.py", "eqr_kernels/_no_extension.txt"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.endswith(".so") or name.startswith(("tests", "csrc", "benchmarks"))]
     shipped = REPOSITORY / "eqr_kernels" / "pretrained"

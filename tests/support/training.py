@@ -11,7 +11,8 @@ import torch
 from eqr_kernels import EquilibriumReasoner
 from eqr_kernels.tasks.common import PuzzleSet
 from eqr_kernels.tasks.stream import PuzzleStream, RevealPoint
-from eqr_kernels.training.trainer import TrainConfig, Trainer
+from eqr_kernels.training.settings import TrainSettings
+from eqr_kernels.training.trainer import Trainer
 from tests.support.models import tiny_config
 
 
@@ -27,7 +28,7 @@ def keep(inputs, labels, rng):
 
 
 def make_trainer(seed: int = 0, noise_scale: float = 0.01, **changes: object) -> Trainer:
-    config = TrainConfig(batch_size=8, lr=3e-3, lr_warmup_steps=2, total_steps=None, compile=False, seed=seed)
+    config = TrainSettings(batch_size=8, lr=3e-3, lr_warmup_steps=2, total_steps=None, compile=False, seed=seed)
     torch.manual_seed(seed)
     model = EquilibriumReasoner(tiny_config(noise_scale=noise_scale, halt_max_steps=4))
     return Trainer(model, PuzzleStream(toy_puzzles(), keep, seed=[seed, 0]), replace(config, **changes))

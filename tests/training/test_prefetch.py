@@ -20,7 +20,8 @@ from eqr_kernels import EquilibriumReasoner, noise
 from eqr_kernels.tasks import sudoku
 from eqr_kernels.tasks.prefetch import Prefetcher
 from eqr_kernels.tasks.stream import PuzzleStream
-from eqr_kernels.training.trainer import TrainConfig, Trainer
+from eqr_kernels.training.settings import TrainSettings
+from eqr_kernels.training.trainer import Trainer
 from tests.support.environment import needs_extension
 from tests.support.models import tiny_config
 from tests.support.training import keep, make_stream, make_trainer, toy_puzzles
@@ -218,7 +219,7 @@ def test_only_halted_rows_change(options):
 
 def test_a_fixed_start_is_given_to_halted_rows():
     model = EquilibriumReasoner(tiny_config(fixed_init=True))
-    trainer = Trainer(model, make_stream(curriculum=()), TrainConfig(batch_size=4, compile=False, prefetch=True))
+    trainer = Trainer(model, make_stream(curriculum=()), TrainSettings(batch_size=4, compile=False, prefetch=True))
     trainer.train_step()
     kept = trainer.rows.z_H.clone()
     trainer.rows.halted = torch.tensor([True, False, False, True])
@@ -294,7 +295,7 @@ MODELS = [dict(), dict(mlp_t=False), dict(fixed_init=True, H_cycles=1)]
 def test_a_training_step_never_waits(changes, dtype):
     torch.manual_seed(0)
     model = EquilibriumReasoner(tiny_config(noise_scale=0.01, halt_max_steps=3, **changes))
-    config = TrainConfig(batch_size=8, compile=False, fused=False, forward_dtype=dtype, prefetch=True)
+    config = TrainSettings(batch_size=8, compile=False, fused=False, forward_dtype=dtype, prefetch=True)
     trainer = Trainer(model, make_stream(curriculum=()), config)
     replaced = []
     for _ in range(5):
@@ -325,7 +326,7 @@ def test_the_guard_sees_what_waits():
 def test_a_training_step_needs_no_value_of_its_device(changes, dtype, monkeypatch):
     """On the meta device, which has shapes but no values: what looks at one, or mixes devices, fails."""
     model = EquilibriumReasoner(tiny_config(noise_scale=0.01, **changes)).to("meta")
-    config = TrainConfig(batch_size=8, compile=False, forward_dtype=dtype, prefetch=True)
+    config = TrainSettings(batch_size=8, compile=False, forward_dtype=dtype, prefetch=True)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "Generator", HostGenerator)
         trainer = Trainer(model, make_stream(), config)

@@ -19,8 +19,9 @@ from eqr_kernels.tasks.common import PuzzleSet
 from eqr_kernels.tasks.stream import PuzzleStream, parse_curriculum
 from eqr_kernels.training.objective import objective, stablemax_cross_entropy
 from eqr_kernels.training.optim import EMA, AdamATan2, learning_rate
+from eqr_kernels.training.settings import TrainSettings
 from eqr_kernels.training.state import load_state, read_manifest, save_state
-from eqr_kernels.training.trainer import TrainConfig, Trainer
+from eqr_kernels.training.trainer import Trainer
 from tests.support.environment import REPOSITORY, needs_compiler, needs_extension
 from tests.support.models import tiny_config
 from tests.support.processes import free_ports, outputs_of
@@ -266,7 +267,7 @@ def test_the_averages_keep_their_distance_from_the_weights_and_a_second_boundary
 def test_the_state_of_the_sudoku_preset_is_small(tmp_path):
     model = EquilibriumReasoner(EqRConfig.sudoku())
     sudoku_like = PuzzleSet(*(np.full((1, 81), value, np.uint8) for value in (1, 2)), np.array(["toy"]), np.zeros(1))
-    trainer = Trainer(model, PuzzleStream(sudoku_like, keep), TrainConfig(batch_size=1, compile=False))
+    trainer = Trainer(model, PuzzleStream(sudoku_like, keep), TrainSettings(batch_size=1, compile=False))
     for p in model.parameters():
         p.grad = torch.full_like(p, 0.1)
     trainer.optimizer.step()
@@ -335,7 +336,7 @@ def test_damaged_states_are_refused(tmp_path):
     trainer = make_trainer()
     path = save_state(trainer, tmp_path, {}, part_bytes=4096)
     model = EquilibriumReasoner(tiny_config(vocab_size=8))
-    other = Trainer(model, PuzzleStream(toy_puzzles(), keep), TrainConfig(batch_size=8, compile=False))
+    other = Trainer(model, PuzzleStream(toy_puzzles(), keep), TrainSettings(batch_size=8, compile=False))
     with pytest.raises(RuntimeError, match=r"should be torch.float32 \[8, 16\], got torch.float32 \[7, 16\]"):
         load_state(other, tmp_path)
     part = path / "part-001"
@@ -397,17 +398,10 @@ def test_stream_needs_answers():
         PuzzleStream(unlabelled, keep)
 
 
-def test_bad_settings():
-    for options, message in (
-        (dict(forward_dtype="float16"), "forward_dtype"),
-        (dict(batch_size=0), "batch_size"),
-        (dict(total_steps=0), "total_steps"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            TrainConfig(**options)
+def test_a_model_of_another_dtype_is_refused():
     with pytest.raises(TypeError, match="float32 parameters"):
         model = EquilibriumReasoner(tiny_config()).bfloat16()
-        Trainer(model, PuzzleStream(toy_puzzles(), keep), TrainConfig())
+        Trainer(model, PuzzleStream(toy_puzzles(), keep), TrainSettings())
 
 
 def test_bfloat16_forward_keeps_float32_weights():
@@ -486,7 +480,7 @@ def test_a_mixer_without_a_fused_kernel_trains_in_pytorch_and_says_so():
     config = tiny_config(mlp_t=False, pos_encodings="none", num_heads=1)
     stream = PuzzleStream(toy_puzzles(), keep, seed=0)
     trainer = Trainer(
-        EquilibriumReasoner(config), stream, TrainConfig(batch_size=4, forward_dtype="bfloat16", compile=False)
+        EquilibriumReasoner(config), stream, TrainSettings(batch_size=4, forward_dtype="bfloat16", compile=False)
     )
     assert "PyTorch: " in trainer.kernel and trainer.fused_step is None
     trainer.train_step()

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from eqr_kernels import EquilibriumReasoner
-from eqr_kernels.training.trainer import TrainConfig, Trainer
+from eqr_kernels.training.settings import TrainSettings
+from eqr_kernels.training.trainer import Trainer
 from tests.support.models import tiny_config
 from tests.support.training import make_stream
 
@@ -20,7 +21,7 @@ def make_cuda_trainer(device: str = "cuda", **changes: object) -> Trainer:
     torch.manual_seed(0)
     model = EquilibriumReasoner(tiny_config(noise_scale=0.01, halt_max_steps=3)).to(device)
     config = dict(batch_size=8, lr=3e-3, lr_warmup_steps=2, total_steps=None, compile=False, **changes)
-    return Trainer(model, make_stream(curriculum=()), TrainConfig(**config))
+    return Trainer(model, make_stream(curriculum=()), TrainSettings(**config))
 
 
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"])

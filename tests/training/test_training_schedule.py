@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 from eqr_kernels import EqRConfig, EquilibriumReasoner
 from eqr_kernels.checkpoint import ModelCard, load_checkpoint
 from eqr_kernels.cli import app
-from eqr_kernels.cli.puzzles import MAZE, SUDOKU
 from eqr_kernels.tasks import sudoku, sudoku_generator
 from eqr_kernels.tasks.common import PuzzleSet
+from eqr_kernels.tasks.registry import MAZE, SUDOKU
 from eqr_kernels.tasks.stream import PuzzleStream, parse_mix
 from eqr_kernels.training.cycles import CyclePoint, config_at, parse_cycles, stretches
 from eqr_kernels.training.evaluation import Evaluator, evaluation_sets
@@ -233,8 +233,8 @@ def test_what_an_evaluation_takes_is_not_taken_for_the_speed_of_training(data, t
     """A clock that goes on by a second with every step, and by a thousand with every evaluation."""
     clock = SimpleNamespace(now=0.0)
     clock.monotonic, clock.perf_counter, clock.process_time = (lambda: clock.now for _ in range(3))
-    for name in ("slices", "training_run", "training_evaluation"):
-        monkeypatch.setattr(f"eqr_kernels.cli.{name}.time", clock)
+    for name in ("slices", "run", "evaluation"):
+        monkeypatch.setattr(f"eqr_kernels.training.{name}.time", clock)
     step, measure = Trainer.train_step, Evaluator.__call__
 
     def timed(self: Trainer) -> None:

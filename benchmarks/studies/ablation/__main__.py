@@ -26,7 +26,7 @@ from benchmarks.studies.ablation.rows import FORMULA, ROWS, Choice, parse_row, t
 from benchmarks.studies.ablation.settings import EvaluationSettings, TrainingSettings, parse_curriculum
 from eqr_kernels import EqRConfig
 from eqr_kernels.atomic import atomic_write
-from eqr_kernels.cli.console import code_commit
+from eqr_kernels.commit import code_commit
 
 _DAY = 86_400.0
 _MAIN = ["feed-forward", "tied", "tied-online", "trm", "eqr"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from eqr_kernels import EqRConfig
 from eqr_kernels.tasks.stream import RevealPoint
-from eqr_kernels.training.trainer import TrainConfig
+from eqr_kernels.training.settings import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class TrainingSettings:
         data_sha256: of the file of training puzzles.
         layers: block applications of a single pass.
         batch_size: rows of a training step; micro_batch: of those, in memory at a time in a stack.
-        lr, lr_min_ratio, weight_decay: as in `TrainConfig`.
+        lr, lr_min_ratio, weight_decay: as in `TrainSettings`.
         warmup, ema_horizon: shares of the steps; the published ones, 2,000 and 1 / (1 - 0.999) of 50,000.
         curriculum: clues to show from a share of the steps on.
-        forward_dtype, compile, seed: as in `TrainConfig`.
+        forward_dtype, compile, seed: as in `TrainSettings`.
     """
 
     config: EqRConfig = field(default_factory=EqRConfig.sudoku_small)
@@ -52,9 +52,9 @@ class TrainingSettings:
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be a share in (0, 1], got {getattr(self, name)}")
 
-    def train_config(self, steps: int) -> TrainConfig:
+    def train_config(self, steps: int) -> TrainSettings:
         """For a row that gets `steps` steps."""
-        return TrainConfig(
+        return TrainSettings(
             batch_size=self.batch_size,
             lr=self.lr,
             lr_warmup_steps=round(self.warmup * steps),

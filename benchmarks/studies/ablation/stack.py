@@ -13,7 +13,8 @@ from eqr_kernels.reference import BlockWeights, Rope
 from eqr_kernels.tasks.stream import PuzzleStream
 from eqr_kernels.training.objective import objective
 from eqr_kernels.training.optim import EMA, AdamATan2, learning_rate
-from eqr_kernels.training.trainer import Progress, TrainConfig
+from eqr_kernels.training.settings import TrainSettings
+from eqr_kernels.training.trainer import Progress
 
 Block = Callable[[Tensor, BlockWeights, "Rope | None", EqRConfig], Tensor]
 
@@ -69,7 +70,7 @@ class StackTrainer:
     """
 
     def __init__(
-        self, model: BlockStack, stream: PuzzleStream, config: TrainConfig, *, segments: int, micro_batch: int
+        self, model: BlockStack, stream: PuzzleStream, config: TrainSettings, *, segments: int, micro_batch: int
     ) -> None:
         self.model, self.stream, self.config = model.train(), stream, config
         self.segments, self.micro_batch = segments, micro_batch

@@ -20,7 +20,7 @@ from benchmarks.studies.ablation.stack import BlockStack, StackTrainer
 from eqr_kernels import EquilibriumReasoner
 from eqr_kernels.atomic import atomic_write
 from eqr_kernels.checkpoint import ModelCard, save_checkpoint
-from eqr_kernels.cli.console import code_commit
+from eqr_kernels.commit import code_commit
 from eqr_kernels.tasks import sudoku
 from eqr_kernels.tasks.common import PuzzleSet, Tokens
 from eqr_kernels.tasks.stream import PuzzleStream

@@ -1,0 +1,145 @@
+"""What a training run is to be, from what was asked for, from the run that it continues and from the recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eqr_kernels.config import EqRConfig
+from eqr_kernels.tasks.registry import SUDOKU, Task, task_of
+from eqr_kernels.training.initial_weights import InitialWeights, initial_weights
+from eqr_kernels.training.processes import Process
+from eqr_kernels.training.recipes import DEFAULT_PRESET, PRESETS
+from eqr_kernels.training.record import RunRecord
+from eqr_kernels.training.resume import copy_to_anneal
+from eqr_kernels.training.settings import TrainSettings, choose_settings, complete_schedule
+from eqr_kernels.training.state import has_state, read_manifest
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What is asked of `eqr train`.
+
+    Attributes:
+        out: folder of the run.
+        options: fields of `TrainSettings`; None leaves one to the run that is resumed, and to the recipe.
+        preset: of `PRESETS`, names config and recipe.
+        config_fields: fields of `EqRConfig` that differ from them.
+        init: checkpoint to start from, as `initial_weights` takes it.
+        resume: continue the run in `out`.
+        minutes: that may be spent.
+        finish: minutes in which a copy of the run in `out` is annealed.
+    """
+
+    out: Path
+    options: Mapping[str, Any] = field(default_factory=dict)
+    preset: str | None = None
+    config_fields: Mapping[str, Any] = field(default_factory=dict)
+    init: str | None = None
+    resume: bool = False
+    minutes: float | None = None
+    finish: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("minutes", "finish"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"--{name} must be positive, got {value:g}")
+        if self.preset is not None and self.preset not in PRESETS:
+            raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
+        if self.init is not None and self.resume:
+            raise ValueError(
+                "--init starts a new run and --resume continues one with its own weights; give one of them"
+            )
+        if self.finish is not None:
+            self._check_finish()
+
+    def _check_finish(self) -> None:
+        """Raises a ValueError where --finish is given with what it decides itself."""
+        decided = {
+            "--resume": self.resume or None,
+            "--init": self.init,
+            "--preset": self.preset,
+            "--set": self.config_fields or None,
+            "--minutes": self.minutes,
+            "--steps": self.options.get("total_steps"),
+            "--decay-from": self.options.get("decay_from"),
+        }
+        wrong = [option for option, value in decided.items() if value is not None]
+        if wrong:
+            raise ValueError(
+                "--finish anneals a copy of the run in --out, and decides where that begins and ends; leave out "
+                + ", ".join(wrong)
+            )
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run that can be begun or continued.
+
+    Attributes:
+        out: folder of its state and its model.
+        task, config, settings: what is trained, and how.
+        initial: weights that it starts from; None draws them by the seed.
+        stored: the run that it continues, as that was saved at `step`; None for a new one.
+    """
+
+    out: Path
+    task: Task
+    config: EqRConfig
+    settings: TrainSettings
+    initial: InitialWeights | None = None
+    stored: RunRecord | None = None
+    step: int = 0
+
+
+def plan_run(request: RunRequest, process: Process) -> RunPlan:
+    """The run that is asked for; with `finish` the copy to anneal is made.
+
+    Raises:
+        FileNotFoundError, RuntimeError: there is no run to continue, or its state is of another format.
+        TypeError, ValueError: the request makes no sense, or not for the run that is there.
+    """
+    out, goes_on = request.out, request.resume or request.finish is not None
+    if not goes_on and has_state(out):
+        raise ValueError(f"--out {out} holds a run already; continue it with --resume, or name another folder")
+    if request.finish is not None:
+        out = copy_to_anneal(out, process)
+    stored, step = None, 0
+    if goes_on:
+        manifest = read_manifest(out)
+        stored, step = RunRecord.from_json(manifest["settings"]), int(manifest["step"])
+    initial = None
+    if request.init is not None:
+        preset = None if request.preset is None else _config(request.preset, {})
+        initial = initial_weights(request.init, dict(request.config_fields), preset)
+    if initial is not None:
+        config = initial.config
+    elif stored is not None and request.preset is None:
+        config = EqRConfig.from_dict({**stored.config.to_dict(), **request.config_fields})
+    else:
+        config = _config(request.preset or DEFAULT_PRESET, request.config_fields)
+    fields = choose_settings(
+        request.options,
+        request.preset,
+        {} if stored is None else stored.stored_settings,
+        fine_tuning=initial is not None,
+    )
+    if request.finish is not None:
+        fields |= {"total_steps": None, "decay_from": None}
+    fields = complete_schedule(fields, request.minutes, request.finish, request.options.get("lr_min_ratio"))
+    # They decide the last bits of the fused step's gradients, whatever the threads of a resumed run.
+    fields["workers"] = fields.get("workers") or process.agree(torch.get_num_threads())
+    settings, task = TrainSettings(**fields), task_of(config)
+    if settings.curriculum and task is not SUDOKU:
+        raise ValueError(f'--curriculum is for Sudoku, and the config is one of the {task.name} task; set it to ""')
+    return RunPlan(out, task, config, settings, initial, stored, step)
+
+
+def _config(preset: str, fields: Mapping[str, Any]) -> EqRConfig:
+    config: EqRConfig = getattr(EqRConfig, PRESETS[preset])(**fields)
+    return config
