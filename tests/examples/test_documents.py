@@ -1,7 +1,11 @@
-"""README and the other pages: the example runs as it stands, and links lead somewhere (`make docs` holds for docs/)."""
+"""README and the other pages: the example runs, links lead somewhere, and what the API pages show is there.
+
+The links inside docs/ are checked by `make docs`.
+"""
 
 from __future__ import annotations
 
+import pkgutil
 import re
 from pathlib import Path
 
@@ -36,3 +40,11 @@ def test_links_of(page: str):
         if not target.exists() or (anchor and anchor not in anchors(target)):
             dead.append(f"{path}#{anchor}")
     assert not dead
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in (REPOSITORY / "docs" / "api").glob("*.md")))
+def test_names_of_api_page(page: str):
+    names = re.findall(r"^::: (\S+)$", (REPOSITORY / "docs" / "api" / page).read_text(), re.MULTILINE)
+    assert names
+    for name in names:
+        pkgutil.resolve_name(name)
