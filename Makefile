@@ -54,13 +54,14 @@ test: build lint
 	$(PY) -m pytest $(PYTEST_ARGS)
 
 lint: build
-	@for tool in ruff mypy clang-format; do \
+	@for tool in ruff mypy lint-imports clang-format; do \
 	  if test -x $(VENV)/bin/$$tool; then :; \
 	  elif [ -n "$(OFFLINE)" ]; then echo "lint: $$tool is not installed, skipped (OFFLINE=$(OFFLINE))"; continue; \
 	  else echo "lint: $$tool is not installed; run: $(PY) -m pip install -e '.[dev]'"; exit 1; fi; \
 	  case $$tool in \
 	    ruff) $(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . ;; \
 	    mypy) $(VENV)/bin/mypy ;; \
+	    lint-imports) $(VENV)/bin/lint-imports --no-cache ;; \
 	    clang-format) $(VENV)/bin/clang-format --dry-run -Werror $(CPP_FILES) ;; \
 	  esac; \
 	done

@@ -7,7 +7,6 @@ import numbers
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,14 +14,13 @@ from torch import Tensor
 from eqr_kernels import backends, noise, selection
 from eqr_kernels._nvtx import nvtx_range
 from eqr_kernels.backends import FixedPointProblem, Snapshot, Status
-from eqr_kernels.modules import check_ids, check_tokens
+from eqr_kernels.modules import EqROperator, check_ids, check_tokens
 from eqr_kernels.ops.checks import HALTING_RULES
 from eqr_kernels.trajectory import settled
 
-if TYPE_CHECKING:
-    from eqr_kernels.modules import EqROperator
-
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+DEFAULT_DEPTH = 64
+"""Outer steps at most, of `solve` and of the commands."""
 DEFAULT_SLOTS = 64
 
 Progress = Callable[[int, int, int], "bool | None"]
@@ -95,7 +93,7 @@ def solve(
     model: EqROperator,
     tokens: Tensor,
     *,
-    depth: int = 16,
+    depth: int = DEFAULT_DEPTH,
     breadth: int = 1,
     halt: str = "residual",
     tol: float | str = "auto",

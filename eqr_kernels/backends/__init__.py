@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,10 +11,8 @@ from eqr_kernels.backends.cpu import CpuBackend
 from eqr_kernels.backends.cuda import CudaBackend
 from eqr_kernels.backends.reference import ReferenceBackend
 from eqr_kernels.backends.triton.adapter import TritonBackend
+from eqr_kernels.modules import EqROperator
 from eqr_kernels.trajectory import Snapshot, Status
-
-if TYPE_CHECKING:
-    from eqr_kernels.modules import EqROperator
 
 __all__ = ["Backend", "FixedPointProblem", "Recorder", "Snapshot", "Status", "available", "choose"]
 

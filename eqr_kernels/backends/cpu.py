@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,9 +11,7 @@ from torch import Tensor
 from eqr_kernels import ops
 from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder
 from eqr_kernels.backends.packing import PRECISIONS, PackArguments, hand_over, operator_of, wrong_dtype
-
-if TYPE_CHECKING:
-    from eqr_kernels.modules import EqROperator
+from eqr_kernels.modules import EqROperator
 
 
 class _Packs:

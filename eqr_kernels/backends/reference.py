@@ -7,7 +7,7 @@ ended; it waits a few times more only where some end or are recorded.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,11 +16,9 @@ from eqr_kernels import noise, ops, reference
 from eqr_kernels._nvtx import nvtx_range
 from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder
 from eqr_kernels.backends.graphed import GraphedStep, Graphs, Step, StepInputs, StepOutputs, cuda_graphs
+from eqr_kernels.modules import EqROperator
 from eqr_kernels.reference import OperatorWeights, Rope
 from eqr_kernels.trajectory import Snapshot, Status, settled
-
-if TYPE_CHECKING:
-    from eqr_kernels.modules import EqROperator
 
 
 class _Rows(NamedTuple):

@@ -57,7 +57,7 @@ def info(as_json: opt.AsJson = False, output: opt.Output = None) -> None:
 
 
 def versions() -> dict[str, str | None]:
-    """Of this package and what it runs on."""
+    """Versions of this package and of what it runs on."""
     return {
         "eqr_kernels": eqr_kernels.__version__,
         "commit": code_commit(),

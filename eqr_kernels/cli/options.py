@@ -12,14 +12,14 @@ MODEL = "sudoku"
 Model = Annotated[
     str, typer.Option(help="Name of a shipped model, a folder of save_pretrained, a .safetensors, a .pth or a hub id.")
 ]
-Depth = Annotated[int, typer.Option(help="Outer steps at most.")]
-Breadth = Annotated[int, typer.Option(help="Trajectories of each puzzle, from other random starts.")]
-Select = Annotated[str, typer.Option(help="Which trajectory answers: residual, vote, q or first.")]
-Window = Annotated[int | None, typer.Option(help="Differences of the logits in a score; default the card's.")]
+Depth = Annotated[int, typer.Option(help="Outer steps of a trajectory, at most.")]
+Breadth = Annotated[int, typer.Option(help="Trajectories of each puzzle, from different random starts.")]
+Select = Annotated[str, typer.Option(help="Rule that selects the trajectory that answers: residual, vote, q or first.")]
+Window = Annotated[int | None, typer.Option(help="Changes of the logits that a score averages; default the card's.")]
 NoiseScale = Annotated[
     float | None, typer.Option(help="Noise injected at each update; default the card's, else the config's.")
 ]
-Seed = Annotated[int, typer.Option(help="Of random starts and noise, and of the clues that --reveal picks.")]
+Seed = Annotated[int, typer.Option(help="Seed of random starts and noise, and of the clues that --reveal picks.")]
 Slots = Annotated[int | None, typer.Option(help="Trajectories in flight at a time.", show_default="64")]
 BackendName = Annotated[
     str, typer.Option("--backend", help="auto, cpu, reference, ...; `eqr info` says which can run.")
@@ -34,7 +34,7 @@ Reveal = Annotated[
     int | None,
     typer.Option(min=0, max=81, metavar="CLUES", help="Sudoku: show random clues until there are so many."),
 ]
-Format = Annotated[str, typer.Option("--format", help="Of the puzzles: auto, lines, csv, npy or folder.")]
+Format = Annotated[str, typer.Option("--format", help="Form of the puzzles: auto, lines, csv, npy or folder.")]
 Values = Annotated[str, typer.Option(help="What a Sudoku .npy holds: auto, digits (0 blank) or tokens (1 blank).")]
 Split = Annotated[str | None, typer.Option(help="train or test, of a folder that has both.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]

@@ -15,7 +15,7 @@ from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.cli.console import INCOMPLETE, Bar, busy, check_output, command, emit, parse_counts, parse_tolerance
 from eqr_kernels.cli.render import terminal as drawing
 from eqr_kernels.config import EqRConfig
-from eqr_kernels.solver import SolveResult
+from eqr_kernels.solver import DEFAULT_DEPTH, SolveResult
 from eqr_kernels.studies import exact_match
 from eqr_kernels.tasks import maze, sudoku_generator
 from eqr_kernels.tasks.common import ParseError, PuzzleSet, join
@@ -33,7 +33,7 @@ def solve(
         typer.Argument(help="81 characters a line, CSV (question, answer), .npy, a folder of them, or - for stdin."),
     ] = None,
     model: opt.Model = opt.MODEL,
-    depth: opt.Depth = 64,
+    depth: opt.Depth = DEFAULT_DEPTH,
     breadth: opt.Breadth = 1,
     halt: Annotated[str, typer.Option(help="residual (settled), q (the halting head) or none.")] = "residual",
     tol: Annotated[str, typer.Option(help="Residual that counts as settled; auto takes the card's.")] = "auto",
@@ -204,7 +204,7 @@ def _by_depth(task: Task, puzzles: PuzzleSet, result: SolveResult | None) -> lis
     return rows
 
 
-def _summary(rows: list[dict[str, Any]], most: int, unread: int, seconds: float) -> dict[str, Any]:
+def _summary(rows: list[dict[str, Any]], full_depth: int, unread: int, seconds: float) -> dict[str, Any]:
     judged = [row["correct"] for row in rows if row["correct"] is not None]
     return {
         "puzzles": len(rows),
@@ -215,6 +215,6 @@ def _summary(rows: list[dict[str, Any]], most: int, unread: int, seconds: float)
         "converged": sum(row["converged"] for row in rows),
         "mean_steps": sum(row["steps"] for row in rows) / len(rows) if rows else None,
         "nfe": sum(row["nfe"] for row in rows),
-        "nfe_without_early_exit": most * len(rows),
+        "nfe_without_early_exit": full_depth * len(rows),
         "seconds": seconds,
     }

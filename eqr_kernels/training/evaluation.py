@@ -19,7 +19,7 @@ import torch
 from eqr_kernels import studies as evaluation
 from eqr_kernels.checkpoint import MODEL_FILE
 from eqr_kernels.reasoner import EquilibriumReasoner
-from eqr_kernels.solver import SolveResult
+from eqr_kernels.solver import DEFAULT_DEPTH, SolveResult
 from eqr_kernels.studies.tolerance_card import store_tolerance
 from eqr_kernels.tasks import sudoku
 from eqr_kernels.tasks.common import PuzzleSet
@@ -29,7 +29,6 @@ from eqr_kernels.training.objective import stablemax_cross_entropy
 ALL, REVEALED = "all", 28
 TRUST = 0.99
 """Share of the settled puzzles that must be right for a tolerance to be stored with a trained model."""
-CALIBRATION_DEPTH = 64
 _LEAST_SETTLED = 20
 
 
@@ -223,7 +222,7 @@ def calibrate_model(folder: Path, sets: Sequence[EvaluationSet], data: str, devi
         np.concatenate([np.asarray(getattr(one.puzzles, name)) for one in sets]) for name in ("inputs", "labels")
     )
     settings: dict[str, Any] = dict(
-        depth=CALIBRATION_DEPTH,
+        depth=DEFAULT_DEPTH,
         reveal=None,
         seed=0,
         max_loss=0.0,
@@ -232,12 +231,12 @@ def calibrate_model(folder: Path, sets: Sequence[EvaluationSet], data: str, devi
         noise_scale=model.inference_noise_scale,
     )
     run = evaluation.trajectories(
-        model, inputs, labels, depth=CALIBRATION_DEPTH, seed=0, noise_scale=settings["noise_scale"]
+        model, inputs, labels, depth=DEFAULT_DEPTH, seed=0, noise_scale=settings["noise_scale"]
     )
     none = "no tolerance was stored, so solve needs tol= or halt='none'"
     right = int(run.exact[:, -1].sum())
     if right < _LEAST_SETTLED:
-        share = f"{right} of {len(labels)} puzzles right at depth {CALIBRATION_DEPTH}"
+        share = f"{right} of {len(labels)} puzzles right at depth {DEFAULT_DEPTH}"
         return f"{share}, too few to calibrate; {none}"
     floor = math.sqrt(2) * settings["noise_scale"]
     calibration = evaluation.calibrate(run.residuals, run.exact, trust=TRUST, floor=floor)

@@ -280,7 +280,7 @@ BAD = [
     (dict(tol="tight"), ValueError, 'tol must be "auto" or a positive number'),
     (dict(tol=-1.0), ValueError, "tol"),
     (dict(tol="auto"), RuntimeError, "eqr calibrate"),
-    (dict(checkpoints=(1, 99)), ValueError, "checkpoints must be at most depth=16, got 99"),
+    (dict(checkpoints=(1, 99)), ValueError, "checkpoints must be at most depth=64, got 99"),
     (dict(checkpoints=(0,)), ValueError, "checkpoints must be at least 1"),
     (dict(ids=torch.zeros(3, dtype=torch.long)), ValueError, r"ids must have shape \[12\]"),
     (dict(ids=torch.zeros(12)), TypeError, "ids must be an int64 tensor"),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+from eqr_kernels.atomic import atomic_write
 from eqr_kernels.cli.render import summary
 from eqr_kernels.cli.render.figures import PICTURES, NoData, Picture, save
 from eqr_kernels.cli.render.reading import Report, check_schema, look
@@ -58,8 +59,6 @@ def write_report(report: Report, folder: Path) -> list[Path]:
 
 
 def _write(folder: Path, files: dict[str, bytes], stale: Sequence[str]) -> None:
-    from eqr_kernels.atomic import atomic_write
-
     for name, data in files.items():
         atomic_write(folder / name, data)
     for name in stale:
