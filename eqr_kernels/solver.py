@@ -333,12 +333,12 @@ class _Collector:
 
     def result(self, backend: str, reason: str, return_all: bool) -> SolveResult:
         table, b = self.table, self.problem.breadth
-        restart = self._select(table)
+        restart, logits = self.won or self._choose()
         puzzles = torch.arange(len(restart), device=restart.device)
         row = puzzles * b + restart
         return SolveResult(
             preds=table.preds[row],
-            logits=self._winners_logits(restart, backend),
+            logits=logits,
             q_halt=table.q_halt[row],
             residual=table.residual[row],
             score=table.score[row],
@@ -358,19 +358,10 @@ class _Collector:
             residuals=None if self.residuals is None else self._grid(self.residuals),
         )
 
-    def _winners_logits(self, restart: Tensor, backend: str) -> Tensor:
-        """Logits [N, S, V] of the selected trajectories, restart [N]."""
-        if self.won is None:
-            return torch.stack([self.logits.winner(p, r) for p, r in enumerate(restart.tolist())])
-        chosen, logits = self.won
-        if not torch.equal(chosen, restart):
-            p = int((chosen != restart).nonzero()[0])
-            raise RuntimeError(
-                f"puzzle {p}: backend {backend!r} kept the logits of restart {int(chosen[p])}, but select="
-                f"{self.problem.select!r} gives restart {int(restart[p])}; this is a mistake in the backend: report "
-                "it, and use backend='reference' meanwhile"
-            )
-        return logits
+    def _choose(self) -> tuple[Tensor, Tensor]:
+        """The selected trajectories, restart [N], and their logits [N, S, V], where the backend leaves that to us."""
+        restart = self._select(self.table)
+        return restart, torch.stack([self.logits.winner(p, r) for p, r in enumerate(restart.tolist())])
 
     def _recorded(self, table: _Table) -> Recorded:
         restart = self._select(table)

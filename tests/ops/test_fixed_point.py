@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eqr_kernels import Status, ops
+from eqr_kernels import Status, ops, selection
 from eqr_kernels.precision import NAMED, Precision
 from eqr_kernels.reference import BlockWeights, OperatorWeights
 from eqr_kernels.run_rules import RunRules
@@ -284,6 +284,41 @@ def test_what_is_not_packed_weights_is_refused() -> None:
 def test_no_rows_are_no_mistake() -> None:
     out = run(pack(**weights()), n=0)
     assert out.logits.shape == (0, S, V) and out.at_preds.shape == (2, 0, S) and out.residuals.shape == (0, 6)
+
+
+def grids(out: ops.FixedPointOutput, breadth: int) -> list[Tensor]:
+    """preds, status, score, q_halt, steps as `selection.select` takes them: [N, B, ...]."""
+    fields = (out.preds, out.status, out.score, out.q_halt, out.steps)
+    return [field.unflatten(0, (-1, breadth)) for field in fields]
+
+
+# How trajectories end: the rules of the run, whether a word is not a number, and the statuses that then occur.
+ENDS: dict[str, tuple[dict[str, Any], bool, set[Status]]] = {
+    "at the depth": ({}, False, {Status.MAX_DEPTH}),
+    "all alike": (dict(fixed_start=True, noise_scale=0.0), False, {Status.MAX_DEPTH}),
+    "settled or not": (dict(halt="residual", tol=0.06, noise_scale=0.0), False, {Status.CONVERGED, Status.MAX_DEPTH}),
+    "halted or not": (dict(halt="q"), False, {Status.HALTED, Status.MAX_DEPTH}),
+    "diverged": (dict(halt="residual", tol=0.3), True, {Status.CONVERGED, Status.DIVERGED}),
+    "cancelled": (dict(control=[1, 0, 0]), False, {Status.CANCELLED}),
+}
+
+
+@pytest.mark.parametrize("rule", selection.RULES)
+@pytest.mark.parametrize("end", ENDS)
+def test_the_winner_is_the_one_that_selection_chooses(end: str, rule: str, restore: None) -> None:
+    rules, no_number, statuses = ENDS[end]
+    n, breadth, race = 12, 8, rule == "first"
+    changes: dict[str, Any] = {**(dict(halt="q") if race else {}), **rules}
+    w = weights(fixed_start=changes.get("fixed_start", False))
+    if no_number:
+        w["embedding"][V - 1] = torch.nan
+    control = torch.tensor(changes.pop("control", [0, 0, 0]))
+    torch.set_num_threads(2)
+    out = run(pack(**w), n=n, breadth=breadth, select=rule, slots=5, control=control, **changes)
+    assert torch.equal(out.winner, selection.select(rule, *grids(out, breadth)))
+    assert torch.equal(out.logits.argmax(-1), out.preds[torch.arange(n) * breadth + out.winner])
+    occurred = set(map(Status, out.status.tolist()))
+    assert occurred <= statuses | {Status.HALTED, Status.CANCELLED} if race else occurred == statuses
 
 
 # ---- packing -------------------------------------------------------------------------------------------------------
