@@ -17,7 +17,9 @@ from rich.table import Table
 from torch import Tensor
 
 from eqr_kernels import ops
-from eqr_kernels.backends.packing import PackArguments, operator_of
+from eqr_kernels.backends.packing import PackArguments
+from eqr_kernels.precision import Precision
+from eqr_kernels.run_rules import RunRules
 
 DEPTH = 4
 BATCHES = [1, 8]
@@ -34,11 +36,26 @@ def test_fixed_point(benchmark, tables: list[Table], quick: bool, batch: int, pr
     work = Workload(preset, batch)
     errors = check(Solving("cpu", work, precision), precision)
     model, ids = work.model, torch.arange(batch)
-    packed, noise_scale = PackArguments.of(model).pack(precision), model.config.noise_scale
+    packed, noise_scale = PackArguments.of(model).pack(Precision[precision]), model.config.noise_scale
     theirs = precision if precision == "fp32" or (precision == "bf16" and has_bf16()) else main_precision()
     step, scale = EagerStep(model, DTYPES[theirs], DTYPES[theirs]), torch.full((), noise_scale)
     state = model.initial_state(batch, ids=ids)
     start = state.z_H.to(DTYPES[theirs]), state.z_L.to(DTYPES[theirs])
+
+    rules = RunRules(
+        seed=0,
+        breadth=1,
+        depth=DEPTH,
+        halt="none",
+        tol=0.0,
+        patience=1,
+        select="residual",
+        window=3,
+        noise_scale=noise_scale,
+        checkpoints=(),
+        slots=batch,
+        trace=False,
+    )
 
     def op() -> Tensor:
         return ops.fixed_point(
@@ -46,17 +63,7 @@ def test_fixed_point(benchmark, tables: list[Table], quick: bool, batch: int, pr
             work.tokens,
             ids,
             torch.zeros(3, dtype=torch.int64),
-            **operator_of(model),
-            seed=0,
-            breadth=1,
-            depth=DEPTH,
-            halt="none",
-            tol=0.0,
-            patience=1,
-            select="residual",
-            window=3,
-            noise_scale=noise_scale,
-            slots=batch,
+            rules,
         ).logits
 
     def eager() -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from eqr_kernels import ops, reference
 from eqr_kernels.backends.packing import PackArguments
+from eqr_kernels.precision import Precision
 
 SIZES = {"sudoku": [1, 8], "sudoku-small": [8, 96]}  # batches
 
@@ -54,7 +55,7 @@ def check(work: Workload, precision: str) -> dict[str, float]:
     short = Workload(work.preset, 2)
     short.__dict__["model"] = short.short
     z_H, z_L, eps = inputs(short)
-    packed = PackArguments.of(short.model).pack(precision)
+    packed = PackArguments.of(short.model).pack(Precision[precision])
     noise_scale = short.model.config.noise_scale
     got = ops.latent_recursions(packed, short.tokens, z_H, z_L, eps, noise_scale=noise_scale, count=1)
     exact = in_pytorch(short, z_H, z_L, eps, torch.float64)()
@@ -87,7 +88,7 @@ def test_latent_recursions(
     work = Workload(preset, batch)
     errors = check(work, precision)
     z_H, z_L, eps = inputs(work)
-    packed, noise_scale = PackArguments.of(work.model).pack(precision), work.model.config.noise_scale
+    packed, noise_scale = PackArguments.of(work.model).pack(Precision[precision]), work.model.config.noise_scale
 
     def op() -> object:
         return ops.latent_recursions(packed, work.tokens, z_H, z_L, eps, noise_scale=noise_scale, count=1)

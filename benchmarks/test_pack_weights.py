@@ -14,6 +14,7 @@ from test_latent_recursions import check
 
 from eqr_kernels import ops
 from eqr_kernels.backends.packing import PackArguments
+from eqr_kernels.precision import Precision
 
 
 def cast(weights: tuple[torch.Tensor, ...], precision: str) -> list[torch.Tensor]:
@@ -34,11 +35,11 @@ def test_pack_weights(benchmark, tables: list[Table], quick: bool, preset: str, 
     work = Workload(preset, 2)
     check(work, precision)
     weights = PackArguments.of(work.model)
-    packed = weights.pack(precision)
-    moved = sum(w.nbytes for w in (*weights.heads, *weights.blocks)) + packed.nbytes
+    packed = weights.pack(Precision[precision]).data
+    moved = sum(w.nbytes for w in weights.tensors()) + packed.nbytes
     candidates = {
-        "op": lambda: weights.pack(precision),
-        "eager": lambda: cast(weights.blocks, precision),
+        "op": lambda: weights.pack(Precision[precision]),
+        "eager": lambda: cast([w for block in weights.weights.blocks for w in block], precision),
         "copy": copying(moved),
     }
     rows = op_rows(turns(candidates, ROUNDS[quick]), precision, moved=moved)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eqr_kernels.ops.checks import SELECTION_RULES
+from eqr_kernels.run_rules import SELECTION_RULES
 from eqr_kernels.trajectory import Snapshot, Status, settled
 
 RULES = SELECTION_RULES

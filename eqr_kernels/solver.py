@@ -15,10 +15,10 @@ from eqr_kernels import backends, noise, selection
 from eqr_kernels._nvtx import nvtx_range
 from eqr_kernels.backends import FixedPointProblem, Snapshot, Status
 from eqr_kernels.modules import EqROperator, check_ids, check_tokens
-from eqr_kernels.ops.checks import HALTING_RULES
+from eqr_kernels.precision import NAMED, Precision, names
+from eqr_kernels.run_rules import HALTING_RULES
 from eqr_kernels.trajectory import settled
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 DEFAULT_DEPTH = 64
 """Outer steps at most, of `solve` and of the commands."""
 DEFAULT_SLOTS = 64
@@ -169,27 +169,27 @@ def solve(
     checkpoints = tuple(sorted({_check_count("checkpoints", c) for c in checkpoints}))
     if checkpoints and checkpoints[-1] > depth:
         raise ValueError(f"checkpoints must be at most depth={depth}, got {checkpoints[-1]}; raise depth")
-    dtype = _dtype(model, precision)
+    computed_in = precision_of(model, precision)
     _check_finite(model)
     ids = noise.hash_tokens(tokens) if ids is None else check_ids(ids, n).to(model.device)
-    chosen, reason = backends.choose(backend, model, dtype)
+    chosen, reason = backends.choose(backend, model, computed_in)
     problem = FixedPointProblem(
-        tokens,
-        ids,
-        seed,
-        breadth,
-        depth,
-        halt,
-        tolerance,
-        patience,
-        min(window, depth),
-        noise_scale,
-        select,
-        checkpoints,
-        min(slots or DEFAULT_SLOTS, n * breadth),
-        trace,
-        dtype,
-        slots is not None,
+        tokens=tokens,
+        ids=ids,
+        seed=seed,
+        breadth=breadth,
+        depth=depth,
+        halt=halt,
+        tol=tolerance,
+        patience=patience,
+        select=select,
+        window=min(window, depth),
+        noise_scale=noise_scale,
+        checkpoints=checkpoints,
+        slots=min(slots or DEFAULT_SLOTS, n * breadth),
+        trace=trace,
+        precision=computed_in,
+        slots_asked=slots is not None,
     )
     collector = _Collector(problem)
 
@@ -248,13 +248,19 @@ def _tolerance(model: EqROperator, halt: str, tol: float | str, noise_scale: flo
     return tol
 
 
-def _dtype(model: EqROperator, precision: str) -> torch.dtype:
-    if precision == "auto":
-        return model.dtype
-    if precision == "fp8":
-        raise RuntimeError(f"precision='fp8' has no backend in this version; use auto, {', '.join(PRECISIONS)}")
-    _check_choice("precision", precision, ("auto", *PRECISIONS))
-    return PRECISIONS[precision]
+def precision_of(model: EqROperator, name: str) -> Precision:
+    """What `precision=` of `solve` stands for: "auto" for the dtype of the model's weights.
+
+    Raises:
+        ValueError: no such precision.
+        RuntimeError: no backend has it.
+    """
+    if name == "auto":
+        return Precision.of_weights(model.dtype)
+    if name == "fp8":
+        raise RuntimeError(f"precision='fp8' has no backend in this version; use auto, {names(NAMED)}")
+    _check_choice("precision", name, ("auto", *(precision.name for precision in NAMED)))
+    return Precision[name]
 
 
 def _check_finite(model: EqROperator) -> None:
@@ -325,12 +331,12 @@ class _Collector:
 
     def result(self, backend: str, reason: str, return_all: bool) -> SolveResult:
         table, b = self.table, self.problem.breadth
-        restart = self._select(table)
+        restart, logits = self.won or self._choose()
         puzzles = torch.arange(len(restart), device=restart.device)
         row = puzzles * b + restart
         return SolveResult(
             preds=table.preds[row],
-            logits=self._winners_logits(restart, backend),
+            logits=logits,
             q_halt=table.q_halt[row],
             residual=table.residual[row],
             score=table.score[row],
@@ -350,19 +356,10 @@ class _Collector:
             residuals=None if self.residuals is None else self._grid(self.residuals),
         )
 
-    def _winners_logits(self, restart: Tensor, backend: str) -> Tensor:
-        """Logits [N, S, V] of the selected trajectories, restart [N]."""
-        if self.won is None:
-            return torch.stack([self.logits.winner(p, r) for p, r in enumerate(restart.tolist())])
-        chosen, logits = self.won
-        if not torch.equal(chosen, restart):
-            p = int((chosen != restart).nonzero()[0])
-            raise RuntimeError(
-                f"puzzle {p}: backend {backend!r} kept the logits of restart {int(chosen[p])}, but select="
-                f"{self.problem.select!r} gives restart {int(restart[p])}; this is a mistake in the backend: report "
-                "it, and use backend='reference' meanwhile"
-            )
-        return logits
+    def _choose(self) -> tuple[Tensor, Tensor]:
+        """The selected trajectories, restart [N], and their logits [N, S, V], where the backend leaves that to us."""
+        restart = self._select(self.table)
+        return restart, torch.stack([self.logits.winner(p, r) for p, r in enumerate(restart.tolist())])
 
     def _recorded(self, table: _Table) -> Recorded:
         restart = self._select(table)

@@ -28,6 +28,7 @@ import eqr_kernels
 from eqr_kernels import EquilibriumReasoner, backends, ops
 from eqr_kernels.cli.info import cuda_report, gpu_report
 from eqr_kernels.commit import code_commit
+from eqr_kernels.precision import Precision
 
 from ..peers import OURS, contenders
 from ..peers.contenders import Solving, Stepping, check, elapsed
@@ -82,7 +83,7 @@ def usable(device: str) -> Rows:
     """The extension, and which backends can run on the device in bf16, or why not."""
     built, status = ops.extension_status()
     model = EquilibriumReasoner(PRESETS["sudoku-small"]()).to(device)
-    reasons = backends.available(model, torch.bfloat16)
+    reasons = backends.available(model, Precision.bf16)
     yield {"loaded": built, "extension": status, "build": ops.build_info() if built else None, "backends": reasons}
 
 

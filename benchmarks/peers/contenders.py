@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from eqr_kernels import EquilibriumReasoner, backends
+from eqr_kernels.precision import Precision
 
 from .steppers import State, Steps, stepper
 from .workload import DTYPES, ERROR_LIMIT, STEP_LIMIT, Unavailable, Workload, expected_logits, relative_error
@@ -78,8 +79,7 @@ class Solving:
     """This package: `solve` at a fixed depth. A step costs what a deeper solve takes longer than one of depth 1."""
 
     def __init__(self, backend: str, work: Workload, precision: str) -> None:
-        dtype = torch.int8 if precision == "int8" else DTYPES[precision]
-        if why_not := backends.available(work.model, dtype)[backend]:
+        if why_not := backends.available(work.model, Precision[precision])[backend]:
             raise Unavailable(f"backend={backend!r} cannot run: {why_not}")
         self.work = work
         self.options: dict[str, Any] = dict(

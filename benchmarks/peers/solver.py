@@ -19,8 +19,7 @@ import torch
 
 from eqr_kernels import EquilibriumReasoner, backends, ops
 from eqr_kernels.backends.cpu import CpuBackend
-
-from .workload import DTYPES
+from eqr_kernels.precision import NAMED, Precision
 
 
 def peak_rss() -> int:
@@ -52,15 +51,14 @@ def solve(model: EquilibriumReasoner, request: dict[str, Any]) -> dict[str, Any]
 
 def about(model: EquilibriumReasoner) -> dict[str, Any]:
     """What the cpu backend can run here, and the memory that a trajectory in flight takes in each precision."""
-    dtypes = {**DTYPES, "int8": torch.int8}
-    reasons = {name: backends.available(model, dtype)["cpu"] for name, dtype in dtypes.items()}
+    reasons = {precision.name: backends.available(model, precision)["cpu"] for precision in NAMED}
     can_run = [name for name, why_not in reasons.items() if why_not is None]
     assert model.card is not None
     found: dict[str, Any] = {"cpu": reasons, "rss_of_start": peak_rss(), "tol": model.card.tol}
     if can_run:
-        packs = {name: CpuBackend().packed(model, dtypes[name]) for name in can_run}
+        packs = {name: CpuBackend().packed(model, Precision[name]) for name in can_run}
         found["trajectory_bytes"] = {name: ops.trajectory_bytes(packed) for name, packed in packs.items()}
-        found["packed_bytes"] = {name: packed.nbytes for name, packed in packs.items()}
+        found["packed_bytes"] = {name: packed.data.nbytes for name, packed in packs.items()}
     return found
 
 

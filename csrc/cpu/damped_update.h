@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#include "isa.h"
+#include "cpu/isa.h"
 
 namespace eqr::cpu {
 

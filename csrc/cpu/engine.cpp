@@ -1,7 +1,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "packed.h"
+#include "cpu/packed.h"
 
 namespace eqr::cpu {
 

@@ -1,4 +1,4 @@
-#include "fingerprint.h"
+#include "cpu/fingerprint.h"
 
 #include <string.h>
 

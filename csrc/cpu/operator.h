@@ -3,9 +3,9 @@
 
 #include <stdint.h>
 
-#include "../operator.h"
-#include "isa.h"
-#include "team.h"
+#include "common/operator.h"
+#include "cpu/isa.h"
+#include "cpu/loop/team.h"
 
 namespace eqr::cpu {
 

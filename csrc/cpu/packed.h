@@ -2,7 +2,7 @@
 // multiples of 64; 0 means that there is none.
 #pragma once
 
-#include "operator.h"
+#include "cpu/operator.h"
 
 namespace eqr::cpu {
 

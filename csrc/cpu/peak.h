@@ -3,7 +3,7 @@
 
 #include <stdint.h>
 
-#include "operator.h"
+#include "cpu/operator.h"
 
 namespace eqr::cpu {
 

@@ -1,8 +1,8 @@
-#include "training_step.h"
+#include "cpu/training_step.h"
 
 #include <stdexcept>
 
-#include "packed.h"
+#include "cpu/packed.h"
 
 namespace eqr::cpu {
 

@@ -4,8 +4,8 @@
 
 #include <stdint.h>
 
-#include "../operator.h"
-#include "isa.h"
+#include "common/operator.h"
+#include "cpu/isa.h"
 
 namespace eqr::cpu {
 

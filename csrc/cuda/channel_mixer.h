@@ -2,7 +2,7 @@
 // the threads hold. The products themselves are in channel_mixer_mma.h and channel_mixer_wgmma.h.
 #pragma once
 
-#include "throughput.h"
+#include "cuda/throughput.h"
 
 namespace eqr::cuda {
 

@@ -2,8 +2,8 @@
 // all threads of the CTA fill with cp.async.
 #pragma once
 
-#include "walk.h"
-#include "weights.h"
+#include "cuda/walk.h"
+#include "cuda/weights.h"
 
 namespace eqr::cuda {
 

@@ -2,8 +2,8 @@
 // the CTAs of a cluster fetch a part of every tile each, for all of them.
 #pragma once
 
-#include "walk.h"
-#include "weights.h"
+#include "cuda/walk.h"
+#include "cuda/weights.h"
 
 namespace eqr::cuda {
 

@@ -1,9 +1,9 @@
 // The arithmetic around the blocks, for four features of a token at a time: start states, injection, damping and noise.
 #pragma once
 
-#include "noise.h"
-#include "problem.h"
-#include "trajectory.h"
+#include "cuda/noise.h"
+#include "cuda/problem.h"
+#include "cuda/trajectory.h"
 
 namespace eqr::cuda {
 

@@ -2,7 +2,7 @@
 // side of a kernel template internal linkage.)
 #pragma once
 
-#include "launch.h"
+#include "cuda/launch.h"
 
 namespace eqr::cuda {
 

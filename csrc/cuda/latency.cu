@@ -1,7 +1,7 @@
 // The latency regime, for every architecture from sm_80 on. A cooperative launch: all CTAs must run at a time.
-#include "latency.h"
+#include "cuda/latency.h"
 
-#include "kernels.h"
+#include "cuda/kernels.h"
 
 namespace eqr::cuda {
 

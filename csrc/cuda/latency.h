@@ -6,9 +6,9 @@
 // are cut into pieces of 16 hidden units, and of 16 features for some of the tokens.
 #pragma once
 
-#include "latency_scratch.h"
-#include "token_mixer.h"
-#include "trajectory.h"
+#include "cuda/latency_scratch.h"
+#include "cuda/token_mixer.h"
+#include "cuda/trajectory.h"
 
 namespace eqr::cuda {
 

@@ -1,10 +1,10 @@
 // What the latency kernel keeps in global memory of the one trajectory in flight.
 #pragma once
 
-#include "elements.h"
-#include "packed.h"
-#include "problem.h"
-#include "trajectory.h"
+#include "cuda/elements.h"
+#include "cuda/packed.h"
+#include "cuda/problem.h"
+#include "cuda/trajectory.h"
 
 namespace eqr::cuda {
 

@@ -1,14 +1,14 @@
 // How a run is launched, and the launching. Host code; the kernels are in the other files.
-#include "launch.h"
+#include "cuda/launch.h"
 
 #include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
 
-#include "kernels.h"
-#include "report.h"
-#include "runtime.h"
+#include "cuda/kernels.h"
+#include "cuda/report.h"
+#include "cuda/runtime.h"
 
 namespace eqr::cuda {
 namespace {
@@ -72,7 +72,7 @@ Kernel kernel_of(Plan::Kernel kernel, int64_t features) {
 std::string why_not(const Shape& s, Precision precision) {
   constexpr const char* kRemedy = "; use backend='triton' or backend='reference'";
   if (precision != Precision::bf16)
-    return text("the kernels compute in bf16, not in ", precision == Precision::fp32 ? "fp32" : "int8",
+    return text("the kernels compute in bf16, not in ", precision_name(precision),
                 "; use precision='bf16', or backend='triton' or backend='reference'");
   if (s.heads || !s.mixer_hidden)
     return text("the kernels have the token SwiGLU (mlp_t=True) and no attention", kRemedy);
@@ -127,14 +127,15 @@ int64_t packed_bytes(const Shape& s) { return layout_of(s).bytes; }
 
 void launch(Problem p, const Plan& plan, void* workspace, cudaStream_t stream) {
   char* const base = static_cast<char*>(workspace);
-  const Workspace at(plan.slots, plan.slot_bytes, p.puzzles, p.race);
+  const Workspace at(plan.slots, plan.slot_bytes, p.puzzles, is_race(p));
   p.layout = layout_of(p.shape);
   p.slots = base;
   p.slot_bytes = plan.slot_bytes;
   p.counters = reinterpret_cast<Counters*>(base + at.counters);
-  p.best = p.race ? reinterpret_cast<uint64_t*>(base + at.best) : nullptr;
+  p.best = is_race(p) ? reinterpret_cast<uint64_t*>(base + at.best) : nullptr;
   check(cudaMemsetAsync(p.counters, 0, sizeof(Counters), stream), "cudaMemsetAsync of the counters");
-  if (p.race) check(cudaMemsetAsync(p.best, 0xFF, p.puzzles * sizeof(uint64_t), stream), "cudaMemsetAsync of the best");
+  if (is_race(p))
+    check(cudaMemsetAsync(p.best, 0xFF, p.puzzles * sizeof(uint64_t), stream), "cudaMemsetAsync of the best");
   check_tokens(p, stream);
   load_selection();
 

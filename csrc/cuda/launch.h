@@ -6,7 +6,7 @@
 
 #include <string>
 
-#include "problem.h"
+#include "cuda/problem.h"
 
 typedef struct CUstream_st* cudaStream_t;
 
@@ -54,8 +54,8 @@ void pack(const Shape&, Plan::Kernel, const OperatorWeights&, void* packed, cuda
 // and the rest are written when the stream gets there.
 void launch(Problem, const Plan&, void* workspace, cudaStream_t);
 
-// Which of a puzzle's trajectories is its answer, by the rules of csrc/cpu/selection.h, after `launch` on the same
-// stream. winner: [N]; logits: [N, S, V], the winners' of the problem's [T, S, V]. votes: [T], scratch.
-void select_winners(const Problem&, Select, int64_t* winner, float* logits, int64_t* votes, cudaStream_t);
+// Which of a puzzle's trajectories is its answer, by the problem's rule, after `launch` on the same stream. winner:
+// [N]; logits: [N, S, V], the winners' of the problem's [T, S, V]. ballots: [T], scratch.
+void select_winners(const Problem&, int64_t* winner, float* logits, int64_t* ballots, cudaStream_t);
 
 }  // namespace eqr::cuda

@@ -1,12 +1,10 @@
-// Four consecutive elements' random numbers at a time: a block of Philox, whose layout is that of csrc/philox.h.
+// Four consecutive elements' random numbers at a time: a block of Philox, whose layout is that of csrc/common/philox.h.
 #pragma once
 
-#include "../philox.h"
-#include "device.h"
+#include "common/philox.h"
+#include "cuda/device.h"
 
 namespace eqr::cuda {
-
-constexpr uint32_t kStreamH = 0, kStreamL = 1, kFirstUpdate = 2;
 
 struct Four {
   float v[4];

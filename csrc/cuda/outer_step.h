@@ -1,8 +1,8 @@
 // One outer step of the trajectory in a CTA, around the two mixers: damping, noise, injection, residual and heads.
 #pragma once
 
-#include "channel_mixer.h"
-#include "token_mixer.h"
+#include "cuda/channel_mixer.h"
+#include "cuda/token_mixer.h"
 
 namespace eqr::cuda {
 

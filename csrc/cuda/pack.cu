@@ -1,12 +1,12 @@
 // The packing of weights, and the check of tokens: what happens on the device before a run.
 #undef NDEBUG  // a token out of range must never read memory out of bounds
-#include "pack.h"
+#include "cuda/pack.h"
 
 #include <cassert>
 
-#include "kernels.h"
-#include "launch.h"
-#include "report.h"
+#include "cuda/kernels.h"
+#include "cuda/launch.h"
+#include "cuda/report.h"
 
 namespace eqr::cuda {
 namespace {

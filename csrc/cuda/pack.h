@@ -1,8 +1,8 @@
 // Packs weights as packed.h lays them out, one element after another: `first` and `step` are the caller's share.
 #pragma once
 
-#include "packed.h"
-#include "throughput.h"
+#include "cuda/packed.h"
+#include "cuda/throughput.h"
 
 namespace eqr::cuda {
 

@@ -3,8 +3,8 @@
 // wgmma take without bank conflicts.
 #pragma once
 
-#include "../operator.h"
-#include "device.h"
+#include "common/operator.h"
+#include "cuda/device.h"
 
 namespace eqr::cuda {
 

@@ -4,8 +4,8 @@
 
 #include <stdint.h>
 
-#include "../records.h"
-#include "packed.h"
+#include "common/run_rules.h"
+#include "cuda/packed.h"
 
 namespace eqr::cuda {
 
@@ -18,20 +18,13 @@ struct Counters {
   uint32_t unused;
 };
 
-struct Problem {
+struct Problem : RunRules {
   Shape shape;
   Layout layout;
   const char* packed;  // weights, see packed.h
-  int64_t puzzles, breadth, depth;
+  int64_t puzzles;
   const int64_t* tokens;  // [N, S]
   const int64_t* ids;     // [N], key the random stream
-  int64_t seed;
-  Halt halt;
-  float tol;
-  int64_t patience;
-  bool race;  // siblings that cannot be the first to halt are cancelled
-  int64_t window;
-  float noise_scale;
   int32_t checkpoint_count;
   int32_t checkpoints[kMostCheckpoints];  // rising, each in 1..depth
   Records end;                            // as each ended
@@ -44,6 +37,9 @@ struct Problem {
   int64_t slot_bytes;
   // [3], of the host: [0] non-zero cancels what is left; [1] trajectories ended; [2] outer steps spent. May be null.
   int64_t* control;
+
+  Problem() = default;
+  explicit Problem(const RunRules& rules) : RunRules(rules) {}
 };
 
 }  // namespace eqr::cuda

@@ -6,10 +6,10 @@
 // that nobody else touches. States are kept in global memory in just this order, so that no barrier ever guards them.
 #pragma once
 
-#include "elements.h"
-#include "packed.h"
-#include "problem.h"
-#include "trajectory.h"
+#include "cuda/elements.h"
+#include "cuda/packed.h"
+#include "cuda/problem.h"
+#include "cuda/trajectory.h"
 
 namespace eqr::cuda {
 

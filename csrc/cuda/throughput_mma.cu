@@ -1,6 +1,6 @@
 // The throughput regime by mma.sync, for every architecture from sm_80 on.
-#include "channel_mixer_mma.h"
-#include "kernels.h"
+#include "cuda/channel_mixer_mma.h"
+#include "cuda/kernels.h"
 
 namespace eqr::cuda {
 

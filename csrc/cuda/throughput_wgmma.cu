@@ -1,6 +1,6 @@
 // The throughput regime by wgmma, in clusters, for sm_90a alone.
-#include "channel_mixer_wgmma.h"
-#include "kernels.h"
+#include "cuda/channel_mixer_wgmma.h"
+#include "cuda/kernels.h"
 
 namespace eqr::cuda {
 

@@ -3,7 +3,7 @@
 // products: what the first gives is what the second takes.
 #pragma once
 
-#include "throughput.h"
+#include "cuda/throughput.h"
 
 namespace eqr::cuda {
 

@@ -1,9 +1,9 @@
-// One trajectory in flight: halting, scoring and recording, by the rules of csrc/cpu/trajectory.cpp. `Control` is
-// written by one thread, the leader; the others read it behind a barrier.
+// One trajectory in flight: halting, scoring and recording, by common/run_rules.h, as in cpu/loop/trajectory.cpp.
+// `Control` is written by one thread, the leader; the others read it behind a barrier.
 #pragma once
 
-#include "device.h"
-#include "problem.h"
+#include "cuda/device.h"
+#include "cuda/problem.h"
 
 namespace eqr::cuda {
 
@@ -68,8 +68,7 @@ struct Trajectory {
   }
 
   EQR_DEVICE void advance(const StepSums& s) {
-    // A state that is zero and stays so has settled: 0 / 0 counts as 0.
-    c.residual = s.change_sq == 0 && s.size_sq == 0 ? 0.0f : Be::sqrt(s.change_sq / s.size_sq);
+    c.residual = Be::sqrt(residual_sq(s.change_sq, s.size_sq));
     c.q_halt = s.q_halt;
     const bool finite = s.finite && is_finite(c.residual) && is_finite(c.q_halt);
     if (finite) c.logits ^= 1;
@@ -81,18 +80,11 @@ struct Trajectory {
       changes[(c.steps - 1) % ring()] = float(s.logits_change / double(p.shape.tokens));
     ++c.steps;
     c.streak = c.residual <= p.tol ? c.streak + 1 : 0;
-    if (!finite)
-      c.status = kDiverged;
-    else if (p.halt == Halt::q && c.q_halt > 0)
-      c.status = kHalted;
-    else if (p.halt == Halt::residual && c.streak >= p.patience)
-      c.status = kConverged;
-    else if (c.steps == p.depth)
-      c.status = kMaxDepth;
+    c.status = status_after(p, finite, c.q_halt, c.streak, c.steps);
     c.score = score();
-    if (p.race) {
-      if (c.status == kConverged || c.status == kHalted)
-        Be::atomic_min(&p.best[c.puzzle], uint64_t(c.steps) << 32 | uint64_t(c.restart));
+    if (is_race(p)) {
+      if (settled(c.status))
+        Be::atomic_min(&p.best[c.puzzle], place_in_race(c.steps, c.restart));
       else if (c.status == kGoing && hopeless())
         c.status = kCancelled;
     }
@@ -105,7 +97,7 @@ struct Trajectory {
 
   // Settling at the next step would already be too late.
   EQR_DEVICE bool hopeless() const {
-    return p.race && (uint64_t(c.steps + 1) << 32 | uint64_t(c.restart)) > Be::load_relaxed(&p.best[c.puzzle]);
+    return is_race(p) && place_in_race(c.steps + 1, c.restart) > Be::load_relaxed(&p.best[c.puzzle]);
   }
 
   // By `threads` threads: what `plan_records` has asked for. logits: [S, V], the last finite ones; null before the

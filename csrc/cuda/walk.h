@@ -3,7 +3,7 @@
 // products), `weights` and `multiply` (the two products of the channel mixer).
 #pragma once
 
-#include "outer_step.h"
+#include "cuda/outer_step.h"
 
 namespace eqr::cuda {
 

@@ -2,7 +2,7 @@
 // pass, then the channel mixer's.
 #pragma once
 
-#include "throughput.h"
+#include "cuda/throughput.h"
 
 namespace eqr::cuda {
 

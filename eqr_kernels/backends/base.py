@@ -10,31 +10,21 @@ import torch
 from torch import Tensor
 
 from eqr_kernels.modules import EqROperator
+from eqr_kernels.precision import Precision
+from eqr_kernels.run_rules import RunRules
 from eqr_kernels.trajectory import Snapshot
 
 
-@dataclass(frozen=True)
-class FixedPointProblem:
-    """N puzzles x B trajectories to iterate; checked by `solve`, so that a backend need not.
+@dataclass(frozen=True, kw_only=True)
+class FixedPointProblem(RunRules):
+    """N puzzles x B trajectories to iterate by the rules; checked by `solve`, so that a backend need not.
 
     Trajectory t belongs to puzzle t // breadth and has restart t % breadth.
     """
 
     tokens: Tensor  # int64 [N, S] on the model's device
     ids: Tensor  # int64 [N], key the random stream
-    seed: int
-    breadth: int
-    depth: int
-    halt: str  # "residual", "q" or "none"
-    tol: float
-    patience: int
-    window: int
-    noise_scale: float
-    select: str  # which trajectory is the answer: "residual", "vote", "q" or "first"
-    checkpoints: tuple[int, ...]
-    slots: int  # trajectories in flight at most
-    trace: bool
-    dtype: torch.dtype  # of the arithmetic; int8: the channel GEMMs in int8, the rest as in bfloat16
+    precision: Precision
     slots_asked: bool = True  # else `slots` is a default, and a backend may have a better one
 
     @property
@@ -42,9 +32,8 @@ class FixedPointProblem:
         return self.tokens.shape[0] * self.breadth
 
     @property
-    def race(self) -> bool:
-        """Siblings that cannot be the first to halt may be cancelled."""
-        return self.select == "first"
+    def dtype(self) -> torch.dtype:
+        return self.precision.dtype
 
 
 class Recorder(Protocol):
@@ -79,10 +68,14 @@ class Backend(Protocol):
 
     name: str
 
-    def why_not(self, model: EqROperator, dtype: torch.dtype) -> str | None:
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Those that it computes in, for the models that it can run."""
+
+    def why_not(self, model: EqROperator, precision: Precision) -> str | None:
         """Why this backend cannot run the model here, with the remedy; None when it can."""
 
-    def describe(self, model: EqROperator, dtype: torch.dtype) -> str:
+    def describe(self, model: EqROperator, precision: Precision) -> str:
         """How it would run the model, for `SolveResult.backend_reason`."""
 
     def fixed_point(self, model: EqROperator, problem: FixedPointProblem, recorder: Recorder, proceed: Proceed) -> None:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from eqr_kernels import ops
 from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder
-from eqr_kernels.backends.packing import PRECISIONS, PackArguments, hand_over, operator_of, wrong_dtype
+from eqr_kernels.backends.packing import PackArguments, hand_over, wrong_dtype
 from eqr_kernels.modules import EqROperator
+from eqr_kernels.precision import Precision, names
 
 
 class _Packs:
@@ -19,9 +20,9 @@ class _Packs:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._packs: dict[tuple[str, str], tuple[tuple[object, ...], Tensor]] = {}
+        self._packs: dict[tuple[str, Precision], tuple[tuple[object, ...], ops.PackedWeights]] = {}
 
-    def get(self, model: EqROperator, precision: str) -> Tensor:
+    def get(self, model: EqROperator, precision: Precision) -> ops.PackedWeights:
         # Read whole at every solve: `p.data.copy_` and the like leave no trace but the bytes.
         weights = PackArguments.of(model)
         fingerprint = weights.fingerprint()
@@ -47,12 +48,12 @@ def latent_recursions(
     model: EqROperator, tokens: Tensor, z_H: Tensor, z_L: Tensor, eps: Tensor | None, count: int
 ) -> tuple[Tensor, Tensor]:
     """`ops.latent_recursions` in float32 with the model's weights as they are now, packed for this one call."""
-    packed = PackArguments.of(model).pack("fp32")
+    packed = PackArguments.of(model).pack(Precision.fp32)
     z_H, z_L = z_H.contiguous(), z_L.contiguous()
     return ops.latent_recursions(packed, tokens, z_H, z_L, eps, noise_scale=model.config.noise_scale, count=count)
 
 
-def why_not_cpu(model: EqROperator, dtype: torch.dtype) -> str | None:
+def why_not_cpu(model: EqROperator, precision: Precision) -> str | None:
     """Why the fused CPU kernels cannot run the model in that precision, with the remedy; None where they can."""
     built, reason = ops.extension_status()
     if not built:
@@ -62,9 +63,11 @@ def why_not_cpu(model: EqROperator, dtype: torch.dtype) -> str | None:
             return f"weight {name} is on {weight.device}; move the model with model.cpu()"
     if why := wrong_dtype(model):
         return why
-    if dtype not in PRECISIONS:
-        known = ", ".join(PRECISIONS.values())
-        return f"the kernel computes in {known}, not in {dtype}; choose another precision or backend='reference'"
+    if precision not in CpuBackend.precisions:
+        return (
+            f"the kernel computes in {names(CpuBackend.precisions)}, not in {precision.name}; choose another precision "
+            "or backend='reference'"
+        )
     return None
 
 
@@ -72,35 +75,35 @@ class CpuBackend:
     """The fused fixed-point kernel, on torch's threads."""
 
     name = "cpu"
+    precisions = (Precision.fp32, Precision.bf16, Precision.int8)
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._packs: WeakKeyDictionary[EqROperator, _Packs] = WeakKeyDictionary()
 
-    def why_not(self, model: EqROperator, dtype: torch.dtype) -> str | None:
-        return why_not_cpu(model, dtype)
+    def why_not(self, model: EqROperator, precision: Precision) -> str | None:
+        return why_not_cpu(model, precision)
 
-    def describe(self, model: EqROperator, dtype: torch.dtype) -> str:
-        isa, precision, threads = ops.cpu_isa(), PRECISIONS[dtype], torch.get_num_threads()
-        description = (
-            f"fused fixed-point kernel, {isa} {precision}, {threads} {'thread' if threads == 1 else 'threads'}"
-        )
+    def describe(self, model: EqROperator, precision: Precision) -> str:
+        isa, threads = ops.cpu_isa(), torch.get_num_threads()
+        many = f"{threads} {'thread' if threads == 1 else 'threads'}"
+        description = f"fused fixed-point kernel, {isa} {precision.name}, {many}"
         native = isa == "avx512_bf16" and ops.build_info()["avx512"] == "native"
-        if precision != "fp32" and not native:
-            integers = "int8 products in 16-bit instructions, " if precision == "int8" else ""
+        if precision is not Precision.fp32 and not native:
+            integers = "int8 products in 16-bit instructions, " if precision is Precision.int8 else ""
             description += f" ({integers}bf16 operands in fp32 arithmetic: {isa} has no bf16 instructions here)"
         return description
 
-    def packed(self, model: EqROperator, dtype: torch.dtype) -> Tensor:
-        """The model's weights as `ops.fixed_point` takes them: uint8 [bytes], packed anew where they have changed."""
+    def packed(self, model: EqROperator, precision: Precision) -> ops.PackedWeights:
+        """The model's weights as `ops.fixed_point` takes them, packed anew where they have changed."""
         with self._lock:
             packs = self._packs.setdefault(model, _Packs())
-        return packs.get(model, PRECISIONS[dtype])
+        return packs.get(model, precision)
 
     @torch.no_grad()
     def fixed_point(self, model: EqROperator, problem: FixedPointProblem, recorder: Recorder, proceed: Proceed) -> None:
         p, control = problem, torch.zeros(3, dtype=torch.int64)
-        packed = self.packed(model, p.dtype)
+        packed = self.packed(model, p.precision)
 
         def ask() -> bool:
             _, finished, spent = control.tolist()
@@ -108,25 +111,6 @@ class CpuBackend:
 
         if not ask():
             control[0] = 1
-        result = ops.fixed_point(
-            packed,
-            p.tokens.contiguous(),
-            p.ids.contiguous(),
-            control,
-            **operator_of(model),
-            seed=p.seed,
-            breadth=p.breadth,
-            depth=p.depth,
-            halt=p.halt,
-            tol=p.tol,
-            patience=p.patience,
-            select=p.select,
-            window=p.window,
-            noise_scale=p.noise_scale,
-            checkpoints=p.checkpoints,
-            slots=p.slots,
-            trace=p.trace,
-            ask=ask,
-        )
+        result = ops.fixed_point(packed, p.tokens.contiguous(), p.ids.contiguous(), control, p, ask=ask)
         hand_over(result, p, recorder)
         ask()

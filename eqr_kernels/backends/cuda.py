@@ -8,6 +8,7 @@ Environment:
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,9 +16,10 @@ import torch
 from eqr_kernels import ops
 from eqr_kernels._nvtx import nvtx_range
 from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder
-from eqr_kernels.backends.packing import PRECISIONS, PackArguments, hand_over, operator_of, wrong_dtype
+from eqr_kernels.backends.packing import PackArguments, hand_over, operator_of, wrong_dtype
 from eqr_kernels.backends.watch import StreamLaunch, Watch
 from eqr_kernels.modules import EqROperator
+from eqr_kernels.precision import Precision
 
 _REGIMES = ("auto", "throughput", "latency")
 _REGIME = "EQR_CUDA_REGIME"
@@ -35,18 +37,17 @@ def regime() -> str:
     return name
 
 
-def plan(operator: dict[str, Any], limits: dict[str, int], **run: Any) -> dict[str, Any]:
+def plan(operator: ops.Operator, limits: dict[str, int], **run: Any) -> dict[str, Any]:
     """How a run would be launched: kernel, ctas, threads, cluster, shared_bytes, slots, slot_bytes, workspace_bytes.
 
     Args:
-        operator: of `operator_of`.
         limits: of a device: major, minor, multiprocessors, shared_bytes.
         run: regime, trajectories, slots, window, depth, puzzles and race.
 
     Raises:
         ValueError: the kernels do not take the operator, or the device does not run them; with the remedy.
     """
-    result: dict[str, Any] = ops.library.require().cuda_plan(**operator, **limits, **run)
+    result: dict[str, Any] = ops.library.require().cuda_plan(*operator, **limits, **run)
     return result
 
 
@@ -54,8 +55,9 @@ class CudaBackend:
     """The fused fixed-point kernels for compute capability 8.x (mma) and 9.0 (wgmma)."""
 
     name = "cuda"
+    precisions = (Precision.bf16,)
 
-    def why_not(self, model: EqROperator, dtype: torch.dtype) -> str | None:
+    def why_not(self, model: EqROperator, precision: Precision) -> str | None:
         if why := ops.why_not_cuda():
             return why
         for name, weight in model.state_dict(keep_vars=True).items():
@@ -65,10 +67,13 @@ class CudaBackend:
                 return f"weight {name} is on {weight.device} and others on {model.device}; use model.to('cuda:0')"
         if why := wrong_dtype(model):
             return why
-        if dtype not in PRECISIONS:
-            return f"the kernels compute in bf16, not in {dtype}; use precision='bf16', or backend='reference'"
+        if precision not in self.precisions:
+            return (
+                f"the kernels compute in bf16, not in {precision.name}; use precision='bf16', or backend='triton' or "
+                "backend='reference'"
+            )
         operator = operator_of(model)
-        if why := ops.library.require().cuda_why_not(**operator, precision=PRECISIONS[dtype]):
+        if why := ops.library.require().cuda_why_not(*operator, precision.name):
             return str(why)
         try:
             for name in ("throughput", "latency") if regime() == "auto" else (regime(),):
@@ -77,7 +82,7 @@ class CudaBackend:
             return f"{model.device}: {error}"
         return None
 
-    def describe(self, model: EqROperator, dtype: torch.dtype) -> str:
+    def describe(self, model: EqROperator, precision: Precision) -> str:
         limits, requested = _limits(model.device), regime()
         many = plan(operator_of(model), limits, **_run(requested, trajectories=1 << 20))
         description = f"fused fixed-point kernel, bf16, {many['kernel']}"
@@ -111,28 +116,11 @@ class CudaBackend:
             )
             recorder.note(f"{launched['kernel']} with {launched['ctas']} CTAs, {launched['slots']} in flight")
             with nvtx_range("eqr pack weights"):
-                packed = PackArguments.of(model).pack("bf16", launched["kernel"])
+                packed = PackArguments.of(model).pack(Precision.bf16, launched["kernel"])
             watch = Watch(model.device, proceed)
             with watch.launching(), nvtx_range(f"eqr launch: {launched['kernel']}"):
-                result = ops.fixed_point(
-                    packed,
-                    p.tokens.contiguous(),
-                    p.ids.contiguous(),
-                    watch.control,
-                    **operator,
-                    seed=p.seed,
-                    breadth=p.breadth,
-                    depth=p.depth,
-                    halt=p.halt,
-                    tol=p.tol,
-                    patience=p.patience,
-                    select=p.select,
-                    window=p.window,
-                    noise_scale=p.noise_scale,
-                    checkpoints=p.checkpoints,
-                    slots=slots,
-                    trace=p.trace,
-                )
+                rules = replace(p, slots=slots)
+                result = ops.fixed_point(packed, p.tokens.contiguous(), p.ids.contiguous(), watch.control, rules)
             if not watch.captured:
                 with nvtx_range("eqr wait"):
                     watch.follow(StreamLaunch())

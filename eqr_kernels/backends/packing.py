@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,13 +10,12 @@ from torch import Tensor
 from eqr_kernels import ops
 from eqr_kernels.backends.base import FixedPointProblem, Recorder
 from eqr_kernels.config import swiglu_size
+from eqr_kernels.precision import Precision
+from eqr_kernels.reference import BlockWeights, OperatorWeights, Rope
 from eqr_kernels.trajectory import Snapshot
 
 if TYPE_CHECKING:
     from eqr_kernels.modules import EqROperator
-
-
-PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
 
 
 def wrong_dtype(model: EqROperator) -> str | None:
@@ -30,8 +29,8 @@ def wrong_dtype(model: EqROperator) -> str | None:
     return None
 
 
-def operator_of(model: EqROperator) -> dict[str, Any]:
-    """The arguments of the ops that tell of an operator without its weights: sizes, constants and fixed_start."""
+def operator_of(model: EqROperator) -> ops.Operator:
+    """A model's operator without its weights."""
     c = model.config
     rotated = not c.mlp_t and c.pos_encodings != "none"
     rope_parts = 0 if not rotated else 2 if c.pos_encodings == "rope2d" else 1
@@ -49,55 +48,44 @@ def operator_of(model: EqROperator) -> dict[str, Any]:
         rope_parts,
     )
     constants = (c.lambda_, c.rms_norm_eps, c.H_init_std, c.L_init_std)
-    return dict(sizes=sizes, constants=constants, fixed_start=model.H_init is not None)
+    return ops.Operator(sizes, constants, model.H_init is not None)
 
 
 class PackArguments(NamedTuple):
-    """What is packed of a model, in its own dtype: the arguments of `ops.pack_weights`, in that order."""
+    """What is packed of a model, in its own dtype: the arguments of `ops.pack_weights`."""
 
-    heads: tuple[Tensor, ...]  # embedding, lm_head, q_weight, q_bias
-    blocks: tuple[Tensor, ...]
-    tables: tuple[Tensor | None, ...]  # rope_cos, rope_sin, H_start, L_start
-    sizes: tuple[int, ...]
-    constants: tuple[float, ...]
+    weights: OperatorWeights
+    operator: ops.Operator
+    rope: Rope | None
+    start: tuple[Tensor, Tensor] | None  # H_start, L_start [d]
 
     @classmethod
     def of(cls, model: EqROperator) -> PackArguments:
-        w, rope, about = model.weights(), model.rope(), operator_of(model)
-        heads = (w.embedding, w.lm_head, w.q_weight, w.q_bias)
-        blocks = [tensor for block in w.blocks for tensor in block]
-        tables = (*((None, None) if rope is None else rope), model.H_init, model.L_init)
-        return cls(
-            tuple(tensor.detach().contiguous() for tensor in heads),
-            tuple(tensor.detach().contiguous() for tensor in blocks),
-            tuple(None if tensor is None else tensor.detach().contiguous() for tensor in tables),
-            about["sizes"],
-            about["constants"],
-        )
+        w, rope, start = model.weights(), model.rope(), None
+        if model.H_init is not None and model.L_init is not None:
+            start = _plain(model.H_init), _plain(model.L_init)
+        blocks = tuple(BlockWeights(*map(_plain, block)) for block in w.blocks)
+        weights = OperatorWeights(_plain(w.embedding), _plain(w.lm_head), _plain(w.q_weight), _plain(w.q_bias), blocks)
+        return cls(weights, operator_of(model), None if rope is None else Rope(*map(_plain, rope)), start)
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, in the order of the op's schema."""
+        *heads, layers = self.weights
+        return [*heads, *(tensor for block in layers for tensor in block), *(self.rope or ()), *(self.start or ())]
 
     def fingerprint(self) -> tuple[object, ...]:
-        present = [tensor for tensor in (*self.heads, *self.blocks, *self.tables) if tensor is not None]
-        return ops.fingerprint(present), len(present), self.sizes, self.constants
+        present = self.tensors()
+        return ops.fingerprint(present), len(present), self.operator
 
-    def pack(self, precision: str, layout: str = "") -> Tensor:
-        embedding, lm_head, q_weight, q_bias = (tensor.float() for tensor in self.heads)
-        blocks = [tensor.float() for tensor in self.blocks]
-        cos, sin, H_start, L_start = (None if tensor is None else tensor.float() for tensor in self.tables)
-        return ops.pack_weights(
-            embedding,
-            lm_head,
-            q_weight,
-            q_bias,
-            blocks,
-            cos,
-            sin,
-            H_start,
-            L_start,
-            self.sizes,
-            self.constants,
-            precision,
-            layout,
-        )
+    def pack(self, precision: Precision, layout: str = "") -> ops.PackedWeights:
+        rope = None if self.rope is None else Rope(*(table.float() for table in self.rope))
+        start = None if self.start is None else (self.start[0].float(), self.start[1].float())
+        weights = self.weights.to(torch.float32)
+        return ops.pack_weights(weights, self.operator, precision, rope=rope, start=start, layout=layout)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous()
 
 
 def hand_over(result: ops.FixedPointOutput, problem: FixedPointProblem, recorder: Recorder) -> None:

@@ -17,6 +17,7 @@ from eqr_kernels._nvtx import nvtx_range
 from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder
 from eqr_kernels.backends.graphed import GraphedStep, Graphs, Step, StepInputs, StepOutputs, cuda_graphs
 from eqr_kernels.modules import EqROperator
+from eqr_kernels.precision import Precision
 from eqr_kernels.reference import OperatorWeights, Rope
 from eqr_kernels.trajectory import Snapshot, Status, settled
 
@@ -74,20 +75,21 @@ class ReferenceBackend:
     """
 
     name = "reference"
+    precisions = (Precision.fp32, Precision.bf16, Precision.fp16, Precision.fp64)
 
     def __init__(self, graphs: Callable[[torch.device], Graphs | None] = cuda_graphs) -> None:
         self._graphs = graphs
 
-    def why_not(self, model: EqROperator, dtype: torch.dtype) -> str | None:
-        if not dtype.is_floating_point:
+    def why_not(self, model: EqROperator, precision: Precision) -> str | None:
+        if precision not in self.precisions:
             cpu = "backend='cpu'" if model.device.type == "cpu" else "backend='cpu' after model.cpu()"
             return f"plain PyTorch has no int8 arithmetic for this operator; use {cpu}, or precision='bf16'"
         return None
 
-    def describe(self, model: EqROperator, dtype: torch.dtype) -> str:
+    def describe(self, model: EqROperator, precision: Precision) -> str:
         if model.device.type == "cuda":
             return f"plain PyTorch in CUDA graphs on {torch.cuda.get_device_name(model.device)}"
-        why_not = _no_damped_update(model.device, dtype)
+        why_not = _no_damped_update(model.device, precision.dtype)
         if why_not is None:
             return "plain PyTorch with the compiled damped_update"
         return f"plain PyTorch throughout ({why_not})"

@@ -136,17 +136,17 @@ def resolved(model: EquilibriumReasoner, options: dict[str, Any]) -> dict[str, A
 
     import eqr_kernels
     from eqr_kernels import backends, ops
-    from eqr_kernels.solver import PRECISIONS
+    from eqr_kernels.solver import precision_of
 
-    dtype = PRECISIONS.get(options["precision"], model.dtype)
-    backend = backends.choose(options["backend"], model, dtype)[0].name
+    precision = precision_of(model, options["precision"])
+    backend = backends.choose(options["backend"], model, precision)[0].name
     noise_scale, window = options["noise_scale"], options["window"]
     return {
         "config": model.config.to_dict(),
         "noise_scale": model.inference_noise_scale if noise_scale is None else noise_scale,
         "window": model.inference_window if window is None else window,
         "backend": backend,
-        "precision": str(dtype).removeprefix("torch."),
+        "precision": str(precision.dtype).removeprefix("torch."),
         "instruction_set": ops.cpu_isa() if backend == "cpu" else None,
         "device": str(model.device),
         "torch": torch.__version__,

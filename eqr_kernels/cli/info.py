@@ -21,11 +21,10 @@ from eqr_kernels.cli.console import command, emit
 from eqr_kernels.cli.render import terminal as drawing
 from eqr_kernels.commit import code_commit
 from eqr_kernels.config import EqRConfig
+from eqr_kernels.precision import NAMED, Precision
 from eqr_kernels.reasoner import EquilibriumReasoner
-from eqr_kernels.solver import PRECISIONS
 
 _EXTRAS = {"huggingface_hub": "hub", "tensorboard": "train", "matplotlib": "plot"}
-_PRECISIONS = ("fp32", "bf16", "int8")
 
 
 @command
@@ -153,10 +152,10 @@ def _backends() -> dict[str, Any]:
         except (AssertionError, RuntimeError) as error:
             why_not = f"torch cannot use {device}: {_headline(error)}"
             on[device] = {name: {"available": False, "note": why_not} for name in on["cpu"]}
-            auto[device] = {precision: why_not for precision in _PRECISIONS}
+            auto[device] = {precision.name: why_not for precision in NAMED}
             continue
         on[device] = _runs_on(model)
-        auto[device] = {precision: _chosen(model, precision) for precision in _PRECISIONS}
+        auto[device] = {precision.name: _chosen(model, precision) for precision in NAMED}
     by_name = {}
     for name in on["cpu"]:
         best = next((d for d in (*devices[1:], "cpu") if on[d][name]["available"]), "cpu")
@@ -165,19 +164,19 @@ def _backends() -> dict[str, Any]:
 
 
 def _runs_on(model: EquilibriumReasoner) -> dict[str, dict[str, Any]]:
-    reasons = backends.available(model, torch.float32)
+    reasons = backends.available(model, Precision.fp32)
     usable = {
-        name: backends.choose(name, model, torch.float32)[0].describe(model, torch.float32)
+        name: backends.choose(name, model, Precision.fp32)[0].describe(model, Precision.fp32)
         for name, why_not in reasons.items()
         if why_not is None
     }
     return {name: {"available": name in usable, "note": usable.get(name, why_not)} for name, why_not in reasons.items()}
 
 
-def _chosen(model: EquilibriumReasoner, precision: str) -> str:
+def _chosen(model: EquilibriumReasoner, precision: Precision) -> str:
     """What `solve` would take by itself on the model's device, and why; EQR_BACKEND has its say."""
     try:
-        return backends.choose("auto", model, PRECISIONS[precision])[1]
+        return backends.choose("auto", model, precision)[1]
     except (RuntimeError, ValueError) as error:
         return f"none: {error}"
 

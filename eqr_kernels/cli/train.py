@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from eqr_kernels.cli import options as opt
@@ -14,6 +15,7 @@ from eqr_kernels.cli.interrupt import StopRequest
 from eqr_kernels.cli.puzzles import read_puzzles, report_errors, with_answers
 from eqr_kernels.cli.train_log import JsonLog, TextLog
 from eqr_kernels.config import EqRConfig
+from eqr_kernels.precision import Precision
 from eqr_kernels.tasks.common import PuzzleSet
 from eqr_kernels.tasks.registry import Task
 from eqr_kernels.training.evaluation import Evaluator, calibrate_model, evaluation_sets
@@ -26,8 +28,6 @@ from eqr_kernels.training.run import TrainingRun
 _EVALUATED_ON, _CALIBRATED_ON = 200, 100
 """Puzzles that are measured; that the tolerance is chosen on where none are held out."""
 _DEPTHS = "4,16,64"
-_PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
-"""Of `solve`, by the dtype of the forward pass."""
 
 
 @command
@@ -236,7 +236,7 @@ def train(
         sets = evaluation_sets(plan.task, held_out, count)
         evaluator = None
         if eval_data is not None:
-            evaluator = Evaluator(sets, depths, _PRECISIONS[plan.settings.forward_dtype])
+            evaluator = Evaluator(sets, depths, Precision(getattr(torch, plan.settings.forward_dtype)).name)
         with StopRequest() as stop:
             interrupted = run.train(
                 minutes, log_every, logs, finish=finish, evaluator=evaluator, evaluate_every=eval_every, stop=stop

@@ -10,12 +10,22 @@ from eqr_kernels.ops.fingerprint import fingerprint
 from eqr_kernels.ops.fixed_point import FixedPointOutput, fixed_point, trajectory_bytes
 from eqr_kernels.ops.latent_recursions import latent_recursions
 from eqr_kernels.ops.library import build_info, cpu_isa, cpu_isas, extension_status, set_cpu_isa, why_not_cuda
+from eqr_kernels.ops.operator import Operator, PackedWeights
 from eqr_kernels.ops.pack_weights import pack_weights
 from eqr_kernels.ops.philox import philox_normal, philox_words
-from eqr_kernels.ops.training_step import TrainingStepOutput, scratch_bytes, split_gradients, training_step
+from eqr_kernels.ops.training_step import (
+    TrainingBatch,
+    TrainingStepOutput,
+    scratch_bytes,
+    split_gradients,
+    training_step,
+)
 
 __all__ = [
     "FixedPointOutput",
+    "Operator",
+    "PackedWeights",
+    "TrainingBatch",
     "TrainingStepOutput",
     "adam_atan2_",
     "build_info",

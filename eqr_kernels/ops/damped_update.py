@@ -35,7 +35,7 @@ def damped_update(
         TypeError, ValueError: an argument is not as above.
     """
     require()
-    check.damped_update(z, u, rng, stream, lambda_, noise_scale, z_prev)
+    _check(z, u, rng, z_prev)
     check.no_gradient("damped_update", "eqr_kernels.reference.damped_update to train", z=z, u=u, z_prev=z_prev)
     for name, tensor in (("z", z), ("u", u), ("z_prev", z_prev)):
         if tensor is not None:
@@ -44,11 +44,33 @@ def damped_update(
     return out, diff_sq, norm_sq
 
 
+def _check(z: Tensor, u: Tensor, rng: Tensor, z_prev: Tensor | None) -> None:
+    if not isinstance(z, Tensor) or z.dtype not in (torch.float32, torch.bfloat16):
+        got = str(z.dtype) if isinstance(z, Tensor) else type(z).__name__
+        raise TypeError(f"z must be a float32 or bfloat16 tensor, got {got}; convert it, or use backend='reference'")
+    if z.ndim != 3 or not z.is_contiguous():
+        raise ValueError(f"z must be contiguous [n, S, d], got shape {list(z.shape)}, strides {z.stride()}")
+    for name, tensor in (("u", u), ("z_prev", z_prev)):
+        if tensor is None and name == "z_prev":
+            continue
+        if not isinstance(tensor, Tensor) or tensor.dtype != z.dtype:
+            got = str(tensor.dtype) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f"{name} must be a tensor of the dtype of z, {z.dtype}, got {got}")
+        if tensor.shape != z.shape or not tensor.is_contiguous():
+            raise ValueError(
+                f"{name} must be contiguous and of the shape of z, {list(z.shape)}, got shape {list(tensor.shape)}, "
+                f"strides {tensor.stride()}; use {name}.contiguous()"
+            )
+    check.rng(rng)
+    if rng.shape[0] != z.shape[0]:
+        raise ValueError(f"rng must have one row for each of the {z.shape[0]} rows of z, got {rng.shape[0]}")
+
+
 @register_fake("damped_update")
 def _(
     z: Tensor, u: Tensor, rng: Tensor, stream: int, lambda_: float, noise_scale: float, z_prev: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check.damped_update(z, u, rng, stream, lambda_, noise_scale, z_prev)
+    _check(z, u, rng, z_prev)
     rows = 0 if z_prev is None else z.shape[0]
     sums = z.new_empty(rows, dtype=torch.float32)
     return torch.empty_like(z), sums, torch.empty_like(sums)

@@ -22,11 +22,24 @@ def fingerprint(tensors: Sequence[Tensor]) -> int:
         TypeError, ValueError: an argument is not as above.
     """
     require()
-    check.fingerprint(tensors)
+    _check(tensors)
     return int(torch.ops.eqr_kernels.fingerprint.default(tensors))
+
+
+def _check(tensors: Sequence[Tensor]) -> None:
+    if not len(tensors):
+        raise ValueError("tensors must hold at least one tensor, got none")
+    for i, tensor in enumerate(tensors):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"tensors[{i}] must be a torch.Tensor, got {type(tensor).__name__}")
+        if tensor.layout != torch.strided or not tensor.is_contiguous():
+            raise ValueError(
+                f"tensors[{i}] must be contiguous, got shape {list(tensor.shape)}; use tensors[{i}].contiguous()"
+            )
+        check.on_cpu(f"tensors[{i}]", tensor)
 
 
 @register_fake("fingerprint")
 def _(tensors: Sequence[Tensor]) -> Tensor:
-    check.fingerprint(tensors)
+    _check(tensors)
     return tensors[0].new_empty((), dtype=torch.int64)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from eqr_kernels.ops import checks as check
 from eqr_kernels.ops.library import register_fake, require, require_cuda
+from eqr_kernels.ops.operator import Operator, PackedWeights
+from eqr_kernels.run_rules import RunRules
 
 
 class FixedPointOutput(NamedTuple):
@@ -37,26 +39,12 @@ class FixedPointOutput(NamedTuple):
 
 
 def fixed_point(
-    packed: Tensor,
+    packed: PackedWeights,
     tokens: Tensor,
     ids: Tensor,
     control: Tensor,
+    rules: RunRules,
     *,
-    sizes: Sequence[int],
-    constants: Sequence[float],
-    fixed_start: bool,
-    seed: int,
-    breadth: int,
-    depth: int,
-    halt: str,
-    tol: float,
-    patience: int,
-    select: str,
-    window: int,
-    noise_scale: float,
-    checkpoints: Sequence[int] = (),
-    slots: int,
-    trace: bool = False,
     ask: Callable[[], object] | None = None,
 ) -> FixedPointOutput:
     """Iterates T = N * breadth trajectories, each to its end, in one call on torch's threads or on a CUDA device.
@@ -67,23 +55,14 @@ def fixed_point(
     On a CUDA device the op only enqueues the run on the current stream and returns; it may be captured in a graph.
 
     Args:
-        packed: uint8 [bytes] of `pack_weights`, for the instruction set or the layout that it was packed with.
+        packed: of `pack_weights`, for the instruction set or the layout that it was packed with.
         tokens: int64 [N, S] in 0..V-1 (on a CUDA device one out of range ends all work there, as with torch's own
             indexing). ids: int64 [N], key the random stream. All contiguous, and all on CPU or on one CUDA device.
         control: int64 [3], zeros; written while the op runs, and readable and writable from another thread: [0] cancels
             what is left when it is not 0, [1] counts the trajectories that have ended, [2] the outer steps spent. For
             a run on a CUDA device in page-locked memory (`pin_memory=True`), or on the device where nobody looks at it;
             its counts may then come out of order.
-        sizes, constants: those of `pack_weights`. fixed_start: whether it was given H_start.
-        seed: 0 to 2**32 - 1.
-        breadth, depth: trajectories of each puzzle, and outer steps of each at most.
-        halt, tol, patience: "residual" (residual <= tol for `patience` consecutive steps), "q" or "none".
-        select: "residual", "vote", "q" or "first".
-        window: differences of the logits in a score.
-        noise_scale: of the noise injection; 0 draws none.
-        checkpoints: rising depths at which all trajectories are also recorded; at most 64 on a CUDA device.
-        slots: trajectories in flight at most.
-        trace: also return every residual.
+        rules: at most 64 checkpoints on a CUDA device.
         ask: called now and then from this thread while the op runs; returning False cancels what is left. On CPU only.
 
     Raises:
@@ -94,47 +73,11 @@ def fixed_point(
     """
     extension = require()
     require_cuda(tokens)
-    check.fixed_point(
-        packed,
-        tokens,
-        ids,
-        control,
-        sizes,
-        constants,
-        seed,
-        breadth,
-        depth,
-        halt,
-        tol,
-        patience,
-        select,
-        window,
-        noise_scale,
-        checkpoints,
-        slots,
-    )
+    _check(packed, tokens, ids, control)
 
     def run() -> tuple[Tensor, ...]:
         result: tuple[Tensor, ...] = torch.ops.eqr_kernels.fixed_point.default(
-            packed,
-            tokens,
-            ids,
-            control,
-            sizes,
-            constants,
-            fixed_start,
-            seed,
-            breadth,
-            depth,
-            halt,
-            tol,
-            patience,
-            select,
-            window,
-            noise_scale,
-            checkpoints,
-            slots,
-            trace,
+            packed.data, tokens, ids, control, *packed.operator, *rules.in_order()
         )
         return result
 
@@ -144,11 +87,11 @@ def fixed_point(
     return FixedPointOutput(*(extension.with_poll(run, ask) if on_cpu and not torch.compiler.is_compiling() else run()))
 
 
-def trajectory_bytes(packed: Tensor, window: int = 3) -> int:
+def trajectory_bytes(packed: PackedWeights, window: int = 3) -> int:
     """Bytes that one trajectory in flight takes in `fixed_point`: its state, its scratch space and its last scores.
 
     Args:
-        packed: uint8 [bytes] of `pack_weights`.
+        packed: of `pack_weights`.
         window: as in `fixed_point`, 1 to 2**24 - 1.
 
     Raises:
@@ -156,8 +99,18 @@ def trajectory_bytes(packed: Tensor, window: int = 3) -> int:
         TypeError, ValueError: an argument is not as above.
     """
     require()
-    check.packed(packed)
-    return int(torch.ops.eqr_kernels.trajectory_bytes.default(packed, window))
+    check.packed(packed.data)
+    return int(torch.ops.eqr_kernels.trajectory_bytes.default(packed.data, window))
+
+
+def _check(packed: PackedWeights, tokens: Tensor, ids: Tensor, control: Tensor) -> None:
+    packed.operator.check()
+    like = ("tokens", tokens)
+    check.tensor("tokens", tokens, torch.int64, ("N", packed.operator.sizes[0]), like)
+    check.packed(packed.data, like)
+    check.tensor("ids", ids, torch.int64, (tokens.shape[0],), like)
+    # On a CUDA device it may also be of the host, whose memory the device sees: the op says which.
+    check.tensor("control", control, torch.int64, (3,), like if control.device.type == "cuda" else None)
 
 
 @register_fake("fixed_point")
@@ -169,40 +122,11 @@ def _(
     sizes: Sequence[int],
     constants: Sequence[float],
     fixed_start: bool,
-    seed: int,
-    breadth: int,
-    depth: int,
-    halt: str,
-    tol: float,
-    patience: int,
-    select: str,
-    window: int,
-    noise_scale: float,
-    checkpoints: Sequence[int],
-    slots: int,
-    trace: bool,
+    *in_order: Any,
 ) -> tuple[Tensor, ...]:
-    check.fixed_point(
-        packed,
-        tokens,
-        ids,
-        control,
-        sizes,
-        constants,
-        seed,
-        breadth,
-        depth,
-        halt,
-        tol,
-        patience,
-        select,
-        window,
-        noise_scale,
-        checkpoints,
-        slots,
-    )
-    puzzles, length, vocabulary = tokens.shape[0], sizes[0], sizes[2]
-    trajectories, depths = puzzles * breadth, len(checkpoints)
+    _check(PackedWeights(packed, Operator(sizes, constants, fixed_start)), tokens, ids, control)
+    rules, puzzles, length, vocabulary = RunRules(*in_order), tokens.shape[0], sizes[0], sizes[2]
+    trajectories, depths = puzzles * rules.breadth, len(rules.checkpoints)
 
     def recorded(*sizes: int) -> list[Tensor]:
         preds = tokens.new_empty((*sizes, length))
@@ -210,7 +134,7 @@ def _(
         return [preds, *of_float, tokens.new_empty(sizes), tokens.new_empty(sizes)]
 
     logits = tokens.new_empty((puzzles, length, vocabulary), dtype=torch.float32)
-    residuals = tokens.new_empty((trajectories, depth) if trace else 0, dtype=torch.float32)
+    residuals = tokens.new_empty((trajectories, rules.depth) if rules.trace else 0, dtype=torch.float32)
     end, at = recorded(trajectories), recorded(depths, trajectories)
     return logits, tokens.new_empty(puzzles), *end, *at, residuals
 

@@ -9,65 +9,58 @@ from torch import Tensor
 
 from eqr_kernels.ops import checks as check
 from eqr_kernels.ops.library import register_fake, require, require_cuda
+from eqr_kernels.ops.operator import Operator, PackedWeights
+from eqr_kernels.precision import Precision
+from eqr_kernels.reference import OperatorWeights, Rope
 
 
 def pack_weights(
-    embedding: Tensor,
-    lm_head: Tensor,
-    q_weight: Tensor,
-    q_bias: Tensor,
-    blocks: Sequence[Tensor],
-    rope_cos: Tensor | None,
-    rope_sin: Tensor | None,
-    H_start: Tensor | None,
-    L_start: Tensor | None,
-    sizes: Sequence[int],
-    constants: Sequence[float],
-    precision: str,
+    weights: OperatorWeights,
+    operator: Operator,
+    precision: Precision,
+    *,
+    rope: Rope | None = None,
+    start: tuple[Tensor, Tensor] | None = None,
     layout: str = "",
-) -> Tensor:
-    """The weights of an operator in the order in which `fixed_point` reads them, for the instruction set in use.
+) -> PackedWeights:
+    """The weights of an operator as `fixed_point` and `latent_recursions` take them, for the instruction set in use.
 
-    S tokens, d features, V vocabulary, k(m) hidden units of the SwiGLU on an axis of m, h heads. All tensors are
-    float32, contiguous and on CPU, or all on one CUDA device, which packs them in the order of its current stream;
-    "bf16" and "int8" round here.
+    S tokens, d features. All tensors are float32, contiguous and on CPU, or all on one CUDA device, which packs them in
+    the order of its current stream; "bf16" and "int8" round here.
 
     Args:
-        embedding, lm_head: [V, d]. q_weight: [2, d]. q_bias: [2].
-        blocks: for each layer mixer_in ([2 k(S), S], gate rows first; with attention [3 d, d]: q, k and v heads),
-            mixer_out ([S, k(S)]; with attention [d, d]), gate_up [2 k(d), d] (gate rows first) and down [d, k(d)].
-        rope_cos, rope_sin: [S, d / h], or None.
-        H_start, L_start: [d], the start state of every token, or None for random ones.
-        sizes: tokens, features, vocabulary, mixer_hidden (k(S); 0 with attention), hidden (k(d)), heads (0 without
-            attention), layers, H_cycles, L_cycles, rope_parts (0: no rotation; 1: of whole heads; 2: of their halves).
-        constants: lambda_, rms_norm_eps, H_init_std, L_init_std.
-        precision: "fp32"; "bf16" (operands, with float32 sums and state); "int8" (channel GEMMs, the rest as "bf16").
-            On a CUDA device "bf16".
+        weights: with the shapes that `OperatorWeights` has.
+        operator: its sizes, of which the shapes follow, and its constants.
+        precision: fp32, bf16 or int8; on a CUDA device bf16.
+        rope: [S, d / heads] each, where rope_parts of the sizes is not 0.
+        start: H_start, L_start [d], the start state of every token, where `operator.fixed_start`.
         layout: on a CUDA device the kernel that is to read them: "throughput_mma", "throughput_wgmma" or "latency".
             Without meaning on CPU.
 
     Returns:
-        uint8 [bytes], good on this machine and for this instruction set or layout only.
+        Packed weights, good on this machine and for this instruction set or layout only.
 
     Raises:
         RuntimeError: there is no extension, or none for this device, or a gradient is asked for.
         TypeError, ValueError: an argument is not as above, or the CUDA kernels do not take the operator.
     """
     require()
+    embedding, lm_head, q_weight, q_bias, layers = weights
     require_cuda(embedding)
-    optional = (rope_cos, rope_sin, H_start, L_start)
-    check.pack_weights(embedding, lm_head, q_weight, q_bias, blocks, *optional, sizes, constants, precision)
+    blocks = [tensor for block in layers for tensor in block]
+    cos_sin, starts = rope or (None, None), start or (None, None)
+    if operator.fixed_start != (start is not None):
+        raise ValueError(f"start must be given where fixed_start, and only there, got {operator.fixed_start}")
+    arguments = (embedding, lm_head, q_weight, q_bias, blocks, *cos_sin, *starts, operator.sizes, operator.constants)
+    _check(*arguments)
     named = dict(embedding=embedding, lm_head=lm_head, q_weight=q_weight, q_bias=q_bias)
     named |= {f"blocks[{i}]": tensor for i, tensor in enumerate(blocks)}
-    check.no_gradient("pack_weights", "backend='reference'", **named, H_start=H_start, L_start=L_start)
-    packed: Tensor = torch.ops.eqr_kernels.pack_weights.default(
-        embedding, lm_head, q_weight, q_bias, blocks, *optional, sizes, constants, precision, layout
-    )
-    return packed
+    check.no_gradient("pack_weights", "backend='reference'", **named, H_start=starts[0], L_start=starts[1])
+    data: Tensor = torch.ops.eqr_kernels.pack_weights.default(*arguments, precision.name, layout)
+    return PackedWeights(data, operator)
 
 
-@register_fake("pack_weights")
-def _(
+def _check(
     embedding: Tensor,
     lm_head: Tensor,
     q_weight: Tensor,
@@ -79,11 +72,32 @@ def _(
     L_start: Tensor | None,
     sizes: Sequence[int],
     constants: Sequence[float],
-    precision: str,
-    layout: str = "",
-) -> Tensor:
-    optional = (rope_cos, rope_sin, H_start, L_start)
-    check.pack_weights(embedding, lm_head, q_weight, q_bias, blocks, *optional, sizes, constants, precision)
+) -> Operator:
+    operator = Operator(sizes, constants, H_start is not None)
+    check.weights(operator, embedding, lm_head, q_weight, q_bias, blocks)
+    tokens, features, heads, rope_parts = sizes[0], sizes[1], sizes[5], sizes[9]
+    angles = (tokens, features // heads if heads else 0)
+    twins = (
+        ("rope_cos", rope_cos, "rope_sin", rope_sin, angles),
+        ("H_start", H_start, "L_start", L_start, (features,)),
+    )
+    for name, one, twin_name, twin, _ in twins:
+        if (one is None) != (twin is None):
+            raise ValueError(f"{name} and {twin_name} must both be given or both be None, got one of them")
+    if rope_parts != 0 if rope_cos is None else rope_parts == 0:
+        raise ValueError(
+            f"rope_cos and rope_sin must be given where rope_parts is not 0 and only there, got rope_parts {rope_parts}"
+        )
+    for name, one, twin_name, twin, shape in twins:
+        if one is not None and twin is not None:
+            check.tensor(name, one, torch.float32, shape, ("embedding", embedding))
+            check.tensor(twin_name, twin, torch.float32, shape, ("embedding", embedding))
+    return operator
+
+
+@register_fake("pack_weights")
+def _(embedding: Tensor, *arguments: object) -> Tensor:
+    *described, precision, layout = arguments if len(arguments) == 12 else (*arguments, "")
+    operator = _check(embedding, *described)  # type: ignore[arg-type]
     layout = layout if embedding.device.type == "cuda" else ""
-    size = require().packed_bytes(sizes, constants, H_start is not None, precision, layout)
-    return embedding.new_empty(size, dtype=torch.uint8)
+    return embedding.new_empty(require().packed_bytes(*operator, precision, layout), dtype=torch.uint8)

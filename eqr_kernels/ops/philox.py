@@ -21,7 +21,7 @@ def philox_words(rng: Tensor, stream: int, numel: int) -> Tensor:
         TypeError, ValueError: an argument is out of range.
     """
     require()
-    check.rng_and_stream(rng, stream)
+    check.rng(rng)
     words: Tensor = torch.ops.eqr_kernels.philox_words.default(rng, stream, numel)
     return words
 
@@ -32,18 +32,18 @@ def philox_normal(rng: Tensor, stream: int, numel: int) -> Tensor:
     Arguments and errors are those of `philox_words`.
     """
     require()
-    check.rng_and_stream(rng, stream)
+    check.rng(rng)
     normals: Tensor = torch.ops.eqr_kernels.philox_normal.default(rng, stream, numel)
     return normals
 
 
 @register_fake("philox_words")
 def _(rng: Tensor, stream: int, numel: int) -> Tensor:
-    check.rng_and_stream(rng, stream)
+    check.rng(rng)
     return rng.new_empty((rng.shape[0], numel))
 
 
 @register_fake("philox_normal")
 def _(rng: Tensor, stream: int, numel: int) -> Tensor:
-    check.rng_and_stream(rng, stream)
+    check.rng(rng)
     return rng.new_empty((rng.shape[0], numel), dtype=torch.float32)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from eqr_kernels.ops import checks as check
 from eqr_kernels.ops.library import register_fake, require
+from eqr_kernels.ops.operator import Operator
+from eqr_kernels.reference import OperatorWeights
 
 
 class TrainingStepOutput(NamedTuple):
@@ -25,22 +27,18 @@ class TrainingStepOutput(NamedTuple):
     gradients: Tensor  # float32 [all weights], of the mean loss; see `split_gradients`
 
 
+class TrainingBatch(NamedTuple):
+    """The rows of a `training_step`, in the order of its schema."""
+
+    tokens: Tensor  # int64 [n, S] in 0..V-1
+    labels: Tensor  # int64 [n, S] in 0..V-1; 0 is not scored
+    z_H: Tensor  # float32 [n, S, d], the states to begin with
+    z_L: Tensor  # float32 [n, S, d]
+    rng: Tensor  # int64 [n, 4]: (seed, restart, id, step)
+
+
 def training_step(
-    embedding: Tensor,
-    lm_head: Tensor,
-    q_weight: Tensor,
-    q_bias: Tensor,
-    blocks: Sequence[Tensor],
-    tokens: Tensor,
-    labels: Tensor,
-    z_H: Tensor,
-    z_L: Tensor,
-    rng: Tensor,
-    scratch: Tensor,
-    *,
-    sizes: Sequence[int],
-    constants: Sequence[float],
-    noise_scale: float,
+    weights: OperatorWeights, batch: TrainingBatch, scratch: Tensor, operator: Operator, noise_scale: float
 ) -> TrainingStepOutput:
     """One outer step of every row and the gradients of its loss: segmented online training (EqR, section 3).
 
@@ -50,13 +48,11 @@ def training_step(
     worker, so that the result depends on `scratch.shape[0]` and the instruction set, not on the number of threads.
 
     Args:
-        embedding, lm_head, q_weight, q_bias, blocks, sizes, constants: as in `ops.pack_weights`; token mixing (heads 0)
-            only.
-        tokens, labels: int64 [n, S] in 0..V-1; a label of 0 is not scored.
-        z_H, z_L: float32 [n, S, d], the states to begin with.
-        rng: int64 [n, 4]: (seed, restart, id, step) of each row.
-        scratch: uint8 [workers, scratch_bytes(sizes, constants)], zeros when it is new; it may be used again as it is
-            by calls with the same sizes, one at a time. As many workers as threads are best.
+        weights: float32, contiguous and on CPU.
+        batch: contiguous and on CPU.
+        scratch: uint8 [workers, scratch_bytes(operator)], zeros when it is new; it may be used again as it is by calls
+            with the same sizes, one at a time. As many workers as threads are best.
+        operator: with token mixing (heads 0) only.
         noise_scale: at least 0.
 
     Raises:
@@ -64,51 +60,21 @@ def training_step(
         TypeError, ValueError: an argument is not as above.
     """
     require()
-    _check(
-        embedding,
-        lm_head,
-        q_weight,
-        q_bias,
-        blocks,
-        tokens,
-        labels,
-        z_H,
-        z_L,
-        rng,
-        scratch,
-        sizes,
-        constants,
-        noise_scale,
-    )
+    *heads, layers = weights
+    arguments = (*heads, [tensor for block in layers for tensor in block], *batch, scratch, *operator[:2], noise_scale)
+    _check(*arguments[:-1])
     with torch.no_grad():
-        return TrainingStepOutput(
-            *torch.ops.eqr_kernels.training_step.default(
-                embedding,
-                lm_head,
-                q_weight,
-                q_bias,
-                blocks,
-                tokens,
-                labels,
-                z_H,
-                z_L,
-                rng,
-                scratch,
-                sizes,
-                constants,
-                noise_scale,
-            )
-        )
+        return TrainingStepOutput(*torch.ops.eqr_kernels.training_step.default(*arguments))
 
 
-def scratch_bytes(sizes: Sequence[int], constants: Sequence[float]) -> int:
+def scratch_bytes(operator: Operator) -> int:
     """Bytes of `scratch` for each worker of `training_step`, for the instruction set in use.
 
     Raises:
         RuntimeError: there is no extension.
         ValueError: the sizes or constants are out of range.
     """
-    return int(require().training_scratch_bytes(sizes, constants))
+    return int(require().training_scratch_bytes(*operator[:2]))
 
 
 def split_gradients(gradients: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
@@ -117,70 +83,40 @@ def split_gradients(gradients: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [part.view_as(tensor) for part, tensor in zip(parts, like, strict=True)]
 
 
-def _check(
-    embedding: Tensor,
-    lm_head: Tensor,
-    q_weight: Tensor,
-    q_bias: Tensor,
-    blocks: Sequence[Tensor],
-    tokens: Tensor,
-    labels: Tensor,
-    z_H: Tensor,
-    z_L: Tensor,
-    rng: Tensor,
-    scratch: Tensor,
-    sizes: Sequence[int],
-    constants: Sequence[float],
-    noise_scale: float,
-) -> None:
-    none = (None, None, None, None)
-    check.pack_weights(embedding, lm_head, q_weight, q_bias, blocks, *none, sizes, constants, "bf16")
-    check.on_cpu("embedding", embedding)
-    check.training_batch(tokens, labels, z_H, z_L, rng, scratch, sizes, noise_scale)
+def _check(*arguments: Any) -> None:
+    *weights, sizes, constants = *arguments[:5], *arguments[-2:]
+    check.weights(Operator(sizes, constants, False), *weights)
+    check.on_cpu("embedding", weights[0])
+    if sizes[5] != 0:
+        raise ValueError(
+            f"sizes[5] (heads) must be 0: training_step takes token mixing by a SwiGLU only, got {sizes[5]}"
+        )
+    batch, scratch = TrainingBatch(*arguments[5:10]), arguments[10]
+    length, features = sizes[:2]
+    check.tensor("tokens", batch.tokens, torch.int64, ("n", length))
+    n = batch.tokens.shape[0]
+    check.tensor("labels", batch.labels, torch.int64, (n, length))
+    check.tensor("z_H", batch.z_H, torch.float32, (n, length, features))
+    check.tensor("z_L", batch.z_L, torch.float32, (n, length, features))
+    check.rng(batch.rng)
+    check.tensor("rng", batch.rng, torch.int64, (n, 4))
+    check.tensor("scratch", scratch, torch.uint8, ("workers", "scratch_bytes(operator)"))
 
 
 @register_fake("training_step")
-def _(
-    embedding: Tensor,
-    lm_head: Tensor,
-    q_weight: Tensor,
-    q_bias: Tensor,
-    blocks: Sequence[Tensor],
-    tokens: Tensor,
-    labels: Tensor,
-    z_H: Tensor,
-    z_L: Tensor,
-    rng: Tensor,
-    scratch: Tensor,
-    sizes: Sequence[int],
-    constants: Sequence[float],
-    noise_scale: float,
-) -> tuple[Tensor, ...]:
-    _check(
-        embedding,
-        lm_head,
-        q_weight,
-        q_bias,
-        blocks,
-        tokens,
-        labels,
-        z_H,
-        z_L,
-        rng,
-        scratch,
-        sizes,
-        constants,
-        noise_scale,
-    )
-    n = tokens.shape[0]
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    _check(*arguments[:-1])
+    embedding, lm_head, q_weight, q_bias, blocks = arguments[:5]
+    batch = TrainingBatch(*arguments[5:10])
+    n = batch.tokens.shape[0]
     weights = sum(math.prod(w.shape) for w in (embedding, lm_head, q_weight, q_bias, *blocks))
-    q_halt = z_H.new_empty(n)
+    q_halt = batch.z_H.new_empty(n)
     return (
-        torch.empty_like(z_H),
-        torch.empty_like(z_L),
-        z_H.new_empty(n, dtype=torch.float64),
+        torch.empty_like(batch.z_H),
+        torch.empty_like(batch.z_L),
+        batch.z_H.new_empty(n, dtype=torch.float64),
         q_halt,
         torch.empty_like(q_halt),
-        z_H.new_empty(n, dtype=torch.bool),
-        z_H.new_empty(weights),
+        batch.z_H.new_empty(n, dtype=torch.bool),
+        batch.z_H.new_empty(weights),
     )

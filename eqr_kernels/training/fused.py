@@ -11,6 +11,7 @@ from eqr_kernels import ops
 from eqr_kernels.backends.cpu import why_not_cpu
 from eqr_kernels.backends.packing import operator_of
 from eqr_kernels.modules import EqROperator
+from eqr_kernels.precision import Precision
 from eqr_kernels.training.optim import AdamATan2
 
 
@@ -29,7 +30,7 @@ def why_not_fused(model: EqROperator) -> str | None:
     """Why the fused kernel cannot train a model, with the remedy; None where it can."""
     if not model.config.mlp_t:
         return "the fused kernel trains token mixing by a SwiGLU only (mlp_t=True)"
-    return why_not_cpu(model, torch.bfloat16)
+    return why_not_cpu(model, Precision.bf16)
 
 
 class FusedStep:
@@ -42,10 +43,8 @@ class FusedStep:
     """
 
     def __init__(self, model: EqROperator, workers: int, seed: int) -> None:
-        operator = operator_of(model)
-        self.model, self.seed = model, seed % 2**32
-        self.sizes, self.constants = operator["sizes"], operator["constants"]
-        shape = (workers, ops.scratch_bytes(self.sizes, self.constants))
+        self.model, self.seed, self.operator = model, seed % 2**32, operator_of(model)
+        shape = (workers, ops.scratch_bytes(self.operator))
         self.scratch = torch.zeros(shape, dtype=torch.uint8)
 
     def __call__(
@@ -55,26 +54,13 @@ class FusedStep:
 
         ids and steps, the outer steps that a row has had, key its noise.
         """
-        w = self.model.weights()
-        parameters = [w.embedding, w.lm_head, w.q_weight, w.q_bias, *(tensor for block in w.blocks for tensor in block)]
-        heads, blocks = [p.detach() for p in parameters[:4]], [p.detach() for p in parameters[4:]]
+        weights = self.model.weights()
+        *heads, blocks = weights
+        parameters = [*heads, *(tensor for block in blocks for tensor in block)]
         rng = torch.stack([torch.full_like(ids, self.seed), torch.zeros_like(ids), ids, steps], 1)
-        out = ops.training_step(
-            heads[0],
-            heads[1],
-            heads[2],
-            heads[3],
-            blocks,
-            tokens,
-            labels,
-            z_H,
-            z_L,
-            rng,
-            self.scratch,
-            sizes=self.sizes,
-            constants=self.constants,
-            noise_scale=self.model.config.noise_scale,
-        )
+        batch = ops.TrainingBatch(tokens, labels, z_H, z_L, rng)
+        noise_scale = self.model.config.noise_scale
+        out = ops.training_step(weights, batch, self.scratch, self.operator, noise_scale)
         for parameter, gradient in zip(parameters, ops.split_gradients(out.gradients, parameters), strict=True):
             if parameter.requires_grad:
                 parameter.grad = gradient

@@ -18,6 +18,7 @@ from torch import Tensor
 from eqr_kernels import noise, reference
 from eqr_kernels.backends.cpu import latent_recursions, why_not_cpu
 from eqr_kernels.config import EqRConfig
+from eqr_kernels.precision import Precision
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.tasks.prefetch import Prefetcher
 from eqr_kernels.tasks.stream import PuzzleStream
@@ -148,7 +149,7 @@ class Trainer:
         elif model.config.H_cycles == 1:
             return "PyTorch: every latent recursion carries a gradient"
         else:
-            reason = why_not_cpu(model, torch.float32)
+            reason = why_not_cpu(model, Precision.fp32)
             if reason is None:
                 self.fused_recursions = True
                 return "fused CPU kernel for the latent recursions without gradient, else PyTorch"

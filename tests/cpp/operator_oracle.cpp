@@ -3,7 +3,7 @@
 #include <cmath>
 #include <random>
 
-#include "../../csrc/philox.h"
+#include "common/philox.h"
 
 namespace eqr::test {
 namespace {

@@ -6,7 +6,7 @@
 
 #include <vector>
 
-#include "../../csrc/cpu/operator.h"
+#include "cpu/operator.h"
 
 namespace eqr::test {
 

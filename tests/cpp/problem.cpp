@@ -57,28 +57,22 @@ Result::Result(const Problem& p)
 cpu::FixedPoint Result::fixed_point(const Problem& p) {
   at_records_.clear();
   for (Table& table : at) at_records_.push_back(table.records());
-  return {.engine = p.mock.engine(),
-          .puzzles = p.puzzles(),
-          .breadth = p.breadth,
-          .depth = p.depth,
-          .tokens = tokens_.data(),
-          .ids = p.ids.data(),
-          .seed = p.seed,
-          .halt = p.halt,
-          .tol = p.tol,
-          .patience = p.patience,
-          .select = p.select,
-          .window = p.window,
-          .noise_scale = p.noise_scale,
-          .checkpoints = p.checkpoints.data(),
-          .checkpoint_count = int64_t(p.checkpoints.size()),
-          .slots = p.slots,
-          .end = end.records(),
-          .at = at_records_.data(),
-          .residuals = residuals.data(),
-          .winner = winner.data(),
-          .logits = logits.data(),
-          .control = control.data()};
+  cpu::FixedPoint run(RunRules{.seed = p.seed,
+                               .breadth = p.breadth,
+                               .depth = p.depth,
+                               .halt = p.halt,
+                               .tol = p.tol,
+                               .patience = p.patience,
+                               .select = p.select,
+                               .window = p.window,
+                               .noise_scale = p.noise_scale});
+  run.engine = p.mock.engine();
+  run.puzzles = p.puzzles(), run.tokens = tokens_.data(), run.ids = p.ids.data();
+  run.checkpoints = p.checkpoints.data(), run.checkpoint_count = int64_t(p.checkpoints.size());
+  run.slots = p.slots;
+  run.end = end.records(), run.at = at_records_.data(), run.residuals = residuals.data();
+  run.winner = winner.data(), run.logits = logits.data(), run.control = control.data();
+  return run;
 }
 
 void solve_into(Result& result, const Problem& p, int threads, bool (*poll)()) {

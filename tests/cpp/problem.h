@@ -6,7 +6,7 @@
 
 #include <vector>
 
-#include "../../csrc/cpu/fixed_point.h"
+#include "cpu/loop/fixed_point.h"
 #include "mock_engine.h"
 
 namespace eqr::test {

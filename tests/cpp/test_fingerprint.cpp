@@ -4,8 +4,8 @@
 #include <set>
 #include <vector>
 
-#include "../../csrc/cpu/fingerprint.h"
 #include "check.h"
+#include "cpu/fingerprint.h"
 
 namespace {
 

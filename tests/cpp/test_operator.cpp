@@ -168,7 +168,7 @@ TEST(operator_against_double_precision) {
       OracleState oracle = oracle_start(model, in);
       oracle_outer_step(model, in, oracle);
       for (Isa isa : isas())
-        for (Precision precision : {Precision::fp32, Precision::bf16, Precision::int8}) {
+        for (Precision precision : kPrecisions) {
           // A norm over a few values may divide by next to nothing, which blows up any rounding.
           if (precision != Precision::fp32 && (shape.tokens < 5 || shape.features < 5)) continue;
           const Output out = run(model, isa, precision, in, 1, 1)[0];
@@ -188,7 +188,7 @@ TEST(operator_same_bits_for_any_team) {
     const std::vector<int64_t> tokens = random_tokens(shape, 1);
     const cpu::StepInput in{tokens.data(), {1, 2, 3, 0}, 0.01f};
     for (Isa isa : isas())
-      for (Precision precision : {Precision::fp32, Precision::bf16, Precision::int8}) {
+      for (Precision precision : kPrecisions) {
         const std::vector<Output> alone = run(model, isa, precision, in, 2, 1);
         for (int size : {2, 3}) {
           const std::vector<Output> together = run(model, isa, precision, in, 2, size);
@@ -210,7 +210,7 @@ TEST(operator_leaves_nothing_to_the_next_trajectory) {
     const std::vector<int64_t> bad(size_t(shape.tokens), 0), good(size_t(shape.tokens), 1);
     cpu::StepInput in{good.data(), {1, 2, 3, 0}, 0.01f}, spoilt{bad.data(), {1, 2, 4, 0}, 0.01f};
     for (Isa isa : isas())
-      for (Precision precision : {Precision::fp32, Precision::bf16, Precision::int8}) {
+      for (Precision precision : kPrecisions) {
         const int64_t bytes = cpu::packed_bytes(shape, precision, isa);
         const Buffer packed = zeroed(bytes);
         cpu::pack(shape, precision, isa, model.weights(), static_cast<cpu::Packed*>(packed.get()));
@@ -253,7 +253,7 @@ TEST(operator_passes_on_what_is_not_finite) {
         const std::vector<int64_t> tokens(9, 0);
         const cpu::StepInput in{tokens.data(), {1, 2, 3, 0}, 0.01f};
         for (Isa isa : isas())
-          for (Precision precision : {Precision::fp32, Precision::bf16, Precision::int8}) {
+          for (Precision precision : kPrecisions) {
             const Output out = run(model, isa, precision, in, 1, 1)[0];
             CHECK(!std::isfinite(out.size_sq) || !std::isfinite(out.change_sq), cpu::isa_name(isa), int(precision), bad,
                   which, name_of(shape));

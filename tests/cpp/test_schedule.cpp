@@ -12,9 +12,9 @@
 #include <thread>
 #include <vector>
 
-#include "../../csrc/cpu/selection.h"
 #include "allocations.h"
 #include "check.h"
+#include "cpu/loop/selection.h"
 #include "problem.h"
 
 namespace {
@@ -100,7 +100,7 @@ void check_racer(const Problem& p, const Oracle& oracle, const Result& got, cons
   }
   bool hopeless = false;
   for (int64_t u = first; u < first + p.breadth; ++u)
-    hopeless |= eqr::cpu::settled(Status(end.status[u])) && (end.steps[u] < s + 1 || (end.steps[u] == s + 1 && u < t));
+    hopeless |= eqr::settled(Status(end.status[u])) && (end.steps[u] < s + 1 || (end.steps[u] == s + 1 && u < t));
   CHECK(hopeless && s < end.steps[t], t, s, end.steps[t]);
   Table want(p.trajectories(), p.mock.tokens);
   if (s) oracle.record(t, s, &want);

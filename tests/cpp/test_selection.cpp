@@ -6,8 +6,8 @@
 #include <thread>
 #include <vector>
 
-#include "../../csrc/cpu/selection.h"
 #include "check.h"
+#include "cpu/loop/selection.h"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // A phase's items go to one member each, whoever is slow, and phases follow one another without a sync.
 #define EQR_ISA share_test
 #define EQR_ISA_IS_portable
-#include "../../csrc/cpu/kernels/share.h"
+#include "cpu/kernels/share.h"
 
 #include <atomic>
 #include <deque>

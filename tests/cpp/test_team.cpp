@@ -3,9 +3,9 @@
 #include <thread>
 #include <vector>
 
-#include "../../csrc/cpu/backoff.h"
-#include "../../csrc/cpu/open_team.h"
 #include "check.h"
+#include "cpu/loop/backoff.h"
+#include "cpu/loop/open_team.h"
 
 namespace {
 

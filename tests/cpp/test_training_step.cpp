@@ -7,8 +7,8 @@
 #include <new>
 #include <vector>
 
-#include "../../csrc/cpu/training_step.h"
 #include "check.h"
+#include "cpu/training_step.h"
 #include "operator_oracle.h"
 
 namespace eqr::test {

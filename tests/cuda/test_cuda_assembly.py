@@ -19,7 +19,8 @@ import pytest
 
 from tests.support.environment import REPOSITORY
 
-SOURCES = sorted((REPOSITORY / "csrc" / "cuda").glob("*.cu"))
+CSRC = REPOSITORY / "csrc"
+SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
 ARCHITECTURES = ("sm_80", "sm_90a")
 JOBS = 2  # a compiler takes about a gigabyte
 
@@ -139,7 +140,7 @@ def assemble(sources: list[Path], folder: Path) -> Assembled:
         cubin = folder / f"{source.stem}.{architecture}.cubin"
         virtual = architecture.replace("sm_", "compute_")
         text = run(
-            *(nvcc, "-std=c++17", "-O3", "-DNDEBUG", f"-gencode=arch={virtual},code={architecture}"),
+            *(nvcc, "-std=c++17", "-O3", "-DNDEBUG", "-I", CSRC, f"-gencode=arch={virtual},code={architecture}"),
             *("-Xptxas", "-v", "-cubin", "-o", cubin, source),
         )
         kernels = parse_assembler(text, architecture)

@@ -18,8 +18,11 @@ from eqr_kernels import EqRConfig, EquilibriumReasoner, Status, backends, ops
 from eqr_kernels.backends import cuda, watch
 from eqr_kernels.backends.cuda import CudaBackend
 from eqr_kernels.backends.packing import operator_of
+from eqr_kernels.precision import Precision
+from eqr_kernels.reference import BlockWeights, OperatorWeights
+from eqr_kernels.run_rules import RunRules
 from tests.support.environment import BUILT, WHY_NOT_BUILT
-from tests.support.fixed_point_op import operator, problem, weights
+from tests.support.fixed_point_op import pack, problem, weights
 from tests.support.models import make_contractive, tiny_config
 
 pytestmark = pytest.mark.skipif(not BUILT, reason=WHY_NOT_BUILT)
@@ -29,11 +32,11 @@ needs_kernels = pytest.mark.skipif(WITHOUT is not None, reason=str(WITHOUT))
 H100 = dict(major=9, minor=0, multiprocessors=132, shared_bytes=232448)
 A100 = dict(major=8, minor=0, multiprocessors=108, shared_bytes=166912)
 ADA = dict(major=8, minor=9, multiprocessors=128, shared_bytes=101376)
-SUDOKU = dict(sizes=(81, 512, 11, 256, 1536, 0, 2, 3, 6, 0), constants=(0.95, 1e-5, 1.0, 1.0), fixed_start=False)
+SUDOKU = ops.Operator((81, 512, 11, 256, 1536, 0, 2, 3, 6, 0), (0.95, 1e-5, 1.0, 1.0), False)
 KERNELS = ("throughput_mma", "throughput_wgmma", "latency")
 
 
-def plan(limits: dict[str, int] = H100, about: dict[str, Any] = SUDOKU, **changes: Any) -> dict[str, Any]:
+def plan(limits: dict[str, int] = H100, about: ops.Operator = SUDOKU, **changes: Any) -> dict[str, Any]:
     run = dict(regime="auto", trajectories=1000, slots=10**6, window=3, depth=16, puzzles=1000, race=False)
     return cuda.plan(about, limits, **{**run, **changes})
 
@@ -79,7 +82,7 @@ def test_memory_grows_with_the_window_and_a_race_and_nothing_else():
 @pytest.mark.parametrize("features", [128, 256, 512])
 @pytest.mark.parametrize("regime", ["throughput", "latency"])
 def test_every_size_fits_the_devices_it_is_for(features, regime):
-    about = {**SUDOKU, "sizes": (81, features, 11, 256, -(-features // 256) * 768, 0, 2, 3, 6, 0)}
+    about = SUDOKU._replace(sizes=(81, features, 11, 256, -(-features // 256) * 768, 0, 2, 3, 6, 0))
     for limits in (H100, A100):
         assert plan(limits, about, regime=regime)["shared_bytes"] <= limits["shared_bytes"]
 
@@ -92,7 +95,7 @@ def test_every_size_fits_the_devices_it_is_for(features, regime):
         ({**H100, "major": 7, "minor": 5}, {}, "capability 8.x and 9.0, and the device has 7.5; use backend='ref"),
         ({**H100, "major": 12}, {}, "the device has 12.0; use backend='triton' or backend='reference'"),
         (H100, dict(regime="fast"), "regime must be one of auto, throughput, latency, got 'fast'"),
-        (H100, dict(about={**SUDOKU, "sizes": (89, *SUDOKU["sizes"][1:])}), "seq_len up to 88, got 89; use backend='t"),
+        (H100, dict(about=SUDOKU._replace(sizes=(89, *SUDOKU.sizes[1:]))), "seq_len up to 88, got 89; use backend='t"),
     ],
 )
 def test_plans_that_cannot_be(limits, changes, message):
@@ -116,42 +119,43 @@ def small(**changes: Any) -> EqRConfig:
 
 def test_an_extension_without_the_kernels_says_how_to_build_them(monkeypatch):
     monkeypatch.setattr(ops.library, "_extension", SimpleNamespace(build_info=lambda: {"cuda": None}))
-    why_not = CudaBackend().why_not(EquilibriumReasoner(tiny_config()), torch.bfloat16)
+    why_not = CudaBackend().why_not(EquilibriumReasoner(tiny_config()), Precision.bf16)
     assert (
         why_not is not None and "built without CUDA kernels" in why_not and "EQR_BUILD_CUDA=ON pip install" in why_not
     )
     with FakeTensorMode(), pytest.raises(RuntimeError, match="EQR_BUILD_CUDA=ON pip install"):
-        ops.pack_weights(torch.empty(7, 16, device="cuda"), *[None] * 11)  # type: ignore[arg-type]
+        weights = OperatorWeights(torch.empty(7, 16, device="cuda"), *[None] * 4)  # type: ignore[arg-type]
+        ops.pack_weights(weights, SUDOKU, Precision.bf16)
 
 
 def test_no_extension_at_all(monkeypatch):
     monkeypatch.setattr(ops.library, "_extension", None)
-    why_not = CudaBackend().why_not(EquilibriumReasoner(tiny_config()), torch.bfloat16)
+    why_not = CudaBackend().why_not(EquilibriumReasoner(tiny_config()), Precision.bf16)
     assert why_not == ops.extension_status()[1]
 
 
 @needs_kernels
 @pytest.mark.parametrize(
-    ("model", "dtype", "message"),
+    ("model", "precision", "message"),
     [
-        (EquilibriumReasoner(tiny_config()), torch.bfloat16, "weight .* is on cpu; move the model with model.cuda()"),
-        (on_a_gpu(small(), torch.float16), torch.bfloat16, "weight weight is torch.float16, .*use model.float()"),
+        (EquilibriumReasoner(tiny_config()), Precision.bf16, "weight .* is on cpu; move the model with model.cuda()"),
+        (on_a_gpu(small(), torch.float16), Precision.bf16, "weight weight is torch.float16, .*use model.float()"),
         (
             on_a_gpu(small(), other=SimpleNamespace(device=torch.device("cuda", 1), dtype=torch.bfloat16)),
-            torch.bfloat16,
+            Precision.bf16,
             "weight other is on cuda:1 and others on cuda:0; use model.to",
         ),
-        (on_a_gpu(small()), torch.float32, "compute in bf16, not in fp32; use precision='bf16', or backend='triton'"),
-        (on_a_gpu(small()), torch.int8, "compute in bf16, not in int8"),
-        (on_a_gpu(small()), torch.float64, "compute in bf16, not in torch.float64"),
-        (on_a_gpu(small(mlp_t=False)), torch.bfloat16, r"token SwiGLU \(mlp_t=True\) and no attention; use backend='t"),
-        (on_a_gpu(small(hidden_size=64)), torch.bfloat16, "hidden_size 128, 256 and 512, got 64; use backend='triton'"),
-        (on_a_gpu(small(seq_len=89)), torch.bfloat16, "take seq_len up to 88, got 89; use backend='triton' or backend"),
+        (on_a_gpu(small()), Precision.fp32, "compute in bf16, not in fp32; use precision='bf16', or backend='triton'"),
+        (on_a_gpu(small()), Precision.int8, "compute in bf16, not in int8"),
+        (on_a_gpu(small()), Precision.fp64, "compute in bf16, not in fp64"),
+        (on_a_gpu(small(mlp_t=False)), Precision.bf16, r"token SwiGLU \(mlp_t=True\) and no attention; use backend='t"),
+        (on_a_gpu(small(hidden_size=64)), Precision.bf16, "hidden_size 128, 256 and 512, got 64; use backend='triton'"),
+        (on_a_gpu(small(seq_len=89)), Precision.bf16, "take seq_len up to 88, got 89; use backend='triton' or backend"),
     ],
 )
-def test_what_it_cannot_run_is_told_with_the_remedy(monkeypatch, model, dtype, message):
+def test_what_it_cannot_run_is_told_with_the_remedy(monkeypatch, model, precision, message):
     monkeypatch.setattr(cuda, "_limits", lambda device: H100)
-    why_not = CudaBackend().why_not(model, dtype)
+    why_not = CudaBackend().why_not(model, precision)
     assert why_not is not None
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(why_not)
@@ -163,24 +167,24 @@ def test_what_it_can_run_and_how(monkeypatch):
     monkeypatch.setattr(cuda, "_limits", lambda device: limits)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card")
     model = on_a_gpu(small())
-    assert CudaBackend().why_not(model, torch.bfloat16) is None
-    told = CudaBackend().describe(model, torch.bfloat16)
+    assert CudaBackend().why_not(model, Precision.bf16) is None
+    told = CudaBackend().describe(model, Precision.bf16)
     assert "bf16, throughput_wgmma in clusters of 2, or for few trajectories latency, on Card (9.0, 132 mult" in told
     monkeypatch.setenv("EQR_CUDA_REGIME", "latency")
-    assert "bf16, latency (EQR_CUDA_REGIME=latency), on Card" in CudaBackend().describe(model, torch.bfloat16)
+    assert "bf16, latency (EQR_CUDA_REGIME=latency), on Card" in CudaBackend().describe(model, Precision.bf16)
     limits = {**H100, "major": 7}
-    assert "the device has 7.0" in (CudaBackend().why_not(model, torch.bfloat16) or "")
+    assert "the device has 7.0" in (CudaBackend().why_not(model, Precision.bf16) or "")
     limits = ADA
-    assert CudaBackend().why_not(on_a_gpu(small(hidden_size=512)), torch.bfloat16) is None
+    assert CudaBackend().why_not(on_a_gpu(small(hidden_size=512)), Precision.bf16) is None
     monkeypatch.setenv("EQR_CUDA_REGIME", "auto")
-    assert "shared memory" in (CudaBackend().why_not(on_a_gpu(small(hidden_size=512)), torch.bfloat16) or "")
+    assert "shared memory" in (CudaBackend().why_not(on_a_gpu(small(hidden_size=512)), Precision.bf16) or "")
     monkeypatch.setenv("EQR_CUDA_REGIME", "both")
     expected = "the environment variable EQR_CUDA_REGIME must be one of auto, throughput, latency, got 'both'"
-    assert expected in (CudaBackend().why_not(model, torch.bfloat16) or "")
+    assert expected in (CudaBackend().why_not(model, Precision.bf16) or "")
 
 
 def test_it_is_preferred_and_asked_for_by_name(contractive, puzzles):
-    assert next(iter(backends.available(contractive, torch.bfloat16))) == "cuda"
+    assert next(iter(backends.available(contractive, Precision.bf16))) == "cuda"
     with pytest.raises(RuntimeError, match="backend='cuda' cannot run here: .*; can run: .*reference"):
         contractive.solve(puzzles, depth=1, halt="none", backend="cuda")
 
@@ -191,49 +195,49 @@ def test_it_is_preferred_and_asked_for_by_name(contractive, puzzles):
 @needs_kernels
 @pytest.mark.parametrize("layout", KERNELS)
 def test_fake_kernels_on_a_gpu(layout):
-    about = {**operator(), "sizes": SUDOKU["sizes"]}
-    S, d, V, k_S, k_d = SUDOKU["sizes"][:5]
+    S, d, V, k_S, k_d = SUDOKU.sizes[:5]
+    rules = RunRules(*list(problem().values())[6:])
     with FakeTensorMode():
 
         def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.empty(shape, dtype=dtype, device="cuda")
 
         blocks = [empty(*shape) for shape in ((2 * k_S, S), (S, k_S), (2 * k_d, d), (d, k_d))] * 2
-        heads = (empty(V, d), empty(V, d), empty(2, d), empty(2))
-        tables = (None, None, None, None)
-        packed = ops.pack_weights(*heads, blocks, *tables, about["sizes"], about["constants"], "bf16", layout)
-        assert packed.device.type == "cuda" and packed.dtype == torch.uint8
-        assert len(packed) == ops.library.require().packed_bytes(*about.values(), "bf16", layout)
+        layers = (BlockWeights(*blocks[:4]), BlockWeights(*blocks[4:]))
+        given = OperatorWeights(empty(V, d), empty(V, d), empty(2, d), empty(2), layers)
+        packed = ops.pack_weights(given, SUDOKU, Precision.bf16, layout=layout)
+        assert packed.data.device.type == "cuda" and packed.data.dtype == torch.uint8
+        assert len(packed.data) == ops.library.require().packed_bytes(*SUDOKU, "bf16", layout)
         control = torch.zeros(3, dtype=torch.int64)
-        p = {**problem(), **about, "tokens": empty(4, S, dtype=torch.int64), "ids": empty(4, dtype=torch.int64)}
+        tokens, ids = empty(4, S, dtype=torch.int64), empty(4, dtype=torch.int64)
         for where in (control, empty(3, dtype=torch.int64)):
-            out = ops.fixed_point(packed, **{**p, "control": where})
-            assert all(t.device == packed.device for t in out)
+            out = ops.fixed_point(packed, tokens, ids, where, rules)
+            assert all(t.device == packed.data.device for t in out)
             assert out.logits.shape == (4, S, V) and out.at_preds.shape == (2, 12, S) and out.residuals.shape == (12, 6)
         with pytest.raises(ValueError, match="ask is for runs on CPU.*look at control"):
-            ops.fixed_point(packed, **p, ask=lambda: None)
+            ops.fixed_point(packed, tokens, ids, control, rules, ask=lambda: None)
         with pytest.raises(ValueError, match=r"ids is on cpu and tokens on cuda:0; move it with .to\('cuda:0'\)"):
-            ops.fixed_point(packed, **{**p, "ids": torch.empty(4, dtype=torch.int64)})
+            ops.fixed_point(packed, tokens, torch.empty(4, dtype=torch.int64), control, rules)
         with pytest.raises(ValueError, match=r"packed is on cuda:0 and tokens on cpu; move it with .cpu\(\)"):
-            ops.fixed_point(packed, **{**p, "tokens": torch.empty(4, S, dtype=torch.int64)})
+            ops.fixed_point(packed, torch.empty(4, S, dtype=torch.int64), ids, control, rules)
         with pytest.raises(ValueError, match="layout must be one of throughput_mma, throughput_wgmma, latency"):
-            ops.pack_weights(*heads, blocks, *tables, about["sizes"], about["constants"], "bf16", "best")
+            ops.pack_weights(given, SUDOKU, Precision.bf16, layout="best")
 
 
 @needs_kernels
 def test_layouts_are_told_apart_by_their_length():
-    lengths = {ops.library.require().packed_bytes(*SUDOKU.values(), "bf16", layout) for layout in KERNELS}
+    lengths = {ops.library.require().packed_bytes(*SUDOKU, "bf16", layout) for layout in KERNELS}
     assert len(lengths) == 3 and max(lengths) - min(lengths) == 256
 
 
 def test_other_devices_are_refused():
     arguments = {**weights(), "embedding": weights()["embedding"].to("meta")}
     with pytest.raises(ValueError, match="embedding is on meta, and this op runs on CPU and on CUDA devices"):
-        ops.pack_weights(**arguments)
+        pack(**arguments)
 
 
 def test_the_layout_means_nothing_on_the_cpu():
-    assert torch.equal(ops.pack_weights(**weights()), ops.pack_weights(**weights(), layout="any"))
+    assert torch.equal(pack(**weights()).data, pack(**weights(), layout="any").data)
     arguments = (*weights().values(), "latency")
     torch.library.opcheck(torch.ops.eqr_kernels.pack_weights.default, arguments)
 
@@ -333,4 +337,4 @@ def test_the_operator_is_told_without_its_weights():
     told = operator_of(EquilibriumReasoner(EqRConfig.sudoku()))
     assert told == SUDOKU
     maze = operator_of(EquilibriumReasoner(EqRConfig.maze(seq_len=4)))
-    assert maze["sizes"][5] == 8 and maze["sizes"][3] == 0 and maze["sizes"][9] == 1
+    assert maze.sizes[5] == 8 and maze.sizes[3] == 0 and maze.sizes[9] == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from torch import Tensor
 from eqr_kernels import EqRConfig, EquilibriumReasoner, SolveResult, Status, ops
 from eqr_kernels.backends import cuda
 from eqr_kernels.backends.packing import PackArguments, operator_of
+from eqr_kernels.precision import Precision
+from eqr_kernels.run_rules import RunRules
 from eqr_kernels.tasks import sudoku_generator
 from tests.support import oracle
 from tests.support.cuda import SMALL, TOL, same
@@ -243,31 +246,29 @@ def test_progress_and_cancelling(model, regime):
 
 def op_arguments(model: EquilibriumReasoner, tokens: Tensor, **changes: Any) -> dict[str, Any]:
     """Of `ops.fixed_point`, with weights for the kernel that the environment asks for."""
-    about, limits = operator_of(model), cuda._limits(tokens.device)
-    chosen = cuda.plan(about, limits, **cuda._run(cuda.regime(), 1 << 20))
-    control = torch.zeros(3, dtype=torch.int64, pin_memory=True)
-    return (
-        dict(
-            packed=PackArguments.of(model).pack("bf16", chosen["kernel"]),
-            tokens=tokens,
-            control=control,
-            **about,
-            ids=torch.arange(len(tokens), device=DEVICE),
-            seed=3,
-            breadth=2,
-            depth=7,
-            halt="residual",
-            tol=TOL,
-            patience=1,
-            select="residual",
-            window=3,
-            noise_scale=0.001,
-            checkpoints=(2, 5),
-            slots=1 << 20,
-            trace=False,
-        )
-        | changes
+    chosen = cuda.plan(operator_of(model), cuda._limits(tokens.device), **cuda._run(cuda.regime(), 1 << 20))
+    rules = RunRules(
+        seed=3,
+        breadth=2,
+        depth=7,
+        halt="residual",
+        tol=TOL,
+        patience=1,
+        select="residual",
+        window=3,
+        noise_scale=0.001,
+        checkpoints=(2, 5),
+        slots=1 << 20,
+        trace=False,
     )
+    arguments = dict(
+        packed=PackArguments.of(model).pack(Precision.bf16, chosen["kernel"]),
+        tokens=tokens,
+        ids=torch.arange(len(tokens), device=DEVICE),
+        control=torch.zeros(3, dtype=torch.int64, pin_memory=True),
+    )
+    given = {name: changes.pop(name) for name in list(changes) if name in arguments}
+    return {**arguments, **given, "rules": replace(rules, **changes)}
 
 
 @torch.no_grad()
@@ -320,11 +321,10 @@ def test_it_is_captured_and_replayed(model, tokens):
 def test_it_compiles_in_one_graph(model, tokens):
     arguments = op_arguments(model, tokens)
     control = torch.zeros(3, dtype=torch.int64, device=DEVICE)
-    packed, tokens, ids = (arguments.pop(name) for name in ("packed", "tokens", "ids"))
-    arguments.pop("control")
+    packed, tokens, ids, rules = (arguments[name] for name in ("packed", "tokens", "ids", "rules"))
 
-    def answer(packed: Tensor, tokens: Tensor, ids: Tensor, control: Tensor) -> Any:
-        return ops.fixed_point(packed, tokens + 0, ids, control, **arguments)
+    def answer(packed: ops.PackedWeights, tokens: Tensor, ids: Tensor, control: Tensor) -> Any:
+        return ops.fixed_point(packed, tokens + 0, ids, control, rules)
 
     compiled = torch.compile(answer, fullgraph=True, backend="aot_eager")
     try:
@@ -343,14 +343,14 @@ def test_what_the_device_cannot_take_is_told(model, tokens, regime):
         run_op(model, tokens, depth=100, checkpoints=tuple(range(1, 66)))
     packed = op_arguments(model, tokens)["packed"]
     with pytest.raises(ValueError, match=r"multiple of 128 bytes.*use packed.clone\(\)"):
-        run_op(model, tokens, packed=torch.cat([packed[:1], packed])[1:])
+        run_op(model, tokens, packed=packed._replace(data=torch.cat([packed.data[:1], packed.data])[1:]))
     with pytest.raises(ValueError, match="packed has 7 bytes, and pack_weights gives no such number"):
-        run_op(model, tokens, packed=packed[:7].clone())
+        run_op(model, tokens, packed=packed._replace(data=packed.data[:7].clone()))
     major = torch.cuda.get_device_capability()[0]
     if regime == "throughput":
         foreign = "throughput_mma" if major == 9 else "throughput_wgmma"
-        other = PackArguments.of(model).pack("bf16", foreign)
+        other = PackArguments.of(model).pack(Precision.bf16, foreign)
         with pytest.raises(ValueError, match=f"packed has the layout of {foreign}, and on cuda:0 runs"):
             run_op(model, tokens, packed=other)
     with pytest.raises(ValueError, match="compute in bf16, not in fp32"):
-        PackArguments.of(model).pack("fp32", "latency")
+        PackArguments.of(model).pack(Precision.fp32, "latency")

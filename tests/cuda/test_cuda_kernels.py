@@ -39,8 +39,8 @@ def emulated(monkeypatch, kernel):
     """Puts the kernel in the place of the backend that a test calls "emulated"."""
     known = backends.choose
 
-    def choose(name, model, dtype):
-        return (EmulatedCuda(kernel), "on the host") if name == "emulated" else known(name, model, dtype)
+    def choose(name, model, precision):
+        return (EmulatedCuda(kernel), "on the host") if name == "emulated" else known(name, model, precision)
 
     monkeypatch.setattr(backends, "choose", choose)
 

@@ -17,14 +17,31 @@ import pytest
 import torch
 from torch import Tensor
 
-from eqr_kernels import Status, ops
+from eqr_kernels import Status, ops, selection
+from eqr_kernels.precision import NAMED, Precision
+from eqr_kernels.reference import BlockWeights, OperatorWeights
+from eqr_kernels.run_rules import RunRules
 from tests.support.environment import BUILT, REPOSITORY, WHY_NOT_BUILT, needs_compiler
-from tests.support.fixed_point_op import FOREVER, D, K, S, V, endless, operator, problem, run, same, weights
+from tests.support.fixed_point_op import (
+    FOREVER,
+    D,
+    K,
+    S,
+    V,
+    call,
+    endless,
+    operator,
+    pack,
+    problem,
+    run,
+    same,
+    weights,
+)
 
 pytestmark = pytest.mark.skipif(not BUILT, reason=WHY_NOT_BUILT)
 
 ISAS = ops.cpu_isas() if BUILT else []
-PRECISIONS = ("fp32", "bf16", "int8")
+PRECISIONS = tuple(precision.name for precision in NAMED)
 
 
 # ---- torch's own checks --------------------------------------------------------------------------------------------
@@ -49,13 +66,12 @@ def test_opcheck_of_pack_weights(mixer: str, fixed_start: bool, precision: str) 
     ids=["all", "least", "vote", "q"],
 )
 def test_opcheck_of_fixed_point(changes: dict[str, Any]) -> None:
-    packed = ops.pack_weights(**weights())
-    arguments = (packed, *problem(**changes).values())
+    arguments = (pack(**weights()).data, *problem(**changes).values())
     torch.library.opcheck(torch.ops.eqr_kernels.fixed_point.default, arguments)
 
 
 def test_opcheck_of_trajectory_bytes_and_fingerprint() -> None:
-    packed = ops.pack_weights(**weights())
+    packed = pack(**weights()).data
     torch.library.opcheck(torch.ops.eqr_kernels.trajectory_bytes.default, (packed, 3))
     tensors = [packed, torch.ones(2, 3, dtype=torch.bfloat16)]
     torch.library.opcheck(torch.ops.eqr_kernels.fingerprint.default, (tensors,))
@@ -64,13 +80,14 @@ def test_opcheck_of_trajectory_bytes_and_fingerprint() -> None:
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_compiler)])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_in_one_graph(backend: str, dynamic: bool) -> None:
-    w, options = weights(), {name: value for i, (name, value) in enumerate(problem().items()) if i >= 3}
+    w, rules = weights(), RunRules(*list(problem().values())[6:])
+    described = ops.Operator(**operator())
     names = ("embedding", "lm_head", "q_weight", "q_bias")
 
     def answer(heads: list[Tensor], blocks: list[Tensor], tokens: Tensor, ids: Tensor, control: Tensor) -> Any:
-        rest = (None, None, None, None, w["sizes"], w["constants"], "bf16")
-        packed = ops.pack_weights(*heads, [2 * b for b in blocks], *rest)
-        result = ops.fixed_point(packed, tokens + 0, ids, control, **options)
+        doubled = OperatorWeights(*heads, (BlockWeights(*(2 * b for b in blocks)),))
+        packed = ops.pack_weights(doubled, described, Precision.bf16)
+        result = ops.fixed_point(packed, tokens + 0, ids, control, rules)
         return result, result.logits.sum() + control.sum()
 
     compiled = torch.compile(answer, fullgraph=True, backend=backend, dynamic=dynamic)
@@ -90,9 +107,9 @@ def test_gradient_is_refused() -> None:
     arguments["blocks"][2].requires_grad_()
     expected = r"blocks\[2\] requires a gradient, and pack_weights has none; call it under torch.no_grad"
     with pytest.raises(RuntimeError, match=expected):
-        ops.pack_weights(**arguments)
+        pack(**arguments)
     with torch.no_grad():
-        assert not ops.pack_weights(**arguments).requires_grad
+        assert not pack(**arguments).data.requires_grad
 
 
 # ---- arguments -----------------------------------------------------------------------------------------------------
@@ -121,7 +138,6 @@ BAD_WEIGHTS = [
     (dict(H_start=torch.zeros(2), L_start=torch.zeros(D)), ValueError, r"H_start must have shape \[16\], got \[2\]"),
     (dict(sizes=(1, 2)), ValueError, "sizes must be 10 integers .*rope_parts.*, got 2"),
     (dict(constants=(1.0,)), ValueError, "constants must be 4 numbers .*lambda_.*, got 1"),
-    (dict(precision="fp8"), ValueError, "precision must be one of fp32, bf16, int8, got 'fp8'"),
     (dict(constants=(0.0, 1e-5, 1.0, 1.0)), ValueError, r"constants\[0\] \(lambda_\) must be in \(0, 1\], got 0"),
     (dict(constants=(1.0, float("nan"), 1.0, 1.0)), ValueError, r"\(rms_norm_eps\) must be finite in float32 and"),
     (dict(constants=(1.0, 1e-5, 1.0, -1.0)), ValueError, r"\(L_init_std\) must be finite in float32 and .*, got -1"),
@@ -135,11 +151,24 @@ BAD_WEIGHTS = [
 def test_bad_weights_are_named(change: dict[str, Any], error: type[Exception], message: str) -> None:
     arguments = changed(weights(), **change)
     with pytest.raises(error, match=message):
-        ops.pack_weights(**arguments)
+        pack(**arguments)
     # The op itself is safe to call without the wrapper. (No kernel of it runs on another device.)
     if not any(isinstance(value, Tensor) and value.device.type != "cpu" for value in change.values()):
         with pytest.raises(ValueError):
             torch.ops.eqr_kernels.pack_weights(*arguments.values())
+
+
+def test_a_precision_that_does_not_exist_is_named() -> None:
+    with pytest.raises(ValueError, match="precision must be one of fp32, bf16, int8, got 'fp8'"):
+        torch.ops.eqr_kernels.pack_weights(*weights(precision="fp8").values())
+
+
+def test_a_start_state_goes_with_an_operator_that_has_one() -> None:
+    w = weights()
+    heads = (w["embedding"], w["lm_head"], w["q_weight"], w["q_bias"])
+    given = OperatorWeights(*heads, (BlockWeights(*w["blocks"]),))
+    with pytest.raises(ValueError, match="start must be given where fixed_start, and only there, got True"):
+        ops.pack_weights(given, ops.Operator(**operator(fixed_start=True)), Precision.fp32)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +192,7 @@ def test_sizes_that_contradict_each_other_are_named(sizes: tuple[int, ...], mess
     with FakeTensorMode() as mode, pytest.raises(ValueError):
         fake = {k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in arguments.items()}
         fake["blocks"] = [mode.from_tensor(b) for b in arguments["blocks"]]
-        ops.pack_weights(**fake)
+        pack(**fake)
 
 
 BAD_PROBLEMS = [
@@ -195,20 +224,19 @@ BAD_PROBLEMS = [
     (dict(checkpoints=(5, 2)), ValueError, r"checkpoints must rise and be in 1..depth=6, got \[5, 2\]"),
     (dict(checkpoints=(2, 2)), ValueError, "checkpoints must rise"),
     (dict(checkpoints=(7,)), ValueError, r"checkpoints must rise and be in 1..depth=6, got \[7\]"),
-    (dict(depth=2.0), TypeError, "depth must be an int, got 2.0"),
-    (dict(breadth=True), TypeError, "breadth must be an int, got True"),
+    (dict(depth=2.5), RuntimeError, "Expected a value of type 'int' for argument 'depth'"),
 ]
 
 
 @pytest.mark.parametrize(("change", "error", "message"), BAD_PROBLEMS, ids=[str(list(b[0])) for b in BAD_PROBLEMS])
 def test_bad_problems_are_named(change: dict[str, Any], error: type[Exception], message: str) -> None:
-    packed = ops.pack_weights(**weights())
+    packed = pack(**weights())
     with pytest.raises(error, match=message):
         run(packed, **change)
     if not any(isinstance(value, (float, bool)) for value in change.values()) or error is ValueError:
         name = next(iter(change))
         with pytest.raises(ValueError, match=f"{name}.* must |{name}='first' needs"):
-            torch.ops.eqr_kernels.fixed_point(packed, *problem(**change).values())
+            torch.ops.eqr_kernels.fixed_point(packed.data, *problem(**change).values())
 
 
 @pytest.mark.parametrize(
@@ -229,11 +257,11 @@ def test_bad_problems_are_named(change: dict[str, Any], error: type[Exception], 
 )
 def test_values_are_checked_in_the_op(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        run(ops.pack_weights(**weights()), **change)
+        run(pack(**weights()), **change)
 
 
 def test_what_is_not_packed_weights_is_refused() -> None:
-    packed = ops.pack_weights(**weights())
+    packed, described = pack(**weights())
     longer = torch.cat([packed, packed])
     for bad, error, message in (
         (packed.float(), TypeError, "packed must be a uint8 tensor"),
@@ -248,14 +276,49 @@ def test_what_is_not_packed_weights_is_refused() -> None:
         (torch.full_like(packed, 255), ValueError, "pack"),
     ):
         with pytest.raises(error, match=message):
-            run(bad)
+            call(bad, problem())
         with pytest.raises(error, match=message):
-            ops.trajectory_bytes(bad)
+            ops.trajectory_bytes(ops.PackedWeights(bad, described))
 
 
 def test_no_rows_are_no_mistake() -> None:
-    out = run(ops.pack_weights(**weights()), n=0)
+    out = run(pack(**weights()), n=0)
     assert out.logits.shape == (0, S, V) and out.at_preds.shape == (2, 0, S) and out.residuals.shape == (0, 6)
+
+
+def grids(out: ops.FixedPointOutput, breadth: int) -> list[Tensor]:
+    """preds, status, score, q_halt, steps as `selection.select` takes them: [N, B, ...]."""
+    fields = (out.preds, out.status, out.score, out.q_halt, out.steps)
+    return [field.unflatten(0, (-1, breadth)) for field in fields]
+
+
+# How trajectories end: the rules of the run, whether a word is not a number, and the statuses that then occur.
+ENDS: dict[str, tuple[dict[str, Any], bool, set[Status]]] = {
+    "at the depth": ({}, False, {Status.MAX_DEPTH}),
+    "all alike": (dict(fixed_start=True, noise_scale=0.0), False, {Status.MAX_DEPTH}),
+    "settled or not": (dict(halt="residual", tol=0.06, noise_scale=0.0), False, {Status.CONVERGED, Status.MAX_DEPTH}),
+    "halted or not": (dict(halt="q"), False, {Status.HALTED, Status.MAX_DEPTH}),
+    "diverged": (dict(halt="residual", tol=0.3), True, {Status.CONVERGED, Status.DIVERGED}),
+    "cancelled": (dict(control=[1, 0, 0]), False, {Status.CANCELLED}),
+}
+
+
+@pytest.mark.parametrize("rule", selection.RULES)
+@pytest.mark.parametrize("end", ENDS)
+def test_the_winner_is_the_one_that_selection_chooses(end: str, rule: str, restore: None) -> None:
+    rules, no_number, statuses = ENDS[end]
+    n, breadth, race = 12, 8, rule == "first"
+    changes: dict[str, Any] = {**(dict(halt="q") if race else {}), **rules}
+    w = weights(fixed_start=changes.get("fixed_start", False))
+    if no_number:
+        w["embedding"][V - 1] = torch.nan
+    control = torch.tensor(changes.pop("control", [0, 0, 0]))
+    torch.set_num_threads(2)
+    out = run(pack(**w), n=n, breadth=breadth, select=rule, slots=5, control=control, **changes)
+    assert torch.equal(out.winner, selection.select(rule, *grids(out, breadth)))
+    assert torch.equal(out.logits.argmax(-1), out.preds[torch.arange(n) * breadth + out.winner])
+    occurred = set(map(Status, out.status.tolist()))
+    assert occurred <= statuses | {Status.HALTED, Status.CANCELLED} if race else occurred == statuses
 
 
 # ---- packing -------------------------------------------------------------------------------------------------------
@@ -265,16 +328,17 @@ def test_no_rows_are_no_mistake() -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_packed_weights_are_plain_data_of_their_instruction_set(isa: str, precision: str, restore: None) -> None:
     ops.set_cpu_isa(isa)
-    packed = ops.pack_weights(**weights(precision=precision))
-    assert torch.equal(packed, ops.pack_weights(**weights(precision=precision))) and packed.data_ptr() % 64 == 0
+    packed = pack(**weights(precision=precision))
+    again = pack(**weights(precision=precision))
+    assert torch.equal(packed.data, again.data) and packed.data.data_ptr() % 64 == 0
     expected = run(packed)
     assert expected.residuals.isfinite().all() and (expected.steps == 6).all()
     ops.set_cpu_isa(ISAS[-1])  # the packed weights know theirs
-    assert same(run(packed.clone()), expected)
+    assert same(run(packed._replace(data=packed.data.clone())), expected)
 
 
 def test_trajectory_bytes_grow_with_the_window_alone() -> None:
-    packed = ops.pack_weights(**weights())
+    packed = pack(**weights())
     state = 2 * 4 * S * D
     assert ops.trajectory_bytes(packed, 1) > state
     assert ops.trajectory_bytes(packed) < ops.trajectory_bytes(packed, 1000)
@@ -339,7 +403,7 @@ def test_fingerprint_names_what_it_cannot_take() -> None:
 @pytest.mark.parametrize("mixer", ["mlp_t", "attention"])
 def test_same_bits_for_any_threads_and_slots(isa: str, precision: str, mixer: str, restore: None) -> None:
     ops.set_cpu_isa(isa)
-    packed, about = ops.pack_weights(**weights(mixer, precision=precision)), operator(mixer)
+    packed, about = pack(**weights(mixer, precision=precision)), operator(mixer)
     torch.set_num_threads(1)
     expected = run(packed, **about)
     for threads, slots in ((1, 1), (2, 1), (2, 64), (3, 2)):
@@ -352,7 +416,7 @@ def test_same_bits_for_any_threads_and_slots(isa: str, precision: str, mixer: st
 def test_each_threads_treatment_of_denormals_is_out_of_it(restore: None) -> None:
     arguments = weights()
     arguments["lm_head"] = arguments["lm_head"] * 1e-39
-    packed = ops.pack_weights(**arguments)
+    packed = pack(**arguments)
     expected = run(packed)
     assert (expected.logits != 0).any(), "the logits should be denormal, not zero"
     torch.set_flush_denormal(True)
@@ -369,8 +433,8 @@ THREADS = """
 import os, sys, torch
 sys.path.insert(0, {repository!r})
 from eqr_kernels import ops
-from tests.support.fixed_point_op import run, weights
-packed = ops.pack_weights(**weights())
+from tests.support.fixed_point_op import pack, run, weights
+packed = pack(**weights())
 threads = lambda: len(os.listdir("/proc/self/task"))
 before = threads()
 for n in (1, 3, 2):
@@ -392,7 +456,7 @@ def test_the_number_of_threads_is_torchs() -> None:
 
 def test_inside_a_parallel_region_it_runs_on_one_thread(restore: None) -> None:
     # The outer op asks from inside torch's parallel region; what it asks for is another op.
-    packed = ops.pack_weights(**weights())
+    packed = pack(**weights())
     expected, inner = run(packed), []
     torch.set_num_threads(2)
     outer_control = torch.zeros(3, dtype=torch.int64)
@@ -407,7 +471,7 @@ def test_inside_a_parallel_region_it_runs_on_one_thread(restore: None) -> None:
 
 
 def test_concurrent_calls_get_the_answers_they_get_alone(restore: None) -> None:
-    packs = [ops.pack_weights(**weights(precision=precision)) for precision in PRECISIONS]
+    packs = [pack(**weights(precision=precision)) for precision in PRECISIONS]
     options: dict[str, Any] = dict(n=4, depth=20, checkpoints=(2, 9))
     alone = [run(packed, **options) for packed in packs]
     torch.set_num_threads(2)
@@ -430,13 +494,13 @@ def test_concurrent_calls_get_the_answers_they_get_alone(restore: None) -> None:
 
 def test_control_counts_what_is_done() -> None:
     control = torch.zeros(3, dtype=torch.int64)
-    out = run(ops.pack_weights(**weights()), control=control, halt="residual", tol=0.3, noise_scale=0.0)
+    out = run(pack(**weights()), control=control, halt="residual", tol=0.3, noise_scale=0.0)
     assert control.tolist() == [0, 12, int(out.steps.sum())] and out.steps.sum() < 72
 
 
 def test_cancelled_before_it_began() -> None:
     control = torch.tensor([1, 0, 0])
-    out = run(ops.pack_weights(**weights()), **endless(control))
+    out = run(pack(**weights()), **endless(control))
     assert (out.status == Status.CANCELLED).all() and (out.steps == 0).all() and (out.preds == 0).all()
     assert out.residual.isnan().all() and out.score.isnan().all() and (out.logits == 0).all()
     assert control.tolist() == [1, 12, 0]
@@ -445,7 +509,7 @@ def test_cancelled_before_it_began() -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_another_thread_reads_and_cancels(threads: int, restore: None) -> None:
     torch.set_num_threads(threads)
-    packed, control, spent = ops.pack_weights(**weights()), torch.zeros(3, dtype=torch.int64), []
+    packed, control, spent = pack(**weights()), torch.zeros(3, dtype=torch.int64), []
 
     def watch() -> None:
         while len(set(spent)) < 5:
@@ -471,7 +535,7 @@ def test_asking_can_cancel(threads: int, restore: None) -> None:
         asked.append((threading.get_ident(), int(control[2])))
         return len(asked) < 3
 
-    out = run(ops.pack_weights(**weights()), ask=ask, **endless(control))
+    out = run(pack(**weights()), ask=ask, **endless(control))
     assert {ident for ident, _ in asked} == {threading.get_ident()} and len(asked) == 3
     assert [spent for _, spent in asked] == sorted({spent for _, spent in asked})
     assert (out.status == Status.CANCELLED).all() and int(out.steps.sum()) == int(control[2])
@@ -485,10 +549,10 @@ def test_what_asking_raises_is_raised_again() -> None:
         raise LookupError("no more")
 
     with pytest.raises(LookupError, match="no more"):
-        run(ops.pack_weights(**weights()), ask=ask, **endless(control))
+        run(pack(**weights()), ask=ask, **endless(control))
     assert len(asked) == 1 and control[1] == 12
     # A later call of the same thread asks nobody.
-    assert (run(ops.pack_weights(**weights())).steps == 6).all() and len(asked) == 1
+    assert (run(pack(**weights())).steps == 6).all() and len(asked) == 1
 
 
 def test_an_error_of_the_caller_is_not_lost_behind_that_of_asking() -> None:
@@ -497,7 +561,7 @@ def test_an_error_of_the_caller_is_not_lost_behind_that_of_asking() -> None:
 
     def call() -> None:
         p = problem(**endless(torch.zeros(3, dtype=torch.int64)))
-        torch.ops.eqr_kernels.fixed_point(ops.pack_weights(**weights()), *p.values())
+        torch.ops.eqr_kernels.fixed_point(pack(**weights()).data, *p.values())
         raise ZeroDivisionError
 
     with pytest.raises(LookupError) as caught:
@@ -511,9 +575,9 @@ INTERRUPT = """
 import sys, time, torch
 sys.path.insert(0, {repository!r})
 from eqr_kernels import ops
-from tests.support.fixed_point_op import endless, run, weights
+from tests.support.fixed_point_op import endless, pack, run, weights
 torch.set_num_threads({threads})
-packed = ops.pack_weights(**weights())
+packed = pack(**weights())
 print("ready", flush=True)
 try:
     run(packed, **endless(torch.zeros(3, dtype=torch.int64), n={n}))

@@ -8,6 +8,7 @@ import torch
 
 from eqr_kernels import noise, ops
 from eqr_kernels.backends.cpu import latent_recursions
+from eqr_kernels.precision import Precision
 from tests.support import oracle
 from tests.support.oracle_cases import ALL, build_open, make_tokens, relative
 
@@ -73,12 +74,13 @@ def arguments():
     from eqr_kernels.backends.cpu import CpuBackend
 
     model, tokens, z_H, z_L, eps, _ = problem(ALL["mlp_t"])
-    packed = CpuBackend().packed(model, torch.float32)
+    packed = CpuBackend().packed(model, Precision.fp32)
     return dict(packed=packed, tokens=tokens, z_H=z_H, z_L=z_L, eps=eps, noise_scale=0.1, count=2)
 
 
 def test_opcheck(arguments):
-    torch.library.opcheck(torch.ops.eqr_kernels.latent_recursions.default, tuple(arguments.values()))
+    packed, *others = arguments.values()
+    torch.library.opcheck(torch.ops.eqr_kernels.latent_recursions.default, (packed.data, *others))
 
 
 @pytest.mark.parametrize(

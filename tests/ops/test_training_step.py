@@ -12,7 +12,7 @@ import torch
 
 from eqr_kernels import EqRConfig, noise, ops, reference
 from eqr_kernels.backends.packing import operator_of
-from eqr_kernels.ops import adam_atan2_, scratch_bytes, split_gradients, training_step
+from eqr_kernels.ops import adam_atan2_, scratch_bytes, split_gradients
 from eqr_kernels.training.fused import FusedAdamATan2
 from eqr_kernels.training.objective import objective
 from eqr_kernels.training.optim import AdamATan2
@@ -39,12 +39,20 @@ def problem(cfg, n=3, seed=1):
     rng = torch.tensor([(9, 2, 7 * i - 3, 4 + i) for i in range(n)])
     tokens, labels = make_tokens(cfg, n), make_tokens(cfg, n, seed=8)
     start = [torch.from_numpy(np.asarray(z)).float() for z in oracle.start(cfg, rng.tolist(), w, cfg.fixed_init)]
-    about = operator_of(model)
-    options = dict(sizes=about["sizes"], constants=about["constants"], noise_scale=cfg.noise_scale)
-    scratch = torch.zeros(2, scratch_bytes(about["sizes"], about["constants"]), dtype=torch.uint8)
+    operator = operator_of(model)
+    options = dict(sizes=operator.sizes, constants=operator.constants, noise_scale=cfg.noise_scale)
+    scratch = torch.zeros(2, scratch_bytes(operator), dtype=torch.uint8)
     parameters = [p.detach() for p in weights_of(model)]
     tensors = [*parameters[:4], parameters[4:], tokens, labels, *start, rng, scratch]
     return model, w, tensors, options
+
+
+def training_step(embedding, lm_head, q_weight, q_bias, blocks, *rows, sizes, constants, noise_scale):
+    """`ops.training_step` of the op's own arguments, which may be wrong."""
+    *batch, scratch = rows
+    weights = reference.OperatorWeights(embedding, lm_head, q_weight, q_bias, [blocks])
+    operator = ops.Operator(sizes, constants, False)
+    return ops.training_step(weights, ops.TrainingBatch(*batch), scratch, operator, noise_scale)
 
 
 def in_pytorch(model, dtype, tokens, labels, z_H, z_L, rng):
@@ -192,7 +200,7 @@ def test_scratch_may_hold_anything_but_nan_in_its_padding(isa, tokens):
 
 def test_sizes_whose_activations_cannot_be_held_are_refused():
     with pytest.raises(ValueError, match="too large to train"):
-        scratch_bytes((2**28, 1, 1, 256, 2**28, 0, 1, 1, 253, 0), (0.95, 1e-5, 1.0, 1.0))
+        scratch_bytes(ops.Operator((2**28, 1, 1, 256, 2**28, 0, 1, 1, 253, 0), (0.95, 1e-5, 1.0, 1.0), False))
 
 
 def test_opcheck():
@@ -228,9 +236,7 @@ def test_attention_is_refused():
     model, _ = build(cfg)
     parameters = [p.detach() for p in weights_of(model)]
     with pytest.raises(ValueError, match="token mixing by a SwiGLU only"):
-        training_step(
-            *parameters[:4], parameters[4:], *tensors[5:], **(options | dict(sizes=operator_of(model)["sizes"]))
-        )
+        training_step(*parameters[:4], parameters[4:], *tensors[5:], **(options | dict(sizes=operator_of(model).sizes)))
 
 
 def moments(shapes, seed=0):

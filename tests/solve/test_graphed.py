@@ -15,6 +15,7 @@ from eqr_kernels import EquilibriumReasoner, SolveResult, Status
 from eqr_kernels.backends import reference
 from eqr_kernels.backends.graphed import KEPT, GraphedStep, StepOutputs
 from eqr_kernels.backends.reference import ReferenceBackend
+from eqr_kernels.precision import Precision
 from tests.support.environment import BUILT
 from tests.support.graphs import CASES, inputs, install, solve, step
 from tests.support.models import make_contractive, tiny_config
@@ -245,5 +246,7 @@ def test_the_captured_step_never_waits_for_the_device(puzzles, monkeypatch, atte
 
 def test_int8_names_the_remedy_for_the_device():
     model = EquilibriumReasoner(tiny_config())
-    assert "use backend='cpu', or" in str(ReferenceBackend().why_not(model, torch.int8))
-    assert "use backend='cpu' after model.cpu(), or" in str(ReferenceBackend().why_not(model.to("meta"), torch.int8))
+    assert "use backend='cpu', or" in str(ReferenceBackend().why_not(model, Precision.int8))
+    assert "use backend='cpu' after model.cpu(), or" in str(
+        ReferenceBackend().why_not(model.to("meta"), Precision.int8)
+    )

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from eqr_kernels import EquilibriumReasoner, backends
 from eqr_kernels.cli import app, info
+from eqr_kernels.precision import Precision
 from tests.support.models import make_contractive, tiny_config
 
 NAMES = ("cuda", "triton", "cpu", "reference")
@@ -23,14 +24,14 @@ NAMES = ("cuda", "triton", "cpu", "reference")
 def test_auto_prefers_the_fused_kernels_in_this_order():
     order = [backend.name for backend in backends._BACKENDS]
     assert order == sorted(order, key=NAMES.index), "the order is cuda, triton, cpu, reference"
-    assert set(backends.available(EquilibriumReasoner(tiny_config()), torch.float32)) == set(NAMES)
+    assert set(backends.available(EquilibriumReasoner(tiny_config()), Precision.fp32)) == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_explicit_backend_on_the_wrong_device_names_the_remedy(name):
     """On a device that no kernel was written for, whatever this machine has."""
     model = EquilibriumReasoner(tiny_config()).to("meta")
-    why_not = backends.available(model, torch.float32)[name]
+    why_not = backends.available(model, Precision.fp32)[name]
     if name == "reference":
         assert why_not is None
         return
@@ -38,21 +39,21 @@ def test_an_explicit_backend_on_the_wrong_device_names_the_remedy(name):
     remedies = ("model.cpu()", "model.cuda()", "model.to(", "install", "EQR_", "planned")
     assert any(remedy in why_not for remedy in remedies), why_not
     with pytest.raises(RuntimeError, match=f"backend={name!r} cannot run here: .*; can run: .*reference") as raised:
-        backends.choose(name, model, torch.float32)
+        backends.choose(name, model, Precision.fp32)
     assert why_not in str(raised.value)
 
 
 def test_the_environment_is_asked_by_auto_alone(monkeypatch):
     model = make_contractive(tiny_config())
     monkeypatch.setenv("EQR_BACKEND", "reference")
-    chosen, reason = backends.choose("auto", model, torch.float32)
+    chosen, reason = backends.choose("auto", model, Precision.fp32)
     assert chosen.name == "reference" and reason.startswith("EQR_BACKEND='reference': plain PyTorch")
     monkeypatch.setenv("EQR_BACKEND", "gpu")
     with pytest.raises(ValueError, match="EQR_BACKEND='gpu' is not a backend; known: auto, .*reference"):
-        backends.choose("auto", model, torch.float32)
-    assert backends.choose("reference", model, torch.float32)[1].startswith("backend='reference'")
+        backends.choose("auto", model, Precision.fp32)
+    assert backends.choose("reference", model, Precision.fp32)[1].startswith("backend='reference'")
     monkeypatch.setenv("EQR_BACKEND", "auto")
-    assert backends.choose("auto", model, torch.float32)[1].startswith("auto chose")
+    assert backends.choose("auto", model, Precision.fp32)[1].startswith("auto chose")
 
 
 ASLEEP = """

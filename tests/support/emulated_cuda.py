@@ -15,6 +15,7 @@ from torch import Tensor
 from eqr_kernels.backends import FixedPointProblem, Recorder, Snapshot
 from eqr_kernels.backends.base import Proceed
 from eqr_kernels.backends.packing import PackArguments
+from eqr_kernels.precision import Precision
 from eqr_kernels.reasoner import EquilibriumReasoner
 from tests.support.native import build
 
@@ -44,7 +45,7 @@ def _integers(*values: int) -> ctypes.Array:
 
 
 class EmulatedCuda:
-    """A backend with one kernel on the host, in bf16 whatever the dtype asked for.
+    """A backend with one kernel on the host, in bf16 whatever the precision asked for.
 
     Args:
         kernel: one of KERNELS.
@@ -53,14 +54,15 @@ class EmulatedCuda:
     """
 
     name = "emulated_cuda"
+    precisions = tuple(Precision)
 
     def __init__(self, kernel: str, slots: int = 2, ctas: int = 3, cluster: int = 1, schedule: int = 0) -> None:
         self.kernel, self.how = kernel, _integers(slots, ctas, cluster, schedule)
 
-    def why_not(self, model: EquilibriumReasoner, dtype: torch.dtype) -> str | None:
+    def why_not(self, model: EquilibriumReasoner, precision: Precision) -> str | None:
         return None
 
-    def describe(self, model: EquilibriumReasoner, dtype: torch.dtype) -> str:
+    def describe(self, model: EquilibriumReasoner, precision: Precision) -> str:
         return f"{self.kernel} on the host"
 
     def fixed_point(
@@ -68,9 +70,10 @@ class EmulatedCuda:
     ) -> None:
         p, c = problem, model.config
         arguments = PackArguments.of(model)
-        *_, H_start, L_start = arguments.tables
-        sizes, constants = _integers(*arguments.sizes), (ctypes.c_double * 4)(*arguments.constants)
-        weights = (*arguments.heads, H_start, L_start, *arguments.blocks)
+        operator, (*heads, layers) = arguments.operator, arguments.weights
+        sizes, constants = _integers(*operator.sizes), (ctypes.c_double * 4)(*operator.constants)
+        start = arguments.start or (None, None)
+        weights = (*heads, *start, *(tensor for block in layers for tensor in block))
         given = [None if t is None else t.float() for t in weights]
         t, S, V, depths = p.trajectories, c.seq_len, c.vocab_size, len(p.checkpoints)
         end, at = _tables(t, S), _tables(depths, t, S)

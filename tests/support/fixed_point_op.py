@@ -1,4 +1,4 @@
-"""Arguments of the ops pack_weights and fixed_point, for a model that is not a module."""
+"""The ops pack_weights and fixed_point on the arguments of their schemas, for a model that is not a module."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from eqr_kernels import ops
+from eqr_kernels.precision import Precision
+from eqr_kernels.reference import OperatorWeights, Rope
+from eqr_kernels.run_rules import RunRules
 
 FOREVER = 2**24 - 1
-
-
 S, D, V, K = 6, 16, 7, 256  # tokens, features, vocabulary, hidden units
 
 
 def weights(mixer: str = "mlp_t", fixed_start: bool = False, precision: str = "fp32") -> dict[str, Any]:
-    """Arguments of `pack_weights`: weak blocks, so that the iteration contracts."""
+    """Arguments of the op pack_weights, in its order: weak blocks, so that the iteration contracts."""
     g = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -41,15 +42,25 @@ def weights(mixer: str = "mlp_t", fixed_start: bool = False, precision: str = "f
     )
 
 
+def pack(blocks: list[Tensor], sizes: Any, constants: Any, precision: str, layout: str = "", **w: Any) -> Any:
+    """`ops.pack_weights` of the op's own arguments, which may be wrong."""
+    tables = [(w.pop(a), w.pop(b)) for a, b in (("rope_cos", "rope_sin"), ("H_start", "L_start"))]
+    rope, start = (None if pair == (None, None) else pair for pair in tables)
+    layers: Any = [blocks]
+    described = ops.Operator(sizes, constants, start is not None)
+    given: Any = dict(rope=rope and Rope(*rope), start=start, layout=layout)
+    return ops.pack_weights(OperatorWeights(**w, blocks=layers), described, Precision[precision], **given)
+
+
 def operator(mixer: str = "mlp_t", fixed_start: bool = False) -> dict[str, Any]:
-    """The arguments of `fixed_point` that tell of an operator."""
+    """The fields of `ops.Operator`."""
     attention = mixer == "attention"
     sizes = (S, D, V, 0 if attention else K, K, 2 if attention else 0, 1, 2, 2, int(attention))
     return dict(sizes=sizes, constants=(0.95, 1e-5, 1.0, 1.0), fixed_start=fixed_start)
 
 
 def problem(n: int = 4, **changes: Any) -> dict[str, Any]:
-    """Arguments of `fixed_point` after `packed`, in the op's order; no trajectory of it settles."""
+    """Arguments of the op fixed_point after `packed`, in the op's order; no trajectory of it settles."""
     g = torch.Generator().manual_seed(1)
     arguments: dict[str, Any] = dict(
         tokens=torch.randint(0, V, (n, S), generator=g),
@@ -72,9 +83,15 @@ def problem(n: int = 4, **changes: Any) -> dict[str, Any]:
     return {**arguments, **changes}
 
 
-def run(packed: Tensor, *, ask: Any = None, **changes: Any) -> ops.FixedPointOutput:
-    p = problem(**changes)
-    return ops.fixed_point(packed, p.pop("tokens"), p.pop("ids"), p.pop("control"), ask=ask, **p)
+def call(packed: Tensor, arguments: dict[str, Any], ask: Any = None) -> ops.FixedPointOutput:
+    """`ops.fixed_point` of the op's own arguments, which may be wrong."""
+    values = list(arguments.values())
+    tensors, described, rules = values[:3], ops.Operator(*values[3:6]), RunRules(*values[6:])
+    return ops.fixed_point(ops.PackedWeights(packed, described), *tensors, rules, ask=ask)
+
+
+def run(packed: ops.PackedWeights, *, ask: Any = None, **changes: Any) -> ops.FixedPointOutput:
+    return call(packed.data, problem(**changes), ask)
 
 
 def same(a: ops.FixedPointOutput, b: ops.FixedPointOutput) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from eqr_kernels import EquilibriumReasoner, SolveResult, Status, backends
+from eqr_kernels.precision import Precision
 from tests.support.models import make_contractive, tiny_config
 from tests.support.triton_tiles import with_tiles
 
@@ -331,7 +332,7 @@ def test_auto_takes_it_and_tells_how(contractive, puzzles):
     assert result.backend_reason.startswith(
         "auto chose triton: persistent Triton kernel, fp32, in Triton's interpreter"
     )
-    why_not = backends.available(contractive, torch.int8)["triton"]
+    why_not = backends.available(contractive, Precision.int8)["triton"]
     assert why_not is not None and "computes in fp32, bf16, not in int8; use precision='bf16'" in why_not
 
 

@@ -16,6 +16,7 @@ import torch
 from eqr_kernels import EqRConfig, EquilibriumReasoner, backends
 from eqr_kernels.backends.triton import adapter
 from eqr_kernels.backends.triton.plan import INTERPRETED, Plan, Tiles, candidates
+from eqr_kernels.precision import Precision
 from tests.support.models import make_contractive, tiny_config
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: pip install triton")
@@ -27,8 +28,8 @@ def not_interpreting(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
 
-def why_not(model: EquilibriumReasoner, dtype: torch.dtype = torch.float32) -> str:
-    reason = BACKEND.why_not(model, dtype)
+def why_not(model: EquilibriumReasoner, precision: Precision = Precision.fp32) -> str:
+    reason = BACKEND.why_not(model, precision)
     assert reason is not None
     return reason
 
@@ -49,8 +50,8 @@ def test_a_model_on_the_cpu_names_the_remedy(contractive, puzzles):
 def test_the_interpreter_makes_the_cpu_a_device(contractive, monkeypatch):
     for value in ("1", "true"):
         monkeypatch.setenv("TRITON_INTERPRET", value)
-        assert BACKEND.why_not(contractive, torch.float32) is None
-        assert "in Triton's interpreter on the CPU: for tests, slow" in BACKEND.describe(contractive, torch.bfloat16)
+        assert BACKEND.why_not(contractive, Precision.fp32) is None
+        assert "in Triton's interpreter on the CPU: for tests, slow" in BACKEND.describe(contractive, Precision.bf16)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     assert "the model is on cpu" in why_not(contractive)
 
@@ -58,13 +59,13 @@ def test_the_interpreter_makes_the_cpu_a_device(contractive, monkeypatch):
 def test_without_triton_it_says_how_to_get_it(contractive, monkeypatch):
     monkeypatch.setattr(adapter, "find_spec", lambda name: None)
     assert why_not(contractive) == "Triton is not installed; pip install triton (Linux only)"
-    assert backends.available(contractive, torch.float32)["triton"] == why_not(contractive)
+    assert backends.available(contractive, Precision.fp32)["triton"] == why_not(contractive)
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.float16, torch.float64])
-def test_other_precisions_name_those_it_has(contractive, dtype):
-    name = str(dtype).removeprefix("torch.")
-    assert why_not(contractive, dtype).startswith(f"the Triton kernel computes in fp32, bf16, not in {name}; use prec")
+@pytest.mark.parametrize("name", ["int8", "fp16", "fp64"])
+def test_other_precisions_name_those_it_has(contractive, name):
+    reason = why_not(contractive, Precision[name])
+    assert reason.startswith(f"the Triton kernel computes in fp32, bf16, not in {name}; use precision=")
 
 
 @needs_triton
@@ -75,7 +76,7 @@ def test_an_old_gpu_is_told_by_its_capability(contractive, monkeypatch):
     for capability, runs in (((7, 5), False), ((8, 0), True), ((9, 0), True), ((12, 0), True)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
         if runs:
-            assert BACKEND.why_not(contractive, torch.float32) is None
+            assert BACKEND.why_not(contractive, Precision.fp32) is None
         else:
             told = "Old GPU has compute capability 7.5, and the kernel needs 8.0; use backend='reference'"
             assert why_not(contractive) == told
@@ -95,7 +96,8 @@ LAZY = """
 import sys, torch
 import eqr_kernels
 from eqr_kernels import EqRConfig, EquilibriumReasoner, backends
-backends.available(EquilibriumReasoner(EqRConfig.sudoku_small()), torch.float32)
+from eqr_kernels.precision import Precision
+backends.available(EquilibriumReasoner(EqRConfig.sudoku_small()), Precision.fp32)
 print("triton" in sys.modules, torch.cuda.is_initialized())
 """
 

@@ -22,6 +22,7 @@ import torch
 from eqr_kernels import EqRConfig, EquilibriumReasoner
 from eqr_kernels.backends.base import FixedPointProblem
 from eqr_kernels.backends.triton.plan import candidates, prefers_calls
+from eqr_kernels.precision import Precision
 
 pytestmark = pytest.mark.skipif(
     find_spec("triton") is None or sys.platform != "linux", reason="needs Triton: pip install triton"
@@ -120,7 +121,7 @@ def compile_here(preset: str, precision: str, index: int, architecture: int) -> 
             checkpoints=(),
             slots=1,
             trace=False,
-            dtype=dtype,
+            precision=Precision[precision],
         )
         with torch.no_grad():
             asked = FixedPointProblem(**{**problem, **changes})

@@ -12,8 +12,8 @@ from torch import Tensor
 from benchmarks.studies.quantisation.paired import counted
 from eqr_kernels import noise, ops, reference
 from eqr_kernels.backends.packing import PackArguments, wrong_dtype
+from eqr_kernels.precision import Precision
 from eqr_kernels.reasoner import EquilibriumReasoner
-from eqr_kernels.solver import PRECISIONS
 
 NOISY_STEPS = 16
 """Outer steps from the fixed point after which two draws of the noise are compared."""
@@ -45,7 +45,7 @@ def arithmetic(model: EquilibriumReasoner, precision: str) -> str | None:
     """What computes the states, in words; None where nothing here gives states in that precision."""
     if _why_no_kernel(model) is None:
         return f"compiled latent_recursions, {ops.cpu_isa()} {precision}, fp32 state"
-    if not PRECISIONS[precision].is_floating_point:
+    if not Precision[precision].dtype.is_floating_point:
         return None
     return f"plain PyTorch on {model.device}, {precision} throughout, state included"
 
@@ -118,7 +118,7 @@ def _iterate(
 
 
 def _kernel_step(model: EquilibriumReasoner, precision: str) -> Any:
-    packed = PackArguments.of(model).pack(precision)
+    packed = PackArguments.of(model).pack(Precision[precision])
 
     def step(tokens: Tensor, z_H: Tensor, z_L: Tensor, eps: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
         count = model.config.H_cycles
@@ -128,7 +128,7 @@ def _kernel_step(model: EquilibriumReasoner, precision: str) -> Any:
 
 
 def _plain_step(model: EquilibriumReasoner, precision: str) -> Any:
-    c, dtype = model.config, PRECISIONS[precision]
+    c, dtype = model.config, Precision[precision].dtype
     weights, rope = model.weights().to(dtype), model.rope()
 
     def step(tokens: Tensor, z_H: Tensor, z_L: Tensor, eps: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,8 @@ from benchmarks.studies.quantisation.fake import (
     round_to_integers,
 )
 from eqr_kernels import backends
+from eqr_kernels.precision import Precision
 from eqr_kernels.reasoner import EquilibriumReasoner
-from eqr_kernels.solver import PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def sort_out(
     runnable, missing = [], []
     for variant in wanted:
         try:
-            backends.choose(backend, model, PRECISIONS[variant.precision])
+            backends.choose(backend, model, Precision[variant.precision])
         except RuntimeError as why:
             missing.append({"name": variant.name, "why": str(why)})
         else:

@@ -1,7 +1,7 @@
 // Built once per instruction set, with EQR_ISA naming the namespace.
-#include "../adam_atan2.h"
+#include "cpu/adam_atan2.h"
 
-#include "simd.h"
+#include "cpu/kernels/simd.h"
 
 namespace eqr::cpu::EQR_ISA {
 namespace {

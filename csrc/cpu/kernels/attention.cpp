@@ -1,7 +1,7 @@
 // Token mixing by attention. Scores exist for a tile of queries and a chunk of keys at a time; sums are rescaled when a
 // chunk raises a row's maximum (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018).
 // All of it in fp32 but for the projections. Built once per instruction set, with EQR_ISA naming the namespace.
-#include "mixers.h"
+#include "cpu/kernels/mixers.h"
 
 namespace eqr::cpu::EQR_ISA {
 namespace {

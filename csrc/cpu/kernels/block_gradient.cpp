@@ -1,7 +1,7 @@
 // A block forward and backward. Products are those of the inference kernels' tiles on bf16 operands; the residual
 // stream and its gradient stay in fp32. Built once per instruction set, with EQR_ISA naming the namespace.
-#include "block_gradient.h"
-#include "transpose.h"
+#include "cpu/kernels/block_gradient.h"
+#include "cpu/kernels/transpose.h"
 
 namespace eqr::cpu::EQR_ISA {
 namespace {

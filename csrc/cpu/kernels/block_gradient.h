@@ -1,7 +1,7 @@
 // One block (token mixing, then channel mixing) forward and backward, for one row of a training batch.
 #pragma once
 
-#include "training_layout.h"
+#include "cpu/kernels/training_layout.h"
 
 namespace eqr::cpu::EQR_ISA {
 

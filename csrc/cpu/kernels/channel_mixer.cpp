@@ -1,7 +1,7 @@
 // Channel mixing by a SwiGLU: two products whose weights are streamed in panels. The first one's epilogue is
 // silu(gate) * up, the second one's the residual sum and the norm's squares.
 // Built once per instruction set, with EQR_ISA naming the namespace.
-#include "mixers.h"
+#include "cpu/kernels/mixers.h"
 
 namespace eqr::cpu::EQR_ISA {
 

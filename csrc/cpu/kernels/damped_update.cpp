@@ -1,7 +1,7 @@
 // Built once per instruction set, with EQR_ISA naming the namespace.
-#include "../damped_update.h"
+#include "cpu/damped_update.h"
 
-#include "normal_block.h"
+#include "cpu/kernels/normal_block.h"
 
 namespace eqr::cpu::EQR_ISA {
 namespace {

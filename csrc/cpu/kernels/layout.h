@@ -3,9 +3,9 @@
 // neither mixer needs a transpose.
 #pragma once
 
-#include "../block.h"
-#include "../packed.h"
-#include "tile.h"
+#include "cpu/block.h"
+#include "cpu/kernels/tile.h"
+#include "cpu/packed.h"
 
 namespace eqr::cpu::EQR_ISA {
 

@@ -2,8 +2,8 @@
 // Member; who computes what depends on it, the numbers do not.
 #pragma once
 
-#include "layout.h"
-#include "share.h"
+#include "cpu/kernels/layout.h"
+#include "cpu/kernels/share.h"
 
 namespace eqr::cpu::EQR_ISA {
 

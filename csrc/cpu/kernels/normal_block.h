@@ -10,8 +10,8 @@
 #include <immintrin.h>
 #endif
 
-#include "../../philox.h"
-#include "../block.h"
+#include "common/philox.h"
+#include "cpu/block.h"
 
 namespace eqr::cpu {
 

@@ -2,7 +2,7 @@
 // stablemax, s(x) = x + 1 for x >= 0 and 1 / (1 - x) below, and the halting head's binary cross-entropy.
 #pragma once
 
-#include "simd.h"
+#include "cpu/kernels/simd.h"
 
 namespace eqr::cpu::EQR_ISA {
 

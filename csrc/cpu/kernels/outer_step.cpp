@@ -1,13 +1,12 @@
 // One outer step of one trajectory: H_cycles latent recursions, each L_cycles updates of z_L and one of z_H, then the
 // heads; or recursions alone. Built once per instruction set, with EQR_ISA naming the namespace.
-#include "mixers.h"
-#include "normal_block.h"
+#include "cpu/kernels/mixers.h"
+#include "cpu/kernels/normal_block.h"
 
 namespace eqr::cpu::EQR_ISA {
 namespace {
 
-constexpr uint32_t kFirstUpdate = 2;  // stream of an outer step's first update
-constexpr int64_t kTokens = 64;       // that normalise takes at a time; even
+constexpr int64_t kTokens = 64;  // that normalise takes at a time; even
 
 // What is to be made of u, and who reads it then: nothing yet, at the start of the step; a block within a module; or,
 // at a module's end, the next module or the heads.

@@ -1,6 +1,6 @@
 // Weights in the order in which the kernels read them.
 // Built once per instruction set, with EQR_ISA naming the namespace.
-#include "layout.h"
+#include "cpu/kernels/layout.h"
 
 namespace eqr::cpu::EQR_ISA {
 namespace {

@@ -1,6 +1,6 @@
 // Built once per instruction set, with EQR_ISA naming the namespace. In assembly, since a compiler would move sums or
 // operands to memory, or drop them. Every sum depends on nothing but itself; there are enough to hide the latency.
-#include "../peak.h"
+#include "cpu/peak.h"
 
 namespace eqr::cpu::EQR_ISA {
 

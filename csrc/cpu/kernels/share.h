@@ -3,8 +3,8 @@
 // must not change the result.
 #pragma once
 
-#include "../team.h"
-#include "simd.h"
+#include "cpu/kernels/simd.h"
+#include "cpu/loop/team.h"
 
 namespace eqr::cpu::EQR_ISA {
 

@@ -10,7 +10,7 @@
 #include <immintrin.h>
 #endif
 
-#include "../../philox.h"  // EQR_INLINE
+#include "common/inline.h"
 
 #if defined(EQR_ISA_IS_avx512) || defined(EQR_ISA_IS_avx512_bf16)
 #define EQR_LANES 16

@@ -1,11 +1,9 @@
 // A trajectory's start state. Built once per instruction set, with EQR_ISA naming the namespace.
-#include "layout.h"
-#include "normal_block.h"
+#include "cpu/kernels/layout.h"
+#include "cpu/kernels/normal_block.h"
 
 namespace eqr::cpu::EQR_ISA {
 namespace {
-
-constexpr uint32_t kStreamH = 0, kStreamL = 1;
 
 // The normal cut at +-2 and divided by its standard deviation 0.8796: sqrt(2) / 0.8796 erfinv(t) with
 // t = erf(sqrt(2)) (2 u - 1). erfinv(t) / t is smooth in l = -ln(1 - t^2), here in [0, 2.42]: minimax, 4e-9.

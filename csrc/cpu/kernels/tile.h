@@ -5,7 +5,7 @@
 // An Op says how many values of the summed axis a step takes (kDepth) and what its operands are.
 #pragma once
 
-#include "simd.h"
+#include "cpu/kernels/simd.h"
 
 namespace eqr::cpu::EQR_ISA {
 

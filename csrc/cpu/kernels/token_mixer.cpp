@@ -1,7 +1,7 @@
 // Token mixing by a SwiGLU. The weights are the operand that is broadcast and a panel of features is the one that is
 // loaded, so no transpose is needed and a panel never leaves the nearest caches between the two products.
 // Built once per instruction set, with EQR_ISA naming the namespace.
-#include "mixers.h"
+#include "cpu/kernels/mixers.h"
 
 namespace eqr::cpu::EQR_ISA {
 namespace {

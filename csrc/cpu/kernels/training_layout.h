@@ -6,8 +6,8 @@
 // and read in the order of its addresses.
 #pragma once
 
-#include "../training_step.h"
-#include "layout.h"
+#include "cpu/kernels/layout.h"
+#include "cpu/training_step.h"
 
 namespace eqr::cpu::EQR_ISA {
 

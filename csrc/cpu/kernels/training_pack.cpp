@@ -1,7 +1,7 @@
 // The weights of a training step as the operands of its products, and the workers' gradients as those of the weights.
 // Built once per instruction set, with EQR_ISA naming the namespace.
-#include "training_layout.h"
-#include "transpose.h"
+#include "cpu/kernels/training_layout.h"
+#include "cpu/kernels/transpose.h"
 
 namespace eqr::cpu::EQR_ISA {
 namespace {

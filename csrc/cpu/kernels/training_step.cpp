@@ -1,13 +1,11 @@
 // One row of a training step: the last latent recursion forward, the heads, the objective, and all of it backward.
 // Built once per instruction set, with EQR_ISA naming the namespace.
-#include "block_gradient.h"
-#include "normal_block.h"
-#include "objective.h"
+#include "cpu/kernels/block_gradient.h"
+#include "cpu/kernels/normal_block.h"
+#include "cpu/kernels/objective.h"
 
 namespace eqr::cpu::EQR_ISA {
 namespace {
-
-constexpr uint32_t kFirstUpdate = 2;  // stream of an outer step's first update
 
 struct Layout {  // of a worker's workspace, whose gradients come first
   HeadGradients heads;

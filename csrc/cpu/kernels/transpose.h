@@ -1,7 +1,7 @@
 // Squares of kLanes by kLanes words, transposed in registers.
 #pragma once
 
-#include "simd.h"
+#include "cpu/kernels/simd.h"
 
 namespace eqr::cpu::EQR_ISA {
 

@@ -15,13 +15,13 @@ from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder
 from eqr_kernels.backends.triton.plan import INTERPRETED, Plan
 from eqr_kernels.backends.watch import Launch, StreamLaunch, ThreadLaunch, Watch
 from eqr_kernels.modules import EqROperator
+from eqr_kernels.precision import Precision, names
 from eqr_kernels.selection import select
 from eqr_kernels.trajectory import Snapshot
 
 if TYPE_CHECKING:
     from eqr_kernels.backends.triton.launch import Tables
 
-_PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 _LEAST_CAPABILITY = (8, 0)
 
 
@@ -34,25 +34,25 @@ class TritonBackend:
     """The persistent Triton kernel, on the GPU that holds the model and on the current stream."""
 
     name = "triton"
+    precisions = (Precision.fp32, Precision.bf16)
 
-    def why_not(self, model: EqROperator, dtype: torch.dtype) -> str | None:
-        if dtype not in _PRECISIONS:
-            known = ", ".join(_PRECISIONS.values())
+    def why_not(self, model: EqROperator, precision: Precision) -> str | None:
+        if precision not in self.precisions:
             return (
-                f"the Triton kernel computes in {known}, not in {str(dtype).removeprefix('torch.')}; use "
+                f"the Triton kernel computes in {names(self.precisions)}, not in {precision.name}; use "
                 "precision='bf16', or backend='cpu' for int8"
             )
         if find_spec("triton") is None:
             return "Triton is not installed; pip install triton (Linux only)"
         return _no_device(model)
 
-    def describe(self, model: EqROperator, dtype: torch.dtype) -> str:
-        description = f"persistent Triton kernel, {_PRECISIONS[dtype]}, "
+    def describe(self, model: EqROperator, precision: Precision) -> str:
+        description = f"persistent Triton kernel, {precision.name}, "
         if model.device.type == "cpu":
             return description + "in Triton's interpreter on the CPU: for tests, slow"
         from eqr_kernels.backends.triton import tuner
 
-        plan = tuner.known_plan(model, dtype)
+        plan = tuner.known_plan(model, precision.dtype)
         tiles = "tiles not chosen yet" if plan is None else f"{plan.tile.warps} warps, tiles {plan.tile}"
         return f"{description}on {torch.cuda.get_device_name(model.device)}, {tiles}"
 

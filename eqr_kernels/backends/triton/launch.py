@@ -15,6 +15,7 @@ from eqr_kernels.backends.triton.kernels import fixed_point as kernel
 from eqr_kernels.backends.triton.plan import Plan
 from eqr_kernels.backends.watch import new_control
 from eqr_kernels.modules import EqROperator
+from eqr_kernels.precision import Precision
 
 _HALT = {"none": 0, "residual": kernel.RESIDUAL, "q": kernel.Q}
 
@@ -159,21 +160,21 @@ def trial(model: EqROperator, dtype: torch.dtype, trajectories: int = 1, depth: 
     tokens = torch.arange(model.config.seq_len, device=model.device)[None] % model.config.vocab_size
     ids = torch.zeros(1, dtype=torch.int64, device=model.device)
     return FixedPointProblem(
-        tokens,
-        ids,
-        0,
-        trajectories,
-        depth,
-        "none",
-        0.0,
-        1,
-        1,
-        model.config.noise_scale,
-        "residual",
-        (),
-        trajectories,
-        False,
-        dtype,
+        tokens=tokens,
+        ids=ids,
+        seed=0,
+        breadth=trajectories,
+        depth=depth,
+        halt="none",
+        tol=0.0,
+        patience=1,
+        select="residual",
+        window=1,
+        noise_scale=model.config.noise_scale,
+        checkpoints=(),
+        slots=trajectories,
+        trace=False,
+        precision=Precision(dtype),
     )
 
 

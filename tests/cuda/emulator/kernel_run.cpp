@@ -60,7 +60,7 @@ void run(const KernelRun& how, const OperatorWeights& weights, cuda::Problem p) 
   cuda::Counters counters = {};
   p.counters = &counters;
   std::vector<uint64_t> best(size_t(p.puzzles), ~uint64_t{0});
-  p.best = p.race ? best.data() : nullptr;
+  p.best = is_race(p) ? best.data() : nullptr;
   const cuda::Problem& problem = p;
   if (mma)
     launch(how, int(slots), cuda::Sizes<D>::kThreads, 1, sizeof(typename Mma::Shared),

@@ -4,7 +4,7 @@
 #include <string>
 
 #include "kernel_run.h"
-#include "operator_args.h"
+#include "torch/operator_args.h"
 
 namespace {
 
@@ -14,9 +14,9 @@ thread_local std::string error;
 
 extern "C" {
 
-// sizes and constants as in csrc/operator_args.h; weights: embedding, lm_head, q_weight, q_bias, H_start, L_start (or
-// null), then 4 a layer; rules: puzzles, breadth, depth, seed, halt, patience, race, window; how: slots, ctas, cluster,
-// seed of the schedule; end and at: preds, q_halt, residual, score, steps, status. Null, or what went wrong.
+// sizes and constants as in csrc/torch/operator_args.h; weights: embedding, lm_head, q_weight, q_bias, H_start, L_start
+// (or null), then 4 a layer; rules: puzzles, breadth, depth, seed, halt, patience, race, window; how: slots, ctas,
+// cluster, seed of the schedule; end and at: preds, q_halt, residual, score, steps, status. Null, or what went wrong.
 __attribute__((visibility("default"))) const char* eqr_emulated_fixed_point(
     const char* kernel, const int64_t* sizes /* [10] */, const double* constants /* [4] */, float** weights,
     const int64_t* tokens, const int64_t* ids, const int64_t* rules /* [8] */, double tol, double noise_scale,
@@ -39,7 +39,8 @@ __attribute__((visibility("default"))) const char* eqr_emulated_fixed_point(
     };
     p.tokens = tokens, p.ids = ids;
     p.puzzles = rules[0], p.breadth = rules[1], p.depth = rules[2], p.seed = rules[3];
-    p.halt = Halt(rules[4]), p.patience = rules[5], p.race = rules[6] != 0, p.window = rules[7];
+    p.halt = Halt(rules[4]), p.patience = rules[5], p.select = rules[6] ? Select::first : Select::residual,
+    p.window = rules[7];
     p.tol = float(tol), p.noise_scale = float(noise_scale);
     p.checkpoint_count = int32_t(checkpoint_count);
     for (int64_t i = 0; i < checkpoint_count; ++i) p.checkpoints[i] = int32_t(checkpoints[i]);

@@ -4,9 +4,9 @@
 #include <random>
 #include <vector>
 
-#include "../../../csrc/cpu/selection.h"
-#include "../../../csrc/cuda/select_winners.h"
 #include "check.h"
+#include "cpu/loop/selection.h"
+#include "cuda/select_winners.h"
 #include "emulator.h"
 
 namespace {
@@ -65,7 +65,7 @@ Winners emulated(Run run, Select rule, int ctas, int seed) {
   p.shape.tokens = kTokens;
   p.shape.vocabulary = kVocabulary;
   p.puzzles = run.puzzles;
-  p.breadth = run.breadth;
+  p.breadth = run.breadth, p.select = rule;
   p.end = {.preds = run.preds.data(),
            .q_halt = run.q_halt.data(),
            .residual = run.residual.data(),
@@ -74,7 +74,7 @@ Winners emulated(Run run, Select rule, int ctas, int seed) {
            .status = run.status.data()};
   p.logits = run.logits.data();
   emu::launch({.ctas = ctas, .threads = Body::kThreads, .shared_bytes = sizeof(Body::Shared), .seed = uint64_t(seed)},
-              [&] { Body{p, rule, out.restart.data(), out.logits.data(), votes.data()}.run(); });
+              [&] { Body{p, out.restart.data(), out.logits.data(), votes.data()}.run(); });
   return out;
 }
 

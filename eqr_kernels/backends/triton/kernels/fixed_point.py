@@ -1,7 +1,7 @@
 """The persistent kernel: every program takes trajectories from a queue and iterates each to its end.
 
 N puzzles x B restarts = T trajectories; trajectory t is restart t % B of puzzle t // B. The rules are those of
-csrc/cpu/trajectory.cpp and csrc/cpu/fixed_point.cpp. No program ever waits for another.
+csrc/cpu/loop/trajectory.cpp and csrc/cpu/loop/fixed_point.cpp. No program ever waits for another.
 """
 
 from __future__ import annotations

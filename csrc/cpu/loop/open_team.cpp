@@ -1,6 +1,6 @@
-#include "open_team.h"
+#include "cpu/loop/open_team.h"
 
-#include "backoff.h"
+#include "cpu/loop/backoff.h"
 
 namespace eqr::cpu {
 

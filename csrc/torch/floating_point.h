@@ -1,10 +1,7 @@
-// What the ops on CPU share.
+// The floating-point environment of the threads that compute.
 #pragma once
 
 #include <cfenv>
-#include <cstdint>
-
-#include "ops_checks.h"
 
 namespace eqr {
 
@@ -23,11 +20,5 @@ class DefaultFloatingPoint {
  private:
   std::fenv_t before_;
 };
-
-// tokens: [n, S]
-inline void check_tokens(const char* name, const int64_t* tokens, int64_t n, int64_t S, int64_t V) {
-  for (int64_t i = 0; i < n * S; ++i)
-    if (tokens[i] < 0 || tokens[i] >= V) fail(name, " must be in 0..", V - 1, ", got ", tokens[i], " in row ", i / S);
-}
 
 }  // namespace eqr

@@ -1,4 +1,4 @@
-#include "fixed_point.h"
+#include "cpu/loop/fixed_point.h"
 
 #include <algorithm>
 #include <atomic>
@@ -9,11 +9,11 @@
 #include <optional>
 #include <utility>
 
-#include "backoff.h"
-#include "open_team.h"
-#include "selection.h"
-#include "trajectory.h"
-#include "workspace.h"
+#include "cpu/loop/backoff.h"
+#include "cpu/loop/open_team.h"
+#include "cpu/loop/selection.h"
+#include "cpu/loop/trajectory.h"
+#include "cpu/loop/workspace.h"
 
 namespace eqr::cpu {
 namespace {
@@ -62,7 +62,7 @@ class FixedPointRun::State {
       : p_(p),
         trajectories_(p.puzzles * p.breadth),
         selection_(p.select, p.puzzles, p.engine.tokens, p.engine.vocabulary, p.winner, p.logits) {
-    if (p.select == Select::first) race_.emplace(p.puzzles);
+    if (is_race(p)) race_.emplace(p.puzzles);
     for (int64_t i = 0; i < slot_count(p, workers); ++i) slots_.emplace_back(p_);
   }
 

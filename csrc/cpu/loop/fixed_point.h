@@ -7,23 +7,16 @@
 
 #include <memory>
 
-#include "../records.h"
-#include "operator.h"
+#include "common/run_rules.h"
+#include "cpu/operator.h"
 
 namespace eqr::cpu {
 
-struct FixedPoint {
+struct FixedPoint : RunRules {
   Engine engine;
-  int64_t puzzles, breadth, depth;  // depth < 2^24, breadth < 2^32
-  const int64_t* tokens;            // [N, S]
-  const int64_t* ids;               // [N], key the random stream
-  int64_t seed;
-  Halt halt;
-  float tol;
-  int64_t patience;  // steps in a row at or below tol
-  Select select;     // with `first`, siblings that cannot be the first to halt are cancelled
-  int64_t window;
-  float noise_scale;
+  int64_t puzzles;
+  const int64_t* tokens;       // [N, S]
+  const int64_t* ids;          // [N], key the random stream
   const int64_t* checkpoints;  // [C] ascending, each in 1..depth
   int64_t checkpoint_count;
   int64_t slots;     // trajectories in flight at most
@@ -35,6 +28,9 @@ struct FixedPoint {
   // [3], shared with other threads, read and written atomically: [0] set non-zero to cancel; [1] trajectories finished;
   // [2] outer steps spent. The caller sets them to zero.
   int64_t* control;
+
+  FixedPoint() = default;
+  explicit FixedPoint(const RunRules& rules) : RunRules(rules) {}
 };
 
 // A trajectory's results do not depend on threads, slots or company, except for when a sibling in a race, or one that

@@ -1,34 +1,26 @@
-// A training step's outer step and its update of the weights as torch ops, on CPU; see the head of ops.cpp.
+// A training step's outer step, forward and backward, as a torch op.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
-#include <cmath>
 #include <optional>
-#include <string>
 #include <tuple>
 #include <vector>
 
-#include "cpu/adam_atan2.h"
 #include "cpu/isa.h"
 #include "cpu/operator.h"
 #include "cpu/training_step.h"
-#include "ops_checks.h"
-#include "ops_cpu.h"
-#include "ops_fixed_point.h"
+#include "torch/checks.h"
+#include "torch/floating_point.h"
+#include "torch/operator_tensors.h"
 
+namespace eqr {
 namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-using eqr::check_tensor;
-using eqr::check_tokens;
-using eqr::DefaultFloatingPoint;
-using eqr::fail;
-using eqr::shape;
 
 // Weights float32; tokens, labels int64 [n, S]; z_H, z_L float32 [n, S, d]; rng int64 [n, 4]; scratch uint8 [workers,
 // bytes] -> z_H, z_L, loss float64 [n], q_halt, residual float32 [n], exact bool [n], gradients float32 [all weights]
@@ -37,10 +29,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> training_step
     const std::vector<Tensor>& blocks, const Tensor& tokens, const Tensor& labels, const Tensor& z_H, const Tensor& z_L,
     const Tensor& rng, const Tensor& scratch, std::vector<int64_t> sizes, std::vector<double> constants,
     double noise_scale) {
-  eqr::OperatorTensors given =
-      eqr::operator_tensors(embedding, lm_head, q_weight, q_bias, blocks, {}, {}, {}, {}, sizes, constants, "bf16");
-  given.weights.blocks = given.layers.data();
-  const eqr::Shape& s = given.shape;
+  const OperatorTensors given =
+      operator_tensors(embedding, lm_head, q_weight, q_bias, blocks, {}, {}, {}, {}, sizes, constants, Precision::bf16);
+  const OperatorWeights weights = given.weights();
+  const Shape& s = given.shape;
   if (s.heads) fail("sizes[5] (heads) must be 0: training_step takes token mixing by a SwiGLU only, got ", s.heads);
   if (tokens.dim() != 2 || tokens.size(0) < 1)
     fail("tokens must be a contiguous int64 tensor [n >= 1, ", s.tokens, "], got shape ", shape(tokens));
@@ -50,7 +42,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> training_step
   check_tensor("z_H", z_H, ScalarType::Float, {n, S, d});
   check_tensor("z_L", z_L, ScalarType::Float, {n, S, d});
   check_tensor("rng", rng, ScalarType::Long, {n, 4});
-  eqr::check_noise_scale(noise_scale);
+  check_noise_scale(noise_scale);
   const int64_t *token = tokens.const_data_ptr<int64_t>(), *label = labels.const_data_ptr<int64_t>();
   const int64_t* random = rng.const_data_ptr<int64_t>();
   check_tokens("tokens", token, n, S, s.vocabulary);
@@ -60,8 +52,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> training_step
       fail("rng must hold seed and restart in 0..2**32 - 1 and step in 0..2**24 - 1, got ", random[4 * i], ", ",
            random[4 * i + 1], " and ", random[4 * i + 3], " in row ", i);
 
-  const eqr::cpu::Isa isa = eqr::cpu::isa();
-  const eqr::cpu::TrainingScratch needed = eqr::cpu::training_scratch(s, isa);
+  const cpu::Isa isa = cpu::isa();
+  const cpu::TrainingScratch needed = cpu::training_scratch(s, isa);
   if (scratch.dim() != 2 || scratch.size(0) < 1)
     fail("scratch must be a contiguous uint8 tensor [workers >= 1, ", needed.bytes(), "], got shape ", shape(scratch));
   const int64_t workers = scratch.size(0);
@@ -70,27 +62,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> training_step
   if (reinterpret_cast<uintptr_t>(space) % 64) fail("scratch must lie at a multiple of 64 bytes; use scratch.clone()");
 
   const DefaultFloatingPoint same_for_all;
-  const int64_t recursions = s.H_cycles - 1, parts = s.layers * eqr::cpu::kTrainingParts + 1;
+  const int64_t recursions = s.H_cycles - 1, parts = s.layers * cpu::kTrainingParts + 1;
   // Without recursions that carry no gradient, nothing needs the operands of inference.
-  const int64_t inference_bytes = recursions ? eqr::cpu::packed_bytes(s, eqr::Precision::bf16, isa) : 0;
+  const int64_t inference_bytes = recursions ? cpu::packed_bytes(s, Precision::bf16, isa) : 0;
   Tensor inference = torch::stable::new_zeros(embedding, {inference_bytes}, ScalarType::Byte);
   Tensor packed =
       torch::stable::new_empty(embedding, {EQR_DISPATCH_TO(isa, training_packed_bytes, s)}, ScalarType::Byte);
   torch::stable::parallel_for(0, parts + (recursions != 0), 1, [&](int64_t begin, int64_t end) {
     const DefaultFloatingPoint same_for_all;
     for (int64_t i = begin; i < end; ++i)
-      i == parts ? eqr::cpu::pack(s, eqr::Precision::bf16, isa, given.weights,
-                                  static_cast<eqr::cpu::Packed*>(inference.mutable_data_ptr()))
-                 : EQR_DISPATCH_TO(isa, training_pack, s, given.weights, i, packed.mutable_data_ptr());
+      i == parts ? cpu::pack(s, Precision::bf16, isa, weights, static_cast<cpu::Packed*>(inference.mutable_data_ptr()))
+                 : EQR_DISPATCH_TO(isa, training_pack, s, weights, i, packed.mutable_data_ptr());
   });
-  std::optional<eqr::cpu::Engine> engine;
-  if (recursions)
-    engine = eqr::cpu::engine(static_cast<const eqr::cpu::Packed*>(inference.const_data_ptr()), inference.numel());
+  std::optional<cpu::Engine> engine;
+  if (recursions) engine = cpu::engine(static_cast<const cpu::Packed*>(inference.const_data_ptr()), inference.numel());
 
   Tensor new_H = torch::stable::empty_like(z_H), new_L = torch::stable::empty_like(z_L);
   const auto make = [&](ScalarType dtype, int64_t count) { return torch::stable::new_empty(z_H, {count}, dtype); };
   Tensor loss = make(ScalarType::Double, n), q_halt = make(ScalarType::Float, n), residual = make(ScalarType::Float, n);
-  Tensor exact = make(ScalarType::Bool, n), gradients = make(ScalarType::Float, eqr::cpu::gradient_floats(s));
+  Tensor exact = make(ScalarType::Bool, n), gradients = make(ScalarType::Float, cpu::gradient_floats(s));
   float *H = new_H.mutable_data_ptr<float>(), *L = new_L.mutable_data_ptr<float>();
   const float *start_H = z_H.const_data_ptr<float>(), *start_L = z_L.const_data_ptr<float>();
   std::vector<void*> spaces;
@@ -112,7 +102,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> training_step
                          .eps_stride = 0,
                          .noise_scale = float(noise_scale),
                          .rng = random + 4 * i});
-        const eqr::cpu::TrainingResult result =
+        const cpu::TrainingResult result =
             EQR_DISPATCH_TO(isa, training_row, s, packed.const_data_ptr(), spaces[size_t(w)],
                             {.tokens = token + i * S,
                              .labels = label + i * S,
@@ -138,59 +128,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> training_step
   return {new_H, new_L, loss, q_halt, residual, exact, gradients};
 }
 
-// weights, gradients, means and squares: as many float32 tensors of each, alike in their shapes
-void adam_atan2_(std::vector<Tensor> weights, std::vector<Tensor> gradients, std::vector<Tensor> means,
-                 std::vector<Tensor> squares, double lr, double beta1, double beta2, double weight_decay,
-                 int64_t step) {
-  if (gradients.size() != weights.size() || means.size() != weights.size() || squares.size() != weights.size())
-    fail("gradients, means and squares must be as many tensors as weights, ", weights.size(), ", got ",
-         gradients.size(), ", ", means.size(), " and ", squares.size());
-  if (!std::isfinite(lr) || lr < 0 || !std::isfinite(weight_decay) || weight_decay < 0)
-    fail("lr and weight_decay must be finite and at least 0, got ", lr, " and ", weight_decay);
-  if (!(beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1))
-    fail("beta1 and beta2 must be in [0, 1), got ", beta1, " and ", beta2);
-  if (step < 1) fail("step must be at least 1, the number of this update, got ", step);
-  constexpr int64_t kPiece = 8192;
-  struct Piece {
-    int64_t count;
-    float* weights;
-    const float* gradients;
-    float *means, *squares;
-  };
-  std::vector<Piece> pieces;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    const auto sizes = weights[i].sizes();
-    const std::vector<int64_t> like(sizes.begin(), sizes.end());
-    const auto check = [&](const char* name, const Tensor& tensor) {
-      check_tensor(std::string(name) + "[" + std::to_string(i) + "]", tensor, ScalarType::Float, like);
-    };
-    check("weights", weights[i]), check("gradients", gradients[i]);
-    check("means", means[i]), check("squares", squares[i]);
-    float *w = weights[i].mutable_data_ptr<float>(), *m = means[i].mutable_data_ptr<float>();
-    float* v = squares[i].mutable_data_ptr<float>();
-    const float* g = gradients[i].const_data_ptr<float>();
-    const int64_t count = weights[i].numel();
-    for (int64_t n = 0; n < count; n += kPiece)
-      pieces.push_back({std::min(kPiece, count - n), w + n, g + n, m + n, v + n});
-  }
-  const double age = double(step);
-  const eqr::cpu::AdamATan2 by = {.keep = float(1 - lr * weight_decay),
-                                  .rate = float(lr / (1 - std::pow(beta1, age))),
-                                  .root_scale = float(1 / std::sqrt(1 - std::pow(beta2, age))),
-                                  .beta1 = float(beta1),
-                                  .beta2 = float(beta2),
-                                  .rest1 = float(1 - beta1),
-                                  .rest2 = float(1 - beta2)};
-  const eqr::cpu::Isa isa = eqr::cpu::isa();
-  torch::stable::parallel_for(0, int64_t(pieces.size()), 4, [&](int64_t begin, int64_t end) {
-    const DefaultFloatingPoint same_for_all;
-    for (int64_t i = begin; i < end; ++i) {
-      const Piece& p = pieces[size_t(i)];
-      EQR_DISPATCH_TO(isa, adam_atan2, by, p.count, p.weights, p.gradients, p.means, p.squares);
-    }
-  });
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(eqr_kernels, m) {
@@ -199,12 +136,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(eqr_kernels, m) {
       "Tensor tokens, Tensor labels, Tensor z_H, Tensor z_L, Tensor rng, Tensor(a!) scratch, int[] sizes, "
       "float[] constants, float noise_scale) -> (Tensor new_H, Tensor new_L, Tensor loss, Tensor q_halt, "
       "Tensor residual, Tensor exact, Tensor gradients)");
-  m.def(
-      "adam_atan2_(Tensor(a!)[] weights, Tensor[] gradients, Tensor(b!)[] means, Tensor(c!)[] squares, float lr, "
-      "float beta1, float beta2, float weight_decay, int step) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(eqr_kernels, CPU, m) {
-  m.impl("training_step", TORCH_BOX(&training_step));
-  m.impl("adam_atan2_", TORCH_BOX(&adam_atan2_));
-}
+STABLE_TORCH_LIBRARY_IMPL(eqr_kernels, CPU, m) { m.impl("training_step", TORCH_BOX(&training_step)); }
+
+}  // namespace eqr

@@ -8,15 +8,17 @@
 #include <string>
 #include <vector>
 
-#include "cpu/operator.h"
+#include "common/operator.h"
 
 namespace eqr {
 
 inline Precision precision_of(const std::string& name) {
-  if (name == "fp32") return Precision::fp32;
-  if (name == "bf16") return Precision::bf16;
-  if (name == "int8") return Precision::int8;
-  throw std::invalid_argument("precision must be one of fp32, bf16, int8, got '" + name + "'");
+  std::string names;
+  for (Precision precision : kPrecisions) {
+    if (name == precision_name(precision)) return precision;
+    names += (names.empty() ? "" : ", ") + std::string(precision_name(precision));
+  }
+  throw std::invalid_argument("precision must be one of " + names + ", got '" + name + "'");
 }
 
 // sizes: tokens, features, vocabulary, mixer_hidden, hidden, heads, layers, H_cycles, L_cycles, rope_parts;

@@ -8,13 +8,12 @@
 
 #include <stdint.h>
 
-#if defined(__CUDACC__)
-#define EQR_INLINE __host__ __device__ __forceinline__
-#else
-#define EQR_INLINE static inline __attribute__((always_inline))
-#endif
+#include "common/inline.h"
 
 namespace eqr {
+
+// Streams: the two start states, and from the third on one for each update of an outer step.
+constexpr uint32_t kStreamH = 0, kStreamL = 1, kFirstUpdate = 2;
 
 constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
 

@@ -5,8 +5,8 @@
 
 #include <vector>
 
-#include "fixed_point.h"
-#include "selection.h"
+#include "cpu/loop/fixed_point.h"
+#include "cpu/loop/selection.h"
 
 namespace eqr::cpu {
 

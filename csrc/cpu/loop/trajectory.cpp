@@ -1,4 +1,4 @@
-#include "trajectory.h"
+#include "cpu/loop/trajectory.h"
 
 #include <algorithm>
 #include <cmath>
@@ -10,11 +10,6 @@ namespace {
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
 int64_t ring_size(const FixedPoint& p) { return std::min(p.window, p.depth); }
-
-// ||z_k - z_{k-1}|| / ||z_k||. A state that is zero and stays so has settled: 0 / 0 counts as 0.
-float residual(const StepOutput& out) {
-  return out.change_sq == 0 && out.size_sq == 0 ? 0 : std::sqrt(out.change_sq / out.size_sq);
-}
 
 }  // namespace
 
@@ -36,7 +31,7 @@ void Trajectory::begin(int64_t number) {
 
 void Trajectory::advance(const StepOutput& out) {
   const int64_t S = p_.engine.tokens, V = p_.engine.vocabulary;
-  residual_ = residual(out);
+  residual_ = std::sqrt(residual_sq(out.change_sq, out.size_sq));
   q_halt_ = out.q_halt;
   bool finite = std::isfinite(residual_) && std::isfinite(q_halt_);
   double change = 0;
@@ -58,14 +53,7 @@ void Trajectory::advance(const StepOutput& out) {
     changes_[(steps_ - 1) % changes_.size()] = float(change / double(S));
   ++steps_;
   streak_ = residual_ <= p_.tol ? streak_ + 1 : 0;
-  if (!finite)
-    status_ = kDiverged;
-  else if (p_.halt == Halt::q && q_halt_ > 0)
-    status_ = kHalted;
-  else if (p_.halt == Halt::residual && streak_ >= p_.patience)
-    status_ = kConverged;
-  else if (steps_ == p_.depth)
-    status_ = kMaxDepth;
+  status_ = status_after(p_, finite, q_halt_, streak_, steps_);
 }
 
 void Trajectory::cancel() {

@@ -4,9 +4,9 @@
 
 #include <stdint.h>
 
-namespace eqr {
+#include "common/precision.h"
 
-enum class Precision : int32_t { fp32, bf16, int8 };
+namespace eqr {
 
 struct Shape {
   int64_t tokens, features, vocabulary;

@@ -5,7 +5,7 @@
 
 #include <atomic>
 
-#include "operator.h"
+#include "cpu/operator.h"
 
 namespace eqr::cpu {
 

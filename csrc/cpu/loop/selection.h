@@ -1,27 +1,16 @@
-// Which of a puzzle's trajectories is its answer, decided while they end. The rules are those of
-// eqr_kernels/selection.py.
+// Which of a puzzle's trajectories is its answer, decided while they end, by the rules of common/run_rules.h.
 #pragma once
 
 #include <stdint.h>
 
 #include <atomic>
-#include <compare>
 #include <map>
 #include <mutex>
 #include <vector>
 
-#include "fixed_point.h"
+#include "cpu/loop/fixed_point.h"
 
 namespace eqr::cpu {
-
-inline bool settled(Status status) { return status == kConverged || status == kHalted; }
-
-// What a rule compares, least first. Holds no NaN.
-struct SortKey {
-  double rank, first, second;
-  int64_t restart;
-  std::partial_ordering operator<=>(const SortKey&) const = default;
-};
 
 // A trajectory that has ended.
 struct Ended {
@@ -32,8 +21,6 @@ struct Ended {
   const int64_t* preds;  // [S]
   const float* logits;   // [S, V]
 };
-
-SortKey sort_key(Select, const Ended&);
 
 // Keeps the logits of the best trajectory of each puzzle; under `vote`, of the best of each distinct answer.
 class Selection {
@@ -47,12 +34,12 @@ class Selection {
  private:
   struct Answer {
     int64_t votes = 0;  // of trajectories that neither diverged nor were cancelled
-    SortKey best{};
+    WinnerKey best{};
     std::vector<float> logits;  // [S, V]; empty until the first offer
   };
   struct Puzzle {
     std::mutex mutex;
-    SortKey best{};
+    WinnerKey best{};
     bool offered = false;
     std::map<std::vector<int64_t>, Answer> answers;
   };
@@ -74,7 +61,7 @@ class Race {
   bool cannot_win(int64_t puzzle, int64_t restart, int64_t steps) const;
 
  private:
-  std::vector<std::atomic<uint64_t>> best_;  // steps << 32 | restart, only ever lowered
+  std::vector<std::atomic<uint64_t>> best_;  // places, only ever lowered
 };
 
 }  // namespace eqr::cpu

@@ -1,15 +1,10 @@
-// eqr_kernels._C: what the build is and what the machine runs. The ops are in ops.cpp and
-// ops_fixed_point.cpp, in the same library.
+// eqr_kernels._C: what the build is and what the machine runs. The ops are in the other files, of the same library.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
-#include <atomic>
 #include <chrono>
-#include <optional>
 #include <string>
-#include <thread>
-#include <utility>
 #include <vector>
 
 #include "cpu/isa.h"
@@ -17,11 +12,11 @@
 #include "cpu/peak.h"
 #include "cpu/training_step.h"
 #ifdef EQR_HAVE_CUDA
-#include "cuda_args.h"
+#include "torch/cuda_args.h"
 #endif
-#include "operator_args.h"
-#include "philox.h"
-#include "poll.h"
+#include "common/philox.h"
+#include "torch/module.h"
+#include "torch/operator_args.h"
 
 namespace py = pybind11;
 
@@ -52,68 +47,6 @@ py::dict build_info() {
 std::array<uint32_t, 4> philox4x32_10(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
   const eqr::Words4 w = eqr::philox4x32_10({counter[0], counter[1], counter[2], counter[3]}, {key[0], key[1]});
   return {w.w0, w.w1, w.w2, w.w3};
-}
-
-// One call of with_poll; the innermost of this thread is `polled`.
-struct Polled {
-  py::object ask;
-  std::optional<py::error_already_set> error;  // what a signal handler or `ask` raised
-};
-
-thread_local Polled* polled = nullptr;
-
-// Who takes the GIL while the interpreter shuts down is ended on the spot, in the middle of the op: a daemon thread
-// must not poll any more by then.
-std::atomic<bool> closing{false};
-std::atomic<int> polling{0};
-
-// Runs as the interpreter begins to shut down, and holds that up until nobody wants the GIL.
-void stop_polling() {
-  closing = true;
-  const py::gil_scoped_release release;
-  for (int ms = 0; polling && ms < 5000; ++ms) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-}
-
-// Runs in the middle of an op, which has released the GIL.
-bool poll_python() {
-  Polled& p = *polled;
-  if (p.error) return false;
-  struct Count {
-    Count() { ++polling; }
-    ~Count() { --polling; }
-  } count;
-  if (closing) return true;
-  const py::gil_scoped_acquire gil;
-  try {
-    if (PyErr_CheckSignals()) throw py::error_already_set();
-    return p.ask.is_none() || !p.ask().is(py::bool_(false));
-  } catch (py::error_already_set& error) {
-    p.error.emplace(error);
-    return false;
-  }
-}
-
-py::object with_poll(const py::function& run, py::object ask) {
-  Polled call{.ask = std::move(ask), .error = std::nullopt};
-  struct Restore {
-    Polled* outer = polled;
-    bool (*outer_poll)() = eqr::poll;
-    ~Restore() {
-      polled = outer;
-      eqr::poll = outer_poll;
-    }
-  } restore;
-  polled = &call;
-  eqr::poll = &poll_python;
-  py::object result;
-  try {
-    result = run();
-  } catch (py::error_already_set& error) {
-    if (!call.error) throw;
-    PyException_SetContext(call.error->value().ptr(), error.value().inc_ref().ptr());
-  }
-  if (call.error) throw *call.error;
-  return result;
 }
 
 int64_t packed_bytes(const std::vector<int64_t>& sizes, const std::vector<double>& constants, bool fixed_start,
@@ -210,11 +143,8 @@ PYBIND11_MODULE(_C, m) {
         py::arg("trajectories"), py::arg("slots"), py::arg("window"), py::arg("depth"), py::arg("puzzles"),
         py::arg("race"), "How a run would be launched on a device; needs none.");
 #endif
-  m.def("with_poll", &with_poll, py::arg("run"), py::arg("ask"),
-        "run(), whose ops handle signals now and then, call ask() (unless None), and cancel what is left where that "
-        "returns False or raises; what it or a signal handler raises is raised again when run() has returned.");
-  py::module_::import("atexit").attr("register")(py::cpp_function(&stop_polling));
-  m.def("philox4x32_10", &philox4x32_10, py::arg("counter"), py::arg("key"), "Four words of csrc/philox.h.");
+  eqr::add_polling(m);
+  m.def("philox4x32_10", &philox4x32_10, py::arg("counter"), py::arg("key"), "Four words of csrc/common/philox.h.");
   m.def("training_scratch_bytes", &training_scratch_bytes, py::arg("sizes"), py::arg("constants"));
   m.def("peak", &peak, py::arg("precision"), py::arg("seconds"),
         "Operations a second of multiply-adds in registers alone on this thread, one rate for each few milliseconds; "

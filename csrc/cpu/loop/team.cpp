@@ -1,6 +1,6 @@
-#include "team.h"
+#include "cpu/loop/team.h"
 
-#include "backoff.h"
+#include "cpu/loop/backoff.h"
 
 namespace eqr::cpu {
 

@@ -1,0 +1,145 @@
+// The whole iteration as a torch op: its schema, its arguments, and the run on CPU. fixed_point_cuda.cpp has the run on
+// a CUDA device.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "cpu/loop/fixed_point.h"
+#include "torch/checks.h"
+#include "torch/fixed_point.h"
+#include "torch/floating_point.h"
+#include "torch/number.h"
+#include "torch/operator_args.h"
+#include "torch/packed.h"
+#include "torch/polling.h"
+
+namespace eqr {
+namespace {
+
+// The packed weights know their operator; a caller that names another one is mistaken about what it gets.
+void check_operator(const Shape& given, const Shape& packed) {
+  const auto integers = [](const Shape& s) {
+    return std::vector{s.tokens, s.features, s.vocabulary, s.mixer_hidden, s.hidden,
+                       s.heads,  s.layers,   s.H_cycles,   s.L_cycles,     s.rope_parts};
+  };
+  const auto numbers = [](const Shape& s) { return std::vector{s.lambda, s.norm_eps, s.H_std, s.L_std}; };
+  if (integers(given) != integers(packed))
+    fail("sizes must be those of the packed weights, ", list(integers(packed)), ", got ", list(integers(given)));
+  if (numbers(given) != numbers(packed))
+    fail("constants must be those of the packed weights, ", list(numbers(packed)), ", got ", list(numbers(given)));
+  if (given.fixed_start != packed.fixed_start)
+    fail("fixed_start must be that of the packed weights, ", packed.fixed_start, ", got ", given.fixed_start);
+}
+
+}  // namespace
+
+FixedPointResult fixed_point_on_cpu(const RunArguments& run) {
+  const cpu::Engine engine = cpu::engine_of(run.packed);
+  check_operator(run.shape, *engine.shape);
+  run.check();
+  check_tensor("control", run.control, ScalarType::Long, {3});
+  const int64_t *tokens = run.tokens.const_data_ptr<int64_t>(), S = run.shape.tokens, T = run.trajectories();
+  check_tokens("tokens", tokens, run.puzzles(), S, run.shape.vocabulary);
+
+  const RunResults results(run);
+  std::vector<Records> at;
+  for (size_t c = 0; c < run.checkpoints.size(); ++c) at.push_back(results.at.records(int64_t(c), T, S));
+  cpu::FixedPoint problem(run.rules);
+  problem.window = std::min(run.rules.window, run.rules.depth);  // an older difference does not exist
+  problem.engine = engine;
+  problem.puzzles = run.puzzles();
+  problem.tokens = tokens;
+  problem.ids = run.ids.const_data_ptr<int64_t>();
+  problem.checkpoints = run.checkpoints.data();
+  problem.checkpoint_count = int64_t(run.checkpoints.size());
+  problem.slots = run.slots;
+  problem.end = results.end.records(0, T, S);
+  problem.at = at.data();
+  problem.residuals = run.trace ? results.residuals.mutable_data_ptr<float>() : nullptr;
+  problem.winner = results.winner.mutable_data_ptr<int64_t>();
+  problem.logits = results.logits.mutable_data_ptr<float>();
+  problem.control = run.control.mutable_data_ptr<int64_t>();
+  const int workers = int(torch::stable::get_num_threads());
+  cpu::FixedPointRun team(problem, workers);
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t, int64_t) {
+    const DefaultFloatingPoint same_for_all;
+    team.work(poll);
+  });
+  team.finish();
+  return results.all();
+}
+
+namespace {
+
+// packed: uint8 [bytes] of pack_weights; tokens: int64 [N, S], ids: int64 [N], control: int64 [3]; T = N * breadth, C
+// checkpoints -> logits float32 [N, S, V], winner int64 [N], preds int64 [T, S], q_halt, residual, score float32 [T],
+// steps, status int64 [T], the same six with [C, ...] at the checkpoints, residuals float32 [T, depth] or [0]
+FixedPointResult fixed_point(const Tensor& packed, const Tensor& tokens, const Tensor& ids, const Tensor& control,
+                             std::vector<int64_t> sizes, std::vector<double> constants, bool fixed_start, int64_t seed,
+                             int64_t breadth, int64_t depth, std::string halt, double tol, int64_t patience,
+                             std::string select, int64_t window, double noise_scale, std::vector<int64_t> checkpoints,
+                             int64_t slots, bool trace) {
+  const RunArguments run{
+      .packed = packed,
+      .tokens = tokens,
+      .ids = ids,
+      .control = control,
+      .shape = shape_of(sizes, constants, fixed_start),
+      .rules =
+          {.seed = seed,
+           .breadth = breadth,
+           .depth = depth,
+           .halt = choice<Halt>("halt", halt, {{"residual", Halt::residual}, {"q", Halt::q}, {"none", Halt::none}}),
+           .tol = float(tol),
+           .patience = patience,
+           .select = choice<Select>(
+               "select", select,
+               {{"residual", Select::residual}, {"vote", Select::vote}, {"q", Select::q}, {"first", Select::first}}),
+           .window = window,
+           .noise_scale = float(noise_scale)},
+      .checkpoints = checkpoints,
+      .slots = slots,
+      .trace = trace};
+#ifdef EQR_HAVE_CUDA
+  if (place_of(tokens).cuda) return fixed_point_on_cuda(run);
+#endif
+  return fixed_point_on_cpu(run);
+}
+
+// packed: uint8 [bytes] -> int64 []: bytes that a trajectory in flight takes
+Tensor trajectory_bytes(const Tensor& packed, int64_t window) {
+  check_range("window", window, 1, (int64_t{1} << 24) - 1);
+  cpu::FixedPoint problem;
+  problem.engine = cpu::engine_of(packed);
+  problem.window = problem.depth = window;  // a run as deep as the window at least
+  return number(packed, cpu::FixedPointRun::bytes_per_trajectory(problem));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(eqr_kernels, m) {
+  m.def(
+      "fixed_point(Tensor packed, Tensor tokens, Tensor ids, Tensor(a!) control, int[] sizes, "
+      "float[] constants, bool fixed_start, int seed, int breadth, int depth, str halt, float tol, int patience, "
+      "str select, int window, float noise_scale, int[] checkpoints, int slots, bool trace) -> (Tensor logits, "
+      "Tensor winner, Tensor preds, Tensor q_halt, Tensor residual, Tensor score, Tensor steps, Tensor status, "
+      "Tensor at_preds, Tensor at_q_halt, Tensor at_residual, Tensor at_score, Tensor at_steps, Tensor at_status, "
+      "Tensor residuals)");
+  m.def("trajectory_bytes(Tensor packed, int window) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(eqr_kernels, CPU, m) {
+  m.impl("fixed_point", TORCH_BOX(&fixed_point));
+  m.impl("trajectory_bytes", TORCH_BOX(&trajectory_bytes));
+}
+
+#ifdef EQR_HAVE_CUDA
+STABLE_TORCH_LIBRARY_IMPL(eqr_kernels, CUDA, m) { m.impl("fixed_point", TORCH_BOX(&fixed_point)); }
+#endif
+
+}  // namespace eqr

@@ -1,0 +1,121 @@
+// What the op fixed_point is on every device: the checks of its arguments, and its results.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include "common/operator.h"
+#include "common/run_rules.h"
+#include "torch/checks.h"
+
+namespace eqr {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// A run as fixed_point is asked for it.
+struct RunArguments {
+  const Tensor& packed;   // uint8 [bytes]
+  const Tensor& tokens;   // int64 [N, S]
+  const Tensor& ids;      // int64 [N]
+  const Tensor& control;  // int64 [3]
+  Shape shape;            // of the operator that was packed
+  RunRules rules;
+  std::vector<int64_t> checkpoints;
+  int64_t slots;
+  bool trace;
+
+  int64_t puzzles() const { return tokens.size(0); }
+  int64_t trajectories() const { return puzzles() * rules.breadth; }
+
+  // All but `packed` and `control`, which are for the device to check.
+  void check() const {
+    constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+    const int64_t S = shape.tokens;
+    const auto& [seed, breadth, depth, halt, tol, patience, select, window, noise_scale] = rules;
+    if (tokens.dim() != 2)
+      fail("tokens must be a contiguous int64 tensor [N, ", S, "], got shape ", eqr::shape(tokens));
+    const Place place = place_of(tokens);
+    check_tensor("tokens", tokens, ScalarType::Long, {puzzles(), S}, place);
+    check_tensor("ids", ids, ScalarType::Long, {puzzles()}, place);
+    check_range("seed", seed, 0, (int64_t{1} << 32) - 1);
+    check_range("breadth", breadth, 1, (int64_t{1} << 32) - 1);
+    check_range("depth", depth, 1, (int64_t{1} << 24) - 1);
+    check_range("patience", patience, 1, kMost);
+    check_range("window", window, 1, kMost);
+    check_range("slots", slots, 1, kMost);
+    if (puzzles() > (int64_t{1} << 40) / breadth)
+      fail("N * breadth must be at most 2**40, got ", puzzles(), " * ", breadth);
+    if (!(tol >= 0)) fail("tol must be at least 0, got ", tol);
+    check_noise_scale(noise_scale);
+    for (size_t i = 0; i < checkpoints.size(); ++i)
+      if (checkpoints[i] < 1 || checkpoints[i] > depth || (i && checkpoints[i] <= checkpoints[i - 1]))
+        fail("checkpoints must rise and be in 1..depth=", depth, ", got ", list(checkpoints));
+    if (is_race(rules) && halt == Halt::none)
+      fail("select='first' needs a halting rule, got halt='none'; use halt='residual' or halt='q'");
+  }
+};
+
+struct Recording {  // of T trajectories of S tokens, at C checkpoints (or once, without that dimension)
+  Tensor preds, q_halt, residual, score, steps, status;
+
+  Recording(const Tensor& like, std::vector<int64_t> sizes, int64_t S) {
+    const auto make = [&](ScalarType dtype) { return torch::stable::new_empty(like, sizes, dtype); };
+    q_halt = make(ScalarType::Float), residual = make(ScalarType::Float), score = make(ScalarType::Float);
+    steps = make(ScalarType::Long), status = make(ScalarType::Long);
+    sizes.push_back(S);
+    preds = make(ScalarType::Long);
+  }
+
+  // Those of checkpoint c of `trajectories` each.
+  Records records(int64_t c, int64_t trajectories, int64_t S) const {
+    const int64_t skip = c * trajectories;
+    return {.preds = preds.mutable_data_ptr<int64_t>() + skip * S,
+            .q_halt = q_halt.mutable_data_ptr<float>() + skip,
+            .residual = residual.mutable_data_ptr<float>() + skip,
+            .score = score.mutable_data_ptr<float>() + skip,
+            .steps = steps.mutable_data_ptr<int64_t>() + skip,
+            .status = status.mutable_data_ptr<int64_t>() + skip};
+  }
+};
+
+using FixedPointResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                                    Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// What fixed_point gives, where the tokens are. T = N * breadth, C checkpoints.
+struct RunResults {
+  Tensor logits;     // float32 [N, S, V]
+  Tensor winner;     // int64 [N]
+  Recording end;     // [T]
+  Recording at;      // [C, T]
+  Tensor residuals;  // float32 [T, depth], NaN so far, or [0]
+
+  explicit RunResults(const RunArguments& run)
+      : logits(torch::stable::new_empty(run.tokens, {run.puzzles(), run.shape.tokens, run.shape.vocabulary},
+                                        ScalarType::Float)),
+        winner(torch::stable::new_empty(run.tokens, {run.puzzles()}, ScalarType::Long)),
+        end(run.tokens, {run.trajectories()}, run.shape.tokens),
+        at(run.tokens, {int64_t(run.checkpoints.size()), run.trajectories()}, run.shape.tokens),
+        residuals(torch::stable::new_empty(
+            run.tokens, run.trace ? std::vector{run.trajectories(), run.rules.depth} : std::vector{int64_t{0}},
+            ScalarType::Float)) {
+    torch::stable::fill_(residuals, std::numeric_limits<double>::quiet_NaN());
+  }
+
+  FixedPointResult all() const {
+    return {logits,   winner,    end.preds,   end.q_halt, end.residual, end.score, end.steps, end.status,
+            at.preds, at.q_halt, at.residual, at.score,   at.steps,     at.status, residuals};
+  }
+};
+
+FixedPointResult fixed_point_on_cpu(const RunArguments&);
+FixedPointResult fixed_point_on_cuda(const RunArguments&);  // of a build with CUDA kernels
+
+}  // namespace eqr

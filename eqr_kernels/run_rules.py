@@ -1,0 +1,58 @@
+"""The rules of a fixed-point run, which `solve` checks and the backends and `ops.fixed_point` take.
+
+csrc/common/run_rules.h has the same of the compiled kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+HALTING_RULES = ("residual", "q", "none")
+SELECTION_RULES = ("residual", "vote", "q", "first")
+
+
+@dataclass(frozen=True)
+class RunRules:
+    """How every trajectory of a run starts, when it ends, and which one is a puzzle's answer; see `solve`.
+
+    Attributes:
+        seed: 0 to 2**32 - 1, of the random numbers.
+        breadth: trajectories of a puzzle, at least 1 and below 2**32.
+        depth: outer steps of a trajectory at most, at least 1 and below 2**24.
+        halt: one of HALTING_RULES: "residual" (residual <= tol for `patience` consecutive steps), "q" (q_halt > 0) or
+            "none" (the whole depth).
+        tol: at least 0. patience: at least 1.
+        select: one of SELECTION_RULES.
+        window: differences of the logits in a score, at least 1.
+        noise_scale: of the noise injection, at least 0; 0 draws none.
+        checkpoints: rising depths, each in 1..depth, at which all trajectories are also recorded.
+        slots: trajectories in flight at most, at least 1.
+        trace: whether every residual is recorded.
+    """
+
+    seed: int
+    breadth: int
+    depth: int
+    halt: str
+    tol: float
+    patience: int
+    select: str
+    window: int
+    noise_scale: float
+    checkpoints: Sequence[int]
+    slots: int
+    trace: bool
+
+    @property
+    def race(self) -> bool:
+        """Siblings that cannot be the first to halt may be cancelled."""
+        return self.select == "first"
+
+    def in_order(self) -> tuple[Any, ...]:
+        """The rules alone, in the order of the op's schema."""
+        return tuple(getattr(self, name) for name in _NAMES)
+
+
+_NAMES = tuple(field.name for field in fields(RunRules))
