@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,12 +10,10 @@ from torch import Tensor
 from eqr_kernels import ops
 from eqr_kernels.backends.base import FixedPointProblem, Recorder
 from eqr_kernels.config import swiglu_size
+from eqr_kernels.modules import EqROperator
 from eqr_kernels.precision import Precision
 from eqr_kernels.reference import BlockWeights, OperatorWeights, Rope
 from eqr_kernels.trajectory import Snapshot
-
-if TYPE_CHECKING:
-    from eqr_kernels.modules import EqROperator
 
 
 def wrong_dtype(model: EqROperator) -> str | None:
