@@ -7,6 +7,10 @@
 #   OFFLINE  set to 1 to install nothing from an index: all that is needed must be in PYTHON; a missing linter is named
 #            and skipped.
 #   BENCH    the benchmark files of `make bench` and `make bench-quick`.    PYTEST_ARGS   more arguments for pytest.
+#   WORKERS  processes that run tests, as many as there are cores up to eight; 1 runs them in the process of pytest.
+#
+# `make test` is lint and every test: under 15 minutes on two cores. `make test-quick`, for while you edit, leaves out the
+# tests that are marked slow (more than a second), tooling (of benchmarks/) or gpu, and lint: under 90 seconds. PYTEST_ARGS narrows either: make test-quick PYTEST_ARGS="tests/solve -k race"
 #
 # `make gpu-check` installs nothing: it builds the extension in place with GPU_PYTHON (.venv's where there is one, else
 # PYTHON), which must have torch with CUDA, and tests and measures on the GPU for at most nine minutes.
@@ -17,6 +21,7 @@ TORCH ?= torch==2.13.0
 OFFLINE ?=
 BENCH ?=
 PYTEST_ARGS ?=
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 DRY_RUN ?=
 RESULTS ?=
 PUZZLES ?=
@@ -45,13 +50,20 @@ export FIND_TORCH
 
 CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: solve test lint format docs bench bench-quick gpu-check sanitize dist build clean distclean named-anew
+.PHONY: solve test test-quick lint format docs bench bench-quick gpu-check sanitize dist build clean distclean named-anew
 
 solve: build
 	$(VENV)/bin/eqr solve --demo
 
+# A file's tests stay in one process: they share what they build.
+PARALLEL = $(if $(filter-out 1,$(WORKERS)),$(shell $(PY) -c 'import xdist' 2>/dev/null && \
+  echo -n $(WORKERS) --dist loadfile --no-loadscope-reorder --benchmark-disable))
+
 test: build lint
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest $(PARALLEL) $(PYTEST_ARGS)
+
+test-quick: build
+	$(PY) -m pytest -q $(PARALLEL) -m "not slow and not tooling and not gpu" $(PYTEST_ARGS)
 
 lint: build
 	@for tool in ruff mypy lint-imports clang-format; do \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,15 @@ import torch
 from eqr_kernels import EquilibriumReasoner, ops
 from tests.support.environment import BUILT, REPOSITORY, needs_extension
 from tests.support.models import make_contractive, tiny_config
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of benchmarks/, and puts the files with most slow tests first: at the end no process waits."""
+    for item in items:
+        if item.path.parent == REPOSITORY / "tests" / "benchmarks":
+            item.add_marker(pytest.mark.tooling)
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture

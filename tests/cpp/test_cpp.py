@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.environment import needs_compiler
-from tests.support.native import build, run
+from tests.support.native import build, kernel_archive, run
 
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    return build("cpp", "cpp-tests") / "eqr_cpp_tests"
+    return build("cpp", "cpp-tests", f"-DEQR_ARCHIVE={kernel_archive() or ''}") / "eqr_cpp_tests"
 
 
 @needs_compiler
@@ -24,6 +24,7 @@ def test_the_kernels_and_the_fixed_point_loop(program: Path) -> None:
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_name_that_no_test_has_is_an_error(program: Path) -> None:
     done = run(program, "no such test")
     assert done.returncode == 1 and "0 tests ran" in done.stdout

@@ -367,12 +367,12 @@ def test_float64_model_runs(puzzles):
 
 def test_a_races_checkpoints_are_the_shallower_races(contractive, puzzles, backend):
     options = dict(breadth=6, tol=TOL, select="first", backend=backend)
-    for slots in (1, 3, 64):
-        deep = contractive.solve(puzzles, depth=20, checkpoints=range(1, 21), slots=slots, **options)
-        for depth, at in deep.at.items():
-            shallow = contractive.solve(puzzles, depth=depth, slots=slots, **options)
-            assert torch.equal(at.restart, shallow.restart), (slots, depth)
-            assert torch.equal(at.preds, shallow.preds), (slots, depth)
+    deep = {s: contractive.solve(puzzles, depth=20, checkpoints=range(1, 21), slots=s, **options) for s in (1, 3, 64)}
+    for depth in range(1, 21):
+        shallow = contractive.solve(puzzles, depth=depth, **options)
+        for slots, result in deep.items():
+            assert torch.equal(result.at[depth].restart, shallow.restart), (slots, depth)
+            assert torch.equal(result.at[depth].preds, shallow.preds), (slots, depth)
 
 
 def test_cancelling_keeps_the_checkpoints_that_were_reached(contractive, puzzles):

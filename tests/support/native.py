@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
-from tests.support.environment import REPOSITORY
+from eqr_kernels import ops
+from tests.support.environment import BUILT, REPOSITORY
 
 # Beside this Python first, where pip puts them.
 _PLACES = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
@@ -23,20 +26,39 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
 
 def tool(name: str) -> str:
     """The path of a tool; skips the test that asks where it is missing."""
-    found = shutil.which(name, path=_PLACES)
-    if found is None:
+    path = shutil.which(name, path=_PLACES)
+    if path is None:
         pytest.skip(f"needs {name}: run  pip install {name}")
-    return found
+    return path
 
 
 def build(source: str, folder: str, *options: str, target: str = "all") -> Path:
     """Configures tests/`source` and builds what has changed since the last time; returns the folder under build/."""
-    place, cmake = REPOSITORY / "build" / folder, tool("cmake")
+    place = REPOSITORY / "build" / folder
     generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"]
-    for command in (
-        [cmake, "-S", REPOSITORY / "tests" / source, "-B", place, *generator, *options],
-        [cmake, "--build", place, "--target", target],
-    ):
-        done = run(*command)
-        assert done.returncode == 0, f"{command} failed:\n{done.stdout[-8000:]}"
+    _build(place, target, "-S", REPOSITORY / "tests" / source, *generator, *options)
     return place
+
+
+def kernel_archive() -> Path | None:
+    """The CPU kernels as the package's own build has them, brought up to date; None where tests must compile their own.
+
+    That is where there is no such build, and on machines that cannot run all of it.
+    """
+    place = REPOSITORY / "build" / f"cmake-{sys.implementation.cache_tag}"
+    if not BUILT or "avx512_bf16" not in ops.cpu_isas() or not (place / "build.ninja").is_file():
+        return None
+    _build(place, "eqr_cpu_archive")
+    return place / "libeqr_cpu_archive.a"
+
+
+def _build(place: Path, target: str, *configure: str | Path) -> None:
+    """Configures where there is something to configure, and builds; one process at a time, for tests run in several."""
+    commands = [[tool("cmake"), "--build", place, "--target", target]]
+    if configure:
+        commands.insert(0, [tool("cmake"), "-B", place, *configure])
+    place.parent.mkdir(exist_ok=True)
+    with FileLock(f"{place}.lock", timeout=900):
+        for command in commands:
+            done = run(*command)
+            assert done.returncode == 0, f"{command} failed:\n{done.stdout[-8000:]}"
