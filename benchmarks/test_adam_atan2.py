@@ -32,9 +32,9 @@ def weights_of(optimizer: AdamATan2) -> torch.Tensor:
 
 
 @pytest.mark.skipif(not ops.extension_status()[0], reason=ops.extension_status()[1])
-@pytest.mark.parametrize("preset", ["sudoku", "sudoku-medium"])
+@pytest.mark.parametrize("preset", ["sudoku-paper", "sudoku-trm"])
 def test_adam_atan2(benchmark, tables: list[Table], quick: bool, preset: str) -> None:
-    if quick and preset != "sudoku-medium":
+    if quick and preset != "sudoku-trm":
         pytest.skip("left out by --quick")
     fused, plain = (optimizer_of(kind, preset) for kind in (FusedAdamATan2, AdamATan2))
     error = relative_error(weights_of(fused), weights_of(plain))

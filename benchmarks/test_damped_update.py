@@ -15,7 +15,7 @@ from torch import Tensor
 from eqr_kernels import noise, ops, reference
 
 LAMBDA, STREAM = 0.95, 2
-SHAPES = {"sudoku": (8, 81, 512), "sudoku-small": (32, 81, 128), "sudoku-alone": (1, 81, 512)}
+SHAPES = {"sudoku-paper": (8, 81, 512), "sudoku-small": (32, 81, 128), "sudoku-paper-alone": (1, 81, 512)}
 
 
 def eager(
@@ -54,7 +54,7 @@ def check(z: Tensor, u: Tensor, rng: Tensor, noise_scale: float, z_prev: Tensor 
 def test_damped_update(
     benchmark, tables: list[Table], quick: bool, size: str, dtype: torch.dtype, noise_scale: float, residual: bool
 ) -> None:
-    if quick and (size != "sudoku" or not noise_scale):
+    if quick and (size != "sudoku-paper" or not noise_scale):
         pytest.skip("left out by --quick")
     torch.manual_seed(0)
     n = SHAPES[size][0]

@@ -12,7 +12,7 @@ from eqr_kernels import ops
 
 
 @pytest.mark.skipif(not ops.extension_status()[0], reason=ops.extension_status()[1])
-@pytest.mark.parametrize("preset", ["sudoku", "sudoku-small"])
+@pytest.mark.parametrize("preset", ["sudoku-paper", "sudoku-small"])
 @torch.no_grad()
 def test_fingerprint(benchmark, tables: list[Table], quick: bool, preset: str) -> None:
     weights = [p.detach().contiguous() for p in Workload(preset, 1).model.parameters()]

@@ -17,12 +17,12 @@ from peers import BASELINE, PEERS
 from rich.table import Table
 
 ROUNDS = {False: 7, True: 5}  # by --quick
-QUICK = {("sudoku", 1): [BASELINE, "eager-precast"], ("sudoku-small", 8): [BASELINE]}  # peers
+QUICK = {("sudoku-paper", 1): [BASELINE, "eager-precast"], ("sudoku-small", 8): [BASELINE]}  # peers
 DEPTH = 4  # of the solve that pytest-benchmark times by itself
 
 
 @pytest.mark.parametrize("batch", [1, 8])
-@pytest.mark.parametrize("preset", ["sudoku", "maze", "sudoku-small"])
+@pytest.mark.parametrize("preset", ["sudoku-paper", "maze", "sudoku-small"])
 def test_outer_step(benchmark, tables: list[Table], quick: bool, preset: str, batch: int) -> None:
     if quick and (preset, batch) not in QUICK:
         pytest.skip("left out by --quick")

@@ -27,7 +27,7 @@ def cast(weights: tuple[torch.Tensor, ...], precision: str) -> list[torch.Tensor
 
 @pytest.mark.skipif(not ops.extension_status()[0], reason=ops.extension_status()[1])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
-@pytest.mark.parametrize("preset", ["sudoku", "sudoku-small"])
+@pytest.mark.parametrize("preset", ["sudoku-paper", "sudoku-small"])
 @torch.no_grad()
 def test_pack_weights(benchmark, tables: list[Table], quick: bool, preset: str, precision: str) -> None:
     if quick and preset != "sudoku-small":

@@ -10,7 +10,7 @@ from rich.table import Table
 from eqr_kernels import noise, ops
 
 STREAM = 2
-SHAPES = {"sudoku": (8, 81, 512), "sudoku-small": (32, 81, 128)}
+SHAPES = {"sudoku-paper": (8, 81, 512), "sudoku-small": (32, 81, 128)}
 
 
 @pytest.mark.skipif(not ops.extension_status()[0], reason=ops.extension_status()[1])

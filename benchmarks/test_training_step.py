@@ -23,12 +23,12 @@ from eqr_kernels.training.rate import training_operations
 OURS = "fused"
 KERNELS = (OURS, "recursions")
 """Contenders that use kernels of this package."""
-CASES = [("sudoku-small", 96), ("sudoku-medium", 16), ("sudoku-medium", 32), ("sudoku-medium", 64), ("sudoku", 16)]
+CASES = [("sudoku-small", 96), ("sudoku-trm", 16), ("sudoku-trm", 32), ("sudoku-trm", 64), ("sudoku-paper", 16)]
 """Preset and rows."""
 OP_CASES = [("sudoku-small", 16), ("sudoku-small", 96), *CASES[1:4]]
-QUICK = [("sudoku-small", 96), ("sudoku-small", 16), ("sudoku-medium", 32)]
+QUICK = [("sudoku-small", 96), ("sudoku-small", 16), ("sudoku-trm", 32)]
 ROUNDS = {False: 7, True: 5}  # by --quick
-GOALS = {("sudoku-small", 96): 0.5, ("sudoku-medium", 32): 0.8, ("sudoku", 16): 0.5}
+GOALS = {("sudoku-small", 96): 0.5, ("sudoku-trm", 32): 0.8, ("sudoku-paper", 16): 0.5}
 """Share of the registers' peak."""
 
 
@@ -81,7 +81,7 @@ def ids(cases: list[tuple[str, int]], plain: dict[str, str]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("preset", "batch"), CASES, ids=ids(CASES, {"sudoku-small": "sudoku-small", "sudoku": "sudoku"})
+    ("preset", "batch"), CASES, ids=ids(CASES, {"sudoku-small": "sudoku-small", "sudoku-paper": "sudoku-paper"})
 )
 def test_training_step(benchmark, tables: list[Table], quick: bool, preset: str, batch: int) -> None:
     if quick and (preset, batch) not in QUICK:

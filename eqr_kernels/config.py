@@ -192,7 +192,7 @@ class EqRConfig:
         return self.updates_per_step * self.L_layers
 
     @classmethod
-    def sudoku(cls, **changes: Any) -> EqRConfig:
+    def sudoku_paper(cls, **changes: Any) -> EqRConfig:
         """The published Sudoku-Extreme model: 81 tokens, d 512, token mixing by SwiGLU, 42 layers a step."""
         return cls.from_dict({**changes})
 
@@ -213,18 +213,14 @@ class EqRConfig:
         return cls.from_dict({**maze, **changes})
 
     @classmethod
+    def sudoku(cls, **changes: Any) -> EqRConfig:
+        """The size of the shipped model `sudoku`: half a million parameters, two blocks of d 128, 16 layers a step."""
+        return cls.from_dict({**dict(hidden_size=128, H_cycles=2, L_cycles=3, L_layers=2), **changes})
+
+    @classmethod
     def sudoku_small(cls, **changes: Any) -> EqRConfig:
         """A quarter of a million parameters for 9x9 Sudoku; trains on a laptop's CPU in hours."""
         return cls.from_dict({**dict(hidden_size=128, H_cycles=2, L_cycles=3, L_layers=1), **changes})
-
-    @classmethod
-    def sudoku_medium(cls, **changes: Any) -> EqRConfig:
-        """Half a million parameters for 9x9 Sudoku, as a TRM: a fixed start, neither damping nor noise.
-
-        All of its one latent recursion carries a gradient. `eqr train --init` makes an EqR of what it has learned.
-        """
-        medium = dict(hidden_size=128, H_cycles=1, L_cycles=3, L_layers=2)
-        return cls.from_dict({**medium, **TRM_FIELDS, **changes})
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> EqRConfig:

@@ -1,6 +1,6 @@
 """One contender in a process of its own: checks its output against the reference, then times its outer steps.
 
-python -m benchmarks.peers.run eager-cast --preset sudoku --batch 8 --dtype fp32 --threads 2 --json
+python -m benchmarks.peers.run eager-cast --preset sudoku-paper --batch 8 --dtype fp32 --threads 2 --json
 
 With --serve it answers requests, one JSON line each, so that several processes can take turns (see process.py).
 """
@@ -33,7 +33,7 @@ def arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", choices=[*OURS, *PEERS, *GPU_PEERS, "meter"])
-    parser.add_argument("--preset", choices=PRESETS, default="sudoku")
+    parser.add_argument("--preset", choices=PRESETS, default="sudoku-paper")
     parser.add_argument("--pretrained", action="store_true", help="the weights of the shipped model of that name")
     parser.add_argument("--batch", type=int, default=1)
     default = "bf16" if has_bf16() else "fp32"

@@ -1,6 +1,6 @@
 """Training steps in a process of their own: one contender, which checks its gradients before it times anything.
 
-python -m benchmarks.peers.trainer fused --preset sudoku --batch 16 --threads 2 --json
+python -m benchmarks.peers.trainer fused --preset sudoku-paper --batch 16 --threads 2 --json
 
 With --serve it answers requests, one JSON line each, so that several processes can take turns (see process.py).
 """

@@ -12,13 +12,19 @@ import torch
 from torch import Tensor
 
 from eqr_kernels import EqRConfig, EquilibriumReasoner, reference
-from eqr_kernels.config import swiglu_size
+from eqr_kernels.config import TRM_FIELDS, swiglu_size
+
+
+def _trm() -> EqRConfig:
+    """The size of the shipped model as a TRM of one latent recursion: every operation of it carries a gradient."""
+    return EqRConfig.sudoku(H_cycles=1, **TRM_FIELDS)
+
 
 PRESETS = {
-    "sudoku": EqRConfig.sudoku,
+    "sudoku-paper": EqRConfig.sudoku_paper,
     "maze": EqRConfig.maze,
     "sudoku-small": EqRConfig.sudoku_small,
-    "sudoku-medium": EqRConfig.sudoku_medium,
+    "sudoku-trm": _trm,
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ERROR_LIMIT = {"fp32": 2e-5, "int8": 0.05}

@@ -1,6 +1,6 @@
 """One solve of one backend for a profiler to look at: one kernel launch for the fused backends.
 
-python benchmarks/profile/launch.py --backend triton --preset sudoku --trajectories 528 --depth 4
+python benchmarks/profile/launch.py --backend triton --preset sudoku-paper --trajectories 528 --depth 4
 
 The weights and tokens are random, halting is off, and a solve of the same sizes goes before, so that compiling, tuning
 and first touches stay out: only the last solve lies between cudaProfilerStart and cudaProfilerStop. With --backend cpu
@@ -25,7 +25,7 @@ REGIME_VARIABLE = "EQR_CUDA_REGIME"
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Run one launch of one backend under a profiler.")
     parser.add_argument("--backend", choices=("cuda", "triton", "cpu", "reference"), default="cuda")
-    parser.add_argument("--preset", choices=("sudoku", "sudoku-small", "maze"), default="sudoku")
+    parser.add_argument("--preset", choices=("sudoku-paper", "sudoku-small", "maze"), default="sudoku-paper")
     parser.add_argument("--trajectories", type=int, default=528)
     parser.add_argument("--depth", type=int, default=4, help="outer steps of each trajectory")
     parser.add_argument("--precision", choices=("fp32", "bf16", "int8"), default="bf16")

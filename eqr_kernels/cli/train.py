@@ -36,7 +36,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run: its state, and the averaged weights with their card.")],
     preset: Annotated[
         str | None,
-        typer.Option(help="sudoku, sudoku-medium (a TRM), sudoku-small or maze.", show_default=DEFAULT_PRESET),
+        typer.Option(help="sudoku-paper (as published), sudoku, sudoku-small or maze.", show_default=DEFAULT_PRESET),
     ] = None,
     changes: Annotated[
         list[str] | None,
@@ -166,7 +166,7 @@ def train(
     OUT gets the state of the run, and model.safetensors with model.json: the averaged weights, as `--model OUT` of the
     other commands takes them. torchrun starts one process a device, each with rows and puzzles of its own.
 
-    The preset sudoku-medium trains a TRM (a fixed start, neither noise nor damping), of which --init makes an EqR.
+    --set fixed_init=true lambda_=1 noise_scale=0 (one --set each) trains a TRM, of which --init makes an EqR.
 
     The rate stays constant until a decay is asked for, and steps drive all that changes along a run: it may be stopped
     and continued at any time. --resume may give --cycles and --curriculum anew where they agree on the steps that are

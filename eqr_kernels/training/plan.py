@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from eqr_kernels.config import EqRConfig
 from eqr_kernels.tasks.registry import SUDOKU, Task, task_of
 from eqr_kernels.training.initial_weights import InitialWeights, initial_weights
 from eqr_kernels.training.processes import Process
-from eqr_kernels.training.recipes import DEFAULT_PRESET, PRESETS
+from eqr_kernels.training.recipes import DEFAULT_PRESET, OLD_PRESETS, PRESETS, RENAMED
 from eqr_kernels.training.record import RunRecord
 from eqr_kernels.training.resume import copy_to_anneal
 from eqr_kernels.training.settings import TrainSettings, choose_settings, complete_schedule
@@ -49,6 +50,12 @@ class RunRequest:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"--{name} must be positive, got {value:g}")
+        if self.preset in RENAMED:
+            warnings.warn(f"--preset {self.preset} {RENAMED[self.preset]}", stacklevel=2)
+        if self.preset in OLD_PRESETS:
+            preset, fields = OLD_PRESETS[self.preset]
+            object.__setattr__(self, "preset", preset)
+            object.__setattr__(self, "config_fields", {**fields, **self.config_fields})
         if self.preset is not None and self.preset not in PRESETS:
             raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
         if self.init is not None and self.resume:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from eqr_kernels.config import TRM_FIELDS
+
 _PUBLISHED: dict[str, Any] = dict(batch_size=768, lr=1e-4, lr_warmup_steps=2000, total_steps=50_000, curriculum="")
 _SMALL: dict[str, Any] = dict(
     batch_size=96,
@@ -19,8 +21,8 @@ FINE_TUNING: dict[str, Any] = dict(
 )
 # On a CPU attention has no fused kernel in bfloat16, and PyTorch's is slow without instructions for it.
 RECIPES = {
-    "sudoku": {**_PUBLISHED, "forward_dtype": "bfloat16"},
-    "sudoku-medium": _SMALL,
+    "sudoku-paper": {**_PUBLISHED, "forward_dtype": "bfloat16"},
+    "sudoku": _SMALL,
     "sudoku-small": _SMALL,
     "maze": _PUBLISHED,
 }
@@ -28,6 +30,13 @@ RECIPES = {
 
 PRESETS = {name: name.replace("-", "_") for name in RECIPES}
 """The method of `EqRConfig` that makes each preset."""
+RENAMED = {
+    "sudoku": "is the size of the shipped model `sudoku`; the published size, which had this name, is sudoku-paper",
+    "sudoku-medium": "is now --preset sudoku with --set H_cycles=1 and the fields of a TRM",
+}
+"""What to say of presets whose name meant another size in version 0.1."""
+OLD_PRESETS: dict[str, tuple[str, dict[str, Any]]] = {"sudoku-medium": ("sudoku", {"H_cycles": 1, **TRM_FIELDS})}
+"""Names of version 0.1 that are presets no more: the preset and the fields that differ."""
 DEFAULT_PRESET = "sudoku-small"
 COMMON: dict[str, Any] = dict(
     lr_min_ratio=1.0,

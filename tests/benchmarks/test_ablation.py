@@ -72,7 +72,7 @@ def test_cost_by_hand(name, times):
 
 def test_cost_of_the_published_size():
     # 42 applications, 14 with gradient, of 446 MFLOP: the 31 GFLOP that a sample's training step is said to take.
-    published = small(config=EqRConfig.sudoku())
+    published = small(config=EqRConfig.sudoku_paper())
     assert rows.step_operations(rows.ROWS["eqr"], published) == 70 * 2 * 3 * 81 * 512 * (256 + 1536)
     assert rows.step_operations(rows.ROWS["eqr"], published) == pytest.approx(31.2e9, rel=2e-3)
     assert rows.shape(rows.ROWS["tied-online"], published) == rows.Shape(2, 42, 0)
@@ -122,7 +122,7 @@ def test_distinct_blocks_are_distinct_and_tied_ones_tied():
     assert count(tied) == BLOCK + OTHERS and tied.iterations == 42
     assert count(training.build(rows.parse_row("tied-online"), small())) == BLOCK + OTHERS
     assert count(training.build(rows.parse_row("eqr"), small())) == BLOCK + OTHERS
-    two = small(config=EqRConfig.sudoku(hidden_size=16))
+    two = small(config=EqRConfig.sudoku_paper(hidden_size=16))
     assert training.build(rows.parse_row("tied"), two).iterations == 21  # as in the paper: 2 blocks, 21 iterations
     with pytest.raises(ValueError, match="multiple of L_layers=2"):
         training.build(rows.parse_row("tied:layers=7"), rows.parse_row("tied:layers=7").settings(two))

@@ -37,7 +37,7 @@ PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419.
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    return make_copier(tmp_path_factory.mktemp("model"), EqRConfig.sudoku(**TINY, noise_scale=0.0), tol=0.02)
+    return make_copier(tmp_path_factory.mktemp("model"), EqRConfig.sudoku_paper(**TINY, noise_scale=0.0), tol=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +224,7 @@ def test_solve_names_bad_options(model, arguments, message, monkeypatch, tmp_pat
 
 
 def test_an_uncalibrated_model_says_what_to_do(tmp_path):
-    model = make_copier(tmp_path, EqRConfig.sudoku(**TINY, noise_scale=0.0))
+    model = make_copier(tmp_path, EqRConfig.sudoku_paper(**TINY, noise_scale=0.0))
     assert "eqr calibrate" in eqr("solve", "--model", model, input=PUZZLE, code=2).stderr
 
 
@@ -430,7 +430,7 @@ def test_eval_draws_a_table_for_each_rule(model, data):
 
 
 def test_eval_without_a_tolerance_has_no_modes_and_says_why(data, tmp_path):
-    model = make_copier(tmp_path, EqRConfig.sudoku(**TINY, noise_scale=0.0))
+    model = make_copier(tmp_path, EqRConfig.sudoku_paper(**TINY, noise_scale=0.0))
     arguments = ["eval", data, "--model", model, "--depths", "1,2", "--breadths", 2]
     report = told(*arguments)
     assert report["diagnosis"] is None and report["under_tolerance"] is None and report["card"]["tol"] is None
@@ -477,7 +477,7 @@ def test_eval_names_bad_options(model, data, arguments, message):
 
 
 def test_calibrate_finds_a_tolerance_and_stores_it(tmp_path, data):
-    config = EqRConfig.sudoku(**TINY, noise_scale=0.0)
+    config = EqRConfig.sudoku_paper(**TINY, noise_scale=0.0)
     model = make_copier(tmp_path / "model", config, notes="kept", extra={"mine": 1})
     weights = (model / "model.safetensors").read_bytes()
     arguments = ["calibrate", data, "--model", model, "--depth", 12, "--reveal", 81]
@@ -498,7 +498,7 @@ def test_calibrate_finds_a_tolerance_and_stores_it(tmp_path, data):
 
 
 def test_calibrate_stores_the_noise_that_the_tolerance_is_for(tmp_path, data):
-    model = make_copier(tmp_path / "model", EqRConfig.sudoku(**TINY, noise_scale=0.0))
+    model = make_copier(tmp_path / "model", EqRConfig.sudoku_paper(**TINY, noise_scale=0.0))
     arguments = ["calibrate", data, "--model", model / "model.safetensors", "--depth", 10, "--reveal", 81]
     report = told(*arguments, "--noise-scale", 0.01, "--write")
     assert all(c["tol"] >= 2**0.5 * 0.01 for c in report["candidates"])
@@ -653,7 +653,7 @@ def test_train_state_equals_uninterrupted_bit_for_bit_in_the_library(data, tmp_p
     settings = TrainSettings(
         batch_size=4, lr_warmup_steps=2, compile=False, seed=3, curriculum="0:40-60", lr=1e-3, total_steps=None
     )
-    puzzles, config = sudoku.load_csv(data), EqRConfig.sudoku(**TINY)
+    puzzles, config = sudoku.load_csv(data), EqRConfig.sudoku_paper(**TINY)
 
     def run(folder: str) -> TrainingRun:
         plan = RunPlan(tmp_path / folder, SUDOKU, config, settings)
@@ -856,7 +856,7 @@ def test_train_resume_is_strict_about_settings(data, tmp_path):
     [
         (["--minutes", 0], "--minutes must be positive"),
         ([], "give --steps or --minutes"),
-        (["--steps", 1, "--preset", "chess"], "--preset must be one of sudoku, sudoku-medium, sudoku-small, maze"),
+        (["--steps", 1, "--preset", "chess"], "--preset must be one of sudoku-paper, sudoku, sudoku-small, maze"),
         (["--steps", 1, "--set", "hiden_size=4"], "did you mean 'hidden_size'"),
         (["--steps", 1, "--set", "hidden_size"], "--set must be FIELD=VALUE"),
         (["--steps", 1, "--curriculum", "34-50"], "is not STEP:LOW-HIGH"),

@@ -172,7 +172,7 @@ def test_budgets_buy_all_where_they_are_large(data, tmp_path, budget):
 
 def test_a_model_that_never_converges(data, tmp_path):
     torch.manual_seed(0)
-    model = EquilibriumReasoner(EqRConfig.sudoku(**TINY)).eval()  # random weights do not contract
+    model = EquilibriumReasoner(EqRConfig.sudoku_paper(**TINY)).eval()  # random weights do not contract
     model.card = ModelCard(model.config, tol=0.02)
     model.save_pretrained(tmp_path / "m")
     result, told = curve(tmp_path / "c", data, "--model", tmp_path / "m")
@@ -183,7 +183,7 @@ def test_a_model_that_never_converges(data, tmp_path):
 
 
 def test_a_model_without_a_tolerance_or_noise(data, tmp_path):
-    make_copier(tmp_path / "m", EqRConfig.sudoku(**TINY, noise_scale=0.0))
+    make_copier(tmp_path / "m", EqRConfig.sudoku_paper(**TINY, noise_scale=0.0))
     result, told = curve(tmp_path / "c", data, "--model", tmp_path / "m", "--reveal", 81)
     assert told["settings"]["card_tol"] is None and told["savings"] is None and told["convergence"] is None
     assert told["settings"]["tols"] and "has no tolerance" in result.stdout
@@ -201,7 +201,7 @@ def test_the_recommended_call_has_what_was_asked_for(data, tmp_path):
 
 
 def test_a_model_whose_states_all_diverge(data, tmp_path):
-    model = make_contractive(EqRConfig.sudoku(**TINY))
+    model = make_contractive(EqRConfig.sudoku_paper(**TINY))
     with torch.no_grad():
         model.embed_tokens.embedding_weight.mul_(1e37)  # finite, and its squares are not
     model.card = ModelCard(model.config, tol=0.02)

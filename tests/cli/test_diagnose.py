@@ -508,11 +508,11 @@ def test_diagnose_in_tables(data):
 
 
 def test_diagnose_without_a_calibrated_tolerance(data, tmp_path):
-    noisy = make_copier(tmp_path / "noisy", EqRConfig.sudoku(**TINY, noise_scale=0.02))
+    noisy = make_copier(tmp_path / "noisy", EqRConfig.sudoku_paper(**TINY, noise_scale=0.02))
     report = told("diagnose", data, "--model", noisy, "--depth", 16, "--breadth", 2, "--reveal", 81)
     assert report["settings"]["tol"] == pytest.approx(2 * math.sqrt(2) * 0.02)
     assert report["settings"]["tol_from"] == "twice the noise's floor, not calibrated"
-    quiet = make_copier(tmp_path / "quiet", EqRConfig.sudoku(**TINY, noise_scale=0.0))
+    quiet = make_copier(tmp_path / "quiet", EqRConfig.sudoku_paper(**TINY, noise_scale=0.0))
     assert "give --tol, or find one with `eqr calibrate`" in eqr("diagnose", data, "--model", quiet, code=2).stderr
     report = told("diagnose", data, "--model", quiet, "--tol", 0.02, "--depth", 16, "--breadth", 2, "--reveal", 81)
     assert report["settings"]["tol_from"] == "--tol" and report["convergence"]["settled"] == 10

@@ -334,7 +334,7 @@ def test_counts_never_go_back(standing_in):
 
 
 def test_the_operator_is_told_without_its_weights():
-    told = operator_of(EquilibriumReasoner(EqRConfig.sudoku()))
+    told = operator_of(EquilibriumReasoner(EqRConfig.sudoku_paper()))
     assert told == SUDOKU
     maze = operator_of(EquilibriumReasoner(EqRConfig.maze(seq_len=4)))
     assert maze.sizes[5] == 8 and maze.sizes[3] == 0 and maze.sizes[9] == 1

@@ -111,7 +111,7 @@ def test_bad_configs(fields, error, message):
 
 
 def test_presets_have_the_published_sizes():
-    sudoku = EqRConfig.sudoku()
+    sudoku = EqRConfig.sudoku_paper()
     assert sudoku.layers_per_step == 42 and sudoku.updates_per_step == 21
     assert sum(p.numel() for p in EquilibriumReasoner(sudoku).parameters()) == 4_855_298
     assert EqRConfig.maze().head_dim == 16

@@ -70,8 +70,8 @@ def test_fp64_outer_step_matches_oracle(cfg):
 
 @pytest.mark.parametrize(
     "cfg",
-    [EqRConfig.sudoku(), EqRConfig.sudoku_small(), EqRConfig.maze(H_cycles=1, L_cycles=1)],
-    ids=["sudoku", "sudoku-small", "maze, one cycle"],
+    [EqRConfig.sudoku_paper(), EqRConfig.sudoku_small(), EqRConfig.maze(H_cycles=1, L_cycles=1)],
+    ids=["sudoku-paper", "sudoku-small", "maze, one cycle"],
 )
 def test_fp32_presets_match_oracle(cfg):
     model, w = build(cfg)

@@ -18,7 +18,7 @@ from eqr_kernels.cli import app
 from eqr_kernels.tasks import sudoku
 
 ANSWER = "534678912672195348198342567859761423426853791713924856961537284287419635345286179"
-EQR = EqRConfig.sudoku(
+EQR = EqRConfig.sudoku_paper(
     hidden_size=16, num_heads=2, H_cycles=1, L_cycles=1, L_layers=1, lambda_=0.9, noise_scale=0.02, halt_max_steps=4
 )
 TRM = EqRConfig.from_dict({**EQR.to_dict(), "fixed_init": True, "lambda_": 1.0, "noise_scale": 0.0})
@@ -249,7 +249,7 @@ def test_bare_trm_takes_its_config_from_preset_and_set(data, tmp_path):
 
 def hrm() -> dict[str, torch.Tensor]:
     """The names and kinds of tensors of HierarchicalReasoningModel_ACTV1, small."""
-    state_dict = weights(EqRConfig.sudoku(hidden_size=16, num_heads=2, L_layers=4, mlp_t=False, fixed_init=True))
+    state_dict = weights(EqRConfig.sudoku_paper(hidden_size=16, num_heads=2, L_layers=4, mlp_t=False, fixed_init=True))
     levels = {name.replace("L_level", "H_level"): value for name, value in state_dict.items() if "L_level" in name}
     return {"puzzle_emb.weights": torch.zeros(1, 16), **state_dict, **levels}
 

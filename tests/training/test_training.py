@@ -265,7 +265,7 @@ def test_the_averages_keep_their_distance_from_the_weights_and_a_second_boundary
 
 
 def test_the_state_of_the_sudoku_preset_is_small(tmp_path):
-    model = EquilibriumReasoner(EqRConfig.sudoku())
+    model = EquilibriumReasoner(EqRConfig.sudoku_paper())
     sudoku_like = PuzzleSet(*(np.full((1, 81), value, np.uint8) for value in (1, 2)), np.array(["toy"]), np.zeros(1))
     trainer = Trainer(model, PuzzleStream(sudoku_like, keep), TrainSettings(batch_size=1, compile=False))
     for p in model.parameters():

@@ -16,7 +16,7 @@ def test_operations_of_the_presets():
     # Gate, up and down are 3 products of 81 x 256 for each of d features, then of d x k for each of 81 tokens.
     # 3 recursions of 7 updates of 2 blocks: 28 without a gradient, 14 with, each of which counts three times: 70.
     sudoku = 2 * 3 * (512 * 81 * 256 + 81 * 512 * 1536)
-    assert training_operations(EqRConfig.sudoku()) == 70 * sudoku == 31_213_486_080
+    assert training_operations(EqRConfig.sudoku_paper()) == 70 * sudoku == 31_213_486_080
     # 2 recursions of 4 updates of one block: 4 without, 4 with.
     small = 2 * 3 * (128 * 81 * 256 + 81 * 128 * 512)
     assert training_operations(EqRConfig.sudoku_small()) == 16 * small == 764_411_904

@@ -350,7 +350,7 @@ def test_evaluation_adds_a_curve_and_changes_nothing_else(data, tmp_path):
 
 def test_measurements_are_those_of_the_operator_by_hand():
     """The token loss at the greatest depth and exact answers at each, by source, of a model that copies its input."""
-    config = EqRConfig.sudoku(**TINY, noise_scale=0.0)
+    config = EqRConfig.sudoku_paper(**TINY, noise_scale=0.0)
     model = copier(config)
     puzzles = sudoku_generator.generate(4, "easy", seed=3)
     inputs = puzzles.inputs.copy()
@@ -381,7 +381,7 @@ def test_the_subset_has_as_many_of_each_source_as_there_are():
 
 @pytest.mark.parametrize(("solved", "held_out"), [(True, False), (True, True), (False, False)])
 def test_a_trained_model_gets_its_tolerance_where_it_means_something(tmp_path, solved, held_out):
-    config = EqRConfig.sudoku(**TINY, noise_scale=0.0)
+    config = EqRConfig.sudoku_paper(**TINY, noise_scale=0.0)
     model = copier(config)
     model.card = ModelCard(config)
     model.save_pretrained(tmp_path / "start")

@@ -11,6 +11,7 @@ import pytest
 
 from eqr_kernels import EqRConfig
 from eqr_kernels.checkpoint import load_checkpoint
+from eqr_kernels.training.plan import RunRequest
 from eqr_kernels.training.record import RunRecord
 from eqr_kernels.training.resume import check_resumed
 from eqr_kernels.training.settings import TrainSettings, choose_settings
@@ -136,3 +137,16 @@ def test_a_state_of_an_older_version_is_resumed_to_the_same_result(tmp_path):
     assert all(one[name].equal(two[name]) for name in one)
     spent = read_manifest(parts)["settings"]
     assert spent["seconds"] > 1.5 and spent["cpu_seconds"] > 2.5
+
+
+@pytest.mark.parametrize(
+    ("old", "preset", "fields", "note"),
+    [
+        ("sudoku-medium", "sudoku", {"H_cycles": 1, "fixed_init": True, "lambda_": 1.0, "noise_scale": 0.0}, "is now"),
+        ("sudoku", "sudoku", {}, "the published size, which had this name, is sudoku-paper"),
+    ],
+)
+def test_presets_of_version_0_1_are_noted(old, preset, fields, note, tmp_path):
+    with pytest.warns(UserWarning, match=note):
+        request = RunRequest(tmp_path, preset=old)
+    assert request.preset == preset and request.config_fields == fields

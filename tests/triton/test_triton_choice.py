@@ -114,13 +114,13 @@ def test_triton_is_not_imported_before_it_is_used():
 @pytest.mark.parametrize(
     "config",
     [
-        EqRConfig.sudoku(),
+        EqRConfig.sudoku_paper(),
         EqRConfig.maze(),
         EqRConfig(seq_len=1, hidden_size=1),
         EqRConfig(seq_len=300, hidden_size=65),
         EqRConfig(seq_len=35, hidden_size=21, num_heads=7, mlp_t=False),
     ],
-    ids=["sudoku", "maze", "smallest", "odd", "odd attention"],
+    ids=["sudoku-paper", "maze", "smallest", "odd", "odd attention"],
 )
 def test_tiles_divide_what_they_cut(config, dtype):
     plans = [*candidates(config, dtype), Plan.of(config, INTERPRETED)]
@@ -136,7 +136,7 @@ def test_tiles_divide_what_they_cut(config, dtype):
 
 
 def test_presets_need_no_padding():
-    for config in (EqRConfig.sudoku(), EqRConfig.sudoku_small(), EqRConfig.maze()):
+    for config in (EqRConfig.sudoku_paper(), EqRConfig.sudoku_small(), EqRConfig.maze()):
         assert {plan.width for plan in candidates(config, torch.bfloat16)} == {config.hidden_size}
 
 

@@ -106,7 +106,7 @@ def test_fp32_matches_the_oracle(cfg):
 
 
 PRESETS = {
-    "sudoku": EqRConfig.sudoku(),
+    "sudoku-paper": EqRConfig.sudoku_paper(),
     "sudoku-small": EqRConfig.sudoku_small(),
     "maze, one cycle": EqRConfig.maze(H_cycles=1, L_cycles=1),
 }

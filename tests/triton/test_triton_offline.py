@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(
     find_spec("triton") is None or sys.platform != "linux", reason="needs Triton: pip install triton"
 )
 
-PRESETS = {"sudoku": EqRConfig.sudoku(), "sudoku-small": EqRConfig.sudoku_small(), "maze": EqRConfig.maze()}
+PRESETS = {"sudoku-paper": EqRConfig.sudoku_paper(), "sudoku-small": EqRConfig.sudoku_small(), "maze": EqRConfig.maze()}
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 SHARED = {80: 166912, 90: 232448}  # bytes that a program may have
 all_tiles = pytest.mark.skipif(
@@ -42,7 +42,7 @@ def cases() -> list[Any]:
         for precision, dtype in DTYPES.items():
             for i in range(len(candidates(config, dtype))):
                 for architecture in SHARED:
-                    first = i == 0 and (precision == "bf16" or preset == "sudoku")
+                    first = i == 0 and (precision == "bf16" or preset == "sudoku-paper")
                     name = f"{preset}, {precision}, candidate {i}, sm_{architecture}"
                     marks = () if first else all_tiles
                     found.append(pytest.param(preset, precision, i, architecture, id=name, marks=marks))
