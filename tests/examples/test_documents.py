@@ -1,4 +1,4 @@
-"""README and the other pages: the example runs, links lead somewhere, and what the API pages show is there.
+"""README and the other pages: the example runs; links, paths and the names on API pages lead somewhere.
 
 The links inside docs/ are checked by `make docs`.
 """
@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.environment import REPOSITORY
 
+DOCS = sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")
 
 
@@ -48,3 +49,14 @@ def test_names_of_api_page(page: str):
     assert names
     for name in names:
         pkgutil.resolve_name(name)
+
+
+# The changelog names what is gone.
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *DOCS])
+def test_paths_in(page: str):
+    named = re.findall(
+        r"`((?:csrc|eqr_kernels|benchmarks|tests|docs|examples)/[\w./-]*)`", (REPOSITORY / page).read_text()
+    )
+    placeholders = ("STEM", "TASK", "MIXER")
+    paths = [path for path in named if not any(word in path for word in placeholders)]
+    assert [path for path in paths if not (REPOSITORY / path).exists()] == []
