@@ -64,9 +64,6 @@ def curve(
     quick: Annotated[
         bool, typer.Option("--quick", help="Depth 16, breadth 4, 48 puzzles and short timings: a minute or two.")
     ] = False,
-    quantisation: Annotated[
-        bool, typer.Option("--quantisation", help="Also study what quantising does to the attractors: takes long.")
-    ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what --out holds of an earlier run.")] = False,
     window: opt.Window = None,
     noise_scale: opt.NoiseScale = None,
@@ -217,26 +214,11 @@ def curve(
         },
         **curve_report.tell(reasoner, puzzles, records, found, costs, checked, card_tol),
         "recommendation": curve_report.recommendation(found, chosen, target, budget, {**options, "seed": seed}),
-        "quantisation": None,
         "reproduce": reproduction(ctx, reasoner, puzzles),
         "errors": puz.errors_as_json(errors),
         "seconds": time.perf_counter() - begun,
     }
     files = curve_report.write(report, out)
-    if quantisation:
-        report["quantisation"] = curve_report.quantisation(
-            reasoner,
-            puzzles,
-            most,
-            card_tol or tolerances[0],
-            quick=quick,
-            seed=seed,
-            show=progress,
-            noise_scale=noise_scale,
-            backend=backend,
-            slots=slots,
-        )
-        files = curve_report.write(report, out)
     emit(report, as_json, None)
     if not as_json:
         curve_drawing.curve(report)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eqr_kernels.cli.console import Bar, to_json, write_atomically
+from eqr_kernels.cli.console import to_json, write_atomically
 
 if TYPE_CHECKING:
     from eqr_kernels.reasoner import EquilibriumReasoner
@@ -94,40 +94,6 @@ def check(
         progress(done + 1, len(why))
         told.append((index, reasons, checked))
     return told
-
-
-def quantisation(
-    model: EquilibriumReasoner,
-    puzzles: PuzzleSet,
-    most: tuple[int, int],
-    tol: float,
-    *,
-    quick: bool,
-    seed: int,
-    show: bool | None,
-    noise_scale: float | None,
-    backend: str,
-    slots: int | None,
-) -> dict[str, Any]:
-    """The study of `benchmarks.studies.quantisation.study` at the greatest depth and breadth."""
-    from benchmarks.studies.quantisation.study import study
-
-    assert puzzles.labels is not None
-    with Bar("quantising", show) as bar:
-        return study(
-            model,
-            puzzles.inputs,
-            puzzles.labels,
-            depth=most[0],
-            breadth=most[1],
-            tol=tol,
-            seed=seed,
-            noise_scale=noise_scale,
-            backend=backend,
-            slots=slots,
-            rounds=3 if quick else 7,
-            progress=bar.update,
-        )
 
 
 def resolved(model: EquilibriumReasoner, options: dict[str, Any]) -> dict[str, Any]:

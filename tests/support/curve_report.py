@@ -11,32 +11,6 @@ from eqr_kernels.studies import wilson_interval
 DEPTHS, BREADTHS, TOLS = (1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8, 16, 32), (0.02, 0.028, 0.05, 0.1)
 N = 200
 GROUPS = {"17_clue": 24, "forum_hardest_1905_11plus": 160, "magictour_top1465": 16}
-QUANTISED: dict[str, Any] = {
-    "baseline": {
-        "name": "fp32",
-        "accuracy": {"share": 0.85, "wilson95": list(wilson_interval(170, 200))},
-        "residual_floor": 0.01448,
-        "ms_per_step": 1.9,
-        "times_as_fast": 0.5,
-    },
-    "variants": [
-        {
-            "name": name,
-            "accuracy": {"share": share, "wilson95": list(wilson_interval(round(200 * share), 200))},
-            "residual_floor": floor,
-            "displacement": {"median": moved},
-            "changed_basin": {"count": changed, "total": 200, "share": changed / 200},
-            "ms_per_step": ms,
-            "times_as_fast": None if ms is None else 1.9 / ms,
-        }
-        for name, share, floor, moved, changed, ms in (
-            ("bf16", 0.845, 0.0149, 0.012, 3, 0.95),
-            ("int8", 0.84, 0.0171, 0.041, 5, 0.62),
-            ("int4, groups of 32", 0.61, 0.0612, 0.22, 61, None),
-        )
-    ],
-    "recommendation": "int8 keeps the attractors: 5 of 200 puzzles end elsewhere, and it is 3.1 times as fast as fp32.",
-}
 
 
 def latency_of(breadth: int) -> tuple[float, float]:
@@ -44,7 +18,7 @@ def latency_of(breadth: int) -> tuple[float, float]:
     return 0.9 + 0.01 * breadth, 0.30 + 0.65 / breadth**0.7
 
 
-def make_report(gpu: bool = False, price: bool = True, quantised: bool = True, seed: int = 0) -> dict[str, Any]:
+def make_report(gpu: bool = False, price: bool = True, seed: int = 0) -> dict[str, Any]:
     """A report of 200 puzzles at depth 64 and breadth 32, on a CPU or a GPU."""
     rng = np.random.default_rng(seed)
     hardness = np.repeat([1.2, 3.3, 2.0], list(GROUPS.values()))
@@ -206,7 +180,6 @@ def make_report(gpu: bool = False, price: bool = True, quantised: bool = True, s
             "right_counts": np.histogram(residuals[exact], edges)[0].tolist(),
             "wrong_counts": np.histogram(residuals[~exact], edges)[0].tolist(),
         },
-        "quantisation": QUANTISED if quantised else None,
         "reproduce": {
             "command": "eqr curve dev.csv.gz --depth 64 --breadth 32 --price 0.10 --target 0.95",
             "weights_sha256": "9f" * 32,

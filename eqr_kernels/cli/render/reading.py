@@ -47,12 +47,6 @@ def rows(report: Any, *path: str) -> list[Any]:
     return list(found) if isinstance(found, list | tuple) else []
 
 
-def quantised(report: Report) -> list[Any]:
-    """The variants of the study of quantisation that have a name, after what they are compared with."""
-    study = look(report, "quantisation")
-    return [row for row in [look(study, "baseline"), *rows(study, "variants")] if look(row, "name") is not None]
-
-
 def number(value: Any) -> float | None:
     """A finite number, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -16,7 +16,6 @@ from eqr_kernels.cli.render.reading import (
     memory_of,
     number,
     points,
-    quantised,
     rows,
     seconds_unit,
 )
@@ -55,7 +54,6 @@ def tables(report: Report) -> list[Table]:
         _memory(report),
         _rates(report),
         _savings(report),
-        _quantisation(report),
     ]
 
 
@@ -251,44 +249,4 @@ def _savings(report: Report) -> Table:
         words=0,
         rows=[Row(cells) for cells in found],
         absent="The model's card has no tolerance; `eqr calibrate` finds one.",
-    )
-
-
-def _quantisation(report: Report) -> Table:
-    found = []
-    for row in quantised(report):
-        interval = rows(row, "accuracy", "wilson95")
-        bounds = [number(value) for value in interval] if len(interval) == 2 else [None, None]
-        moved = [say.whole(count(look(row, "changed_basin", part))) for part in ("count", "total")]
-        found.append(
-            [
-                str(look(row, "name") or ""),
-                say.percent(number(look(row, "accuracy", "share"))),
-                say.interval(*bounds),
-                say.significant(number(look(row, "residual_floor"))),
-                say.significant(number(look(row, "displacement", "median"))),
-                " of ".join(moved) if all(moved) else "",
-                say.percent(number(look(row, "changed_basin", "share"))),
-                say.significant(number(look(row, "ms_per_step"))),
-                say.significant(number(look(row, "times_as_fast"))),
-            ]
-        )
-    return Table(
-        anchor="quantisation",
-        title="Quantised weights",
-        caption=str(look(report, "quantisation", "recommendation") or ""),
-        columns=[
-            "variant",
-            "accuracy",
-            "95 % interval",
-            "residual floor",
-            "moved by",
-            "changed basin",
-            "share",
-            "ms a step",
-            "times as fast",
-        ],
-        words=1,
-        rows=[Row(cells) for cells in found],
-        absent="They were not compared in this report.",
     )

@@ -1,4 +1,4 @@
-"""Pictures of what becomes of trajectories: residual and correctness, steps to convergence, quantised weights."""
+"""Pictures of what becomes of trajectories: residual and correctness, steps to convergence."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from eqr_kernels.cli.render import style
-from eqr_kernels.cli.render.reading import Report, count, look, number, numbers, quantised, rows
-from eqr_kernels.cli.render.wording import percent, significant, tolerance
+from eqr_kernels.cli.render.reading import Report, count, look, number, numbers, rows
+from eqr_kernels.cli.render.wording import percent, tolerance
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -153,54 +153,3 @@ def _median_step(steps: list[float]) -> int | None:
         if total and 2 * seen >= total:
             return k
     return None
-
-
-@style.picture
-def quantisation(report: Report) -> Figure:
-    """What quantised weights change: accuracy, answers, the residual's floor, and speed, a row for each variant.
-
-    Raises:
-        NoData: the quantised variants were not run.
-    """
-    variants = quantised(report)
-    panels = [
-        ("answered exactly\n(%)", [_times(100, look(row, "accuracy", "share")) for row in variants]),
-        ("changed basin\n(% of trajectories)", [_times(100, look(row, "changed_basin", "share")) for row in variants]),
-        ("floor of the\nresidual", [number(look(row, "residual_floor")) for row in variants]),
-        ("speed\n(times as fast)", [number(look(row, "times_as_fast")) for row in variants]),
-    ]
-    panels = [(label, values) for label, values in panels if any(value is not None for value in values)]
-    if not panels:
-        raise style.NoData("quantised weights were not compared in this report")
-    figure = style.new_figure(
-        report, 1.8 + 0.38 * len(variants), "What quantised weights change", "lines: 95 % intervals"
-    )
-    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for k, (axes, (label, values)) in enumerate(zip(grid, panels, strict=True)):
-        known = [(y, value) for y, value in enumerate(values) if value is not None]
-        axes.barh([y for y, _ in known], [value for _, value in known], height=0.55, color=style.SERIES[k], alpha=0.85)
-        ends = [value for _, value in known]
-        for y, value in known:
-            bounds = numbers(variants[y], "accuracy", "wilson95")
-            if k == 0 and label.startswith("answered") and bounds is not None and len(bounds) == 2:
-                low, high = 100 * bounds[0], 100 * bounds[1]
-                axes.hlines(y, low, high, color=style.INK, linewidth=1.2)
-                ends[[at for at, _ in known].index(y)] = max(value, high)
-        room = max(ends) or 1.0
-        for (y, value), end in zip(known, ends, strict=True):
-            told = f"{value:.1f}" if "%" in label else significant(value)
-            axes.text(end + 0.03 * room, y, told, va="center", fontsize=9)
-        axes.set_xlim(0, 1.38 * room)
-        axes.xaxis.get_major_locator().set_params(nbins=3)
-        style.plain_ticks(axes.xaxis)
-        axes.set_xlabel(label)
-        axes.grid(axis="y", visible=False)
-        axes.tick_params(axis="y", length=0)
-    grid[0].set_yticks(range(len(variants)), [str(row["name"])[:20] for row in variants])
-    grid[0].set_ylim(len(variants) - 0.4, -0.6)
-    return figure
-
-
-def _times(factor: float, value: Any) -> float | None:
-    found = number(value)
-    return None if found is None else factor * found
