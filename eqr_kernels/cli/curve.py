@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from eqr_kernels.cli.puzzles import Task
     from eqr_kernels.config import EqRConfig
     from eqr_kernels.reasoner import EquilibriumReasoner
-    from eqr_kernels.studies import Point, Price, Store
+    from eqr_kernels.studies.costs import Price
+    from eqr_kernels.studies.points import Point
+    from eqr_kernels.studies.store import Store
     from eqr_kernels.tasks.common import ParseError, PuzzleSet
 
 _GENERATED = ("easy", "medium", "hard", "extreme")
@@ -96,20 +98,20 @@ def curve(
     Exit code 0: mapped; 1: mapped, but some lines could not be used, or nothing fits --target and --budget; 2: nothing
     could be done; 130: interrupted, and what was run is kept.
     """
-    from eqr_kernels import selection
-    from eqr_kernels import studies as mapping
+    from eqr_kernels import selection, studies
     from eqr_kernels.cli import curve_report
     from eqr_kernels.cli import puzzles as puz
     from eqr_kernels.cli.provenance import reproduction, weights_digest
     from eqr_kernels.cli.render import curve as curve_drawing
     from eqr_kernels.cli.render import require
     from eqr_kernels.cli.render import terminal as drawing
-    from eqr_kernels.studies import SUBSET_SEED, digest
+    from eqr_kernels.studies.recording import chunk_size
+    from eqr_kernels.studies.subset import SUBSET_SEED, digest
 
     begun = time.perf_counter()
     sizes = _QUICK if quick else _USUAL
     most = depth or sizes["depth"], breadth or sizes["breadth"]
-    asked = None if price is None else mapping.Price(price, currency)
+    asked = None if price is None else studies.Price(price, currency)
     wanted = _budget(budget, asked)
     if target is not None and not 0 < target <= 1:
         raise ValueError(f"--target must be a share above 0 and up to 1, as in 0.95, got {target}")
@@ -137,43 +139,45 @@ def curve(
         window=window, noise_scale=noise_scale, slots=slots, backend=backend, precision=precision
     )
     ran = curve_report.resolved(reasoner, options)
-    about = {
+    depths, breadths = _powers(most[0]), _powers(most[1])
+    recorded = studies.recordable_depths(reasoner, most[0], depths, backend=backend, precision=precision)
+    identity = {
         "weights": weights_digest(reasoner),
         "puzzles": digest(puzzles.inputs, puzzles.labels),
         "depth": most[0],
+        "recorded_depths": recorded,
         "breadth": most[1],
         "seed": seed,
         **ran,
-        "chunk": mapping.chunk_size(len(puzzles), config.seq_len, *most, reasoner.device.type),
+        "chunk": chunk_size(len(puzzles), config.seq_len, recorded, most[1], reasoner.device.type, resumable=True),
     }
     out.mkdir(parents=True, exist_ok=True)
-    store = _store(out / PARTS, about, fresh)
+    store = _store(out / PARTS, identity, fresh)
     try:
         with Bar("running all puzzles", progress) as bar:
-            records = mapping.record(
+            recording = studies.record(
                 reasoner,
                 puzzles.inputs,
                 puzzles.labels,
-                depth=most[0],
+                depths=recorded,
                 breadth=most[1],
                 parts=store,
                 seed=seed,
                 progress=bar.update,
                 **options,
             )
-        depths, breadths = _powers(most[0]), _powers(most[1])
         with Bar("timing outer steps", progress) as bar:
             costs = curve_report.measure(
                 reasoner, puzzles, breadths, most[0], quick=quick, progress=bar.update, options=options
             )
-        policies = mapping.grid(depths, breadths, tolerances, select=select)
-        found = mapping.points(records, policies, costs, asked)
+        policies = studies.policies(depths, breadths, tolerances, select=select)
+        found = studies.map_points(recording, policies, costs, asked)
         chosen = _recommend(found, target, wanted)
         with Bar("checking points", progress) as bar:
             checked = curve_report.check(
                 reasoner,
                 puzzles,
-                records,
+                recording,
                 found,
                 costs,
                 chosen,
@@ -202,6 +206,7 @@ def curve(
         "settings": {
             "depth": most[0],
             "breadth": most[1],
+            "recorded_depths": None if recording.every_step else list(recorded),
             "depths": depths,
             "breadths": breadths,
             "tols": tolerances,
@@ -212,7 +217,7 @@ def curve(
             **ran,
             "price": None if asked is None else {"per_hour": asked.per_hour, "currency": asked.currency},
         },
-        **curve_report.tell(reasoner, puzzles, records, found, costs, checked, card_tol),
+        **curve_report.tell(reasoner, puzzles, recording, found, costs, checked, card_tol),
         "recommendation": curve_report.recommendation(found, chosen, target, budget, {**options, "seed": seed}),
         "reproduce": reproduction(ctx, reasoner, puzzles),
         "errors": puz.errors_as_json(errors),
@@ -236,13 +241,13 @@ def _check_folder(out: Path) -> None:
         raise FileNotFoundError(f"--out {out}: there is no folder {out.absolute().parent}; make it first")
 
 
-def _store(folder: Path, about: dict[str, Any], fresh: bool) -> Store:
-    from eqr_kernels.studies import Store
+def _store(folder: Path, identity: dict[str, Any], fresh: bool) -> Store:
+    from eqr_kernels.studies.store import Store
 
     if fresh:
         Store.discard(folder)
     try:
-        return Store(folder, about)
+        return Store(folder, identity)
     except ValueError as error:
         raise ValueError(f"{error} (--fresh starts afresh, --out names another folder)") from None
 
@@ -309,13 +314,13 @@ def _budget(text: str | None, price: Price | None) -> tuple[float, str] | None:
 
 
 def _recommend(found: list[Point], target: float | None, budget: tuple[float, str] | None) -> int | None:
-    from eqr_kernels import studies as mapping
+    from eqr_kernels import studies
 
     if target is None and budget is None:
         return None
     unit = budget[1] if budget else "s"
     value = {"nfe": lambda p: p.nfe, "ms": lambda p: p.latency_ms[1], "s": lambda p: p.unit_seconds}
     cost = [value.get(unit, lambda p: p.cost_per_1000)(p) for p in found]
-    return mapping.recommend(
+    return studies.recommend(
         cost, [p.accuracy.share for p in found], target=target, budget=budget[0] if budget else None
     )

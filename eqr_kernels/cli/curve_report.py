@@ -14,7 +14,10 @@ from eqr_kernels.cli.console import to_json, write_atomically
 
 if TYPE_CHECKING:
     from eqr_kernels.reasoner import EquilibriumReasoner
-    from eqr_kernels.studies import Bend, Checked, Point, Records, UnitCosts
+    from eqr_kernels.studies.checking import Checked
+    from eqr_kernels.studies.costs import UnitCosts
+    from eqr_kernels.studies.points import Bend, Point
+    from eqr_kernels.studies.recording import Recording
     from eqr_kernels.tasks.common import PuzzleSet
 
 _BINS = 40
@@ -35,9 +38,9 @@ def measure(
     """Times and memory of outer steps, on these puzzles."""
     import torch
 
-    from eqr_kernels import studies as mapping
+    from eqr_kernels import studies
 
-    return mapping.measure_costs(
+    return studies.measure_costs(
         model,
         torch.from_numpy(puzzles.inputs.astype(np.int64)),
         breadths,
@@ -52,7 +55,7 @@ def measure(
 def check(
     model: EquilibriumReasoner,
     puzzles: PuzzleSet,
-    records: Records,
+    recording: Recording,
     found: list[Point],
     costs: UnitCosts,
     chosen: int | None,
@@ -62,10 +65,11 @@ def check(
     options: dict[str, Any],
 ) -> list[tuple[int, list[str], Checked]]:
     """The points that are named, and some of the front between them, run for real: index, why, what came out."""
-    from eqr_kernels import studies as mapping
+    from eqr_kernels import studies
+    from eqr_kernels.studies import checking
 
     assert puzzles.labels is not None
-    bend = mapping.bend(found)
+    bend = studies.bend(found)
     named = [("best", bend.best), ("cheapest within 0.5 points", bend.cheapest_within), ("knee", bend.knee)]
     named.append(("recommended", chosen))
     why: dict[int, list[str]] = {}
@@ -79,9 +83,9 @@ def check(
     told = []
     for done, (index, reasons) in enumerate(sorted(why.items())):
         point = found[index]
-        replayed = mapping.outcome(records, point.policy)
+        replayed = studies.outcome(recording, point.policy)
         computed = costs.query_ms(point.policy.breadth, replayed.nfe, replayed.longest)
-        checked = mapping.check(
+        checked = checking.check(
             model,
             puzzles.inputs,
             puzzles.labels,
@@ -129,32 +133,32 @@ def groups(puzzles: PuzzleSet) -> dict[str, int]:
 def tell(
     model: EquilibriumReasoner,
     puzzles: PuzzleSet,
-    records: Records,
+    recording: Recording,
     found: list[Point],
     costs: UnitCosts,
     checked: list[tuple[int, list[str], Checked]],
     tol: float | None,
 ) -> dict[str, Any]:
     """The measured part of the report."""
-    from eqr_kernels import studies as mapping
+    from eqr_kernels import studies
     from eqr_kernels.cli.provenance import device_name
 
-    bend = mapping.bend(found)
+    bend = studies.bend(found)
     breadths = sorted({p.policy.breadth for p in found})
     layers = model.config.H_cycles * (model.config.L_cycles + 1) * model.config.L_layers
     return {
         "device": f"{device_name(model.device)}, {costs.units} {costs.unit}{'s' if costs.units > 1 else ''}",
-        "backend": records.backend,
-        "backend_reason": records.backend_reason,
+        "backend": recording.backend,
+        "backend_reason": recording.backend_reason,
         "layers_per_step": layers,
         "unit_costs": _unit_costs(costs),
         "points": [_point(p, layers, costs) for p in found],
         "front": bend.front,
         "bend": _bend(bend),
         "checked": [_checked(*row, found) for row in checked],
-        "savings": None if tol is None else _savings(records, breadths, tol, found[0].policy.select),
-        "convergence": None if tol is None else _convergence(puzzles, records, tol),
-        "coupling": _coupling(records),
+        "savings": None if tol is None else _savings(recording, breadths, tol, found[0].policy.select),
+        "convergence": None if tol is None else _convergence(puzzles, recording, tol),
+        "coupling": _coupling(recording),
     }
 
 
@@ -195,7 +199,7 @@ def _point(p: Point, layers: int, costs: UnitCosts) -> dict[str, Any]:
 
 
 def _bend(bend: Bend) -> dict[str, Any]:
-    from eqr_kernels.studies import WITHIN_POINTS
+    from eqr_kernels.studies.points import WITHIN_POINTS
 
     within = {"points": WITHIN_POINTS, "index": bend.cheapest_within}
     return {"best": bend.best, "cheapest_within": within, "knee": bend.knee}
@@ -220,14 +224,14 @@ def _checked(index: int, why: list[str], found: Checked, points: list[Point]) ->
     }
 
 
-def _savings(records: Records, breadths: Sequence[int], tol: float, select: str) -> dict[str, Any]:
+def _savings(recording: Recording, breadths: Sequence[int], tol: float, select: str) -> dict[str, Any]:
     """At the greatest breadth, and a row for each."""
-    from eqr_kernels import studies as mapping
+    from eqr_kernels.studies import points
 
     rows = [
         {
             "breadth": s.breadth,
-            "depth": records.depth,
+            "depth": recording.depth,
             "accuracy_full": s.full.share,
             "accuracy_exit": s.exit.share,
             "lost": s.lost,
@@ -237,35 +241,35 @@ def _savings(records: Records, breadths: Sequence[int], tol: float, select: str)
             "times": s.times,
             "settled": s.settled,
         }
-        for s in mapping.savings(records, breadths, tol=tol, select=select)
+        for s in points.savings(recording, breadths, tol=tol, select=select)
     ]
     return {"tol": tol, **rows[-1], "rows": rows}
 
 
-def _convergence(puzzles: PuzzleSet, records: Records, tol: float) -> dict[str, Any]:
-    from eqr_kernels import studies as mapping
+def _convergence(puzzles: PuzzleSet, recording: Recording, tol: float) -> dict[str, Any]:
+    from eqr_kernels.studies import points
 
-    steps, settled = mapping.steps_to_settle(records, tol)
+    steps, settled = points.steps_to_settle(recording, tol)
     told = []
     for name, count in groups(puzzles).items():
         rows = (puzzles.source == name) & settled
-        histogram = np.bincount(steps[rows], minlength=records.depth + 1)[1:]
+        histogram = np.bincount(steps[rows], minlength=recording.depth + 1)[1:]
         told.append({"name": name, "puzzles": count, "settled": int(rows.sum()), "steps": histogram.tolist()})
-    return {"tol": tol, "depth": records.depth, "groups": told}
+    return {"tol": tol, "depth": recording.depth, "groups": told}
 
 
-def _coupling(records: Records) -> dict[str, Any]:
+def _coupling(recording: Recording) -> dict[str, Any]:
     """Of all trajectories at the greatest depth; those that diverged rank last and are in no bin."""
-    from eqr_kernels.studies import auroc
+    from eqr_kernels.studies.statistics import auroc
 
-    residual, right = records.residual[:, :, -1].ravel(), records.exact[:, :, -1].ravel()
-    sound = np.isfinite(residual) & (records.diverged.ravel() > records.depth)
+    residual, right = recording.residual[:, :, -1].ravel(), recording.correct[:, :, -1].ravel()
+    sound = np.isfinite(residual) & ~recording.diverged[:, :, -1].ravel()
     cost = np.where(sound, residual, np.inf)
     shown = np.log10(np.maximum(residual[sound], 1e-12))
     low, high = (float(shown.min()), float(shown.max())) if len(shown) else (-1.0, 0.0)
     edges = np.linspace(low, max(high, low + 1e-6), _BINS + 1)
     return {
-        "depth": records.depth,
+        "depth": recording.depth,
         "trajectories": len(right),
         "right": int((right & sound).sum()),
         "diverged": int((~sound).sum()),

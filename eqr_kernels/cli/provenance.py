@@ -22,7 +22,7 @@ def reproduction(ctx: typer.Context, model: EquilibriumReasoner, puzzles: Puzzle
     import torch
 
     from eqr_kernels.cli.info import versions
-    from eqr_kernels.studies import digest
+    from eqr_kernels.studies.subset import digest
 
     assert puzzles.labels is not None
     card = model.card
@@ -59,11 +59,11 @@ def weights_digest(model: EquilibriumReasoner) -> str:
     """SHA-256 of the weights by name: the same for the same weights in whatever kind of file they came."""
     import torch
 
-    told = hashlib.sha256()
+    hashed = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
-        told.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
-        told.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return told.hexdigest()
+        hashed.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+        hashed.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()
 
 
 def device_name(device: torch.device) -> str:

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from eqr_kernels import EqRConfig
-from eqr_kernels import studies as mapping
 from eqr_kernels.checkpoint import ModelCard
 from eqr_kernels.reasoner import EquilibriumReasoner
-from eqr_kernels.studies import exact_match
+from eqr_kernels.studies.replay import POLICIES
+from eqr_kernels.studies.scoring import exact_match
+from eqr_kernels.studies.store import Store
 from eqr_kernels.tasks import sudoku, sudoku_generator
 from tests.support.commands import TINY, eqr, make_copier
 from tests.support.models import make_contractive
@@ -50,7 +51,7 @@ def test_the_map_of_the_shipped_model(data, tmp_path):
     points = told["points"]
     settings = [(p["policy"], p["depth"], p["breadth"], p["tol"]) for p in points]
     assert len(settings) == len(set(settings))
-    assert {p["policy"] for p in points} == set(mapping.POLICIES)
+    assert {p["policy"] for p in points} == set(POLICIES)
     # What it recommends is what solve then does.
     chosen = points[told["recommendation"]["index"]]
     arguments = eval(f"dict({told['recommendation']['arguments']})")
@@ -84,7 +85,7 @@ def test_the_map_of_the_shipped_model(data, tmp_path):
 def test_the_same_command_runs_no_puzzle_again(data, tmp_path, monkeypatch):
     before = curve(tmp_path / "c", data)[1]
     saved = []
-    monkeypatch.setattr(mapping.Store, "save", lambda self, start, part: saved.append(start))
+    monkeypatch.setattr(Store, "save", lambda self, start, part: saved.append(start))
     after = curve(tmp_path / "c", data, "--target", 0.01, code=0 if _any_right(before) else 1)[1]
     assert not saved
     assert [p["accuracy"] for p in after["points"]] == [p["accuracy"] for p in before["points"]]
@@ -98,14 +99,14 @@ def _any_right(report) -> bool:
 
 def test_an_interruption_keeps_what_was_run_and_says_so(data, tmp_path, monkeypatch):
     monkeypatch.setattr("eqr_kernels.studies.recording._FULL", {"cpu": 1, "cuda": 1})  # a puzzle at a time
-    real, out = mapping.Store.save, tmp_path / "c"
+    real, out = Store.save, tmp_path / "c"
 
     def interrupted(self, start, part):
         real(self, start, part)
         if start == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(mapping.Store, "save", interrupted)
+    monkeypatch.setattr(Store, "save", interrupted)
     result = eqr("curve", data, "--out", out, "--depth", 2, "--breadth", 1, "--quick", code=130)
     assert "interrupted; 2 of 6 puzzles are kept in" in result.stderr and "goes on from there" in result.stderr
     assert not (out / "curve.json").exists() and len(list(out.glob("recording/part-*.npz"))) == 2
@@ -115,7 +116,7 @@ def test_an_interruption_keeps_what_was_run_and_says_so(data, tmp_path, monkeypa
         ran.append(start)
         real(self, start, part)
 
-    monkeypatch.setattr(mapping.Store, "save", counted)
+    monkeypatch.setattr(Store, "save", counted)
     eqr("curve", data, "--out", out, "--depth", 2, "--breadth", 1, "--quick")
     assert ran == [2, 3, 4, 5] and (out / "curve.json").exists()
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from eqr_kernels.studies import wilson_interval
+from eqr_kernels.studies.statistics import wilson_interval
 
 DEPTHS, BREADTHS, TOLS = (1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8, 16, 32), (0.02, 0.028, 0.05, 0.1)
 N = 200
