@@ -8,8 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
+from eqr_kernels import studies
+from eqr_kernels.checkpoint import MODEL_FILE
 from eqr_kernels.cli import options as opt
+from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.cli.console import INCOMPLETE, Bar, check_output, command, emit, percent
+from eqr_kernels.cli.render import terminal as drawing
+from eqr_kernels.studies.tolerance import noise_floor
+from eqr_kernels.studies.tolerance_card import store_tolerance
 
 _SHOWN = 24
 
@@ -45,12 +51,6 @@ def calibrate(
     answered. With noise, tolerances below sqrt(2) times --noise-scale are never met and not tried. Exit code 0: found;
     1: found, but some lines could not be used; 2: nothing could be done; 130: interrupted, nothing was written.
     """
-    from eqr_kernels import studies
-    from eqr_kernels.cli import puzzles as puz
-    from eqr_kernels.cli.render import terminal as drawing
-    from eqr_kernels.studies.tolerance import noise_floor
-    from eqr_kernels.studies.tolerance_card import store_tolerance
-
     check_output(output)
     if write and patience != 1:
         raise ValueError(
@@ -125,8 +125,6 @@ def calibrate(
 
 def _writable(model: str) -> Path:
     """The safetensors file whose card is to be written."""
-    from eqr_kernels.checkpoint import MODEL_FILE
-
     path = Path(model).expanduser()
     path = path / MODEL_FILE if path.is_dir() else path
     if path.suffix != ".safetensors" or not path.is_file():

@@ -5,19 +5,25 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from eqr_kernels.checkpoint import ModelCard
 from eqr_kernels.cli import options as opt
+from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.cli.console import INCOMPLETE, Bar, check_output, command, emit, parse_tolerance
-
-if TYPE_CHECKING:
-    from eqr_kernels.checkpoint import ModelCard
-    from eqr_kernels.studies.scaling import Scaling
-    from eqr_kernels.studies.scoring import Accuracy
-    from eqr_kernels.studies.statistics import Paired
-    from eqr_kernels.tasks.common import PuzzleSet
+from eqr_kernels.cli.provenance import reproduction
+from eqr_kernels.cli.render.scaling import draw_diagnosis
+from eqr_kernels.studies.advice import advise
+from eqr_kernels.studies.attractors import BROAD, MODES
+from eqr_kernels.studies.dynamics import KINDS
+from eqr_kernels.studies.recording import record
+from eqr_kernels.studies.scaling import Scaling, recorded_depths, summarise
+from eqr_kernels.studies.statistics import Paired
+from eqr_kernels.studies.subset import SUBSET_SEED
+from eqr_kernels.studies.tolerance import provisional_tolerance
+from eqr_kernels.tasks.common import PuzzleSet
 
 
 @command
@@ -69,14 +75,6 @@ def diagnose(
     Exit code 0: all puzzles were counted; 1: some lines could not be; 2: nothing could be done; 130: interrupted,
     nothing was written.
     """
-    from eqr_kernels.cli import puzzles as puz
-    from eqr_kernels.cli.provenance import reproduction
-    from eqr_kernels.studies.advice import advise
-    from eqr_kernels.studies.attractors import BROAD
-    from eqr_kernels.studies.recording import record
-    from eqr_kernels.studies.scaling import recorded_depths, summarise
-    from eqr_kernels.studies.subset import SUBSET_SEED
-
     check_output(output)
     wanted_tol = parse_tolerance(tol)
     broad = BROAD if broad is None else broad
@@ -141,16 +139,12 @@ def diagnose(
     }
     emit(report, as_json, output)
     if not as_json:
-        from eqr_kernels.cli.render import scaling as drawing_scaling
-
-        drawing_scaling.diagnosis(report, scaling, puzzles.source)
+        draw_diagnosis(report, scaling, puzzles.source)
     return INCOMPLETE if errors else 0
 
 
 def _tolerance(wanted: float | str, card: ModelCard | None, noise_scale: float) -> tuple[float, str]:
     """What counts as settled, and where that comes from."""
-    from eqr_kernels.studies.tolerance import provisional_tolerance
-
     if not isinstance(wanted, str):
         if not 0 < wanted < math.inf:
             raise ValueError(f"tol must be positive and finite, got {wanted}")
@@ -161,8 +155,6 @@ def _tolerance(wanted: float | str, card: ModelCard | None, noise_scale: float) 
 
 
 def _as_json(scaling: Scaling, puzzles: PuzzleSet) -> dict[str, Any]:
-    from eqr_kernels.studies.attractors import MODES
-    from eqr_kernels.studies.dynamics import KINDS
 
     agreement, modes = scaling.agreement, scaling.modes
     counts = [values.tolist() for values in (modes.right, modes.settled, modes.settled_right)]
@@ -174,7 +166,7 @@ def _as_json(scaling: Scaling, puzzles: PuzzleSet) -> dict[str, Any]:
             {
                 "depth": depth,
                 "breadth": breadth,
-                "accuracy": {rule: accuracy_at(scaling, rule, k, j).as_json() for rule in scaling.correct},
+                "accuracy": {rule: scaling.accuracy(rule, k, j).as_json() for rule in scaling.correct},
             }
             for k, depth in enumerate(scaling.depths)
             for j, breadth in enumerate(sorted({1, scaling.restarts}))
@@ -187,7 +179,7 @@ def _as_json(scaling: Scaling, puzzles: PuzzleSet) -> dict[str, Any]:
             **dataclasses.asdict(agreement),
             "share": agreement.share,
             "settled_share": agreement.settled_share,
-            "distinct": distinct_counts(scaling),
+            "distinct": scaling.distinct_answers(),
         },
         "modes": {
             "meaning": MODES,
@@ -214,21 +206,6 @@ def _as_json(scaling: Scaling, puzzles: PuzzleSet) -> dict[str, Any]:
 
 def _steps(scaling: Scaling) -> dict[str, float]:
     return dict(zip(("p50", "p95"), scaling.convergence.steps, strict=True))
-
-
-def accuracy_at(scaling: Scaling, rule: str, depth: int, breadth: int) -> Accuracy:
-    """Accuracy by a rule at the depth and breadth of these indices."""
-    from eqr_kernels.studies.scoring import Accuracy
-
-    return Accuracy(scaling.correct[rule][depth][breadth], scaling.labelled)
-
-
-def distinct_counts(scaling: Scaling) -> dict[int, int]:
-    """How many puzzles have so many different settled answers."""
-    import numpy as np
-
-    values, counts = np.unique(scaling.agreement.distinct, return_counts=True)
-    return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
 def _paired(by: Paired) -> dict[str, Any]:

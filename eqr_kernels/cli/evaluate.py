@@ -6,20 +6,25 @@ import dataclasses
 import math
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from eqr_kernels.checkpoint import ModelCard
 from eqr_kernels.cli import options as opt
+from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.cli.console import INCOMPLETE, Bar, check_output, command, emit, parse_counts, parse_tolerance
-
-if TYPE_CHECKING:
-    from eqr_kernels.checkpoint import ModelCard
-    from eqr_kernels.studies.attractors import Modes
-    from eqr_kernels.studies.recording import Recording
-    from eqr_kernels.studies.scoring import Accuracy
-    from eqr_kernels.studies.types import Bools
-    from eqr_kernels.tasks.common import PuzzleSet
+from eqr_kernels.cli.provenance import reproduction
+from eqr_kernels.cli.render import terminal as drawing
+from eqr_kernels.studies import attractors
+from eqr_kernels.studies.attractors import MODES, Modes
+from eqr_kernels.studies.coupling import couple
+from eqr_kernels.studies.recording import Recording, record
+from eqr_kernels.studies.replay import check_rules, correct_grid, first_converged, settled
+from eqr_kernels.studies.scoring import RATING_BANDS, Accuracy, by_group, rating_bands
+from eqr_kernels.studies.subset import SUBSET_SEED
+from eqr_kernels.studies.types import Bools
+from eqr_kernels.tasks.common import PuzzleSet
 
 
 @command
@@ -89,13 +94,6 @@ def evaluate(
     A puzzle without an answer is reported and not counted. Exit code 0: all puzzles were counted; 1: some lines could
     not be; 2: nothing could be done; 130: interrupted, nothing was written.
     """
-    from eqr_kernels.cli import puzzles as puz
-    from eqr_kernels.cli.provenance import reproduction
-    from eqr_kernels.studies import attractors
-    from eqr_kernels.studies.recording import record
-    from eqr_kernels.studies.replay import check_rules, correct_grid, settled
-    from eqr_kernels.studies.subset import SUBSET_SEED
-
     check_output(output)
     asked = parse_counts("--depths", depths), parse_counts("--breadths", breadths)
     rules = check_rules([rule.strip() for rule in select.split(",")], halt)
@@ -189,8 +187,6 @@ def _tolerance(wanted: float | str, card: ModelCard | None, halt: str) -> float 
 
 def _groups(grid: Bools, puzzles: PuzzleSet) -> dict[str, dict[str, list[Accuracy]]]:
     """Accuracies by depth at the greatest breadth, by the first rule."""
-    from eqr_kernels.studies.scoring import RATING_BANDS, by_group, rating_bands
-
     correct = grid[:, :, -1, 0]
     # Ratings are on each source's own scale, so bands go from easy to hard, and unknown ones come last.
     by_rating = by_group(correct, rating_bands(puzzles.rating))
@@ -211,8 +207,6 @@ def _tables(grid: Bools, puzzles: PuzzleSet) -> dict[str, Any]:
 
 def _cell(grid: Bools, depth: int, breadth: int, rule: int) -> Accuracy:
     """Accuracy in the cell of these indices."""
-    from eqr_kernels.studies.scoring import Accuracy
-
     correct = grid[:, depth, breadth, rule]
     return Accuracy(int(correct.sum()), len(correct))
 
@@ -233,8 +227,6 @@ def _grid(recording: Recording, grid: Bools, breadths: Sequence[int], rules: Seq
 
 def _under_tolerance(recording: Recording, tol: float | None) -> dict[str, Any] | None:
     """Steps to the tolerance (the full depth where it was not met) or to the halt, and who met it or halted."""
-    from eqr_kernels.studies.replay import first_converged, settled
-
     if recording.halt != "none":
         steps, met = recording.steps[..., -1], settled(recording, 0.0)[..., -1]
     elif tol is not None:
@@ -246,8 +238,6 @@ def _under_tolerance(recording: Recording, tol: float | None) -> dict[str, Any] 
 
 def _coupling(recording: Recording, still: Bools | None) -> list[dict[str, Any]]:
     """Over all trajectories at each depth; settled ones only where it is known which those are."""
-    from eqr_kernels.studies.coupling import couple
-
     rows, known = [], recording.labelled
     for k, depth in enumerate(recording.depths):
         row = dataclasses.asdict(couple(recording, depth))
@@ -259,7 +249,6 @@ def _coupling(recording: Recording, still: Bools | None) -> list[dict[str, Any]]
 
 
 def _diagnosis(modes: Modes, puzzles: PuzzleSet, settings: dict[str, Any]) -> dict[str, Any]:
-    from eqr_kernels.studies.attractors import MODES
 
     none = settings["halt"] == "none"
     counts = [values.tolist() for values in (modes.puzzle, modes.right, modes.settled, modes.settled_right)]
@@ -286,7 +275,6 @@ def _diagnosis(modes: Modes, puzzles: PuzzleSet, settings: dict[str, Any]) -> di
 
 
 def _draw(grid: Bools, puzzles: PuzzleSet, report: dict[str, Any], modes: Modes | None) -> None:
-    from eqr_kernels.cli.render import terminal as drawing
 
     depths, breadths, rules = report["depths"], report["breadths"], report["rules"]
     groups, single = _groups(grid, puzzles), len(breadths) == len(rules) == 1

@@ -89,6 +89,11 @@ class UnitCosts:
         steps = np.asarray(breadth * longest if self.side_by_side else nfe, np.float64)
         return np.asarray(alone.overhead_ms + alone.ms_per_nfe * steps)
 
+    def peak_bytes(self, depth: int, breadth: int) -> int | None:
+        """Measured for exactly this depth and breadth; None where it was not."""
+        sizes = ((m.depth, m.breadth, m.peak_bytes) for m in self.memory)
+        return next((peak for d, b, peak in sizes if (d, b) == (depth, breadth)), None)
+
     def latency_of(self, breadth: int) -> Latency:
         """Of a breadth that was measured."""
         return next(x for x in self.latency if x.breadth == breadth)

@@ -81,14 +81,15 @@ class Bend:
     Attributes:
         front: none is as accurate for less, rising in cost and accuracy.
         best: the most accurate.
-        cheapest_within: the cheapest within `WITHIN_POINTS` percentage points of the best.
+        cheapest_within: the cheapest within `within_points` percentage points of the best.
         knee: where the next factor of cost begins to buy less; None where the front does not bend.
     """
 
-    front: list[int]
+    front: tuple[int, ...]
     best: int
     cheapest_within: int
     knee: int | None
+    within_points: float = WITHIN_POINTS
 
 
 def bend(points: Sequence[Point]) -> Bend:
@@ -97,7 +98,7 @@ def bend(points: Sequence[Point]) -> Bend:
     front = pareto(cost, right)
     place = knee([cost[i] for i in front], [right[i] for i in front])
     within = cheapest_within(front, right, WITHIN_POINTS)
-    return Bend(front, front[-1], within, None if place is None else front[place])
+    return Bend(tuple(front), front[-1], within, None if place is None else front[place])
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 
 from eqr_kernels import backends
 from eqr_kernels.reasoner import EquilibriumReasoner
-from eqr_kernels.solver import PRECISIONS, SolveResult
+from eqr_kernels.solver import SolveResult, precision_of
 from eqr_kernels.studies.scoring import answer_codes, exact_match, token_accuracy
 from eqr_kernels.studies.types import Bools, Codes, Floats, Ints, Progress
 from eqr_kernels.trajectory import Status
@@ -149,7 +149,7 @@ def recordable_depths(
 
 
 def _depth_limit(model: EquilibriumReasoner, backend: str = "auto", precision: str = "auto") -> int | None:
-    return backends.choose(backend, model, PRECISIONS.get(precision, model.dtype))[0].max_checkpoints
+    return backends.choose(backend, model, precision_of(model, precision))[0].max_checkpoints
 
 
 def spread_depths(depth: int, limit: int | None, include: Iterable[int] = ()) -> tuple[int, ...]:

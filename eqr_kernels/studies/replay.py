@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -230,8 +231,15 @@ class Policy:
 
     def arguments(self) -> dict[str, object]:
         """Those of `solve`."""
-        chosen = {"depth": self.depth, "breadth": self.breadth, "halt": self.halt, "select": self.select}
-        return chosen if self.tol is None else {**chosen, "tol": self.tol}
+        tol = {} if self.tol is None else {"tol": self.tol}
+        return {"depth": self.depth, "breadth": self.breadth, "halt": self.halt, **tol, "select": self.select}
+
+    def call(self, **options: object) -> str:
+        """The arguments of `solve` beside the tokens as they are typed, without defaults that stay the same."""
+        arguments = {**self.arguments(), **options}
+        if self.select == "residual":
+            del arguments["select"]
+        return ", ".join(f"{name}={json.dumps(value)}" for name, value in arguments.items())
 
 
 def policies(

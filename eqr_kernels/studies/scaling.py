@@ -13,6 +13,7 @@ from eqr_kernels.studies.coupling import Coupling, couple
 from eqr_kernels.studies.dynamics import KINDS, Dynamics, describe, doubling_depths, tail_depths
 from eqr_kernels.studies.recording import Recording
 from eqr_kernels.studies.replay import correct_grid, first_converged, settled
+from eqr_kernels.studies.scoring import Accuracy
 from eqr_kernels.studies.statistics import Paired, Quartiles, pair, quartiles
 from eqr_kernels.studies.tolerance import noise_floor
 
@@ -104,6 +105,15 @@ class Scaling:
     coupling: Coupling
     settled_lost: float
     mixed: tuple[int, int]
+
+    def accuracy(self, rule: str, depth: int, breadth: int) -> Accuracy:
+        """By a rule, at the depth and breadth of these indices."""
+        return Accuracy(self.correct[rule][depth][breadth], self.labelled)
+
+    def distinct_answers(self) -> dict[int, int]:
+        """How many puzzles have so many different settled answers."""
+        values, counts = np.unique(self.agreement.distinct, return_counts=True)
+        return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
 def summarise(recording: Recording, *, tol: float, noise_scale: float, broad: float = BROAD) -> Scaling:

@@ -20,6 +20,10 @@ _SETTINGS = "recording.json"
 _TEXTS = ("halt", "backend", "backend_reason")
 
 
+class OtherRecording(ValueError):
+    """A folder holds the parts of another recording; the message names what differs."""
+
+
 class Store:
     """A folder with finished parts, each written whole or not at all.
 
@@ -28,7 +32,7 @@ class Store:
         settings: what a recording depends on (weights, puzzles, depths and the like), as JSON values.
 
     Raises:
-        ValueError: the folder holds the parts of another recording; the message names what differs.
+        OtherRecording: the folder holds the parts of one.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, object]) -> None:
@@ -40,7 +44,7 @@ class Store:
             differs = sorted(key for key in {*now, *before} if now.get(key) != before.get(key))
             if differs:
                 what = "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in differs)
-                raise ValueError(f"{folder} holds parts of another recording: {what}")
+                raise OtherRecording(f"{folder} holds parts of another recording: {what}")
             return
         folder.mkdir(exist_ok=True)
         atomic_write(path, json.dumps(now, indent=1).encode())

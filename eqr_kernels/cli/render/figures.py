@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from eqr_kernels.cli.render.cost_figures import accuracy_against_cost, latency_against_breadth, memory_against_depth
-from eqr_kernels.cli.render.reading import Report
 from eqr_kernels.cli.render.style import NoData, save
 from eqr_kernels.cli.render.trajectory_figures import residual_and_correctness, steps_to_convergence
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from eqr_kernels.studies.curve_report import CurveReport
 
 __all__ = [
     "PICTURES",
@@ -34,7 +35,7 @@ class Picture:
     stem: str
     title: str
     caption: str
-    draw: Callable[[Report], Figure]
+    draw: Callable[[CurveReport], Figure]
 
 
 PICTURES = (

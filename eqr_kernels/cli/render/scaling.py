@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from eqr_kernels.cli.console import percent
-from eqr_kernels.cli.diagnose import accuracy_at, distinct_counts
 from eqr_kernels.cli.render import terminal as drawing
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from eqr_kernels.studies.statistics import Paired, Quartiles
 
 
-def diagnosis(report: dict[str, Any], scaling: Scaling, source: npt.ArrayLike) -> None:
+def draw_diagnosis(report: dict[str, Any], scaling: Scaling, source: npt.ArrayLike) -> None:
     """All tables, and the findings last."""
     settings = report["settings"]
     who = (
@@ -60,7 +59,7 @@ def _facts(scaling: Scaling, tol: str) -> dict[str, str]:
         facts["pairs that agree"] = (
             f"{percent(a.share)} of {a.pairs}; of settled ones {percent(a.settled_share)} of {a.settled_pairs}"
         )
-        facts["settled answers"] = ", ".join(f"{n}: {count} puzzles" for n, count in distinct_counts(scaling).items())
+        facts["settled answers"] = ", ".join(f"{n}: {count} puzzles" for n, count in scaling.distinct_answers().items())
         facts["most common answer"] = f"right {a.common_right}, wrong {a.common_wrong}, tied {a.common_tied}"
     auroc = scaling.coupling.residual_auroc
     facts["AUROC of the residual"] = "- (all or none are right)" if math.isnan(auroc) else f"{auroc:.3f}"
@@ -101,10 +100,10 @@ def _kinds(scaling: Scaling) -> None:
 
 
 def _accuracies(scaling: Scaling) -> None:
-    rows = {"1": [accuracy_at(scaling, "residual", k, 0) for k in range(len(scaling.depths))]}
+    rows = {"1": [scaling.accuracy("residual", k, 0) for k in range(len(scaling.depths))]}
     for rule in scaling.correct if scaling.restarts > 1 else ():
         name = f"{scaling.restarts}, {'oracle' if rule == 'any' else rule}"
-        rows[name] = [accuracy_at(scaling, rule, k, -1) for k in range(len(scaling.depths))]
+        rows[name] = [scaling.accuracy(rule, k, -1) for k in range(len(scaling.depths))]
     drawing.accuracy("accuracy by breadth and by how the answer is selected", scaling.depths, rows)
 
 
