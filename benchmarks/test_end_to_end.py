@@ -22,7 +22,7 @@ from measure import main_precision, spread
 from peers.process import REPOSITORY, Process
 from rich.table import Table
 
-from eqr_kernels.studies import mcnemar
+from eqr_kernels.studies.statistics import mcnemar
 from eqr_kernels.tasks import sudoku
 
 MODEL, DEPTH, SEED = "sudoku-small", 64, 2605

@@ -6,9 +6,12 @@ import json
 import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.compare.measures import AMOUNT, RATIO, SHARE, TIME, Measure, Row, Run, of_quantiles
+
+if TYPE_CHECKING:
+    from eqr_kernels.studies.curve_report import CurveReport
 
 LABELS = ("contender", "run", "class", "precision")
 CONTEXT = (
@@ -72,9 +75,13 @@ def read(path: Path) -> Run:
     if isinstance(found, dict) and isinstance(found.get("benchmarks"), list):
         run = _benchmarks(path.name, found)
     elif isinstance(found, dict) and found.get("command") == "curve":
-        if found.get("schema") != 1:
-            raise NotResults(f"{path} is a curve of schema {found.get('schema')!r}; this reads schema 1")
-        run = _curve(path.name, found)
+        # Not above: torch comes with it, and the benchmarks' own results need none.
+        from eqr_kernels.studies.curve_report import CurveReport, ReportError
+
+        try:
+            run = _curve(path.name, CurveReport.from_json(path.read_text()))
+        except ReportError as error:
+            raise NotResults(f"{path}: {error}") from None
     else:
         raise NotResults(f"{path} is neither a pytest-benchmark JSON of benchmarks/ nor a curve.json of eqr curve")
     if not run.rows:
@@ -153,47 +160,46 @@ def _stats(stats: Mapping[str, Any]) -> Iterator[Measure]:
         yield of_quantiles("seconds", TIME, stats["median"], stats["q1"], stats["q3"], stats["rounds"], 0.25)
 
 
-def _curve(file: str, found: dict[str, Any]) -> Run:
-    reproduce, settings = found.get("reproduce") or {}, found.get("settings") or {}
-    versions = reproduce.get("versions") or {}
-    about = {
-        "device": found.get("device"),
-        "threads": reproduce.get("torch_threads"),
-        "backend": found.get("backend"),
-        "precision": settings.get("precision"),
-        "weights": reproduce.get("weights_sha256"),
-        "cpu_isa": settings.get("instruction_set"),
-        **versions,
+def _curve(file: str, report: CurveReport) -> Run:
+    settings, costs, again = report.settings, report.unit_costs, report.reproduce
+    known = {
+        "device": report.device,
+        "threads": again.get("torch_threads"),
+        "backend": report.backend,
+        "precision": settings.precision,
+        "weights": again.get("weights_sha256"),
+        "cpu_isa": settings.instruction_set,
+        **(again.get("versions") or {}),
     }
-    costs = found["unit_costs"]
-    errors = [abs(p["latency_error"]) for p in found.get("checked", []) if p.get("latency_error") is not None]
+    errors = [abs(row.run.latency_error) for row in report.checked]
     # How far computed latencies lie from measured ones is the only noise that a curve tells of.
     noise = statistics.median(errors) if errors else CURVE_DEVIATION
-    context = {"model": found.get("model"), "precision": settings.get("precision")}
+    context = {"model": report.model, "precision": settings.precision}
     # Outer steps, and which puzzles a query's percentiles are over, depend on these.
-    asked = {key: settings.get(key) for key in ("seed", "noise_scale", "window", "depth")}
-    asked["data"] = reproduce.get("data_sha256")
+    asked = {name: getattr(settings, name) for name in ("seed", "noise_scale", "window", "depth")}
+    asked["data"] = again.get("data_sha256")
     rows: list[Row] = []
 
-    def add(name: str, entry: Mapping[str, Any], *keys: str, kind: str = TIME, sizes: Mapping[str, Any] = {}) -> None:
-        exact = kind == AMOUNT
-        held = {k: Measure(k, kind, entry[k], 0.0 if exact else noise) for k in keys if (entry.get(k) or 0) > 0}
-        rows.extend(Row(f"{name} {key}", {key: m}, context={**context, **sizes}) for key, m in held.items())
+    def add(name: str, measure: str, value: float, kind: str = TIME, sizes: Mapping[str, Any] = {}) -> None:
+        if value > 0:
+            held = Measure(measure, kind, value, 0.0 if kind == AMOUNT else noise)
+            rows.append(Row(f"{name} {measure}", {measure: held}, context={**context, **sizes}))
 
-    for entry in costs.get("latency") or []:
-        add(f"latency, breadth {entry['breadth']}:", entry, "overhead_ms", "ms_per_nfe")
-    saturation = costs.get("saturation") or {}
-    add("saturation:", saturation, "ms_per_nfe", sizes={"trajectories": saturation.get("trajectories")})
-    for entry in costs.get("memory") or []:
-        add(f"memory, depth {entry['depth']}, breadth {entry['breadth']}:", entry, "peak_bytes", kind=AMOUNT)
-    add("energy:", costs.get("energy") or {}, "joules_per_nfe")
-    for entry in found.get("checked") or []:
-        point = found["points"][entry["index"]]
-        tol = "" if point.get("tol") is None else f" {point['tol']:.4g}"
-        name = f"checked {point['policy']}{tol}, depth {point['depth']}, breadth {point['breadth']}:"
-        sizes = {**asked, "select": point.get("select")}
-        add(name, entry.get("latency_ms") or {}, "p50", sizes={**sizes, "queries": entry.get("queries")})
-        if point["policy"] != "race":  # what its losers spend depends on timing
-            add(name, entry, "nfe", kind=AMOUNT, sizes=sizes)
-    named = {key: value for key, value in about.items() if value is not None}
+    for one in costs.latency:
+        add(f"latency, breadth {one.breadth}:", "overhead_ms", one.overhead_ms)
+        add(f"latency, breadth {one.breadth}:", "ms_per_nfe", one.ms_per_nfe)
+    add("saturation:", "ms_per_nfe", costs.ms_per_nfe, sizes={"trajectories": costs.trajectories})
+    for peak in costs.memory:
+        add(f"memory, depth {peak.depth}, breadth {peak.breadth}:", "peak_bytes", peak.peak_bytes, AMOUNT)
+    if costs.energy is not None:
+        add("energy:", "joules_per_nfe", costs.energy.joules_per_nfe)
+    for row in report.checked:
+        policy = report.points[row.index].policy
+        tol = "" if policy.tol is None else f" {policy.tol:.4g}"
+        name = f"checked {policy.name}{tol}, depth {policy.depth}, breadth {policy.breadth}:"
+        sizes = {**asked, "select": policy.select}
+        add(name, "p50", row.run.latency_ms[0], sizes={**sizes, "queries": row.run.queries})
+        if policy.name != "race":  # what its losers spend depends on timing
+            add(name, "nfe", row.run.nfe, AMOUNT, sizes)
+    named = {key: value for key, value in known.items() if value is not None}
     return Run(file, "curve", named, {row.name: row for row in rows}, ())

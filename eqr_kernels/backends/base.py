@@ -67,6 +67,8 @@ class Backend(Protocol):
     """One way of running fixed-point problems."""
 
     name: str
+    max_checkpoints: int | None
+    """How many depths it records in one run at most; None: any number."""
 
     @property
     def precisions(self) -> tuple[Precision, ...]:

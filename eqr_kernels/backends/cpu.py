@@ -76,6 +76,7 @@ class CpuBackend:
 
     name = "cpu"
     precisions = (Precision.fp32, Precision.bf16, Precision.int8)
+    max_checkpoints: int | None = None
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -56,6 +56,7 @@ class CudaBackend:
 
     name = "cuda"
     precisions = (Precision.bf16,)
+    max_checkpoints: int | None = 64  # kMostCheckpoints of csrc/cuda/problem.h
 
     def why_not(self, model: EqROperator, precision: Precision) -> str | None:
         if why := ops.why_not_cuda():

@@ -76,6 +76,7 @@ class ReferenceBackend:
 
     name = "reference"
     precisions = (Precision.fp32, Precision.bf16, Precision.fp16, Precision.fp64)
+    max_checkpoints: int | None = None
 
     def __init__(self, graphs: Callable[[torch.device], Graphs | None] = cuda_graphs) -> None:
         self._graphs = graphs

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from eqr_kernels import studies
+from eqr_kernels.checkpoint import MODEL_FILE
 from eqr_kernels.cli import options as opt
+from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.cli.console import INCOMPLETE, Bar, check_output, command, emit, percent
+from eqr_kernels.cli.render import terminal as drawing
+from eqr_kernels.studies.tolerance import noise_floor
+from eqr_kernels.studies.tolerance_card import store_tolerance
 
 _SHOWN = 24
 
@@ -46,11 +51,6 @@ def calibrate(
     answered. With noise, tolerances below sqrt(2) times --noise-scale are never met and not tried. Exit code 0: found;
     1: found, but some lines could not be used; 2: nothing could be done; 130: interrupted, nothing was written.
     """
-    from eqr_kernels import studies as evaluation
-    from eqr_kernels.cli import puzzles as puz
-    from eqr_kernels.cli.render import terminal as drawing
-    from eqr_kernels.studies.tolerance_card import store_tolerance
-
     check_output(output)
     if write and patience != 1:
         raise ValueError(
@@ -70,13 +70,14 @@ def calibrate(
         noise_scale=noise_scale, seed=seed, slots=slots, backend=backend, precision=precision
     )
     with Bar("running the full depth", progress) as bar:
-        run = evaluation.trajectories(
-            reasoner, puzzles.inputs, puzzles.labels, depth=depth, progress=bar.update, **settings
+        depths = studies.recordable_depths(reasoner, depth, backend=backend, precision=precision)
+        recording = studies.record(
+            reasoner, puzzles.inputs, puzzles.labels, depths=depths, progress=bar.update, **settings
         )
-    found = evaluation.calibrate(
-        run.residuals, run.exact, max_loss=max_loss, trust=trust, patience=patience, floor=math.sqrt(2) * noise_scale
+    calibration = studies.calibrate(
+        recording, max_loss=max_loss, trust=trust, patience=patience, floor=noise_floor(noise_scale)
     )
-    candidates = [dataclasses.asdict(candidate) for candidate in found.candidates]
+    candidates = [dataclasses.asdict(candidate) for candidate in calibration.candidates]
     report: dict[str, Any] = {
         "command": "calibrate",
         "model": model,
@@ -86,36 +87,37 @@ def calibrate(
             "max_loss": max_loss,
             "trust": trust,
             "patience": patience,
+            "recorded_depths": None if recording.every_step else list(depths),
             "device": str(reasoner.device),
             "reveal": reveal,
         },
-        "backend": run.backend,
-        "puzzles": found.puzzles,
-        "correct_at_full_depth": found.correct,
+        "backend": recording.backend,
+        "puzzles": calibration.puzzles,
+        "correct_at_full_depth": calibration.correct,
         "candidates": candidates,
-        "chosen": None if found.chosen is None else dataclasses.asdict(found.chosen),
+        "chosen": None if calibration.chosen is None else dataclasses.asdict(calibration.chosen),
         "written": None,
         "errors": puz.errors_as_json(errors),
     }
-    if found.chosen is None:
+    if calibration.chosen is None:
         # Told before failing: which tolerance loses how much is what a choice of --max-loss needs.
         emit(report, as_json, output)
         if not as_json:
-            drawing.tolerances(_condensed(candidates, None), found.puzzles, None)
+            drawing.tolerances(_condensed(candidates, None), calibration.puzzles, None)
         raise ValueError(
-            f"no tolerance that some puzzle meets keeps the {found.correct} right answers of depth {depth}; "
+            f"no tolerance that some puzzle meets keeps the {calibration.correct} right answers of depth {depth}; "
             "allow a loss with --max-loss, ask for less --trust, or lower --noise-scale"
         )
     if weights is not None:
-        report["written"] = str(store_tolerance(weights, found, report["settings"], Path(str(file)).name))
+        report["written"] = str(store_tolerance(weights, calibration, report["settings"], Path(str(file)).name))
     emit(report, as_json, output)
     if not as_json:
-        chosen = found.chosen
-        drawing.tolerances(_condensed(candidates, chosen.tol), found.puzzles, chosen.tol)
+        chosen, n = calibration.chosen, calibration.puzzles
+        drawing.tolerances(_condensed(candidates, chosen.tol), n, chosen.tol)
         drawing.lines(
-            f"at the full depth {depth}: {percent(found.correct / found.puzzles)} of {found.puzzles} puzzles right",
-            f"chosen: tol {chosen.tol:g}: {percent(chosen.correct / found.puzzles)} right after a mean of "
-            f"{chosen.mean_steps:.1f} steps, {percent(chosen.converged / found.puzzles)} settled",
+            f"at the full depth {depth}: {percent(calibration.correct / n)} of {n} puzzles right",
+            f"chosen: tol {chosen.tol:g}: {percent(chosen.correct / n)} right after a mean of "
+            f"{chosen.mean_steps:.1f} steps, {percent(chosen.converged / n)} settled",
             f"written to {report['written']}" if write else "not stored; --write stores it in the model's card",
         )
     return INCOMPLETE if errors else 0
@@ -123,8 +125,6 @@ def calibrate(
 
 def _writable(model: str) -> Path:
     """The safetensors file whose card is to be written."""
-    from eqr_kernels.checkpoint import MODEL_FILE
-
     path = Path(model).expanduser()
     path = path / MODEL_FILE if path.is_dir() else path
     if path.suffix != ".safetensors" or not path.is_file():

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from eqr_kernels import selection
 from eqr_kernels.cli import options as opt
-from eqr_kernels.cli.console import INCOMPLETE, Bar, command, complain, emit
-
-if TYPE_CHECKING:
-    from eqr_kernels.cli.puzzles import Task
-    from eqr_kernels.config import EqRConfig
-    from eqr_kernels.reasoner import EquilibriumReasoner
-    from eqr_kernels.studies import Point, Price, Store
-    from eqr_kernels.tasks.common import ParseError, PuzzleSet
+from eqr_kernels.cli import puzzles as puz
+from eqr_kernels.cli import render
+from eqr_kernels.cli.console import INCOMPLETE, Bar, command, complain, write_atomically
+from eqr_kernels.cli.provenance import device_name, reproduction, weights_digest
+from eqr_kernels.cli.render import require, terminal
+from eqr_kernels.cli.render.curve import draw_curve
+from eqr_kernels.config import EqRConfig
+from eqr_kernels.studies.costs import Price, UnitCosts
+from eqr_kernels.studies.curve import CurveMap, Request, group_sizes, usual_tolerances
+from eqr_kernels.studies.curve_report import CurveReport, Puzzles
+from eqr_kernels.studies.store import OtherRecording
+from eqr_kernels.studies.subset import SUBSET_SEED
+from eqr_kernels.tasks import maze, sudoku_generator
+from eqr_kernels.tasks.common import ParseError, PuzzleSet, join
+from eqr_kernels.tasks.registry import Task
 
 _GENERATED = ("easy", "medium", "hard", "extreme")
 _GENERATED_SEED = 2026
-_TOLERANCES = (0.75, 1.0, 1.5, 2.5, 5.0, 10.0)
 _QUICK = {"depth": 16, "breadth": 4, "puzzles": 48}
 _USUAL = {"depth": 64, "breadth": 8, "puzzles": 200}
 PARTS = "recording"
@@ -64,9 +72,6 @@ def curve(
     quick: Annotated[
         bool, typer.Option("--quick", help="Depth 16, breadth 4, 48 puzzles and short timings: a minute or two.")
     ] = False,
-    quantisation: Annotated[
-        bool, typer.Option("--quantisation", help="Also study what quantising does to the attractors: takes long.")
-    ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what --out holds of an earlier run.")] = False,
     window: opt.Window = None,
     noise_scale: opt.NoiseScale = None,
@@ -99,21 +104,10 @@ def curve(
     Exit code 0: mapped; 1: mapped, but some lines could not be used, or nothing fits --target and --budget; 2: nothing
     could be done; 130: interrupted, and what was run is kept.
     """
-    from eqr_kernels import selection
-    from eqr_kernels import studies as mapping
-    from eqr_kernels.cli import curve_report
-    from eqr_kernels.cli import puzzles as puz
-    from eqr_kernels.cli.provenance import reproduction, weights_digest
-    from eqr_kernels.cli.render import curve as curve_drawing
-    from eqr_kernels.cli.render import require
-    from eqr_kernels.cli.render import terminal as drawing
-    from eqr_kernels.studies import SUBSET_SEED, digest
-
     begun = time.perf_counter()
     sizes = _QUICK if quick else _USUAL
-    most = depth or sizes["depth"], breadth or sizes["breadth"]
-    asked = None if price is None else mapping.Price(price, currency)
-    wanted = _budget(budget, asked)
+    asked = None if price is None else Price(price, currency)
+    limit_of = _budget(budget, asked)
     if target is not None and not 0 < target <= 1:
         raise ValueError(f"--target must be a share above 0 and up to 1, as in 0.95, got {target}")
     if select == "first":
@@ -123,127 +117,72 @@ def curve(
     _check_folder(out)
     require()  # before the work: the pictures come last
     reasoner = puz.load_model(model, device, progress)
-    task, config = puz.task_of(reasoner.config), reasoner.config
+    task = puz.task_of(reasoner.config)
     if file is None:
-        puzzles = _generated(task, config, limit or sizes["puzzles"], progress)
+        puzzles = _generated(task, reasoner.config, limit or sizes["puzzles"], progress)
         errors: list[ParseError] = []
     else:
         reading: dict[str, Any] = dict(format=format, split=split, limit=limit, show=progress)
-        puzzles, errors = puz.read_answered(task, config.seq_len, file, **reading)
+        puzzles, errors = puz.read_answered(task, reasoner.config.seq_len, file, **reading)
     of = len(puzzles)
     if quick and subset is None and limit is None and of > sizes["puzzles"]:
         subset = sizes["puzzles"]
     puzzles = puz.reveal_clues(task, puz.stratified(puzzles, subset), reveal, seed)
-    assert puzzles.labels is not None
-    tolerances, card_tol = _tolerances(tols, reasoner, noise_scale)
-    options: dict[str, Any] = dict(
-        window=window, noise_scale=noise_scale, slots=slots, backend=backend, precision=precision
+    request = Request(
+        depth=depth or sizes["depth"],
+        breadth=breadth or sizes["breadth"],
+        tols=usual_tolerances(reasoner, noise_scale) if tols == "auto" else _tolerances(tols),
+        select=select,
+        quick=quick,
+        seed=seed,
+        options=dict(window=window, noise_scale=noise_scale, slots=slots, backend=backend, precision=precision),
+        price=asked,
+        target=target,
+        budget=limit_of,
+        budget_text=budget,
     )
-    ran = curve_report.resolved(reasoner, options)
-    about = {
-        "weights": weights_digest(reasoner),
-        "puzzles": digest(puzzles.inputs, puzzles.labels),
-        "depth": most[0],
-        "breadth": most[1],
-        "seed": seed,
-        **ran,
-        "chunk": mapping.chunk_size(len(puzzles), config.seq_len, *most, reasoner.device.type),
-    }
     out.mkdir(parents=True, exist_ok=True)
-    store = _store(out / PARTS, about, fresh)
     try:
-        with Bar("running all puzzles", progress) as bar:
-            records = mapping.record(
-                reasoner,
-                puzzles.inputs,
-                puzzles.labels,
-                depth=most[0],
-                breadth=most[1],
-                parts=store,
-                seed=seed,
-                progress=bar.update,
-                **options,
-            )
-        depths, breadths = _powers(most[0]), _powers(most[1])
-        with Bar("timing outer steps", progress) as bar:
-            costs = curve_report.measure(
-                reasoner, puzzles, breadths, most[0], quick=quick, progress=bar.update, options=options
-            )
-        policies = mapping.grid(depths, breadths, tolerances, select=select)
-        found = mapping.points(records, policies, costs, asked)
-        chosen = _recommend(found, target, wanted)
-        with Bar("checking points", progress) as bar:
-            checked = curve_report.check(
-                reasoner,
-                puzzles,
-                records,
-                found,
-                costs,
-                chosen,
-                quick=quick,
-                progress=bar.update,
-                options={**options, "seed": seed},
-            )
+        mapping = CurveMap(reasoner, puzzles, weights_digest(reasoner), request, out / PARTS, fresh)
+    except OtherRecording as error:
+        raise ValueError(f"{error} (--fresh starts afresh, --out names another folder)") from None
+    try:
+        measured = mapping.run(lambda text: Bar(text, progress))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"interrupted; {store.puzzles()} of {len(puzzles)} puzzles are kept in {out / PARTS}, and the same command "
-            "goes on from there"
+            f"interrupted; {mapping.store.puzzles()} of {len(puzzles)} puzzles are kept in {out / PARTS}, and the same "
+            "command goes on from there"
         ) from None
-    report = {
-        "command": "curve",
-        "schema": 1,
-        "model": model,
-        "task": task.name,
-        "puzzles": {
-            "count": len(puzzles),
-            "of": of,
-            "file": file,
-            "groups": curve_report.groups(puzzles),
-            "subset_seed": SUBSET_SEED if len(puzzles) < of else None,
-            "reveal": reveal,
-        },
-        "settings": {
-            "depth": most[0],
-            "breadth": most[1],
-            "depths": depths,
-            "breadths": breadths,
-            "tols": tolerances,
-            "card_tol": card_tol,
-            "select": select,
-            "seed": seed,
-            **options,
-            **ran,
-            "price": None if asked is None else {"per_hour": asked.per_hour, "currency": asked.currency},
-        },
-        **curve_report.tell(reasoner, puzzles, records, found, costs, checked, card_tol),
-        "recommendation": curve_report.recommendation(found, chosen, target, budget, {**options, "seed": seed}),
-        "quantisation": None,
-        "reproduce": reproduction(ctx, reasoner, puzzles),
-        "errors": puz.errors_as_json(errors),
-        "seconds": time.perf_counter() - begun,
-    }
-    files = curve_report.write(report, out)
-    if quantisation:
-        report["quantisation"] = curve_report.quantisation(
-            reasoner,
-            puzzles,
-            most,
-            card_tol or tolerances[0],
-            quick=quick,
-            seed=seed,
-            show=progress,
-            noise_scale=noise_scale,
-            backend=backend,
-            slots=slots,
-        )
-        files = curve_report.write(report, out)
-    emit(report, as_json, None)
-    if not as_json:
-        curve_drawing.curve(report)
-        drawing.lines(f"written: {', '.join(str(path) for path in files)}")
-    nothing_fits = (target is not None or wanted is not None) and chosen is None
-    if nothing_fits:
-        complain(report["recommendation"]["reason"])
+    costs: UnitCosts = measured["unit_costs"]
+    report = CurveReport(
+        model=model,
+        task=task.name,
+        puzzles=Puzzles(
+            count=len(puzzles),
+            of=of,
+            file=file,
+            groups=group_sizes(puzzles),
+            subset_seed=SUBSET_SEED if len(puzzles) < of else None,
+            reveal=reveal,
+        ),
+        device=f"{device_name(reasoner.device)}, {costs.units} {costs.unit}{'s' if costs.units > 1 else ''}",
+        reproduce=reproduction(ctx, reasoner, puzzles),
+        errors=tuple(puz.errors_as_json(errors)),
+        seconds=time.perf_counter() - begun,
+        **measured,
+    )
+    text = report.to_json()
+    write_atomically(out / "curve.json", text.encode())
+    files = [out / "curve.json", *render.write_report(report, out)]
+    if as_json:
+        sys.stdout.write(text)
+    else:
+        draw_curve(report)
+        terminal.lines(f"written: {', '.join(map(str, files))}")
+    recommended = report.recommendation
+    nothing_fits = recommended is not None and recommended.index is None
+    if recommended is not None and nothing_fits:
+        complain(recommended.reason)
     return INCOMPLETE if errors or nothing_fits else 0
 
 
@@ -254,27 +193,8 @@ def _check_folder(out: Path) -> None:
         raise FileNotFoundError(f"--out {out}: there is no folder {out.absolute().parent}; make it first")
 
 
-def _store(folder: Path, about: dict[str, Any], fresh: bool) -> Store:
-    from eqr_kernels.studies import Store
-
-    if fresh:
-        Store.discard(folder)
-    try:
-        return Store(folder, about)
-    except ValueError as error:
-        raise ValueError(f"{error} (--fresh starts afresh, --out names another folder)") from None
-
-
-def _powers(most: int) -> list[int]:
-    """1, 2, 4, ... and the most itself."""
-    return [*(1 << k for k in range(most.bit_length()) if 1 << k < most), most]
-
-
 def _generated(task: Task, config: EqRConfig, n: int, progress: bool | None) -> PuzzleSet:
     """So many of our own generator, always the same; Sudoku in four difficulties, a group each."""
-    from eqr_kernels.tasks import maze, sudoku_generator
-    from eqr_kernels.tasks.common import join
-
     with Bar("generating puzzles", progress) as bar:
         if task.name == "maze":
             size = round(config.seq_len**0.5)
@@ -288,23 +208,15 @@ def _generated(task: Task, config: EqRConfig, n: int, progress: bool | None) -> 
     return join(parts)
 
 
-def _tolerances(text: str, model: EquilibriumReasoner, noise_scale: float | None) -> tuple[list[float], float | None]:
-    """What to try, rising, and the card's own."""
-    card = model.card
-    tol = None if card is None else card.tol
-    if text != "auto":
-        try:
-            chosen = sorted({float(part) for part in text.split(",")})
-        except ValueError:
-            raise ValueError(f"--tols must be auto or numbers, as in 0.02,0.03, got {text!r}") from None
-        if not all(0 < value < math.inf for value in chosen):
-            raise ValueError(f"--tols must be positive and finite, got {text!r}")
-        return chosen, tol
-    floor = math.sqrt(2) * (model.inference_noise_scale if noise_scale is None else noise_scale)
-    middle = tol or 2 * floor or 0.01
-    # Below the noise's own residual a tolerance never fires.
-    middle = middle if middle * _TOLERANCES[-1] > floor else 2 * floor
-    return [value for factor in _TOLERANCES if (value := float(f"{factor * middle:.4g}")) > floor], tol
+def _tolerances(text: str) -> tuple[float, ...]:
+    """Those given, rising."""
+    try:
+        chosen = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        raise ValueError(f"--tols must be auto or numbers, as in 0.02,0.03, got {text!r}") from None
+    if not all(0 < value < math.inf for value in chosen):
+        raise ValueError(f"--tols must be positive and finite, got {text!r}")
+    return tuple(chosen)
 
 
 def _budget(text: str | None, price: Price | None) -> tuple[float, str] | None:
@@ -324,16 +236,3 @@ def _budget(text: str | None, price: Price | None) -> tuple[float, str] | None:
             + ("" if price else "; money needs --price")
         )
     return value, unit
-
-
-def _recommend(found: list[Point], target: float | None, budget: tuple[float, str] | None) -> int | None:
-    from eqr_kernels import studies as mapping
-
-    if target is None and budget is None:
-        return None
-    unit = budget[1] if budget else "s"
-    value = {"nfe": lambda p: p.nfe, "ms": lambda p: p.latency_ms[1], "s": lambda p: p.unit_seconds}
-    cost = [value.get(unit, lambda p: p.cost_per_1000)(p) for p in found]
-    return mapping.recommend(
-        cost, [p.accuracy.share for p in found], target=target, budget=budget[0] if budget else None
-    )

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from eqr_kernels.checkpoint import ModelCard
 from eqr_kernels.cli import options as opt
+from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.cli.console import INCOMPLETE, Bar, check_output, command, emit, parse_tolerance
-
-if TYPE_CHECKING:
-    from eqr_kernels.checkpoint import ModelCard
-    from eqr_kernels.studies import Accuracy, Paired, Scaling
-    from eqr_kernels.tasks.common import PuzzleSet
+from eqr_kernels.cli.provenance import reproduction
+from eqr_kernels.cli.render.scaling import draw_diagnosis
+from eqr_kernels.studies.advice import advise
+from eqr_kernels.studies.attractors import BROAD, MODES
+from eqr_kernels.studies.dynamics import KINDS
+from eqr_kernels.studies.recording import record
+from eqr_kernels.studies.scaling import Scaling, recorded_depths, summarise
+from eqr_kernels.studies.statistics import Paired
+from eqr_kernels.studies.subset import SUBSET_SEED
+from eqr_kernels.studies.tolerance import provisional_tolerance
+from eqr_kernels.tasks.common import PuzzleSet
 
 
 @command
@@ -66,13 +75,9 @@ def diagnose(
     Exit code 0: all puzzles were counted; 1: some lines could not be; 2: nothing could be done; 130: interrupted,
     nothing was written.
     """
-    from eqr_kernels import studies as evaluation
-    from eqr_kernels.cli import puzzles as puz
-    from eqr_kernels.cli.provenance import reproduction
-
     check_output(output)
     wanted_tol = parse_tolerance(tol)
-    broad = evaluation.BROAD if broad is None else broad
+    broad = BROAD if broad is None else broad
     if not 0 < broad <= 1:
         raise ValueError(f"--broad must be a share above 0 and up to 1, got {broad}")
     reasoner = puz.load_model(model, device, progress)
@@ -85,10 +90,7 @@ def diagnose(
     of = len(puzzles)
     puzzles = puz.reveal_clues(task, puz.stratified(puzzles, subset), reveal, seed)
     assert puzzles.labels is not None
-    settings: dict[str, Any] = dict(
-        depth=depth,
-        breadth=breadth,
-        tol=tolerance,
+    options: dict[str, Any] = dict(
         window=window,
         noise_scale=noise_scale,
         seed=seed,
@@ -98,15 +100,26 @@ def diagnose(
     )
     begun = time.perf_counter()
     with Bar("running the full depth", progress) as bar:
-        run = evaluation.probe(reasoner, puzzles.inputs, puzzles.labels, progress=bar.update, **settings)
+        recording = record(
+            reasoner,
+            puzzles.inputs,
+            puzzles.labels,
+            depths=recorded_depths(depth),
+            breadth=breadth,
+            progress=bar.update,
+            **options,
+        )
     seconds = time.perf_counter() - begun
-    told = evaluation.summarise(run, broad=broad)
+    scaling = summarise(recording, tol=tolerance, noise_scale=noise_scale, broad=broad)
     report: dict[str, Any] = {
         "command": "diagnose",
         "model": model,
         "task": task.name,
         "settings": {
-            **settings,
+            "depth": depth,
+            "breadth": breadth,
+            "tol": tolerance,
+            **options,
             "tol_from": tol_from,
             "broad": broad,
             "device": str(reasoner.device),
@@ -114,65 +127,62 @@ def diagnose(
             "reveal": reveal,
         },
         "card": None if card is None else {name: getattr(card, name) for name in ("tol", "noise_scale", "window")},
-        "backend": run.evaluation.backend,
-        "backend_reason": run.evaluation.backend_reason,
+        "backend": recording.backend,
+        "backend_reason": recording.backend_reason,
         "puzzles": len(puzzles),
-        "subset": None if subset is None else {"puzzles": subset, "of": of, "seed": evaluation.SUBSET_SEED},
-        **_as_json(told, puzzles),
-        "findings": [dataclasses.asdict(finding) for finding in evaluation.advise(told, tol=tolerance)],
+        "subset": None if subset is None else {"puzzles": subset, "of": of, "seed": SUBSET_SEED},
+        **_as_json(scaling, puzzles),
+        "findings": [dataclasses.asdict(finding) for finding in advise(scaling, tol=tolerance)],
         "seconds": seconds,
         "reproduce": reproduction(ctx, reasoner, puzzles),
         "errors": puz.errors_as_json(errors),
     }
     emit(report, as_json, output)
     if not as_json:
-        from eqr_kernels.cli.render import scaling as drawing_scaling
-
-        drawing_scaling.diagnosis(report, told, puzzles.source)
+        draw_diagnosis(report, scaling, puzzles.source)
     return INCOMPLETE if errors else 0
 
 
 def _tolerance(wanted: float | str, card: ModelCard | None, noise_scale: float) -> tuple[float, str]:
     """What counts as settled, and where that comes from."""
-    from eqr_kernels import studies as evaluation
-
     if not isinstance(wanted, str):
+        if not 0 < wanted < math.inf:
+            raise ValueError(f"tol must be positive and finite, got {wanted}")
         return wanted, "--tol"
     if card is not None and card.tol is not None:
         return card.tol, "the model's card"
-    return evaluation.provisional_tolerance(noise_scale), "twice the noise's floor, not calibrated"
+    return provisional_tolerance(noise_scale), "twice the noise's floor, not calibrated"
 
 
-def _as_json(told: Scaling, puzzles: PuzzleSet) -> dict[str, Any]:
-    from eqr_kernels import studies as evaluation
+def _as_json(scaling: Scaling, puzzles: PuzzleSet) -> dict[str, Any]:
 
-    agreement, modes = told.agreement, told.modes
+    agreement, modes = scaling.agreement, scaling.modes
     counts = [values.tolist() for values in (modes.right, modes.settled, modes.settled_right)]
     return {
-        "convergence": {**dataclasses.asdict(told.convergence), "steps": _steps(told)},
-        "residual_by_depth": [dataclasses.asdict(row) for row in told.trends],
-        "kinds": {"meaning": evaluation.KINDS, "counts": told.kinds, "periods": told.periods},
+        "convergence": {**dataclasses.asdict(scaling.convergence), "steps": _steps(scaling)},
+        "residual_by_depth": [dataclasses.asdict(row) for row in scaling.trends],
+        "kinds": {"meaning": KINDS, "counts": scaling.kinds, "periods": scaling.periods},
         "accuracy": [
             {
                 "depth": depth,
                 "breadth": breadth,
-                "accuracy": {rule: accuracy_at(told, rule, k, j).as_json() for rule in told.correct},
+                "accuracy": {rule: scaling.accuracy(rule, k, j).as_json() for rule in scaling.correct},
             }
-            for k, depth in enumerate(told.depths)
-            for j, breadth in enumerate(sorted({1, told.restarts}))
+            for k, depth in enumerate(scaling.depths)
+            for j, breadth in enumerate(sorted({1, scaling.restarts}))
         ],
-        "depth_gain": None if told.by_depth is None else _paired(told.by_depth),
-        "breadth_gain": _paired(told.by_breadth),
-        "rule_gain": {rule: _paired(row) for rule, row in told.by_rule.items()},
-        "oracle_gain": _paired(told.oracle),
+        "depth_gain": None if scaling.by_depth is None else _paired(scaling.by_depth),
+        "breadth_gain": _paired(scaling.by_breadth),
+        "rule_gain": {rule: _paired(row) for rule, row in scaling.by_rule.items()},
+        "oracle_gain": _paired(scaling.oracle),
         "agreement": {
             **dataclasses.asdict(agreement),
             "share": agreement.share,
             "settled_share": agreement.settled_share,
-            "distinct": distinct_counts(told),
+            "distinct": scaling.distinct_answers(),
         },
         "modes": {
-            "meaning": evaluation.MODES,
+            "meaning": MODES,
             "broad": modes.broad,
             "restarts": modes.restarts,
             "counts": modes.counts().get("all", {}),
@@ -190,27 +200,12 @@ def _as_json(told: Scaling, puzzles: PuzzleSet) -> dict[str, Any]:
                 for row, mode, right, settled, both in zip(modes.puzzle.tolist(), modes.mode, *counts, strict=True)
             ],
         },
-        "coupling": dataclasses.asdict(told.coupling),
+        "coupling": dataclasses.asdict(scaling.coupling),
     }
 
 
-def _steps(told: Scaling) -> dict[str, float]:
-    return dict(zip(("p50", "p95"), told.convergence.steps, strict=True))
-
-
-def accuracy_at(told: Scaling, rule: str, depth: int, breadth: int) -> Accuracy:
-    """Accuracy by a rule at the depth and breadth of these indices."""
-    from eqr_kernels.studies import Accuracy
-
-    return Accuracy(told.correct[rule][depth][breadth], told.labelled)
-
-
-def distinct_counts(told: Scaling) -> dict[int, int]:
-    """How many puzzles have so many different settled answers."""
-    import numpy as np
-
-    values, counts = np.unique(told.agreement.distinct, return_counts=True)
-    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+def _steps(scaling: Scaling) -> dict[str, float]:
+    return dict(zip(("p50", "p95"), scaling.convergence.steps, strict=True))
 
 
 def _paired(by: Paired) -> dict[str, Any]:

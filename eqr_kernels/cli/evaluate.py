@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 
+from eqr_kernels.checkpoint import ModelCard
 from eqr_kernels.cli import options as opt
+from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.cli.console import INCOMPLETE, Bar, check_output, command, emit, parse_counts, parse_tolerance
-
-if TYPE_CHECKING:
-    from eqr_kernels.checkpoint import ModelCard
-    from eqr_kernels.studies import Accuracy, Diagnosis, Evaluation
-    from eqr_kernels.tasks.common import PuzzleSet
+from eqr_kernels.cli.provenance import reproduction
+from eqr_kernels.cli.render import terminal as drawing
+from eqr_kernels.studies import attractors
+from eqr_kernels.studies.attractors import MODES, Modes
+from eqr_kernels.studies.coupling import couple
+from eqr_kernels.studies.recording import Recording, record
+from eqr_kernels.studies.replay import check_rules, correct_grid, first_converged, settled
+from eqr_kernels.studies.scoring import RATING_BANDS, Accuracy, by_group, rating_bands
+from eqr_kernels.studies.subset import SUBSET_SEED
+from eqr_kernels.studies.types import Bools
+from eqr_kernels.tasks.common import PuzzleSet
 
 
 @command
@@ -84,15 +94,11 @@ def evaluate(
     A puzzle without an answer is reported and not counted. Exit code 0: all puzzles were counted; 1: some lines could
     not be; 2: nothing could be done; 130: interrupted, nothing was written.
     """
-    from eqr_kernels import studies as evaluation
-    from eqr_kernels.cli import puzzles as puz
-    from eqr_kernels.cli.provenance import reproduction
-
     check_output(output)
     asked = parse_counts("--depths", depths), parse_counts("--breadths", breadths)
-    rules = tuple(dict.fromkeys(rule.strip() for rule in select.split(",")))
+    rules = check_rules([rule.strip() for rule in select.split(",")], halt)
     wanted_tol = parse_tolerance(tol)
-    broad = evaluation.BROAD if broad is None else broad
+    broad = attractors.BROAD if broad is None else broad
     if not 0 < broad <= 1:
         raise ValueError(f"--broad must be a share above 0 and up to 1, got {broad}")
     reasoner = puz.load_model(model, device, progress)
@@ -102,9 +108,10 @@ def evaluate(
     of = len(puzzles)
     puzzles = puz.reveal_clues(task, puz.stratified(puzzles, subset), reveal, seed)
     assert puzzles.labels is not None
+    tolerance = _tolerance(wanted_tol, card, halt)
     settings: dict[str, Any] = dict(
         halt=halt,
-        tol=_tolerance(wanted_tol, card, halt),
+        tol=tolerance,
         window=window,
         noise_scale=noise_scale,
         seed=seed,
@@ -112,29 +119,31 @@ def evaluate(
         backend=backend,
         precision=precision,
     )
+    given = settings if halt == "residual" and tolerance is not None else {**settings, "tol": "auto"}
     begun = time.perf_counter()
     with Bar("evaluating", progress) as bar:
-        found = evaluation.evaluate(
+        recording = record(
             reasoner,
             puzzles.inputs,
             puzzles.labels,
             depths=asked[0],
-            breadth=asked[1],
-            select=rules,
+            breadth=asked[1][-1],
             progress=bar.update,
-            **settings,
+            **given,
         )
     seconds = time.perf_counter() - begun
-    modes: Diagnosis | None = None
-    if found.all_settled is not None:
-        last = found.all_exact[:, -1], found.all_settled[:, -1]
-        modes = evaluation.diagnose(*last, labelled=found.labelled, broad=broad)
+    grid = correct_grid(recording, *asked, rules)
+    still = None if halt == "none" and tolerance is None else settled(recording, tolerance or 0.0)
+    modes: Modes | None = None
+    if still is not None:
+        last = recording.correct[..., -1], still[..., -1]
+        modes = attractors.modes(*last, labelled=recording.labelled, broad=broad)
     report = {
         "command": "eval",
         "model": model,
         "task": task.name,
         "settings": {
-            "breadth": found.breadths[-1],
+            "breadth": recording.breadth,
             "select": rules[0],
             **settings,
             "broad": broad,
@@ -143,17 +152,17 @@ def evaluate(
             "reveal": reveal,
         },
         "card": None if card is None else {name: getattr(card, name) for name in ("tol", "noise_scale", "window")},
-        "backend": found.backend,
-        "backend_reason": found.backend_reason,
+        "backend": recording.backend,
+        "backend_reason": recording.backend_reason,
         "puzzles": len(puzzles),
-        "subset": None if subset is None else {"puzzles": subset, "of": of, "seed": evaluation.SUBSET_SEED},
-        "depths": list(found.depths),
-        "breadths": list(found.breadths),
-        "rules": list(found.rules),
-        **_tables(found, puzzles),
-        "grid": _grid(found),
-        "under_tolerance": _under_tolerance(found, settings["tol"]),
-        "coupling": _coupling(found),
+        "subset": None if subset is None else {"puzzles": subset, "of": of, "seed": SUBSET_SEED},
+        "depths": list(recording.depths),
+        "breadths": list(asked[1]),
+        "rules": list(rules),
+        **_tables(grid, puzzles),
+        "grid": _grid(recording, grid, asked[1], rules),
+        "under_tolerance": _under_tolerance(recording, tolerance),
+        "coupling": _coupling(recording, still),
         "diagnosis": None if modes is None else _diagnosis(modes, puzzles, settings),
         "seconds": seconds,
         "reproduce": reproduction(ctx, reasoner, puzzles),
@@ -161,7 +170,7 @@ def evaluate(
     }
     emit(report, as_json, output)
     if not as_json:
-        _draw(found, puzzles, report, modes)
+        _draw(grid, puzzles, report, modes)
     return INCOMPLETE if errors else 0
 
 
@@ -169,76 +178,77 @@ def _tolerance(wanted: float | str, card: ModelCard | None, halt: str) -> float 
     """What counts as settled; None where nothing says."""
     if isinstance(wanted, str):
         return None if card is None or halt == "q" else card.tol
+    if halt == "q":
+        raise ValueError(f'tol is a residual, and halt="q" does not look at it, got tol={wanted}; leave one out')
+    if not 0 < wanted < math.inf:
+        raise ValueError(f"tol must be positive and finite, got {wanted}")
     return wanted
 
 
-def _groups(found: Evaluation, puzzles: PuzzleSet) -> dict[str, dict[str, list[Accuracy]]]:
+def _groups(grid: Bools, puzzles: PuzzleSet) -> dict[str, dict[str, list[Accuracy]]]:
     """Accuracies by depth at the greatest breadth, by the first rule."""
-    from eqr_kernels import studies as evaluation
-
+    correct = grid[:, :, -1, 0]
     # Ratings are on each source's own scale, so bands go from easy to hard, and unknown ones come last.
-    by_rating = evaluation.by_group(found.exact, evaluation.rating_bands(puzzles.rating))
+    by_rating = by_group(correct, rating_bands(puzzles.rating))
     return {
-        "accuracy": evaluation.by_group(found.exact, ["all"] * len(puzzles)),
-        "by_source": evaluation.by_group(found.exact, puzzles.source),
-        "by_rating": {band: by_rating[band] for band in evaluation.RATING_BANDS if band in by_rating},
+        "accuracy": by_group(correct, ["all"] * len(puzzles)),
+        "by_source": by_group(correct, puzzles.source),
+        "by_rating": {band: by_rating[band] for band in RATING_BANDS if band in by_rating},
     }
 
 
-def _tables(found: Evaluation, puzzles: PuzzleSet) -> dict[str, Any]:
-    told: dict[str, Any] = {
+def _tables(grid: Bools, puzzles: PuzzleSet) -> dict[str, Any]:
+    tables: dict[str, Any] = {
         table: {name: [a.as_json() for a in row] for name, row in groups.items()}
-        for table, groups in _groups(found, puzzles).items()
+        for table, groups in _groups(grid, puzzles).items()
     }
-    return {**told, "accuracy": told["accuracy"]["all"]}
+    return {**tables, "accuracy": tables["accuracy"]["all"]}
 
 
-def _cell(found: Evaluation, depth: int, breadth: int, rule: int) -> Accuracy:
+def _cell(grid: Bools, depth: int, breadth: int, rule: int) -> Accuracy:
     """Accuracy in the cell of these indices."""
-    from eqr_kernels.studies import Accuracy
-
-    right = found.grid[:, depth, breadth, rule]
-    return Accuracy(int(right.sum()), len(right))
+    correct = grid[:, depth, breadth, rule]
+    return Accuracy(int(correct.sum()), len(correct))
 
 
-def _grid(found: Evaluation) -> list[dict[str, Any]]:
+def _grid(recording: Recording, grid: Bools, breadths: Sequence[int], rules: Sequence[str]) -> list[dict[str, Any]]:
     """A row for each depth and breadth, with the mean outer steps that a puzzle costs there (NFE)."""
     return [
         {
             "depth": depth,
             "breadth": breadth,
-            "nfe": float(found.all_steps[:, k, :breadth].sum(1).mean()),
-            "accuracy": {rule: _cell(found, k, j, r).as_json() for r, rule in enumerate(found.rules)},
+            "nfe": float(recording.steps[:, :breadth, k].sum(1).mean()),
+            "accuracy": {rule: _cell(grid, k, j, r).as_json() for r, rule in enumerate(rules)},
         }
-        for k, depth in enumerate(found.depths)
-        for j, breadth in enumerate(found.breadths)
+        for k, depth in enumerate(recording.depths)
+        for j, breadth in enumerate(breadths)
     ]
 
 
-def _under_tolerance(found: Evaluation, tol: float | None) -> dict[str, Any] | None:
-    if found.steps is None or found.converged is None:
+def _under_tolerance(recording: Recording, tol: float | None) -> dict[str, Any] | None:
+    """Steps to the tolerance (the full depth where it was not met) or to the halt, and who met it or halted."""
+    if recording.halt != "none":
+        steps, met = recording.steps[..., -1], settled(recording, 0.0)[..., -1]
+    elif tol is not None:
+        steps, met = first_converged(recording.residuals.reshape(-1, recording.depth), tol)
+    else:
         return None
-    return {"tol": tol, "mean_steps": float(found.steps.mean()), "converged": float(found.converged.mean())}
+    return {"tol": tol, "mean_steps": float(steps.mean()), "converged": float(met.mean())}
 
 
-def _coupling(found: Evaluation) -> list[dict[str, Any]]:
+def _coupling(recording: Recording, still: Bools | None) -> list[dict[str, Any]]:
     """Over all trajectories at each depth; settled ones only where it is known which those are."""
-    from eqr_kernels.studies import couple
-
-    rows = []
-    for k, depth in enumerate(found.depths):
-        fields = (found.all_exact, found.all_accuracy, found.all_residual, found.all_score, found.all_diverged)
-        row = dataclasses.asdict(couple(depth, *(field[:, k] for field in fields)))
-        settled = None if found.all_settled is None else found.all_settled[found.labelled, k]
-        right = found.all_exact[found.labelled, k]
-        row["settled"] = None if settled is None else int(settled.sum())
-        row["settled_right"] = None if settled is None else int((settled & right).sum())
+    rows, known = [], recording.labelled
+    for k, depth in enumerate(recording.depths):
+        row = dataclasses.asdict(couple(recording, depth))
+        row["settled"] = None if still is None else int(still[known, :, k].sum())
+        both = None if still is None else still[known, :, k] & recording.correct[known, :, k]
+        row["settled_right"] = None if both is None else int(both.sum())
         rows.append(row)
     return rows
 
 
-def _diagnosis(modes: Diagnosis, puzzles: PuzzleSet, settings: dict[str, Any]) -> dict[str, Any]:
-    from eqr_kernels.studies import MODES
+def _diagnosis(modes: Modes, puzzles: PuzzleSet, settings: dict[str, Any]) -> dict[str, Any]:
 
     none = settings["halt"] == "none"
     counts = [values.tolist() for values in (modes.puzzle, modes.right, modes.settled, modes.settled_right)]
@@ -264,44 +274,36 @@ def _diagnosis(modes: Diagnosis, puzzles: PuzzleSet, settings: dict[str, Any]) -
     }
 
 
-def _draw(found: Evaluation, puzzles: PuzzleSet, report: dict[str, Any], modes: Diagnosis | None) -> None:
-    from eqr_kernels.cli.render import terminal as drawing
+def _draw(grid: Bools, puzzles: PuzzleSet, report: dict[str, Any], modes: Modes | None) -> None:
 
-    n, breadth, rule = len(puzzles), found.breadths[-1], found.rules[0]
-    groups, single = _groups(found, puzzles), len(found.breadths) == len(found.rules) == 1
-    who = f"{n} of {report['subset']['of']} puzzles" if report["subset"] else f"all {n} puzzles"
+    depths, breadths, rules = report["depths"], report["breadths"], report["rules"]
+    groups, single = _groups(grid, puzzles), len(breadths) == len(rules) == 1
+    who = f"{len(puzzles)} of {report['subset']['of']} puzzles" if report["subset"] else f"all {len(puzzles)} puzzles"
     if single:
-        drawing.accuracy(who, found.depths, groups["accuracy"])
-    for r, name in enumerate([] if single else found.rules):
-        rows = {
-            f"breadth {b}": [_cell(found, k, j, r) for k in range(len(found.depths))]
-            for j, b in enumerate(found.breadths)
-        }
+        drawing.accuracy(who, depths, groups["accuracy"])
+    for r, name in enumerate([] if single else rules):
+        rows = {f"breadth {b}": [_cell(grid, k, j, r) for k in range(len(depths))] for j, b in enumerate(breadths)}
         chosen = "any trajectory right (an oracle)" if name == "any" else f"selected by {name}"
-        drawing.accuracy(f"{who}, {chosen}", found.depths, rows)
-    where = "" if single else f", breadth {breadth}, {rule}"
+        drawing.accuracy(f"{who}, {chosen}", depths, rows)
+    where = "" if single else f", breadth {breadths[-1]}, {rules[0]}"
     for title in ("by source", "by rating"):
         rows = groups[title.replace(" ", "_")]
         if len(rows) > 1:
-            drawing.accuracy(title + where, found.depths, rows)
+            drawing.accuracy(title + where, depths, rows)
     drawing.coupling(report["coupling"])
-    told, settings = report["under_tolerance"], report["settings"]
-    if told and settings["halt"] == "none":
-        drawing.lines(
-            f"under the tolerance {told['tol']:.3g}: mean steps {told['mean_steps']:.1f} of {found.depths[-1]}, "
-            f"settled {100 * told['converged']:.1f} % of the trajectories"
-        )
-    elif told:
-        drawing.lines(
-            f"halting by {settings['halt']}: mean steps {told['mean_steps']:.1f} of {found.depths[-1]}, halted "
-            f"{100 * told['converged']:.1f} % of the trajectories"
-        )
-    else:
+    under, halt = report["under_tolerance"], report["settings"]["halt"]
+    if under is None:
         drawing.lines(
             "no --tol, and the model's card has no calibrated tolerance, so nothing counts as settled and there are no "
             "modes; `eqr calibrate` finds one"
         )
+    else:
+        name = f"under the tolerance {under['tol']:.3g}" if halt == "none" else f"halting by {halt}"
+        drawing.lines(
+            f"{name}: mean steps {under['mean_steps']:.1f} of {depths[-1]}, "
+            f"{'settled' if halt == 'none' else 'halted'} {100 * under['converged']:.1f} % of the trajectories"
+        )
     if modes is not None and modes.restarts > 1:
         counts = modes.counts(puzzles.source)
-        title = f"modes of {modes.restarts} restarts at depth {found.depths[-1]}"
+        title = f"modes of {modes.restarts} restarts at depth {depths[-1]}"
         drawing.modes(title, {"all": modes.counts()["all"], **(counts if len(counts) > 1 else {})}, modes.broad)

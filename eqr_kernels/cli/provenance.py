@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
-    import typer
+import torch
+import typer
 
-    from eqr_kernels.reasoner import EquilibriumReasoner
-    from eqr_kernels.tasks.common import PuzzleSet
+from eqr_kernels.cli.info import cpu_name, versions
+from eqr_kernels.reasoner import EquilibriumReasoner
+from eqr_kernels.studies.subset import digest
+from eqr_kernels.tasks.common import PuzzleSet
 
 
 def reproduction(ctx: typer.Context, model: EquilibriumReasoner, puzzles: PuzzleSet) -> dict[str, Any]:
@@ -19,11 +20,6 @@ def reproduction(ctx: typer.Context, model: EquilibriumReasoner, puzzles: Puzzle
 
     The data's digest is that of the puzzles and answers that were run, after --limit, --subset and --reveal.
     """
-    import torch
-
-    from eqr_kernels.cli.info import versions
-    from eqr_kernels.studies import digest
-
     assert puzzles.labels is not None
     card = model.card
     return {
@@ -57,19 +53,13 @@ def command_line(ctx: typer.Context) -> str:
 
 def weights_digest(model: EquilibriumReasoner) -> str:
     """SHA-256 of the weights by name: the same for the same weights in whatever kind of file they came."""
-    import torch
-
-    told = hashlib.sha256()
+    hashed = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
-        told.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
-        told.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return told.hexdigest()
+        hashed.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+        hashed.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()
 
 
 def device_name(device: torch.device) -> str:
     """The CPU's or the GPU's name."""
-    import torch
-
-    from eqr_kernels.cli.info import cpu_name
-
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()

@@ -12,7 +12,7 @@ import torch
 
 from eqr_kernels.cli.console import busy, complain
 from eqr_kernels.reasoner import EquilibriumReasoner
-from eqr_kernels.studies import stratified_subset
+from eqr_kernels.studies.subset import stratified_subset
 from eqr_kernels.tasks import sudoku
 from eqr_kernels.tasks.common import ParseError, PuzzleSet
 from eqr_kernels.tasks.registry import MAZE, SUDOKU, Task, task_of
@@ -128,7 +128,7 @@ def read_answered(task: Task, seq_len: int, file: str | None, **reading: Any) ->
 
 
 def stratified(puzzles: PuzzleSet, subset: int | None) -> PuzzleSet:
-    """Only so many of the puzzles, see `evaluation.stratified_subset`; None takes all."""
+    """Only so many of the puzzles, see `studies.stratified_subset`; None takes all."""
     if subset is None:
         return puzzles
     return puzzles.subset(stratified_subset(puzzles.inputs, puzzles.source, puzzles.rating, subset))

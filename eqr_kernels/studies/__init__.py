@@ -1,133 +1,55 @@
 """What depth, breadth and early exit buy and cost: every study of a model, on trajectories that are recorded once.
 
+`recording` runs the model and nothing else here does, but for `costs` and `checking`, which time it. `replay` is how a
+recording answers under another depth, breadth, halting rule or rule of selection; the studies are built on these two:
+`dynamics`, `attractors`, `agreement`, `coupling`, `scaling` and `advice` (`eqr diagnose`), `tolerance` (`eqr
+calibrate`), `points` and `front` (`eqr curve`). `scoring` and `statistics` count.
+
 Everything here returns numbers and prints nothing. Arrays are NumPy: N puzzles, S tokens, K depths, L breadths, R rules
-of selection, B trajectories a puzzle, D outer steps.
+of selection, B trajectories a puzzle, D outer steps. A trajectory is correct when its answer is the given one in every
+labelled token, and has settled when its halting rule has fired (see `replay.settled`).
 """
 
-from eqr_kernels.studies.accuracy import CHUNK, RULES, Evaluation, Trajectories, evaluate, trajectories
 from eqr_kernels.studies.advice import Finding, advise
-from eqr_kernels.studies.agreement import Agreement, agreement, answer_codes
-from eqr_kernels.studies.attractors import BROAD, MODES, Diagnosis, diagnose
-from eqr_kernels.studies.checking import Checked, check
-from eqr_kernels.studies.costs import Energy, Latency, Memory, Price, UnitCosts, measure_costs
-from eqr_kernels.studies.coupling import Coupling, auroc, couple, spearman
-from eqr_kernels.studies.dynamics import (
-    KINDS,
-    answer_periods,
-    contraction_rates,
-    plateau,
-    residual_periods,
-    tail_depths,
-    trajectory_kinds,
-)
+from eqr_kernels.studies.costs import Price, UnitCosts, measure_costs
 from eqr_kernels.studies.front import knee, pareto, recommend
-from eqr_kernels.studies.paired import Paired, mcnemar, pair, tango_interval
-from eqr_kernels.studies.points import WITHIN_POINTS, Bend, Point, Saving, bend, points, savings, steps_to_settle
-from eqr_kernels.studies.policies import POLICIES, Outcome, Policy, grid, outcome
-from eqr_kernels.studies.probing import Probe, doubling_depths, noise_floor, probe, provisional_tolerance
-from eqr_kernels.studies.recording import Records, chunk_size, record
-from eqr_kernels.studies.scaling import Convergence, Quartiles, Scaling, Trend, quartiles, summarise
-from eqr_kernels.studies.scoring import (
-    RATING_BANDS,
-    Accuracy,
-    by_group,
-    exact_match,
-    rating_bands,
-    token_accuracy,
-    wilson_interval,
-)
+from eqr_kernels.studies.points import Point, bend, map_points
+from eqr_kernels.studies.recording import Recording, record, recordable_depths
+from eqr_kernels.studies.replay import Policy, correct_grid, outcome, policies
+from eqr_kernels.studies.scaling import Scaling, recorded_depths, summarise
+from eqr_kernels.studies.scoring import Accuracy, exact_match, token_accuracy
 from eqr_kernels.studies.store import Store
-from eqr_kernels.studies.subset import SUBSET_SEED, digest, stratified_subset
-from eqr_kernels.studies.tolerance import Calibration, Tolerance, calibrate, first_converged, tolerance_grid
-from eqr_kernels.studies.types import Bools, Floats, Ints, Progress
+from eqr_kernels.studies.subset import digest, stratified_subset
+from eqr_kernels.studies.tolerance import Calibration, calibrate
 
 __all__ = [
     "Accuracy",
-    "Agreement",
-    "BROAD",
-    "Bend",
-    "Bools",
-    "CHUNK",
     "Calibration",
-    "Checked",
-    "Convergence",
-    "Coupling",
-    "Diagnosis",
-    "Energy",
-    "Evaluation",
     "Finding",
-    "Floats",
-    "Ints",
-    "KINDS",
-    "Latency",
-    "MODES",
-    "Memory",
-    "Outcome",
-    "POLICIES",
-    "Paired",
     "Point",
     "Policy",
     "Price",
-    "Probe",
-    "Progress",
-    "Quartiles",
-    "RATING_BANDS",
-    "RULES",
-    "Records",
-    "SUBSET_SEED",
-    "Saving",
+    "Recording",
     "Scaling",
     "Store",
-    "Tolerance",
-    "Trajectories",
-    "Trend",
     "UnitCosts",
-    "WITHIN_POINTS",
     "advise",
-    "agreement",
-    "answer_codes",
-    "answer_periods",
-    "auroc",
     "bend",
-    "by_group",
     "calibrate",
-    "check",
-    "chunk_size",
-    "contraction_rates",
-    "couple",
-    "diagnose",
+    "correct_grid",
     "digest",
-    "doubling_depths",
-    "evaluate",
     "exact_match",
-    "first_converged",
-    "grid",
     "knee",
-    "mcnemar",
+    "map_points",
     "measure_costs",
-    "noise_floor",
     "outcome",
-    "pair",
     "pareto",
-    "plateau",
-    "points",
-    "probe",
-    "provisional_tolerance",
-    "quartiles",
-    "rating_bands",
+    "policies",
     "recommend",
     "record",
-    "residual_periods",
-    "savings",
-    "spearman",
-    "steps_to_settle",
+    "recordable_depths",
+    "recorded_depths",
     "stratified_subset",
     "summarise",
-    "tail_depths",
-    "tango_interval",
     "token_accuracy",
-    "tolerance_grid",
-    "trajectories",
-    "trajectory_kinds",
-    "wilson_interval",
 ]

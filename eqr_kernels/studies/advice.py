@@ -12,9 +12,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from eqr_kernels.studies.paired import Paired
 from eqr_kernels.studies.scaling import Scaling
-from eqr_kernels.studies.scoring import wilson_interval
+from eqr_kernels.studies.statistics import Paired, wilson_interval
 
 FEWEST_PUZZLES = 20
 """With fewer labelled puzzles nothing is concluded."""
@@ -26,7 +25,7 @@ NOTABLE = 0.10
 """Share of puzzles or trajectories above which something is a finding."""
 NEGLIGIBLE = 0.05
 """Share of puzzles below which a gain does not count, and of trajectories above which settling late is a finding."""
-MOST = 0.80
+MAJORITY = 0.80
 """Share of puzzles in broad basins above which less compute would do."""
 MISSED = 0.02
 """Share of puzzles that selection misses, of those that some restart has right, above which it is a finding."""
@@ -70,57 +69,58 @@ def auroc_upper(auroc: float, right: int, wrong: int) -> float:
     return min(1.0, a + 1.96 * math.sqrt(max(0.0, variance) / (right * wrong)))
 
 
-def advise(told: Scaling, *, tol: float) -> list[Finding]:
+def advise(scaling: Scaling, *, tol: float) -> list[Finding]:
     """The findings, the gravest first; "nothing stands out" where there is none.
 
     Args:
-        told: see `summarise`. tol: the residual that counted as settled.
+        scaling: see `summarise`. tol: the residual that counted as settled.
     """
-    found = list(_flaws(told, tol))
-    if told.labelled < FEWEST_PUZZLES:
-        few = (
-            f"{told.labelled} puzzles with answers, and {FEWEST_PUZZLES} is the least from which anything is concluded"
-        )
-        return [*found, Finding("too few puzzles", few, "Give more puzzles; a few hundred tell most of what there is.")]
-    found += [
-        *_tolerance(told, tol),
-        *_basins(told),
-        *_trajectories(told),
-        *_depth(told),
-        *_breadth(told),
-        *_judge(told),
+    findings = list(_flaws(scaling, tol))
+    if scaling.labelled < FEWEST_PUZZLES:
+        few = f"{scaling.labelled} puzzles with answers, and with fewer than {FEWEST_PUZZLES} nothing is concluded"
+        return [
+            *findings,
+            Finding("too few puzzles", few, "Give more puzzles; a few hundred tell most of what there is."),
+        ]
+    findings += [
+        *_tolerance(scaling, tol),
+        *_basins(scaling),
+        *_trajectories(scaling),
+        *_depth(scaling),
+        *_breadth(scaling),
+        *_judge(scaling),
     ]
-    if told.restarts < FEWEST_RESTARTS:
-        found.append(
+    if scaling.restarts < FEWEST_RESTARTS:
+        findings.append(
             Finding(
                 "too few restarts",
-                f"breadth {told.restarts}; {FEWEST_RESTARTS} is the least that tells of basins",
+                f"breadth {scaling.restarts}; {FEWEST_RESTARTS} is the least that tells of basins",
                 "Raise --breadth to see which basins a puzzle has.",
             )
         )
-    if told.depths[-1] < FEWEST_STEPS:
-        found.append(
+    if scaling.depths[-1] < FEWEST_STEPS:
+        findings.append(
             Finding(
                 "too shallow to tell trends",
-                f"depth {told.depths[-1]}; {FEWEST_STEPS} is the least that tells of trends",
+                f"depth {scaling.depths[-1]}; {FEWEST_STEPS} is the least that tells of trends",
                 "Raise --depth to see where trajectories go.",
             )
         )
-    return found or [
+    return findings or [
         Finding("nothing stands out", "no rule is met beyond doubt", "Give more puzzles, or read the tables.")
     ]
 
 
-def _flaws(told: Scaling, tol: float) -> Iterator[Finding]:
+def _flaws(scaling: Scaling, tol: float) -> Iterator[Finding]:
     """What is a fault however few there are."""
-    lost = sum(told.kinds["diverged"].values())
+    lost = sum(scaling.kinds["diverged"].values())
     if lost:
         yield Finding(
             "diverging",
-            f"{lost} of {told.convergence.trajectories} trajectories became non-finite",
+            f"{lost} of {scaling.convergence.trajectories} trajectories became non-finite",
             "Check the weights and the precision (--precision fp32); more damping (a lower lambda_) in training.",
         )
-    floor = told.convergence.expected_floor
+    floor = scaling.convergence.expected_floor
     if tol < floor:
         yield Finding(
             "tolerance below the noise floor",
@@ -129,15 +129,15 @@ def _flaws(told: Scaling, tol: float) -> Iterator[Finding]:
         )
 
 
-def _kind(told: Scaling, kind: str) -> tuple[float, bool]:
+def _kind(scaling: Scaling, kind: str) -> tuple[float, bool]:
     """Share of the trajectories, and whether it is notable beyond doubt."""
-    share = sum(told.kinds[kind].values()) / told.convergence.trajectories
-    return share, surely_above(share, told.puzzles, NOTABLE)
+    share = sum(scaling.kinds[kind].values()) / scaling.convergence.trajectories
+    return share, surely_above(share, scaling.puzzles, NOTABLE)
 
 
-def _tolerance(told: Scaling, tol: float) -> Iterator[Finding]:
-    c = told.convergence
-    share, notable = _kind(told, "steady")
+def _tolerance(scaling: Scaling, tol: float) -> Iterator[Finding]:
+    c = scaling.convergence
+    share, notable = _kind(scaling, "steady")
     if notable:
         at = (
             f"{_percent(share)} of the trajectories rest with one answer at a residual of {c.steady_level:.3g}, above "
@@ -162,22 +162,22 @@ def _tolerance(told: Scaling, tol: float) -> Iterator[Finding]:
         )
 
 
-def _basins(told: Scaling) -> Iterator[Finding]:
-    if told.restarts < FEWEST_RESTARTS:
+def _basins(scaling: Scaling) -> Iterator[Finding]:
+    if scaling.restarts < FEWEST_RESTARTS:
         return
-    m, counts = told.labelled, told.modes.counts().get("all", {})
+    m, counts = scaling.labelled, scaling.modes.counts().get("all", {})
     shares = {mode: count / m for mode, count in counts.items()}
 
     def of(mode: str) -> str:
-        where = f"{told.restarts} restarts of depth {told.depths[-1]}"
+        where = f"{scaling.restarts} restarts of depth {scaling.depths[-1]}"
         return f"{counts[mode]} of {m} puzzles ({_percent(shares[mode])}) by {where}"
 
     if surely_above(shares["no correct attractor"], m, NOTABLE):
         # Settled on a wrong answer there is an attractor, and it is the wrong one; else none was reached.
-        ends = f"{_percent(told.settled_lost)} of their trajectories settled, on wrong answers"
+        ends = f"{_percent(scaling.settled_lost)} of their trajectories settled, on wrong answers"
         yield Finding(
             "no correct attractor",
-            f"{of('no correct attractor')}; {ends if told.settled_lost else 'none of their trajectories settled'}",
+            f"{of('no correct attractor')}; {ends if scaling.settled_lost else 'none of their trajectories settled'}",
             "Neither this depth nor this breadth finds an answer: train longer, larger, or on such puzzles.",
         )
     if surely_above(shares["competing"], m, NOTABLE):
@@ -188,16 +188,16 @@ def _basins(told: Scaling) -> Iterator[Finding]:
         )
     if surely_above(shares["narrow"], m, NOTABLE):
         yield Finding("narrow", of("narrow"), "Raise the breadth; random starts and noise in training widen basins.")
-    if surely_above(shares["broad"], m, MOST):
+    if surely_above(shares["broad"], m, MAJORITY):
         yield Finding(
             "broad and stable",
-            f"{of('broad')}; of the trajectories that settle half do so by step {told.convergence.steps[0]:.0f} and "
-            f"95 % by step {told.convergence.steps[1]:.0f}",
+            f"{of('broad')}; of the trajectories that settle half do so by step {scaling.convergence.steps[0]:.0f} and "
+            f"95 % by step {scaling.convergence.steps[1]:.0f}",
             "Lower depth and breadth, and let settled trajectories stop (halt by residual).",
         )
 
 
-def _trajectories(told: Scaling) -> Iterator[Finding]:
+def _trajectories(scaling: Scaling) -> Iterator[Finding]:
     advice = {
         "wandering": "The tolerance does not fire for these: more damping (a lower lambda_) and noise in training "
         "shape the landscape; compare with --precision fp32.",
@@ -207,30 +207,34 @@ def _trajectories(told: Scaling) -> Iterator[Finding]:
         "--precision fp32.",
     }
     for kind, what in advice.items():
-        share, notable = _kind(told, kind)
+        share, notable = _kind(scaling, kind)
         if notable:
-            right = told.kinds[kind]["right"]
-            often = max(told.periods, key=lambda p: told.periods[p]) if kind == "cycling" and told.periods else None
+            right = scaling.kinds[kind]["right"]
+            often = (
+                max(scaling.periods, key=lambda p: scaling.periods[p])
+                if kind == "cycling" and scaling.periods
+                else None
+            )
             yield Finding(
                 kind,
-                f"{_percent(share)} of the trajectories at depth {told.depths[-1]}, {right} of them right"
+                f"{_percent(share)} of the trajectories at depth {scaling.depths[-1]}, {right} of them right"
                 + (f"; the most common period is {often} steps" if often else ""),
                 what,
             )
 
 
-def _depth(told: Scaling) -> Iterator[Finding]:
-    by, c = told.by_depth, told.convergence
+def _depth(scaling: Scaling) -> Iterator[Finding]:
+    by, c = scaling.by_depth, scaling.convergence
     if by is None:
         return
-    half, depth = max(1, told.depths[-1] // 2), told.depths[-1]
+    half, depth = max(1, scaling.depths[-1] // 2), scaling.depths[-1]
     late = c.late / c.open if c.open else math.nan
     seen = (
         f"from depth {half} to {depth} {_gains(by)}; of the {c.open} trajectories that had not settled by {half}, "
         f"{_percent(late)} did by {depth}"
     )
-    falling, falls = _kind(told, "decaying")
-    many = surely_above(c.late / c.trajectories, told.puzzles, NEGLIGIBLE)
+    falling, falls = _kind(scaling, "decaying")
+    many = surely_above(c.late / c.trajectories, scaling.puzzles, NEGLIGIBLE)
     if by.p <= SIGNIFICANT and by.gained > by.lost or many or falls:
         fall = f"; {_percent(falling)} still fall" if falls else ""
         yield Finding("still converging", seen + fall, "Raise the depth.")
@@ -240,10 +244,10 @@ def _depth(told: Scaling) -> Iterator[Finding]:
         yield Finding("depth is used up", seen, f"Depth {half} does as well as {depth}: look at breadth, or train.")
 
 
-def _breadth(told: Scaling) -> Iterator[Finding]:
-    if told.restarts == 1:
+def _breadth(scaling: Scaling) -> Iterator[Finding]:
+    if scaling.restarts == 1:
         return
-    by, oracle, m, b = told.by_breadth, told.oracle, told.labelled, told.restarts
+    by, oracle, m, b = scaling.by_breadth, scaling.oracle, scaling.labelled, scaling.restarts
     if by.p <= SIGNIFICANT and by.gained != by.lost:
         better = by.gained > by.lost
         yield Finding(
@@ -257,9 +261,9 @@ def _breadth(told: Scaling) -> Iterator[Finding]:
             f"an oracle over {b} restarts answers {oracle.gained} more of {m} puzzles than the first restart alone",
             "Lower the breadth.",
         )
-    missed = told.by_rule["any"]
+    missed = scaling.by_rule["any"]
     if surely_above(missed.gained / m, m, MISSED):
-        rules = {name: row for name, row in told.by_rule.items() if name != "any"}
+        rules = {name: row for name, row in scaling.by_rule.items() if name != "any"}
         best = max(rules, key=lambda name: rules[name].net)
         better = rules[best].net > 0 and rules[best].p <= SIGNIFICANT
         yield Finding(
@@ -270,15 +274,15 @@ def _breadth(told: Scaling) -> Iterator[Finding]:
         )
 
 
-def _judge(told: Scaling) -> Iterator[Finding]:
-    right, wrong = told.mixed
+def _judge(scaling: Scaling) -> Iterator[Finding]:
+    right, wrong = scaling.mixed
     if min(right, wrong) < FEWEST_PUZZLES:
         return
-    area = told.coupling.residual_auroc
+    area = scaling.coupling.residual_auroc
     if auroc_upper(area, right, wrong) < POOR_JUDGE:
         yield Finding(
             "residual is a poor judge",
-            f"AUROC {area:.3f} over {told.coupling.trajectories} trajectories; {right} puzzles have right ones, "
+            f"AUROC {area:.3f} over {scaling.coupling.trajectories} trajectories; {right} puzzles have right ones, "
             f"{wrong} have wrong ones",
             "Select by vote or q, and do not take settling for being right; more noise in training couples the two.",
         )

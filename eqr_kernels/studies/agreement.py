@@ -8,20 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Codes = npt.NDArray[np.uint64]
-
-_SEED = 20260605
-
-
-def answer_codes(preds: npt.ArrayLike) -> Codes:
-    """A number for each answer: integers [..., S] -> uint64 [...]; equal for equal answers, and else for all but 2^-60.
-
-    A sum of the tokens with fixed odd weights, modulo 2^64.
-    """
-    tokens = np.asarray(preds)
-    weights = np.random.default_rng(_SEED).integers(0, 1 << 63, tokens.shape[-1], np.uint64) * np.uint64(2)
-    codes: Codes = (tokens.astype(np.uint64) * (weights + np.uint64(1))).sum(-1, dtype=np.uint64)
-    return codes
+from eqr_kernels.studies.types import Bools, Codes, Ints
 
 
 @dataclass(frozen=True)
@@ -40,7 +27,7 @@ class Agreement:
     same: int
     settled_pairs: int
     settled_same: int
-    distinct: npt.NDArray[np.int64]
+    distinct: Ints
     common_right: int
     common_wrong: int
     common_tied: int
@@ -66,7 +53,7 @@ def agreement(
     """The agreement of the restarts.
 
     Args:
-        codes: uint64 [N, B], see `answer_codes`.
+        codes: uint64 [N, B], see `scoring.answer_codes`.
         exact, settled, diverged: bool [N, B].
         labelled: bool [N]; by default all.
 
@@ -98,13 +85,13 @@ def agreement(
     return Agreement(pairs, same, settled_pairs, settled_same, distinct, *common)
 
 
-def _pairs(counts: npt.NDArray[np.int64]) -> tuple[int, int]:
+def _pairs(counts: Ints) -> tuple[int, int]:
     """Of answers given so many times each: all pairs, and those of the same answer."""
     n = int(counts.sum())
     return n * (n - 1) // 2, int((counts * (counts - 1)).sum()) // 2
 
 
-def _most_common(codes: Codes, right: npt.NDArray[np.bool_]) -> str:
+def _most_common(codes: Codes, right: Bools) -> str:
     values, counts = np.unique(codes, return_counts=True)
     if not len(values):
         return "wrong"

@@ -22,7 +22,7 @@ BROAD = 0.95
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Modes:
     """Where the B restarts of each of M puzzles ended.
 
     Attributes:
@@ -45,18 +45,18 @@ class Diagnosis:
         """How many puzzles are in each mode, for each group in its order of appearance, or all in the group "all".
 
         Args:
-            groups: a name for each puzzle of the evaluation, [N >= M].
+            groups: a name for each puzzle of the set, [N >= M].
         """
         names = ["all"] * len(self.mode) if groups is None else np.asarray(groups)[self.puzzle].tolist()
-        told = {name: dict.fromkeys(MODES, 0) for name in dict.fromkeys(names)}
+        counts = {name: dict.fromkeys(MODES, 0) for name in dict.fromkeys(names)}
         for name, mode in zip(names, self.mode, strict=True):
-            told[name][mode] += 1
-        return told
+            counts[name][mode] += 1
+        return counts
 
 
-def diagnose(
+def modes(
     exact: npt.ArrayLike, settled: npt.ArrayLike, *, labelled: npt.ArrayLike | None = None, broad: float = BROAD
-) -> Diagnosis:
+) -> Modes:
     """The mode of each puzzle. Each is in just one: the first of these that holds.
 
     "no correct attractor": no restart ends right. "broad": at least `broad` of them have settled and are right.
@@ -88,4 +88,4 @@ def diagnose(
     mode = np.select(
         [~right.any(1), enough, settled_wrong], ["no correct attractor", "broad", "competing"], "narrow"
     ).tolist()
-    return Diagnosis(puzzle, mode, right.sum(1), still.sum(1), both, restarts, broad)
+    return Modes(puzzle, mode, right.sum(1), still.sum(1), both, restarts, broad)

@@ -14,7 +14,7 @@ import torch
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.studies import meters
 from eqr_kernels.studies.points import Point
-from eqr_kernels.studies.policies import Outcome
+from eqr_kernels.studies.replay import Outcome
 from eqr_kernels.studies.scoring import exact_match
 
 
@@ -96,7 +96,7 @@ def check(
     return Checked(
         len(rows),
         int(exact_match(result.preds.cpu().numpy(), answers[rows]).sum()),
-        int(replayed.exact[rows].sum()),
+        int(replayed.correct[rows].sum()),
         float(result.nfe.double().mean()),
         float(replayed.nfe[rows].mean()),
         len(rows) / taken,

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.studies import meters
-
-Doubles = npt.NDArray[np.float64]
+from eqr_kernels.studies.types import Doubles
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Energy:
 
 @dataclass(frozen=True)
 class UnitCosts:
-    """What `points` multiplies outer steps with.
+    """What `map_points` multiplies outer steps with.
 
     Attributes:
         latency: of each breadth, rising.
@@ -89,6 +88,11 @@ class UnitCosts:
         alone = self.latency_of(breadth)
         steps = np.asarray(breadth * longest if self.side_by_side else nfe, np.float64)
         return np.asarray(alone.overhead_ms + alone.ms_per_nfe * steps)
+
+    def peak_bytes(self, depth: int, breadth: int) -> int | None:
+        """Measured for exactly this depth and breadth; None where it was not."""
+        sizes = ((m.depth, m.breadth, m.peak_bytes) for m in self.memory)
+        return next((peak for d, b, peak in sizes if (d, b) == (depth, breadth)), None)
 
     def latency_of(self, breadth: int) -> Latency:
         """Of a breadth that was measured."""
@@ -191,10 +195,10 @@ def _seconds(model: EquilibriumReasoner, tokens: Tensor, **options: Any) -> floa
     return time.perf_counter() - begun
 
 
-def _deep_enough(run: Callable[[int], float], seconds: float, most: int = 4096) -> int:
+def _deep_enough(run: Callable[[int], float], seconds: float, limit: int = 4096) -> int:
     """A depth whose solve takes about so long; what is run here also warms up."""
     run(2)
     short, long = run(1), run(5)
     # A hiccup in the short one must not make the long one endless.
     step = max((long - short) / 4, long / 50)
-    return int(min(most, max(5, 1 + seconds / step)))
+    return int(min(limit, max(5, 1 + seconds / step)))

@@ -6,12 +6,15 @@ it in quadrature: r_k^2 = m_k^2 + f^2, with m_k the residual of the motion alone
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
-from eqr_kernels.studies.types import Bools, Ints
-
-Doubles = npt.NDArray[np.float64]
+from eqr_kernels.studies.recording import Recording
+from eqr_kernels.studies.replay import first_converged, settled
+from eqr_kernels.studies.types import Bools, Doubles, Ints
 
 KINDS = {
     "settled": "the residual is at most the tolerance at the full depth",
@@ -41,12 +44,17 @@ _ABOVE_FLOOR = 1.1
 _LEAST_DROP = 2.0
 _LEAST_POINTS = 3
 _LEAST_SWING = 0.05
-_MOST_TAIL = 32
+_LONGEST_TAIL = 32
+
+
+def doubling_depths(depth: int) -> tuple[int, ...]:
+    """1, 2, 4, ... up to the depth, half of it (rounded down), and the depth."""
+    return tuple(sorted({*(1 << k for k in range(depth.bit_length())), max(1, depth // 2), depth}))
 
 
 def tail_depths(depth: int) -> range:
     """The last depths of a run, half of it or 32 at most: those at which all answers are wanted to see a cycle."""
-    return range(depth - max(1, min(depth // 2, _MOST_TAIL)) + 1, depth + 1)
+    return range(depth - max(1, min(depth // 2, _LONGEST_TAIL)) + 1, depth + 1)
 
 
 def plateau(residuals: npt.ArrayLike) -> Doubles:
@@ -99,8 +107,8 @@ def contraction_rates(residuals: npt.ArrayLike, floor: npt.ArrayLike) -> Doubles
         slope = (away * motion).sum(1) / np.square(away).sum(1)
         rows = np.arange(len(r))
         drop = r[rows, np.minimum(start, r.shape[1] - 1)] / r[rows, np.maximum(end - 1, 0)]
-    told = (count >= _LEAST_POINTS) & (drop >= _LEAST_DROP) & np.isfinite(f)
-    rates: Doubles = np.where(told, np.exp(np.where(told, slope, 0.0)), np.nan)
+    shown = (count >= _LEAST_POINTS) & (drop >= _LEAST_DROP) & np.isfinite(f)
+    rates: Doubles = np.where(shown, np.exp(np.where(shown, slope, 0.0)), np.nan)
     return rates
 
 
@@ -110,11 +118,11 @@ def answer_periods(codes: npt.ArrayLike) -> Ints:
     The least p up to W / 2 with the answer p steps later the same throughout: 1 for one answer, 0 for no period.
     """
     answers = np.asarray(codes)
-    found = np.zeros(len(answers), np.int64)
+    period = np.zeros(len(answers), np.int64)
     for p in range(1, answers.shape[1] // 2 + 1):
         repeats = (answers[:, p:] == answers[:, :-p]).all(1)
-        found = np.where((found == 0) & repeats, p, found)
-    return found
+        period = np.where((period == 0) & repeats, p, period)
+    return period
 
 
 def residual_periods(residuals: npt.ArrayLike) -> Ints:
@@ -125,9 +133,9 @@ def residual_periods(residuals: npt.ArrayLike) -> Ints:
     deviation of r is below 5 % of its mean, as noise makes it.
     """
     r = _trace(residuals)
-    found = np.zeros(len(r), np.int64)
+    period = np.zeros(len(r), np.int64)
     if r.shape[1] < 6:
-        return found
+        return period
     with np.errstate(invalid="ignore", over="ignore"):
         twice = 2 * r.var(1)
         swings = r.std(1) > _LEAST_SWING * r.mean(1)
@@ -135,8 +143,8 @@ def residual_periods(residuals: npt.ArrayLike) -> Ints:
         for p in range(2, r.shape[1] // 3 + 1):
             apart = np.square(r[:, p:] - r[:, :-p]).mean(1)
             repeats = swings & (apart <= PERIODIC * twice) & (next_ >= 3 * apart)
-            found = np.where((found == 0) & repeats, p, found)
-    return found
+            period = np.where((period == 0) & repeats, p, period)
+    return period
 
 
 def trajectory_kinds(
@@ -164,8 +172,8 @@ def trajectory_kinds(
             f"{answers.shape}, {still.shape} and {lost.shape}"
         )
     if depth < LEAST_DEPTH:
-        told = np.select([lost, still], ["diverged", "settled"], "undecided")
-        return told, np.zeros(len(r), np.int64)
+        kind = np.select([lost, still], ["diverged", "settled"], "undecided")
+        return kind, np.zeros(len(r), np.int64)
     second, third, last = (np.median(r[:, depth - k * quarter :][:, :quarter], 1) for k in (3, 2, 1))
     with np.errstate(invalid="ignore"):
         decays = (second > third) & (third > last) & (second >= TREND * last)
@@ -175,12 +183,12 @@ def trajectory_kinds(
     period = np.where(period == 1, residual_periods(r[:, depth - answers.shape[1] :]), period)
     one: Bools = (answers[:, -quarter:] == answers[:, -1:]).all(1)
     steady = one & ~np.isnan(plateau(r))
-    told = np.select(
+    kind = np.select(
         [lost | ~np.isfinite(r[:, -1]), still, decays, grows, period > 1, steady],
         ["diverged", "settled", "decaying", "growing", "cycling", "steady"],
         "wandering",
     )
-    return told, np.where(told == "cycling", period, 0)
+    return kind, np.where(kind == "cycling", period, 0)
 
 
 def _trace(residuals: npt.ArrayLike) -> Doubles:
@@ -188,3 +196,43 @@ def _trace(residuals: npt.ArrayLike) -> Doubles:
     if r.ndim != 2 or not r.shape[1]:
         raise ValueError(f"residuals must be [T, D >= 1], got shape {r.shape}")
     return r
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """What each of the B trajectories of N puzzles does.
+
+    Attributes:
+        kind: [N, B], of `KINDS`; period: int64 [N, B], of those that cycle, else 0.
+        level: float64 [N, B], where the residual came to rest, see `plateau`.
+        rate: float64 [N, B], see `contraction_rates`; NaN of those that have not settled.
+        unsteady: bool [N, B], settled, but the answer changed after the tolerance was met.
+    """
+
+    kind: npt.NDArray[np.str_]
+    period: Ints
+    level: Doubles
+    rate: Doubles
+    unsteady: Bools
+
+
+def describe(recording: Recording, *, tol: float, noise_scale: float) -> Dynamics:
+    """The dynamics of a recording without halting that has at least the depths of `tail_depths`.
+
+    Args:
+        tol: residual that counts as settled. noise_scale: that was injected.
+    """
+    tail = tail_depths(recording.depth)
+    places = [recording.place(depth) for depth in tail]
+    shape, flat = recording.correct.shape[:2], recording.residuals.reshape(-1, recording.depth)
+    codes = recording.answer[..., places].reshape(-1, len(tail))
+    still, lost = (x[..., -1].reshape(-1) for x in (settled(recording, tol), recording.diverged))
+    kind, period = trajectory_kinds(flat, codes, still, lost)
+    level = plateau(flat)
+    # Without noise a trajectory may contract all the way down, and has no floor until it rests.
+    floor = np.where(np.isnan(level) & (noise_scale == 0), 0.0, level)
+    rate = np.where(still, contraction_rates(flat, floor), np.nan)
+    met = first_converged(flat, tol)[0]
+    changed = ((codes != codes[:, -1:]) & (np.asarray(tail) >= met[:, None])).any(1)
+    fields: Any = (field.reshape(shape) for field in (kind, period, level, rate, still & changed))
+    return Dynamics(*fields)

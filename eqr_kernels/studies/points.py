@@ -9,8 +9,8 @@ import numpy as np
 
 from eqr_kernels.studies.costs import Price, UnitCosts
 from eqr_kernels.studies.front import cheapest_within, knee, pareto
-from eqr_kernels.studies.policies import Policy, outcome
-from eqr_kernels.studies.recording import Records
+from eqr_kernels.studies.recording import Recording
+from eqr_kernels.studies.replay import Policy, outcome
 from eqr_kernels.studies.scoring import Accuracy
 from eqr_kernels.studies.types import Bools, Ints
 
@@ -44,25 +44,27 @@ class Point:
     joules: float | None
 
 
-def points(records: Records, policies: Iterable[Policy], costs: UnitCosts, price: Price | None = None) -> list[Point]:
+def map_points(
+    recording: Recording, policies: Iterable[Policy], costs: UnitCosts, price: Price | None = None
+) -> list[Point]:
     """Each policy replayed on a recording, with what it costs.
 
     Raises:
         ValueError: a policy goes beyond the recording.
     """
-    return [_point(records, policy, costs, price) for policy in policies]
+    return [_point(recording, policy, costs, price) for policy in policies]
 
 
-def _point(records: Records, policy: Policy, costs: UnitCosts, price: Price | None) -> Point:
-    found = outcome(records, policy)
-    nfe = float(found.nfe.mean())
-    queries = costs.query_ms(policy.breadth, found.nfe, found.longest)
+def _point(recording: Recording, policy: Policy, costs: UnitCosts, price: Price | None) -> Point:
+    result = outcome(recording, policy)
+    nfe = float(result.nfe.mean())
+    queries = costs.query_ms(policy.breadth, result.nfe, result.longest)
     p50, p95, p99 = (float(q) for q in np.percentile(queries, (50, 95, 99)))
     seconds = nfe * costs.ms_per_nfe / 1e3
     return Point(
         policy,
-        Accuracy(int(found.exact.sum()), len(found.exact)),
-        None if policy.name == "fixed" else float(found.settled.mean()),
+        Accuracy(int(result.correct.sum()), len(result.correct)),
+        None if policy.name == "fixed" else float(result.settled.mean()),
         nfe,
         (p50, p95, p99),
         1 / seconds,
@@ -79,23 +81,24 @@ class Bend:
     Attributes:
         front: none is as accurate for less, rising in cost and accuracy.
         best: the most accurate.
-        cheapest_within: the cheapest within `WITHIN_POINTS` percentage points of the best.
+        cheapest_within: the cheapest within `within_points` percentage points of the best.
         knee: where the next factor of cost begins to buy less; None where the front does not bend.
     """
 
-    front: list[int]
+    front: tuple[int, ...]
     best: int
     cheapest_within: int
     knee: int | None
+    within_points: float = WITHIN_POINTS
 
 
-def bend(found: Sequence[Point]) -> Bend:
+def bend(points: Sequence[Point]) -> Bend:
     """Where accuracy against the mean cost of a puzzle at saturation bends."""
-    cost, right = [p.unit_seconds for p in found], [p.accuracy.share for p in found]
+    cost, right = [p.unit_seconds for p in points], [p.accuracy.share for p in points]
     front = pareto(cost, right)
     place = knee([cost[i] for i in front], [right[i] for i in front])
     within = cheapest_within(front, right, WITHIN_POINTS)
-    return Bend(front, front[-1], within, None if place is None else front[place])
+    return Bend(tuple(front), front[-1], within, None if place is None else front[place])
 
 
 @dataclass(frozen=True)
@@ -124,31 +127,31 @@ class Saving:
 
 
 def savings(
-    records: Records, breadths: Sequence[int], *, tol: float, depth: int | None = None, select: str = "residual"
+    recording: Recording, breadths: Sequence[int], *, tol: float, depth: int | None = None, select: str = "residual"
 ) -> list[Saving]:
     """At each breadth, residual exit against the fixed depth (by default the recording's)."""
-    depth = records.depth if depth is None else depth
-    told = []
+    depth = recording.depth if depth is None else depth
+    rows = []
     for b in breadths:
-        full = outcome(records, Policy("fixed", depth, b, select=select))
-        early = outcome(records, Policy("residual", depth, b, tol, select))
-        n = len(records)
-        told.append(
+        full = outcome(recording, Policy("fixed", depth, b, select=select))
+        early = outcome(recording, Policy("residual", depth, b, tol, select))
+        n = len(recording)
+        rows.append(
             Saving(
                 b,
-                Accuracy(int(full.exact.sum()), n),
-                Accuracy(int(early.exact.sum()), n),
-                int((full.exact & ~early.exact).sum()),
-                int((early.exact & ~full.exact).sum()),
+                Accuracy(int(full.correct.sum()), n),
+                Accuracy(int(early.correct.sum()), n),
+                int((full.correct & ~early.correct).sum()),
+                int((early.correct & ~full.correct).sum()),
                 float(full.nfe.mean()),
                 float(early.nfe.mean()),
                 float(early.settled.mean()),
             )
         )
-    return told
+    return rows
 
 
-def steps_to_settle(records: Records, tol: float) -> tuple[Ints, Bools]:
+def steps_to_settle(recording: Recording, tol: float) -> tuple[Ints, Bools]:
     """When the first trajectory of each puzzle settles: int64 [N] (D where it does not), bool [N]."""
-    found = outcome(records, Policy("residual", records.depth, 1, tol))
-    return found.steps, found.settled
+    first = outcome(recording, Policy("residual", recording.depth, 1, tol))
+    return first.steps, first.settled

@@ -1,75 +1,176 @@
-"""Every outer step of every trajectory, from one run to the greatest depth and breadth without halting."""
+"""The one place that runs a model for a study: what its trajectories are at some depths, and every residual."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from eqr_kernels import backends
 from eqr_kernels.reasoner import EquilibriumReasoner
-from eqr_kernels.solver import SolveResult
-from eqr_kernels.studies.scoring import exact_match
-from eqr_kernels.studies.types import Bools, Floats, Ints
+from eqr_kernels.solver import SolveResult, precision_of
+from eqr_kernels.studies.scoring import answer_codes, exact_match, token_accuracy
+from eqr_kernels.studies.types import Bools, Codes, Floats, Ints, Progress
 from eqr_kernels.trajectory import Status
 
 _CHUNK_BYTES = 128 << 20
 _PARTS = 16
 _FULL = {"cpu": 64, "cuda": 4224}
 
+Observer = Callable[[npt.NDArray[np.integer], SolveResult], object]
+"""(labels [n, S] of a chunk of puzzles, what came of them)"""
+
 
 @dataclass(frozen=True)
-class Records:
-    """What B trajectories of N puzzles were after each of D outer steps.
+class Recording:
+    """B trajectories of each of N puzzles at K depths of a run of D outer steps; those that had ended, as they ended.
 
     Attributes:
-        exact: bool [N, B, D], the answer is right in every labelled token.
-        answer: int32 [N, B, D], the answer, numbered within a puzzle: equal numbers are equal answers.
-        residual, score, q_halt: float32 [N, B, D]; score as `solve` has it after that step (the mean over a window).
-        diverged: int64 [N, B], the step at which the state turned non-finite; D + 1 where it never did.
+        depths: rising, the last one D.
+        correct: bool [N, B, K], the answer is right in every labelled token; never without any label.
+        accuracy: float32 [N, B, K], share of the labelled tokens that are right; NaN without any label.
+        answer: uint64 [N, B, K], see `answer_codes`.
+        score, q_halt: float32 [N, B, K]; score as `solve` has it after that step (the mean over a window).
+        steps: int64 [N, B, K], outer steps spent. status: int8 [N, B, K], of `Status`.
+        residuals: float32 [N, B, D], of every outer step; NaN after a trajectory's end.
+        halt: the rule under which they ran; only without ("none") can others be replayed.
         backend, backend_reason: what ran, and why.
     """
 
-    exact: Bools
-    answer: npt.NDArray[np.int32]
-    residual: Floats
+    depths: tuple[int, ...]
+    correct: Bools
+    accuracy: Floats
+    answer: Codes
     score: Floats
     q_halt: Floats
-    diverged: Ints
+    steps: Ints
+    status: npt.NDArray[np.int8]
+    residuals: Floats
+    halt: str
     backend: str
     backend_reason: str
 
-    @property
-    def depth(self) -> int:
-        """D."""
-        return self.exact.shape[2]
+    def __len__(self) -> int:
+        """N."""
+        return len(self.correct)
 
     @property
     def breadth(self) -> int:
         """B."""
-        return self.exact.shape[1]
+        return self.correct.shape[1]
 
-    def __len__(self) -> int:
-        """N."""
-        return len(self.exact)
+    @property
+    def depth(self) -> int:
+        """D."""
+        return self.depths[-1]
+
+    @property
+    def every_step(self) -> bool:
+        """Whether each outer step is among the depths."""
+        return len(self.depths) == self.depth
+
+    @cached_property
+    def labelled(self) -> Bools:
+        """bool [N], the puzzle has labels."""
+        return ~np.isnan(self.accuracy[:, 0, 0])
+
+    @cached_property
+    def residual(self) -> Floats:
+        """float32 [N, B, K], at the depths."""
+        return np.take_along_axis(self.residuals, self.steps - 1, 2)
+
+    @cached_property
+    def diverged(self) -> Bools:
+        """bool [N, B, K], the state had turned non-finite."""
+        return self.status == Status.DIVERGED
+
+    @cached_property
+    def diverged_at(self) -> Ints:
+        """int64 [N, B], the step at which that happened; D + 1 where it never did."""
+        return np.where(self.diverged[..., -1], self.steps[..., -1], self.depth + 1)
+
+    def place(self, depth: int) -> int:
+        """Where a depth stands among those recorded.
+
+        Raises:
+            ValueError: it was not recorded.
+        """
+        if depth not in self.depths:
+            raise ValueError(f"depth {depth} was not recorded; those recorded are {_shown(self.depths)}")
+        return self.depths.index(depth)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays by name."""
         return {name: getattr(self, name) for name in ARRAYS}
 
 
-ARRAYS = tuple(f.name for f in fields(Records) if f.name not in ("backend", "backend_reason"))
+ARRAYS = tuple(f.name for f in fields(Recording) if f.name not in ("depths", "halt", "backend", "backend_reason"))
+
+
+def _shown(depths: Sequence[int]) -> str:
+    some = [*map(str, depths[:8]), "...", str(depths[-1])] if len(depths) > 9 else map(str, depths)
+    return ", ".join(some)
 
 
 class Parts(Protocol):
     """Where finished parts of a recording are kept, by the first puzzle of each."""
 
-    def load(self, start: int) -> Records | None: ...
+    def load(self, start: int) -> Recording | None: ...
 
-    def save(self, start: int, part: Records) -> None: ...
+    def save(self, start: int, part: Recording) -> None: ...
+
+
+def recordable_depths(
+    model: EquilibriumReasoner,
+    depth: int,
+    include: Iterable[int] = (),
+    *,
+    backend: str = "auto",
+    precision: str = "auto",
+) -> tuple[int, ...]:
+    """Every outer step up to the depth, or, where the backend records fewer, as many as it takes.
+
+    These have the depths of `include` and the last, and otherwise are evenly spaced on a logarithmic scale: a halting
+    rule that is looked at there alone fires late by about the same share of the steps wherever it fires.
+
+    Args:
+        backend, precision: as for `solve`.
+
+    Raises:
+        ValueError: the backend cannot even record what must be included.
+    """
+    return spread_depths(depth, _depth_limit(model, backend, precision), include)
+
+
+def _depth_limit(model: EquilibriumReasoner, backend: str = "auto", precision: str = "auto") -> int | None:
+    return backends.choose(backend, model, precision_of(model, precision))[0].max_checkpoints
+
+
+def spread_depths(depth: int, limit: int | None, include: Iterable[int] = ()) -> tuple[int, ...]:
+    """See `recordable_depths`; limit: how many depths at most, None for any number."""
+    if limit is None or depth <= limit:
+        return tuple(range(1, depth + 1))
+    kept = sorted({1, *include, depth})
+    _check_limit(kept, limit)
+    while len(kept) < limit:
+        gaps = [(b / a, a, b) for a, b in zip(kept, kept[1:], strict=False) if b > a + 1]
+        _, a, b = max(gaps, key=lambda gap: (gap[0], -gap[1]))
+        kept = sorted([*kept, min(b - 1, max(a + 1, round(math.sqrt(a * b))))])
+    return tuple(kept)
+
+
+def _check_limit(depths: Sequence[int], limit: int | None) -> None:
+    if limit is not None and len(depths) > limit:
+        raise ValueError(
+            f"the backend records at most {limit} depths, and {len(depths)} are wanted: {_shown(depths)}; name fewer, "
+            "or choose another backend"
+        )
 
 
 def record(
@@ -77,109 +178,140 @@ def record(
     inputs: npt.ArrayLike,
     labels: npt.ArrayLike,
     *,
-    depth: int,
-    breadth: int,
+    depths: Iterable[int],
+    breadth: int = 1,
     chunk: int | None = None,
     parts: Parts | None = None,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
+    observe: Observer | None = None,
+    halt: str = "none",
     **options: Any,
-) -> Records:
-    """Runs all puzzles once, without halting, and records every step.
+) -> Recording:
+    """Runs all puzzles once, to the greatest of the depths.
+
+    A deeper run passes through the shallower ones, and as random numbers are keyed by the restart, a broader run holds
+    the narrower ones: what is recorded is what `solve` gives for each depth and breadth, bit for bit on a compiled
+    backend (the cuda backend's latency kernel, for up to 8 trajectories, rounds in its own way).
 
     Args:
         inputs, labels: integers [N, S]; a label of 0 is not scored.
-        depth, breadth: D outer steps of B trajectories a puzzle.
-        chunk: puzzles at a time, see `chunk_size`. On a compiled backend it changes no answer.
+        depths: to be recorded.
+        breadth: trajectories of each puzzle.
+        chunk: puzzles in memory at a time, see `chunk_size`; on a compiled backend it changes no answer.
         parts: keeps each chunk as it is done, and gives back those that were done before, so that a run that was
             interrupted goes on where it stopped.
         progress: called with (outer steps spent or found in `parts`, outer steps in all).
-        options: further arguments of `solve` (window, seed, noise_scale, slots, backend, precision).
+        observe: called with the labels and the result of each chunk that is run, in order, before it is dropped.
+        halt: as for `solve`, but without halting where nothing is said.
+        options: further arguments of `solve` (tol, window, seed, noise_scale, slots, backend, precision).
 
     Raises:
-        As `solve`; ValueError: the shapes do not fit, or `chunk` is below 1.
+        As `solve`; ValueError: the shapes do not fit, a count is below 1, or the backend records fewer depths.
     """
     questions, answers = np.asarray(inputs), np.asarray(labels)
     if questions.ndim != 2 or not len(questions) or questions.shape != answers.shape:
         raise ValueError(
             f"inputs and labels must both be [N >= 1, S], got shapes {questions.shape} and {answers.shape}"
         )
+    depths = check_counts("depths", depths)
+    for name, count in (("breadth", breadth), ("chunk", chunk)):
+        if count is not None and count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+    ran_by = {name: options[name] for name in ("backend", "precision") if name in options}
+    _check_limit(depths, _depth_limit(model, **ran_by))
     if chunk is None:
-        chunk = chunk_size(len(questions), questions.shape[1], depth, breadth, model.device.type)
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least 1, got {chunk}")
-    total = len(questions) * depth * breadth
-    found = []
+        size = questions.shape[1], depths, breadth, model.device.type
+        chunk = chunk_size(len(questions), *size, resumable=parts is not None)
+    each = depths[-1] * breadth
+    total = len(questions) * each
+    done = []
     for start in range(0, len(questions), chunk):
         rows = slice(start, start + chunk)
         part = None if parts is None else parts.load(start)
         if part is None:
-            before = start * depth * breadth
 
-            def shown(_finished: int, _trajectories: int, spent: int, before: int = before) -> None:
+            def shown(_finished: int, _trajectories: int, spent: int, before: int = start * each) -> None:
                 if progress is not None:
                     progress(before + spent, total)
 
             tokens = torch.from_numpy(questions[rows].astype(np.int64))
-            result = model.solve(
-                tokens,
-                depth=depth,
-                breadth=breadth,
-                halt="none",
-                checkpoints=tuple(range(1, depth + 1)),
-                trace=True,
-                progress=shown,
-                **options,
-            )
-            part = _recorded(result, answers[rows])
+            settings: dict[str, Any] = dict(depth=depths[-1], breadth=breadth, halt=halt, **options)
+            result = model.solve(tokens, checkpoints=depths, trace=True, progress=shown, **settings)
+            part = _recorded(result, answers[rows], halt)
+            if observe is not None:
+                observe(answers[rows], result)
             if parts is not None:
                 parts.save(start, part)
-        found.append(part)
+        done.append(part)
         if progress is not None:
-            progress(min(start + chunk, len(questions)) * depth * breadth, total)
-    return join(found)
+            # Trajectories that halted have left steps unspent.
+            progress(min(start + chunk, len(questions)) * each, total)
+    return join(done)
 
 
-def chunk_size(puzzles: int, tokens: int, depth: int, breadth: int, device: str = "cpu") -> int:
-    """Puzzles at a time: a sixteenth of all, so that little is lost when a run is interrupted, but enough trajectories
-    to keep the device busy; and no more than some 128 MB of records."""
-    # Answers in int64 and six more numbers at each step; twice, as an op's output is copied.
-    most = _CHUNK_BYTES // (2 * breadth * depth * (8 * tokens + 36))
-    busy = -(-_FULL.get(device, _FULL["cuda"]) // breadth)
-    return max(1, min(most, max(-(-puzzles // _PARTS), busy)))
+def check_counts(name: str, values: Iterable[int]) -> tuple[int, ...]:
+    """Rising and each once.
+
+    Raises:
+        ValueError: there are none, or one is below 1.
+    """
+    counts = tuple(sorted(set(values)))
+    if not counts:
+        raise ValueError(f"{name} must name at least one {name.removesuffix('s')}, got none")
+    if counts[0] < 1:
+        raise ValueError(f"{name} must be at least 1, got {counts[0]}")
+    return counts
 
 
-def join(parts: Iterable[Records]) -> Records:
+def chunk_size(
+    puzzles: int, tokens: int, depths: Sequence[int], breadth: int, device: str = "cpu", *, resumable: bool = False
+) -> int:
+    """Puzzles at a time: what takes some 128 MB of records.
+
+    If resumable, a sixteenth of all at most, so that little is lost when a run is interrupted, but enough trajectories
+    to keep the device busy.
+    """
+    # Answers in int64 and six more numbers at each depth, and a residual at each step; twice, as an op's output is
+    # copied.
+    row = 2 * (len(depths) * (8 * tokens + 36) + 4 * depths[-1])
+    fits = _CHUNK_BYTES // (breadth * row)
+    if resumable:
+        busy = -(-_FULL.get(device, _FULL["cuda"]) // breadth)
+        fits = min(fits, max(-(-puzzles // _PARTS), busy))
+    return max(1, fits)
+
+
+def join(parts: Sequence[Recording]) -> Recording:
     """Parts of a recording, one after the other."""
-    known = list(parts)
-    joined: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in known]) for name in ARRAYS}
-    return Records(**joined, backend=known[-1].backend, backend_reason=known[-1].backend_reason)
-
-
-def _recorded(result: SolveResult, answers: npt.NDArray[np.integer]) -> Records:
-    """Of n puzzles with labels [n, S]."""
-    steps = [result.at[depth] for depth in sorted(result.at)]
-    preds = np.stack([at.all_preds.cpu().numpy() for at in steps], 2)  # [n, B, D, S]
-    n, b, d, s = preds.shape
-    wanted = np.broadcast_to(answers[:, None, None], preds.shape)
-    exact = exact_match(preds.reshape(-1, s), wanted.reshape(-1, s)).reshape(n, b, d)
-    answer = np.stack([_numbered(rows.reshape(b * d, s)).reshape(b, d) for rows in preds])
-    assert result.residuals is not None
-    diverged = np.stack([(at.all_status == Status.DIVERGED).cpu().numpy() for at in steps], 2)
-    return Records(
-        exact,
-        answer,
-        result.residuals.cpu().numpy(),
-        np.stack([at.all_score.cpu().numpy() for at in steps], 2),
-        np.stack([at.all_q_halt.cpu().numpy() for at in steps], 2),
-        np.where(diverged.any(2), diverged.argmax(2) + 1, d + 1),
-        result.backend,
-        result.backend_reason,
+    joined: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS}
+    last = parts[-1]
+    return Recording(
+        depths=last.depths, **joined, halt=last.halt, backend=last.backend, backend_reason=last.backend_reason
     )
 
 
-def _numbered(rows: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
-    """A number for each of the rows [m, S], the same for the same row: int32 [m]."""
-    # A row's bytes are compared at once, some ten times as fast as by columns.
-    narrow = rows.astype(np.uint8 if rows.max() < 256 else np.int64)
-    number: dict[bytes, int] = {}
-    return np.array([number.setdefault(row.tobytes(), len(number)) for row in narrow], np.int32)
+def _recorded(result: SolveResult, labels: npt.NDArray[np.integer], halt: str) -> Recording:
+    """Of n puzzles with labels [n, S]."""
+    rows = []
+    for depth in sorted(result.at):
+        at = result.at[depth]
+        preds = at.all_preds.cpu().numpy()  # [n, B, S]
+        judged = exact_match(preds, labels), token_accuracy(preds, labels), answer_codes(preds)
+        numbers = (x.cpu().numpy() for x in (at.all_score, at.all_q_halt, at.all_steps, at.all_status))
+        rows.append((*judged, *numbers))
+    correct, accuracy, answer, score, q_halt, steps, status = (np.stack(field, 2) for field in zip(*rows, strict=True))
+    assert result.residuals is not None
+    return Recording(
+        tuple(sorted(result.at)),
+        correct,
+        accuracy,
+        answer,
+        score,
+        q_halt,
+        steps,
+        status.astype(np.int8),
+        result.residuals.cpu().numpy(),
+        halt,
+        result.backend,
+        result.backend_reason,
+    )

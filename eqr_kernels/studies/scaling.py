@@ -6,31 +6,24 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from eqr_kernels.studies import dynamics as convergence
 from eqr_kernels.studies.agreement import Agreement, agreement
-from eqr_kernels.studies.attractors import BROAD, Diagnosis, diagnose
+from eqr_kernels.studies.attractors import BROAD, Modes, modes
 from eqr_kernels.studies.coupling import Coupling, couple
-from eqr_kernels.studies.paired import Paired, pair
-from eqr_kernels.studies.probing import Probe, noise_floor
+from eqr_kernels.studies.dynamics import KINDS, Dynamics, describe, doubling_depths, tail_depths
+from eqr_kernels.studies.recording import Recording
+from eqr_kernels.studies.replay import correct_grid, first_converged, settled
+from eqr_kernels.studies.scoring import Accuracy
+from eqr_kernels.studies.statistics import Paired, Quartiles, pair, quartiles
+from eqr_kernels.studies.tolerance import noise_floor
+
+COMPARED = ("residual", "vote", "q", "any")
+"""Rules of selection that are compared."""
 
 
-@dataclass(frozen=True)
-class Quartiles:
-    """Of the finite ones of some values; NaN where there are none."""
-
-    count: int
-    low: float
-    median: float
-    high: float
-
-
-def quartiles(values: npt.ArrayLike) -> Quartiles:
-    """Quartiles of the finite values of an array of any shape."""
-    v = np.asarray(values, np.float64)
-    v = v[np.isfinite(v)]
-    return Quartiles(len(v), *(np.quantile(v, (0.25, 0.5, 0.75)).tolist() if len(v) else [math.nan] * 3))
+def recorded_depths(depth: int) -> tuple[int, ...]:
+    """What `summarise` needs of a run to a depth: its doublings, and its last steps, to see a cycle."""
+    return tuple(sorted({*doubling_depths(depth), *tail_depths(depth)}))
 
 
 @dataclass(frozen=True)
@@ -81,7 +74,7 @@ class Scaling:
         puzzles, labelled: N, and those of them with labels; restarts: B; depths: rising.
         convergence: see there.
         trends: at each depth, of both groups; trajectories of puzzles without labels are in neither.
-        kinds: for each of `convergence.KINDS`, trajectories by group: right, wrong, unlabelled.
+        kinds: for each of `dynamics.KINDS`, trajectories by group: right, wrong, unlabelled.
         periods: period -> trajectories.
         correct: by rule, labelled puzzles right at (each depth, each of the breadths 1 and B), int [K][L].
         by_depth: from half the depth to the full one at breadth B, by residual; None at depth 1.
@@ -108,81 +101,88 @@ class Scaling:
     by_rule: dict[str, Paired]
     oracle: Paired
     agreement: Agreement
-    modes: Diagnosis
+    modes: Modes
     coupling: Coupling
     settled_lost: float
     mixed: tuple[int, int]
 
+    def accuracy(self, rule: str, depth: int, breadth: int) -> Accuracy:
+        """By a rule, at the depth and breadth of these indices."""
+        return Accuracy(self.correct[rule][depth][breadth], self.labelled)
 
-def summarise(told: Probe, *, broad: float = BROAD) -> Scaling:
+    def distinct_answers(self) -> dict[int, int]:
+        """How many puzzles have so many different settled answers."""
+        values, counts = np.unique(self.agreement.distinct, return_counts=True)
+        return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def summarise(recording: Recording, *, tol: float, noise_scale: float, broad: float = BROAD) -> Scaling:
     """The numbers of a diagnosis: see `Scaling`.
 
     Args:
-        broad: share of the restarts that makes a broad basin, see `diagnose`.
+        recording: without halting, of at least the depths of `recorded_depths`.
+        tol: residual that counts as settled. noise_scale: that was injected.
+        broad: share of the restarts that makes a broad basin, see `modes`.
     """
-    found = told.evaluation
-    assert found.all_settled is not None
-    known = found.labelled
-    right, settled = found.all_exact[:, -1], found.all_settled[:, -1]  # [N, B]
-    grid = found.grid[known]  # [M, K, L, R]
+    known, depths = recording.labelled, doubling_depths(recording.depth)
+    moves = describe(recording, tol=tol, noise_scale=noise_scale)
+    right, still = recording.correct[..., -1], settled(recording, tol)[..., -1]  # [N, B]
+    grid = correct_grid(recording, depths, sorted({1, recording.breadth}), COMPARED)[known]  # [M, K, L, R]
     group = np.where(known[:, None], np.where(right, "right", "wrong"), "unlabelled")
-    rule = {name: r for r, name in enumerate(found.rules)}
+    rule = {name: r for r, name in enumerate(COMPARED)}
     by, last = rule["residual"], grid[:, -1, -1]  # [M, R]
-    modes = diagnose(right, settled, labelled=known, broad=broad)
-    lost = modes.puzzle[[mode == "no correct attractor" for mode in modes.mode]]
-    fields = (found.all_exact, found.all_accuracy, found.all_residual, found.all_score, found.all_diverged)
-    depth, half = found.depths[-1], max(1, found.depths[-1] // 2)
-    periods, counts = np.unique(told.period[told.period > 0], return_counts=True)
+    basins = modes(right, still, labelled=known, broad=broad)
+    lost = basins.puzzle[[mode == "no correct attractor" for mode in basins.mode]]
+    depth, half = depths[-1], max(1, depths[-1] // 2)
+    periods, counts = np.unique(moves.period[moves.period > 0], return_counts=True)
     return Scaling(
         puzzles=len(known),
         labelled=int(known.sum()),
-        restarts=right.shape[1],
-        depths=found.depths,
-        convergence=_convergence(told, half),
+        restarts=recording.breadth,
+        depths=depths,
+        convergence=_convergence(recording, moves, tol, noise_scale, half),
         trends=tuple(
-            Trend(at, name, quartiles(found.all_residual[:, k][group == name]))
-            for k, at in enumerate(found.depths)
+            Trend(at, name, quartiles(recording.residual[..., recording.place(at)][group == name]))
+            for at in depths
             for name in ("right", "wrong")
         ),
         kinds={
             kind: {
-                name: int(((told.kind == kind) & (group == name)).sum()) for name in ("right", "wrong", "unlabelled")
+                name: int(((moves.kind == kind) & (group == name)).sum()) for name in ("right", "wrong", "unlabelled")
             }
-            for kind in convergence.KINDS
+            for kind in KINDS
         },
         periods=dict(zip(periods.tolist(), counts.tolist(), strict=True)),
         correct={name: grid[..., r].sum(0).tolist() for name, r in rule.items()},
-        by_depth=None if depth == 1 else pair(grid[:, found.depths.index(half), -1, by], last[:, by]),
+        by_depth=None if depth == 1 else pair(grid[:, depths.index(half), -1, by], last[:, by]),
         by_breadth=pair(grid[:, -1, 0, by], last[:, by]),
         by_rule={name: pair(last[:, by], last[:, r]) for name, r in rule.items() if r != by},
         oracle=pair(grid[:, -1, 0, by], last[:, rule["any"]]),
-        agreement=agreement(told.codes, right, settled, found.all_diverged[:, -1], known),
-        modes=modes,
-        coupling=couple(depth, *(field[:, -1] for field in fields)),
-        settled_lost=float(settled[lost].mean()) if len(lost) else math.nan,
+        agreement=agreement(recording.answer[..., -1], right, still, recording.diverged[..., -1], known),
+        modes=basins,
+        coupling=couple(recording, depth),
+        settled_lost=float(still[lost].mean()) if len(lost) else math.nan,
         mixed=(int(right[known].any(1).sum()), int((~right[known]).any(1).sum())),
     )
 
 
-def _convergence(told: Probe, half: int) -> Convergence:
-    found = told.evaluation
-    assert found.all_settled is not None and found.steps is not None and found.converged is not None
-    settled = found.all_settled[:, -1]
-    steps = found.steps[settled]
-    waiting = ~(found.converged & (found.steps <= half))
-    if found.depths[-1] == 1:
-        waiting = np.zeros_like(waiting)
+def _convergence(recording: Recording, moves: Dynamics, tol: float, noise_scale: float, half: int) -> Convergence:
+    shape, depth = moves.kind.shape, recording.depth
+    met_at, met = (x.reshape(shape) for x in first_converged(recording.residuals.reshape(-1, depth), tol))
+    still = settled(recording, tol)[..., -1]
+    steps = met_at[still]
+    waiting = ~(met & (met_at <= half)) & (depth > 1)
     return Convergence(
-        trajectories=settled.size,
-        settled=int(settled.sum()),
-        unsteady=int(told.unsteady.sum()),
-        left=int((found.converged & ~settled).sum()),
+        trajectories=still.size,
+        settled=int(still.sum()),
+        unsteady=int(moves.unsteady.sum()),
+        left=int((met & ~still).sum()),
         steps=(float(np.quantile(steps, 0.5)), float(np.quantile(steps, 0.95))) if len(steps) else (math.nan, math.nan),
-        rate=quartiles(told.rate),
-        floor=quartiles(told.level[settled]),
-        steady_level=quartiles(told.level[told.kind == "steady"]).median,
-        expected_floor=noise_floor(told.noise_scale),
-        late=int((waiting & settled).sum()),
+        rate=quartiles(moves.rate),
+        floor=quartiles(moves.level[still]),
+        steady_level=quartiles(moves.level[moves.kind == "steady"]).median,
+        expected_floor=noise_floor(noise_scale),
+        late=int((waiting & still).sum()),
         open=int(waiting.sum()),
-        settled_puzzles=int(settled.any(1).sum()),
+        settled_puzzles=int(still.any(1).sum()),
     )

@@ -1,4 +1,4 @@
-"""Which answers are right, how many are, and how sure that is."""
+"""Which answers are right and which are the same, how many are right, and how sure that is."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from eqr_kernels.studies.types import Bools, Floats
+from eqr_kernels.studies.statistics import wilson_interval
+from eqr_kernels.studies.types import Bools, Codes, Floats
 
-_Z95 = 1.959963984540054
+_CODE_SEED = 20260605
 RATING_BANDS = {
     "0": (0, 0),
     "1-9": (1, 9),
@@ -27,55 +28,52 @@ RATING_BANDS = {
 
 
 def exact_match(preds: npt.ArrayLike, labels: npt.ArrayLike) -> Bools:
-    """Whether every labelled token is right: integers [N, S] twice -> bool [N]. A row without any label is never right.
+    """Whether every labelled token is right: integers [N, S] or [N, B, S], and [N, S] -> bool [N] or [N, B].
+
+    A row without any label is never right.
 
     Raises:
-        ValueError: the shapes differ, or are not [N, S].
+        ValueError: the shapes do not fit.
     """
-    predicted, wanted = np.asarray(preds), np.asarray(labels)
-    if predicted.ndim != 2 or predicted.shape != wanted.shape:
-        raise ValueError(f"preds and labels must both be [N, S], got shapes {predicted.shape} and {wanted.shape}")
-    labelled = wanted != 0
-    right: Bools = ((predicted == wanted) | ~labelled).all(1) & labelled.any(1)
-    return right
+    right, labelled = _judged(preds, labels)
+    return np.asarray((right | ~labelled).all(-1) & labelled.any(-1))
 
 
 def token_accuracy(preds: npt.ArrayLike, labels: npt.ArrayLike) -> Floats:
-    """Share of the labelled tokens that are right: integers [N, B, S] and [N, S] -> float32 [N, B].
+    """Share of the labelled tokens that are right: integers [N, S] or [N, B, S], and [N, S] -> float32 [N] or [N, B].
 
     Givens count too, as they are labelled. NaN in the rows of puzzles without any label.
 
     Raises:
         ValueError: the shapes do not fit.
     """
-    predicted, wanted = np.asarray(preds), np.asarray(labels)
-    if predicted.ndim != 3 or wanted.shape != (predicted.shape[0], predicted.shape[2]):
-        raise ValueError(f"preds must be [N, B, S] and labels [N, S], got shapes {predicted.shape} and {wanted.shape}")
-    labelled = wanted != 0
-    right = ((predicted == wanted[:, None]) & labelled[:, None]).sum(2)
-    count = labelled.sum(1)[:, None]
-    shares = np.divide(right, count, out=np.full(right.shape, np.nan), where=count > 0)
+    right, labelled = _judged(preds, labels)
+    hits, count = (right & labelled).sum(-1), labelled.sum(-1)
+    shares = np.divide(hits, count, out=np.full(hits.shape, np.nan), where=count > 0)
     return shares.astype(np.float32)
 
 
-def wilson_interval(successes: int, total: int, z: float = _Z95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion, at 95 % by default; (0, 1) when nothing was counted.
+def _judged(preds: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[Bools, Bools]:
+    """Which tokens are right, and which are labelled (of a shape that broadcasts)."""
+    predicted, wanted = np.asarray(preds), np.asarray(labels)
+    if wanted.ndim != 2 or predicted.ndim not in (2, 3) or (len(predicted), predicted.shape[-1]) != wanted.shape:
+        raise ValueError(
+            f"preds must be [N, S] or [N, B, S] and labels [N, S], got shapes {predicted.shape} and {wanted.shape}"
+        )
+    if predicted.ndim == 3:
+        wanted = wanted[:, None]
+    return predicted == wanted, wanted != 0
 
-    (Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22, 1927.)
 
-    Raises:
-        ValueError: not 0 <= successes <= total.
+def answer_codes(preds: npt.ArrayLike) -> Codes:
+    """A number for each answer: integers [..., S] -> uint64 [...]; equal for equal answers, and else for all but 2^-60.
+
+    A sum of the tokens with fixed odd weights, modulo 2^64.
     """
-    if not 0 <= successes <= total:
-        raise ValueError(f"successes must be in 0..total, got {successes} of {total}")
-    if not total:
-        return 0.0, 1.0
-    p, zz = successes / total, z * z
-    centre = (p + zz / (2 * total)) / (1 + zz / total)
-    half = z / (1 + zz / total) * math.sqrt(p * (1 - p) / total + zz / (4 * total * total))
-    # At the ends the formula is exact in real numbers only.
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    return low, 1.0 if successes == total else min(1.0, centre + half)
+    tokens = np.asarray(preds)
+    weights = np.random.default_rng(_CODE_SEED).integers(0, 1 << 63, tokens.shape[-1], np.uint64) * np.uint64(2)
+    codes: Codes = (tokens.astype(np.uint64) * (weights + np.uint64(1))).sum(-1, dtype=np.uint64)
+    return codes
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,14 @@ from typing import Any
 import numpy as np
 
 from eqr_kernels.atomic import atomic_write
-from eqr_kernels.studies.recording import ARRAYS, Records
+from eqr_kernels.studies.recording import ARRAYS, Recording
 
-_ABOUT = "recording.json"
+_SETTINGS = "recording.json"
+_TEXTS = ("halt", "backend", "backend_reason")
+
+
+class OtherRecording(ValueError):
+    """A folder holds the parts of another recording; the message names what differs."""
 
 
 class Store:
@@ -24,35 +29,33 @@ class Store:
 
     Args:
         folder: made where it is missing; its parent must exist.
-        about: what a recording depends on (weights, puzzles, settings), as JSON values.
+        settings: what a recording depends on (weights, puzzles, depths and the like), as JSON values.
 
     Raises:
-        ValueError: the folder holds the parts of another recording; the message names what differs.
+        OtherRecording: the folder holds the parts of one.
     """
 
-    def __init__(self, folder: Path, about: Mapping[str, object]) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, object]) -> None:
         self.folder = folder
-        told = json.loads(json.dumps(about))
-        path = folder / _ABOUT
+        now = json.loads(json.dumps(settings))
+        path = folder / _SETTINGS
         if path.exists():
             before = json.loads(path.read_text())
-            differs = sorted(key for key in {*told, *before} if told.get(key) != before.get(key))
+            differs = sorted(key for key in {*now, *before} if now.get(key) != before.get(key))
             if differs:
-                what = "; ".join(f"{key} was {before.get(key)!r} and is {told.get(key)!r}" for key in differs)
-                raise ValueError(f"{folder} holds parts of another recording: {what}")
+                what = "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in differs)
+                raise OtherRecording(f"{folder} holds parts of another recording: {what}")
             return
         folder.mkdir(exist_ok=True)
-        atomic_write(path, json.dumps(told, indent=1).encode())
+        atomic_write(path, json.dumps(now, indent=1).encode())
 
-    def load(self, start: int) -> Records | None:
+    def load(self, start: int) -> Recording | None:
         """The part that begins with puzzle `start`, or None where it is not there or cannot be read."""
         try:
             with np.load(self._path(start), allow_pickle=False) as held:
-                return Records(
-                    **{name: held[name] for name in ARRAYS},
-                    backend=str(held["backend"]),
-                    backend_reason=str(held["backend_reason"]),
-                )
+                arrays: dict[str, Any] = {name: held[name] for name in ARRAYS}
+                texts: dict[str, Any] = {name: str(held[name]) for name in _TEXTS}
+                return Recording(tuple(held["depths"].tolist()), **arrays, **texts)
         except (OSError, KeyError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error):
             return None
 
@@ -61,10 +64,10 @@ class Store:
         known = (self.load(int(path.stem.removeprefix("part-"))) for path in self.folder.glob("part-*.npz"))
         return sum(len(part) for part in known if part is not None)
 
-    def save(self, start: int, part: Records) -> None:
+    def save(self, start: int, part: Recording) -> None:
         """Keeps the part that begins with puzzle `start`."""
         data = io.BytesIO()
-        held: dict[str, Any] = {**part.arrays(), "backend": part.backend, "backend_reason": part.backend_reason}
+        held: dict[str, Any] = {name: getattr(part, name) for name in ("depths", *ARRAYS, *_TEXTS)}
         np.savez_compressed(data, **held)
         atomic_write(self._path(start), data.getvalue())
 
@@ -77,7 +80,7 @@ class Store:
         """
         if not folder.exists():
             return
-        if not (folder / _ABOUT).exists():
+        if not (folder / _SETTINGS).exists():
             raise ValueError(f"{folder} holds no recording, so it is not removed; name another folder")
         shutil.rmtree(folder)
 

@@ -9,27 +9,33 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.stride_tricks import sliding_window_view
 
-from eqr_kernels.studies.types import Bools, Floats, Ints
+from eqr_kernels.studies.recording import Recording
+from eqr_kernels.studies.replay import at_ends, ends_when_halted
+
+NOISE_MULTIPLE = 2.0
 
 
-def first_converged(residuals: npt.ArrayLike, tol: float, patience: int = 1) -> tuple[Ints, Bools]:
-    """When each trajectory halts under a tolerance: residuals float32 [N, D] -> steps int64 [N], converged bool [N].
+def noise_floor(noise_scale: float) -> float:
+    """The residual that the injected noise leaves, about: sqrt(2) noise_scale.
 
-    That is the first step that closes `patience` consecutive residuals <= tol; D, not converged, where there is none.
+    Independent noise in the two states of a difference, relative to states whose components have a mean square of 1.
     """
-    r = np.asarray(residuals, np.float32)
-    if r.ndim != 2 or not r.shape[1]:
-        raise ValueError(f"residuals must be [N, D >= 1], got shape {r.shape}")
-    if patience < 1:
-        raise ValueError(f"patience must be at least 1, got {patience}")
-    below: Bools = r <= np.float32(tol)
-    window = min(patience, r.shape[1])
-    fires: Bools = np.asarray(sliding_window_view(below, window, axis=1).all(-1))  # [N, D - window + 1]
-    converged: Bools = fires.any(1) & (patience <= r.shape[1])
-    steps = np.where(converged, fires.argmax(1) + window, r.shape[1]).astype(np.int64)
-    return steps, converged
+    return math.sqrt(2) * noise_scale
+
+
+def provisional_tolerance(noise_scale: float) -> float:
+    """A tolerance where none was calibrated: `NOISE_MULTIPLE` times `noise_floor`.
+
+    Raises:
+        ValueError: there is no noise, so nothing to take it from.
+    """
+    if not noise_scale > 0:
+        raise ValueError(
+            "nothing tells when a trajectory has settled: no --tol, no tolerance in the model's card, and no noise "
+            "whose floor could stand in for it; give --tol, or find one with `eqr calibrate` (--write stores it)"
+        )
+    return NOISE_MULTIPLE * noise_floor(noise_scale)
 
 
 @dataclass(frozen=True)
@@ -73,8 +79,7 @@ class Calibration:
 
 
 def calibrate(
-    residuals: npt.ArrayLike,
-    exact: npt.ArrayLike,
+    recording: Recording,
     *,
     candidates: Sequence[float] | None = None,
     max_loss: float = 0.0,
@@ -84,40 +89,38 @@ def calibrate(
 ) -> Calibration:
     """Finds the loosest tolerance up to which halting answers no fewer puzzles right than the full depth does.
 
-    With `trust` it must also mean something to have settled: of the trajectories that do, at least that share is right.
+    With `trust` it must also mean something to have converged: of the puzzles that do, at least that share is right.
 
     Every tighter candidate has to hold too: a looser one that makes up by chance for what a tighter one loses is no
     safer than it.
 
     Args:
-        residuals: float32 [N, D]; exact: bool [N, D], the answer after that many steps is right.
-        candidates: tolerances to try; by default `tolerance_grid(residuals)`.
+        recording: without halting; its first trajectory of each puzzle is what is looked at.
+        candidates: tolerances to try; by default `tolerance_grid` of its residuals.
         max_loss: share of the N puzzles that halting may lose, net of those that it gains.
-        trust: least share of the settled puzzles that must be right.
+        trust: least share of the converged puzzles that must be right.
         patience: of the halting rule.
         floor: tolerances below it are not tried, such as those that the noise keeps out of reach.
 
     Raises:
-        ValueError: the shapes differ, `max_loss` or `trust` is not in 0..1, there is no candidate, or nothing is right
-            at the full depth, so that every tolerance would do.
+        ValueError: `max_loss` or `trust` is not in 0..1, there is no candidate, or nothing is right at the full depth,
+            so that every tolerance would do.
     """
-    r, right = np.asarray(residuals, np.float32), np.asarray(exact, bool)
-    if r.ndim != 2 or r.shape != right.shape or not r.size:
-        raise ValueError(f"residuals and exact must both be [N >= 1, D >= 1], got {r.shape} and {right.shape}")
     for name, share in (("max_loss", max_loss), ("trust", trust)):
         if not 0 <= share <= 1:
             raise ValueError(f"{name} must be a share in 0..1, got {share}")
-    full = right[:, -1]
-    if not full.any():
+    puzzles, correct = len(recording), int(recording.correct[:, 0, -1].sum())
+    if not correct:
         raise ValueError(
-            f"none of the {len(r)} puzzles is right at depth {r.shape[1]}, so no tolerance can be told from another; "
-            "calibrate on puzzles that the model can solve"
+            f"none of the {puzzles} puzzles is right at depth {recording.depth}, so no tolerance can be told from "
+            "another; calibrate on puzzles that the model can solve"
         )
-    tried = sorted({float(tol) for tol in (tolerance_grid(r) if candidates is None else candidates) if tol >= floor})
+    grid = tolerance_grid(recording.residuals[:, 0]) if candidates is None else candidates
+    tried = sorted({float(tol) for tol in grid if tol >= floor})
     if not tried:
         raise ValueError(f"no residual or candidate lies at or above floor={floor:g}, so no tolerance can be chosen")
-    measured = tuple(_measure(r, right, tol, patience) for tol in tried)
-    least = full.sum() - max_loss * len(r) - 1e-9
+    measured = tuple(_measure(recording, tol, patience) for tol in tried)
+    least = correct - max_loss * puzzles - 1e-9
 
     def holds(t: Tolerance) -> bool:
         return t.correct >= least and t.right_when_converged >= trust * t.converged
@@ -125,13 +128,14 @@ def calibrate(
     held = list(itertools.takewhile(holds, measured))
     # A tolerance that nothing meets loses nothing either, and is of no use.
     chosen = held[-1] if held and held[-1].converged else None
-    return Calibration(len(r), r.shape[1], int(full.sum()), measured, chosen)
+    return Calibration(puzzles, recording.depth, correct, measured, chosen)
 
 
-def _measure(residuals: Floats, exact: Bools, tol: float, patience: int) -> Tolerance:
-    steps, converged = first_converged(residuals, tol, patience)
-    right = exact[np.arange(len(steps)), steps - 1]
-    full = exact[:, -1]
+def _measure(recording: Recording, tol: float, patience: int) -> Tolerance:
+    ends = ends_when_halted(recording, "residual", tol=tol, patience=patience, breadth=1)
+    right, converged, full = at_ends(recording.correct, ends)[:, 0], ends.settled[:, 0], recording.correct[:, 0, -1]
+    # One that diverges is counted as if it had gone on: it never converges, and answers nothing.
+    steps = np.where(converged, ends.steps[:, 0], recording.depth)
     return Tolerance(
         tol,
         int(right.sum()),

@@ -10,5 +10,7 @@ import numpy.typing as npt
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Codes = npt.NDArray[np.uint64]
 Progress = Callable[[int, int], object]
 """(outer steps spent, outer steps at most)"""

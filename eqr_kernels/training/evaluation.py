@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from eqr_kernels import studies as evaluation
+from eqr_kernels import studies
 from eqr_kernels.checkpoint import MODEL_FILE
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.solver import DEFAULT_DEPTH, SolveResult
+from eqr_kernels.studies.tolerance import noise_floor
 from eqr_kernels.studies.tolerance_card import store_tolerance
 from eqr_kernels.tasks import sudoku
 from eqr_kernels.tasks.common import PuzzleSet
@@ -86,7 +86,7 @@ def _by_source(puzzles: PuzzleSet, count: int) -> list[npt.NDArray[np.int64]]:
         count -= seats
         if seats:
             part = puzzles.subset(group)
-            chosen.append(group[evaluation.stratified_subset(part.inputs, part.source, part.rating, seats)])
+            chosen.append(group[studies.stratified_subset(part.inputs, part.source, part.rating, seats)])
     return chosen
 
 
@@ -114,7 +114,7 @@ class Evaluator:
             answers = torch.from_numpy(labels.astype(np.int64)).to(result.logits.device)
             losses.append(stablemax_cross_entropy(result.logits, answers).cpu().numpy())
 
-        run = evaluation.evaluate(
+        recording = studies.record(
             model, puzzles.inputs, puzzles.labels, depths=self.depths, precision=self.precision, observe=observe
         )
         loss = np.concatenate(losses)
@@ -126,8 +126,8 @@ class Evaluator:
                 name,
                 int(rows.sum()),
                 float(loss[rows].mean()),
-                {d: float(run.exact[rows, k].mean()) for k, d in enumerate(self.depths)},
-                {d: float(run.all_accuracy[rows, k, 0].mean()) for k, d in enumerate(self.depths)},
+                {d: float(recording.correct[rows, 0, k].mean()) for k, d in enumerate(self.depths)},
+                {d: float(recording.accuracy[rows, 0, k].mean()) for k, d in enumerate(self.depths)},
             )
             for name, rows in groups.items()
         ]
@@ -230,16 +230,14 @@ def calibrate_model(folder: Path, sets: Sequence[EvaluationSet], data: str, devi
         patience=1,
         noise_scale=model.inference_noise_scale,
     )
-    run = evaluation.trajectories(
-        model, inputs, labels, depth=DEFAULT_DEPTH, seed=0, noise_scale=settings["noise_scale"]
-    )
+    depths = studies.recordable_depths(model, DEFAULT_DEPTH)
+    recording = studies.record(model, inputs, labels, depths=depths, seed=0, noise_scale=settings["noise_scale"])
     none = "no tolerance was stored, so solve needs tol= or halt='none'"
-    right = int(run.exact[:, -1].sum())
+    right = int(recording.correct[:, 0, -1].sum())
     if right < _LEAST_SETTLED:
         share = f"{right} of {len(labels)} puzzles right at depth {DEFAULT_DEPTH}"
         return f"{share}, too few to calibrate; {none}"
-    floor = math.sqrt(2) * settings["noise_scale"]
-    calibration = evaluation.calibrate(run.residuals, run.exact, trust=TRUST, floor=floor)
+    calibration = studies.calibrate(recording, trust=TRUST, floor=noise_floor(settings["noise_scale"]))
     if calibration.chosen is None or calibration.chosen.converged < _LEAST_SETTLED:
         return f"no tolerance keeps all answers and is right for {100 * TRUST:g} % of what settles; {none}"
     kinds = " and ".join("as published" if one.clues == "published" else f"with {one.clues} clues" for one in sets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import random
 import re
@@ -18,6 +19,8 @@ from typer.testing import CliRunner
 from benchmarks.compare import Settings, compare, pairs, read
 from benchmarks.compare.__main__ import app
 from benchmarks.compare.measures import RATIO, SHARE, TIME, Measure, Row, Run, expected_range, of_quantiles
+from eqr_kernels.studies.curve_report import CheckedPoint
+from tests.support.curve_report import make_report
 from tests.support.environment import REPOSITORY
 
 RESULTS = REPOSITORY / "benchmarks" / "results" / "amd-epyc-avx512-bf16-2-threads"
@@ -278,28 +281,27 @@ def test_the_deviation_from_a_range_of_few_rounds_is_not_biased(rounds, seed):
     assert abs(statistics.mean(estimates) - 0.02) < 5 * error + 0.02 * 0.04
 
 
-CURVE = {
-    "command": "curve",
-    "schema": 1,
-    "model": "sudoku-small",
-    "device": "a CPU",
-    "backend": "cpu",
-    "settings": {"precision": "bf16"},
-    "unit_costs": {
-        "latency": [{"breadth": b, "overhead_ms": 0.5, "ms_per_nfe": 1.0 + b / 8} for b in (1, 4, 16)],
-        "saturation": {"trajectories": 64, "ms_per_nfe": 0.6},
-        "memory": [{"depth": 64, "breadth": 8, "peak_bytes": 4_000_000}],
-        "energy": None,
-    },
-    "points": [
-        {"policy": "residual", "depth": d, "breadth": 1, "tol": 0.028, "select": "residual"} for d in (4, 16, 64)
-    ],
-    "checked": [
-        {"index": i, "nfe": 5.0, "latency_ms": {"p50": 6.0, "p95": 9.0}, "latency_error": error}
-        for i, error in ((0, 0.01), (2, -0.02))
-    ],
-    "reproduce": {"torch_threads": 2, "versions": {"torch": "2.13.0"}, "weights_sha256": "ab"},
-}
+def curve() -> dict:
+    """A report of three points, of which the first and the last were run for real, with an error of 1 and -2 %."""
+    report = make_report(price=False)
+    places = [i for i, p in enumerate(report.points) if p.policy.name == "residual"][:3]
+    points = tuple(report.points[i] for i in places)
+
+    def checked(index: int, error: float) -> CheckedPoint:
+        run = dataclasses.replace(
+            report.checked[0].run, latency_ms=(6.0, 9.0, 9.0), computed_ms=(6.0 * (1 + error), 9.0, 9.0), nfe=5.0
+        )
+        return CheckedPoint(index, ("front",), run)
+
+    costs = dataclasses.replace(
+        report.unit_costs, latency=report.unit_costs.latency[:3], memory=report.unit_costs.memory[:1]
+    )
+    bend = dataclasses.replace(report.bend, front=(0,), best=0, cheapest_within=0, knee=None)
+    changes = dict(unit_costs=costs, bend=bend, recommendation=None, checked=(checked(0, 0.01), checked(2, -0.02)))
+    return json.loads(dataclasses.replace(report, points=points, **changes).to_json())
+
+
+CURVE = curve()
 
 
 def test_curves(both):
@@ -308,19 +310,19 @@ def test_curves(both):
     assert same.judged == 3 * 2 + 1 + 1 + 2 * 2 and not same.counted("slower")
     after["unit_costs"]["latency"][1]["ms_per_nfe"] *= PLANTED
     after["unit_costs"]["memory"][0]["peak_bytes"] *= 2
-    after["unit_costs"]["saturation"]["ms_per_nfe"] *= 1.04
+    after["unit_costs"]["ms_per_nfe"] *= 1.04
     result = judge(both(CURVE, after))
     assert [item.row for item in result.counted("slower")] == [
-        "latency, breadth 4: ms_per_nfe",
-        "memory, depth 64, breadth 8: peak_bytes",
+        "latency, breadth 2: ms_per_nfe",
+        "memory, depth 1, breadth 1: peak_bytes",
     ]
-    for point in after["checked"]:
-        point["latency_error"] *= 5  # computed latencies 7 % off: 15 % may be noise
+    for point, error in zip(after["checked"], (0.05, -0.1), strict=True):  # 7 % off: 15 % may be noise
+        point["run"]["computed_ms"][0] = 6.0 * (1 + error)
     noisy = judge(both(CURVE, after))
-    assert [item.row for item in noisy.counted("slower")] == ["memory, depth 64, breadth 8: peak_bytes"]
+    assert [item.row for item in noisy.counted("slower")] == ["memory, depth 1, breadth 1: peak_bytes"]
     after["settings"]["precision"] = "int8"
     other = judge(both(CURVE, after))
-    assert other.judged == 0 and ("precision", "bf16", "int8") in other.differences
+    assert other.judged == 0 and ("precision", "bfloat16", "int8") in other.differences
 
 
 runner = CliRunner()
@@ -392,7 +394,7 @@ def test_rows_in_one_file_only_are_listed(both):
         ("other.json", "x.json", "is neither"),
         ("empty.json", "x.json", "holds no measurement"),
         ("curve.json", "x.json", "compare two of a kind"),
-        ("schema.json", "curve.json", "schema 2"),
+        ("schema.json", "curve.json", "schema 1"),
     ],
 )
 def test_what_cannot_be_compared_is_named(tmp_path, before, after, message):
@@ -401,7 +403,7 @@ def test_what_cannot_be_compared_is_named(tmp_path, before, after, message):
     (tmp_path / "other.json").write_text("[1]")
     (tmp_path / "empty.json").write_text(json.dumps(results([])))
     (tmp_path / "curve.json").write_text(json.dumps(CURVE))
-    (tmp_path / "schema.json").write_text(json.dumps(CURVE | {"schema": 2}))
+    (tmp_path / "schema.json").write_text(json.dumps(CURVE | {"schema": 1}))
     told = run(tmp_path / before, tmp_path / after)
     assert told.exit_code == 2 and message in " ".join(told.output.split())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,12 @@ import pytest
 import torch
 
 from eqr_kernels import EqRConfig
-from eqr_kernels import studies as mapping
 from eqr_kernels.checkpoint import ModelCard
 from eqr_kernels.reasoner import EquilibriumReasoner
-from eqr_kernels.studies import exact_match
+from eqr_kernels.studies.curve_report import CurveReport
+from eqr_kernels.studies.replay import POLICIES
+from eqr_kernels.studies.scoring import exact_match
+from eqr_kernels.studies.store import Store
 from eqr_kernels.tasks import sudoku, sudoku_generator
 from tests.support.commands import TINY, eqr, make_copier
 from tests.support.models import make_contractive
@@ -40,72 +41,90 @@ def data(tmp_path_factory) -> Path:
 
 def curve(out: Path, *arguments: object, code: int = 0):
     result = eqr("curve", "--out", out, "--depth", 4, "--breadth", 2, "--quick", *arguments, "--no-progress", code=code)
-    return result, json.loads((out / "curve.json").read_text())
+    return result, CurveReport.from_json((out / "curve.json").read_text())
 
 
 def test_the_map_of_the_shipped_model(data, tmp_path):
-    result, told = curve(tmp_path / "c", data, "--price", 0.5, "--currency", "EUR", "--target", 0.1)
-    assert told["puzzles"]["groups"] == {"easy": 3, "medium": 3} and told["puzzles"]["count"] == 6
-    assert told["settings"]["depths"] == [1, 2, 4] and told["settings"]["breadths"] == [1, 2]
-    points = told["points"]
-    settings = [(p["policy"], p["depth"], p["breadth"], p["tol"]) for p in points]
-    assert len(settings) == len(set(settings))
-    assert {p["policy"] for p in points} == set(mapping.POLICIES)
+    result, report = curve(tmp_path / "c", data, "--price", 0.5, "--currency", "EUR", "--target", 0.1)
+    assert report.puzzles.groups == {"easy": 3, "medium": 3} and report.puzzles.count == 6
+    assert report.settings.depths == (1, 2, 4) and report.settings.breadths == (1, 2)
+    assert report.settings.recorded_depths is None
+    points = report.points
+    assert len({p.policy for p in points}) == len(points)
+    assert {p.policy.name for p in points} == set(POLICIES)
     # What it recommends is what solve then does.
-    chosen = points[told["recommendation"]["index"]]
-    arguments = eval(f"dict({told['recommendation']['arguments']})")
-    model = EquilibriumReasoner.from_pretrained(told["model"])
+    recommended = report.recommendation
+    chosen = points[recommended.index]
+    arguments = eval(f"dict({recommended.arguments})")
+    model = EquilibriumReasoner.from_pretrained(report.model)
     rows = [line.split(",") for line in data.read_text().splitlines()[1:]]
     inputs, labels = (np.stack([sudoku.encode(row[k]) for row in rows]) for k in (1, 2))
     real = model.solve(torch.from_numpy(inputs).long(), **arguments)
-    assert int(exact_match(real.preds.numpy(), labels).sum()) == chosen["accuracy"]["correct"]
-    assert chosen["accuracy"]["share"] >= 0.1
-    assert f"model.solve(tokens, {told['recommendation']['arguments']})" in result.stdout
-    layers = told["layers_per_step"]
+    assert int(exact_match(real.preds.numpy(), labels).sum()) == chosen.accuracy.correct
+    assert chosen.accuracy.share >= 0.1
+    assert f"model.solve(tokens, {recommended.arguments})" in result.stdout
     for p in points:
-        assert p["layer_equivalents"] == pytest.approx(layers * p["nfe"])
-        assert p["cost_per_1000"] == pytest.approx(1000 / p["throughput"] / 3600 * 0.5)
-        assert p["core_seconds"] == pytest.approx(torch.get_num_threads() / p["throughput"])
-        assert p["latency_ms"]["p50"] <= p["latency_ms"]["p95"] <= p["latency_ms"]["p99"]
-    front = [points[i] for i in told["front"]]
-    assert [p["core_seconds"] for p in front] == sorted(p["core_seconds"] for p in front)
-    assert told["bend"]["best"] == told["front"][-1]
-    for row in told["checked"]:
-        if points[row["index"]]["policy"] != "race":
-            assert (row["correct"], row["nfe"]) == (row["correct_computed"], row["nfe_computed"])
-    assert told["convergence"]["groups"][0]["puzzles"] == 3
-    coupling = told["coupling"]
-    assert sum(coupling["right_counts"]) == coupling["right"]
-    assert sum(coupling["right_counts"] + coupling["wrong_counts"]) == coupling["trajectories"] == 12
-    assert [row["breadth"] for row in told["savings"]["rows"]] == [1, 2]
-    assert "curve" in told["reproduce"]["command"] and "--price 0.5" in told["reproduce"]["command"]
+        assert p.cost_per_1000 == pytest.approx(1000 / p.throughput / 3600 * 0.5)
+        assert p.unit_seconds == pytest.approx(torch.get_num_threads() / p.throughput)
+        assert list(p.latency_ms) == sorted(p.latency_ms)
+    front = [points[i].unit_seconds for i in report.bend.front]
+    assert front == sorted(front) and report.bend.best == report.bend.front[-1]
+    for row in report.checked:
+        if points[row.index].policy.name != "race":
+            assert (row.run.correct, row.run.nfe) == (row.run.computed_correct, row.run.computed_nfe)
+    assert report.settling.groups[0].puzzles == 3
+    residuals = report.residuals
+    assert sum(residuals.right_counts) == residuals.right
+    assert sum(residuals.right_counts + residuals.wrong_counts) == residuals.trajectories == 12
+    assert [row.breadth for row in report.early_exit.rows] == [1, 2]
+    assert "curve" in report.reproduce["command"] and "--price 0.5" in report.reproduce["command"]
+
+
+def test_json_is_the_file(data, tmp_path):
+    result, report = curve(tmp_path / "c", data, "--limit", 2, "--json")
+    assert CurveReport.from_json(result.stdout) == report
+
+
+def test_a_backend_that_records_few_depths_is_asked_for_no_more(data, tmp_path, monkeypatch):
+    for backend in ("cpu.CpuBackend", "reference.ReferenceBackend"):
+        monkeypatch.setattr(f"eqr_kernels.backends.{backend}.max_checkpoints", 6)
+    result, few = curve(tmp_path / "few", data, "--depth", 12)
+    assert few.settings.recorded_depths == (1, 2, 3, 4, 8, 12)
+    assert "records 6 depths of a run, so halting is looked at after so many of the 12 steps" in result.stdout
+    monkeypatch.undo()
+    _, every = curve(tmp_path / "every", data, "--depth", 12)
+    for rough, exact in zip(few.points, every.points, strict=True):
+        if rough.policy.name == "fixed":
+            assert (rough.policy, rough.accuracy, rough.nfe) == (exact.policy, exact.accuracy, exact.nfe)
+        else:
+            assert exact.nfe <= rough.nfe <= 2 * exact.nfe
 
 
 def test_the_same_command_runs_no_puzzle_again(data, tmp_path, monkeypatch):
     before = curve(tmp_path / "c", data)[1]
     saved = []
-    monkeypatch.setattr(mapping.Store, "save", lambda self, start, part: saved.append(start))
+    monkeypatch.setattr(Store, "save", lambda self, start, part: saved.append(start))
     after = curve(tmp_path / "c", data, "--target", 0.01, code=0 if _any_right(before) else 1)[1]
     assert not saved
-    assert [p["accuracy"] for p in after["points"]] == [p["accuracy"] for p in before["points"]]
+    assert [p.accuracy for p in after.points] == [p.accuracy for p in before.points]
     curve(tmp_path / "c", data, "--fresh")
     assert saved == [0]
 
 
 def _any_right(report) -> bool:
-    return any(p["accuracy"]["correct"] for p in report["points"])
+    return any(p.accuracy.correct for p in report.points)
 
 
 def test_an_interruption_keeps_what_was_run_and_says_so(data, tmp_path, monkeypatch):
     monkeypatch.setattr("eqr_kernels.studies.recording._FULL", {"cpu": 1, "cuda": 1})  # a puzzle at a time
-    real, out = mapping.Store.save, tmp_path / "c"
+    real, out = Store.save, tmp_path / "c"
 
     def interrupted(self, start, part):
         real(self, start, part)
         if start == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(mapping.Store, "save", interrupted)
+    monkeypatch.setattr(Store, "save", interrupted)
     result = eqr("curve", data, "--out", out, "--depth", 2, "--breadth", 1, "--quick", code=130)
     assert "interrupted; 2 of 6 puzzles are kept in" in result.stderr and "goes on from there" in result.stderr
     assert not (out / "curve.json").exists() and len(list(out.glob("recording/part-*.npz"))) == 2
@@ -115,7 +134,7 @@ def test_an_interruption_keeps_what_was_run_and_says_so(data, tmp_path, monkeypa
         ran.append(start)
         real(self, start, part)
 
-    monkeypatch.setattr(mapping.Store, "save", counted)
+    monkeypatch.setattr(Store, "save", counted)
     eqr("curve", data, "--out", out, "--depth", 2, "--breadth", 1, "--quick")
     assert ran == [2, 3, 4, 5] and (out / "curve.json").exists()
 
@@ -158,16 +177,16 @@ def test_another_model_seed_or_size_in_the_same_folder_is_refused(data, tmp_path
 
 def test_a_target_beyond_reach_is_said_and_the_map_is_written(data, tmp_path):
     result, told = curve(tmp_path / "c", data, "--target", 1.0, "--budget", "1 nfe", code=1)
-    assert told["recommendation"]["index"] is None and told["recommendation"]["arguments"] is None
+    assert told.recommendation.index is None and told.recommendation.arguments is None
     assert "no point of the map offers accuracy 1 and at most 1 nfe" in result.stderr
-    assert len(told["points"]) > 10
+    assert len(told.points) > 10
 
 
 @pytest.mark.parametrize("budget", ["1000 nfe", "10000 ms", "100 s", "900 USD"])
 def test_budgets_buy_all_where_they_are_large(data, tmp_path, budget):
     _, told = curve(tmp_path / "c", data, "--budget", budget, "--price", 1)
-    points, best = told["points"], told["bend"]["best"]
-    assert points[told["recommendation"]["index"]]["accuracy"] == points[best]["accuracy"]
+    points, best = told.points, told.bend.best
+    assert points[told.recommendation.index].accuracy == points[best].accuracy
 
 
 def test_a_model_that_never_converges(data, tmp_path):
@@ -176,28 +195,28 @@ def test_a_model_that_never_converges(data, tmp_path):
     model.card = ModelCard(model.config, tol=0.02)
     model.save_pretrained(tmp_path / "m")
     result, told = curve(tmp_path / "c", data, "--model", tmp_path / "m")
-    assert told["bend"]["knee"] is None and len(told["front"]) == 1 and told["coupling"]["auroc"] is None
-    assert told["savings"]["settled"] == 0 and told["savings"]["times"] == 1
-    assert told["convergence"]["groups"][0]["settled"] == 0
+    assert told.bend.knee is None and len(told.bend.front) == 1 and told.residuals.auroc is None
+    assert {(row.settled, row.times) for row in told.early_exit.rows} == {(0, 1)}
+    assert told.settling.groups[0].settled == 0
     assert "no puzzle is answered right at any point of the map; `eqr diagnose` says why" in result.stdout
 
 
 def test_a_model_without_a_tolerance_or_noise(data, tmp_path):
     make_copier(tmp_path / "m", EqRConfig.sudoku_paper(**TINY, noise_scale=0.0))
     result, told = curve(tmp_path / "c", data, "--model", tmp_path / "m", "--reveal", 81)
-    assert told["settings"]["card_tol"] is None and told["savings"] is None and told["convergence"] is None
-    assert told["settings"]["tols"] and "has no tolerance" in result.stdout
-    assert told["points"][told["bend"]["best"]]["accuracy"]["share"] == 1.0
+    assert told.settings.card_tol is None and told.early_exit is None and told.settling is None
+    assert told.settings.tols and "has no tolerance" in result.stdout
+    assert told.points[told.bend.best].accuracy.share == 1.0
 
 
 def test_the_recommended_call_has_what_was_asked_for(data, tmp_path):
     options = ["--noise-scale", 0, "--window", 1, "--seed", 3, "--precision", "bf16", "--select", "vote"]
     _, told = curve(tmp_path / "c", data, *options, "--budget", "9999 nfe")
-    arguments = told["recommendation"]["arguments"]
+    arguments = told.recommendation.arguments
     for wanted in ("noise_scale=0.0", "window=1", "seed=3", 'precision="bf16"'):
         assert wanted in arguments
     _, told = curve(tmp_path / "plain", data, "--budget", "9999 nfe")
-    assert "seed" not in told["recommendation"]["arguments"] and "noise" not in told["recommendation"]["arguments"]
+    assert "seed" not in told.recommendation.arguments and "noise" not in told.recommendation.arguments
 
 
 def test_a_model_whose_states_all_diverge(data, tmp_path):
@@ -207,14 +226,14 @@ def test_a_model_whose_states_all_diverge(data, tmp_path):
     model.card = ModelCard(model.config, tol=0.02)
     model.save_pretrained(tmp_path / "m")
     _, told = curve(tmp_path / "c", data, "--model", tmp_path / "m")
-    assert told["coupling"]["diverged"] == told["coupling"]["trajectories"] == 12
-    assert {p["nfe"] for p in told["points"]} == {1, 2} and not any(p["accuracy"]["correct"] for p in told["points"])
+    assert told.residuals.diverged == told.residuals.trajectories == 12
+    assert {p.nfe for p in told.points} == {1, 2} and not any(p.accuracy.correct for p in told.points)
 
 
 def test_puzzles_of_our_own_where_no_file_is_named(tmp_path):
     _, told = curve(tmp_path / "c", "--limit", 6)
-    assert told["puzzles"]["file"] is None
-    assert told["puzzles"]["groups"] == {
+    assert told.puzzles.file is None
+    assert told.puzzles.groups == {
         "generated_easy": 2,
         "generated_medium": 2,
         "generated_hard": 1,
@@ -260,7 +279,7 @@ def test_a_bad_line_is_named_and_the_others_are_mapped(data, tmp_path):
     path = tmp_path / "mixed.csv"
     path.write_text(data.read_text() + "easy,12,34,0\n")
     result, told = curve(tmp_path / "c", path, code=1)
-    assert told["puzzles"]["count"] == 6 and len(told["errors"]) == 1 and "line 8" in result.stderr
+    assert told.puzzles.count == 6 and len(told.errors) == 1 and "line 8" in result.stderr
 
 
 def test_nothing_of_the_map_depends_on_the_order_of_the_puzzles(data, tmp_path):
@@ -269,5 +288,5 @@ def test_nothing_of_the_map_depends_on_the_order_of_the_puzzles(data, tmp_path):
     shuffled = tmp_path / "shuffled.csv"
     shuffled.write_text("\n".join([lines[0], *(lines[1 + i] for i in order)]) + "\n")
     told = [curve(tmp_path / name, path)[1] for name, path in (("a", data), ("b", shuffled))]
-    assert [p["accuracy"] for p in told[0]["points"]] == [p["accuracy"] for p in told[1]["points"]]
-    assert [p["nfe"] for p in told[0]["points"]] == pytest.approx([p["nfe"] for p in told[1]["points"]], rel=1e-12)
+    assert [p.accuracy for p in told[0].points] == [p.accuracy for p in told[1].points]
+    assert [p.nfe for p in told[0].points] == pytest.approx([p.nfe for p in told[1].points], rel=1e-12)

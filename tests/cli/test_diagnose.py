@@ -8,15 +8,35 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eqr_kernels import EqRConfig, EquilibriumReasoner
-from eqr_kernels import studies as ev
 from eqr_kernels.checkpoint import load_checkpoint
 from eqr_kernels.cli.options import MODEL
 from eqr_kernels.studies import advice
+from eqr_kernels.studies.advice import advise
+from eqr_kernels.studies.agreement import agreement
+from eqr_kernels.studies.attractors import Modes, modes
+from eqr_kernels.studies.coupling import Coupling
+from eqr_kernels.studies.dynamics import (
+    KINDS,
+    answer_periods,
+    contraction_rates,
+    describe,
+    doubling_depths,
+    plateau,
+    residual_periods,
+    tail_depths,
+    trajectory_kinds,
+)
+from eqr_kernels.studies.recording import record
+from eqr_kernels.studies.scaling import Convergence, Scaling, recorded_depths, summarise
+from eqr_kernels.studies.scoring import answer_codes
+from eqr_kernels.studies.statistics import Paired, Quartiles, mcnemar, pair
 from eqr_kernels.tasks import sudoku, sudoku_generator
+from eqr_kernels.trajectory import Status
 from tests.support.commands import TINY, eqr, make_copier, told
 
 NAN, INF = math.nan, math.inf
@@ -36,7 +56,7 @@ def codes_of(*letters: str) -> np.ndarray:
 def test_contraction_rate_of_an_exact_decay(rate, floor, scale):
     r = np.sqrt(np.square(scale * rate**STEP) + floor**2)[None]
     expected = np.count_nonzero(r[0] > 1.1 * floor) >= 3
-    found = ev.contraction_rates(r, [floor])[0]
+    found = contraction_rates(r, [floor])[0]
     assert found == pytest.approx(rate, rel=1e-6) if expected else math.isnan(found)
 
 
@@ -53,17 +73,17 @@ def test_contraction_rate_of_a_noisy_linear_map(rate):
         r.append(np.linalg.norm(state - before) / np.linalg.norm(state))
         before = state
     r = np.array(r)[None]
-    floor = ev.plateau(r)
+    floor = plateau(r)
     # Noise with a memory: var(n_k - n_{k-1}) = 2 sigma^2 / (1 + rate).
     assert floor[0] == pytest.approx(sigma * math.sqrt(2 / (1 + rate)), rel=0.02)
-    assert ev.contraction_rates(r, floor)[0] == pytest.approx(rate, rel=0.03)
+    assert contraction_rates(r, floor)[0] == pytest.approx(rate, rel=0.03)
 
 
 def test_contraction_is_fitted_to_the_last_fall_before_the_floor():
     r = np.array([[1.0, 0.4, 0.5, 0.4, 0.6, 0.2, 0.2 / 3, 0.2 / 9, 0.001, 0.9, 0.1, 0.01]])
     # From 0.6 on; what comes after the floor was met does not count.
     slope = np.polyfit(range(4), np.log([0.6, 0.2, 0.2 / 3, 0.2 / 9]), 1)[0]
-    assert ev.contraction_rates(r, [0.001])[0] == pytest.approx(math.exp(slope), rel=1e-3)
+    assert contraction_rates(r, [0.001])[0] == pytest.approx(math.exp(slope), rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -79,16 +99,16 @@ def test_contraction_is_fitted_to_the_last_fall_before_the_floor():
     ],
 )
 def test_no_contraction_rate_where_none_shows(r, floor):
-    assert math.isnan(ev.contraction_rates([r], [floor])[0])
+    assert math.isnan(contraction_rates([r], [floor])[0])
 
 
 def test_plateau_needs_rest():
     rng = np.random.default_rng(0)
     even = 0.0155 * (1 + 0.01 * rng.normal(size=64))
     rows = [even, 0.99**STEP, 0.3 * rng.lognormal(0, 0.4, 64), np.where(STEP < 44, 1.0, 0.1), np.full(64, NAN)]
-    found = ev.plateau(rows)
+    found = plateau(rows)
     assert found[0] == pytest.approx(0.0155, rel=0.01) and np.isnan(found[1:]).all()
-    assert np.isnan(ev.plateau([even[:15]])).all() and not np.isnan(ev.plateau([even[:16]])).any()
+    assert np.isnan(plateau([even[:15]])).all() and not np.isnan(plateau([even[:16]])).any()
 
 
 # cycles --------------------------------------------------------------------------------------------------------------
@@ -99,9 +119,9 @@ def test_answer_periods_finds_what_is_planted(period, data):
     cycle = data.draw(st.lists(st.integers(0, 5), min_size=period, max_size=period))
     least = next(p for p in range(1, period + 1) if all(cycle[i] == cycle[(i + p) % period] for i in range(period)))
     row = np.array([cycle[k % period] for k in range(24)], np.uint64)
-    assert ev.answer_periods([row])[0] == least
+    assert answer_periods([row])[0] == least
     row[0] = 9
-    assert ev.answer_periods([row])[0] == 0
+    assert answer_periods([row])[0] == 0
 
 
 @pytest.mark.parametrize("period", [2, 3, 5, 10])
@@ -109,7 +129,7 @@ def test_residual_periods_finds_what_is_planted_under_noise(period):
     rng = np.random.default_rng(period)
     cycle = 0.3 + 0.2 * rng.permutation(np.linspace(-1, 1, period))
     r = cycle[np.arange(32) % period] * (1 + 0.01 * rng.normal(size=32))
-    assert ev.residual_periods([r])[0] == period
+    assert residual_periods([r])[0] == period
 
 
 def test_residual_periods_finds_none_in_noise_and_in_slow_motion():
@@ -117,7 +137,7 @@ def test_residual_periods_finds_none_in_noise_and_in_slow_motion():
     noise = 0.3 * rng.lognormal(0, 0.3, (500, 32))
     slow = 0.3 + 0.1 * np.sin(2 * np.pi * np.arange(32) / 32)
     floor = 0.0155 * (1 + 0.01 * rng.normal(size=(500, 32)))
-    assert not ev.residual_periods([*noise, slow, *floor, np.full(32, NAN), np.full(32, 0.1)]).any()
+    assert not residual_periods([*noise, slow, *floor, np.full(32, NAN), np.full(32, 0.1)]).any()
 
 
 # kinds ---------------------------------------------------------------------------------------------------------------
@@ -145,24 +165,24 @@ def test_each_kind_is_known():
     ]
     settled = [i == 0 for i in range(len(cases))]
     diverged = [i == 10 for i in range(len(cases))]
-    kinds, periods = ev.trajectory_kinds(
+    kinds, periods = trajectory_kinds(
         [row for _, row, _ in cases], codes_of(*(letters for *_, letters in cases)), settled, diverged
     )
-    assert kinds.tolist() == [kind for kind, *_ in cases] and set(kinds) <= set(ev.KINDS)
+    assert kinds.tolist() == [kind for kind, *_ in cases] and set(kinds) <= set(KINDS)
     assert periods.tolist() == [2 if kind == "cycling" else 0 for kind, *_ in cases]
     short = [[0.5] * 15] * 3
-    kinds, _ = ev.trajectory_kinds(short, codes_of("a", "a", "a"), [True, False, False], [False, True, False])
+    kinds, _ = trajectory_kinds(short, codes_of("a", "a", "a"), [True, False, False], [False, True, False])
     assert kinds.tolist() == ["settled", "diverged", "undecided"]
 
 
 @pytest.mark.parametrize(("depth", "tail"), [(1, [1]), (2, [2]), (7, [5, 6, 7]), (200, list(range(169, 201)))])
 def test_tail_depths(depth, tail):
-    assert list(ev.tail_depths(depth)) == tail
+    assert list(tail_depths(depth)) == tail
 
 
 @pytest.mark.parametrize(("depth", "depths"), [(1, (1,)), (3, (1, 2, 3)), (6, (1, 2, 3, 4, 6)), (8, (1, 2, 4, 8))])
 def test_doubling_depths(depth, depths):
-    assert ev.doubling_depths(depth) == depths
+    assert doubling_depths(depth) == depths
 
 
 # agreement and pairs -------------------------------------------------------------------------------------------------
@@ -173,22 +193,22 @@ def test_agreement_by_hand():
     exact = [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     settled = [[1, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]]
     diverged = [[0] * 4, [0] * 4, [0] * 4, [0, 0, 0, 1], [1] * 4]
-    found = ev.agreement(codes, exact, np.array(settled) & ~np.array(diverged, bool), diverged)
+    found = agreement(codes, exact, np.array(settled) & ~np.array(diverged, bool), diverged)
     assert (found.pairs, found.same) == (6 + 6 + 6 + 3, 3 + 0 + 2 + 3)
     assert (found.settled_pairs, found.settled_same) == (3 + 6 + 3, 1 + 2 + 3)
     assert found.distinct.tolist() == [2, 0, 2, 1, 0]
     assert (found.common_right, found.common_wrong, found.common_tied) == (1, 2, 2)
-    alone = ev.agreement(codes[:, :1], np.array(exact)[:, :1], np.ones((5, 1)), np.zeros((5, 1)), [1, 0, 0, 0, 0])
+    alone = agreement(codes[:, :1], np.array(exact)[:, :1], np.ones((5, 1)), np.zeros((5, 1)), [1, 0, 0, 0, 0])
     assert alone.pairs == 0 and math.isnan(alone.share) and math.isnan(alone.settled_share)
     assert (alone.common_right, alone.common_wrong, alone.common_tied) == (1, 0, 0)
     with pytest.raises(ValueError, match=r"must all be \[N, B\]"):
-        ev.agreement(codes, exact[:2], settled, diverged)
+        agreement(codes, exact[:2], settled, diverged)
 
 
 @settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 2), min_size=3, max_size=3), min_size=2, max_size=12))
 def test_answer_codes_are_equal_where_answers_are(rows):
-    codes = ev.answer_codes(np.array(rows))
+    codes = answer_codes(np.array(rows))
     for i, first in enumerate(rows):
         assert [first == row for row in rows] == (codes == codes[i]).tolist()
 
@@ -197,14 +217,14 @@ def test_answer_codes_are_equal_where_answers_are(rows):
     ("gained", "lost", "p"), [(0, 0, 1), (5, 5, 1), (6, 0, 2 / 64), (1, 8, 20 / 512), (8, 1, 20 / 512), (3, 2, 1)]
 )
 def test_mcnemar_by_hand(gained, lost, p):
-    assert ev.mcnemar(gained, lost) == pytest.approx(p, abs=1e-15) == ev.mcnemar(lost, gained)
-    assert 0 < ev.mcnemar(2100, 1900) < 0.01
+    assert mcnemar(gained, lost) == pytest.approx(p, abs=1e-15) == mcnemar(lost, gained)
+    assert 0 < mcnemar(2100, 1900) < 0.01
 
 
 def test_pair_counts_and_refuses():
-    by = ev.pair([1, 1, 0, 0, 0], [1, 0, 1, 1, 0])
+    by = pair([1, 1, 0, 0, 0], [1, 0, 1, 1, 0])
     assert (by.puzzles, by.gained, by.lost, by.net) == (5, 2, 1, 0.2)
-    for bad in (lambda: ev.pair([1], [1, 0]), lambda: ev.mcnemar(-1, 2)):
+    for bad in (lambda: pair([1], [1, 0]), lambda: mcnemar(-1, 2)):
         with pytest.raises(ValueError, match="must"):
             bad()
 
@@ -212,30 +232,30 @@ def test_pair_counts_and_refuses():
 # advice --------------------------------------------------------------------------------------------------------------
 
 
-def planted(n: int = 100, b: int = 8, depth: int = 64, **changes: object) -> ev.Scaling:
+def planted(n: int = 100, b: int = 8, depth: int = 64, **changes: object) -> Scaling:
     """All puzzles in broad basins: every trajectory settled and right at half the depth."""
     yes, no = np.ones((n, b), bool), np.zeros((n, b), bool)
-    even = ev.Paired(n, 0, 0)
-    nothing = ev.Quartiles(0, NAN, NAN, NAN)
-    start = ev.Scaling(
+    even = Paired(n, 0, 0)
+    nothing = Quartiles(0, NAN, NAN, NAN)
+    start = Scaling(
         puzzles=n,
         labelled=n,
         restarts=b,
-        depths=ev.doubling_depths(depth),
-        convergence=ev.Convergence(
-            n * b, n * b, 0, 0, (5.0, 9.0), nothing, ev.Quartiles(n * b, 0.015, 0.015, 0.015), NAN, 0.0141, 0, 0, n
+        depths=doubling_depths(depth),
+        convergence=Convergence(
+            n * b, n * b, 0, 0, (5.0, 9.0), nothing, Quartiles(n * b, 0.015, 0.015, 0.015), NAN, 0.0141, 0, 0, n
         ),
         trends=(),
-        kinds={kind: dict(right=0, wrong=0, unlabelled=0) for kind in ev.KINDS},
+        kinds={kind: dict(right=0, wrong=0, unlabelled=0) for kind in KINDS},
         periods={},
         correct={},
         by_depth=even,
         by_breadth=even,
         by_rule=dict(vote=even, q=even, any=even),
         oracle=even,
-        agreement=ev.agreement(np.zeros((n, b), np.uint64), yes, yes, no),
-        modes=ev.diagnose(yes, yes),
-        coupling=ev.Coupling(depth, n * b, n * b, 0, NAN, NAN, NAN, NAN),
+        agreement=agreement(np.zeros((n, b), np.uint64), yes, yes, no),
+        modes=modes(yes, yes),
+        coupling=Coupling(depth, n * b, n * b, 0, NAN, NAN, NAN, NAN),
         settled_lost=NAN,
         mixed=(n, 0),
     )
@@ -243,18 +263,18 @@ def planted(n: int = 100, b: int = 8, depth: int = 64, **changes: object) -> ev.
     return dataclasses.replace(start, **changes)
 
 
-def names(scaling: ev.Scaling, tol: float = 0.03) -> list[str]:
-    found = ev.advise(scaling, tol=tol)
+def names(scaling: Scaling, tol: float = 0.03) -> list[str]:
+    found = advise(scaling, tol=tol)
     assert all(finding.evidence and finding.advice.endswith(".") for finding in found)
     return [finding.name for finding in found]
 
 
 def kinds(n: int, **counts: int) -> dict[str, dict[str, int]]:
     left = n - sum(counts.values())
-    return {k: dict(right=0, wrong=dict(counts, settled=left).get(k, 0), unlabelled=0) for k in ev.KINDS}
+    return {k: dict(right=0, wrong=dict(counts, settled=left).get(k, 0), unlabelled=0) for k in KINDS}
 
 
-def basins(n: int, mode: str, share: float) -> ev.Diagnosis:
+def basins(n: int, mode: str, share: float) -> Modes:
     """So large a share in a mode, and the others broad; 8 restarts."""
     exact, settled = np.ones((2, n, 8), bool)
     some = slice(round(n * share))
@@ -264,7 +284,7 @@ def basins(n: int, mode: str, share: float) -> ev.Diagnosis:
         exact[some, 0] = False
     elif mode == "narrow":
         exact[some, 0] = settled[some, 0] = False
-    return ev.diagnose(exact, settled)
+    return modes(exact, settled)
 
 
 BROAD = ["broad and stable", "depth is used up", "breadth has nothing to give"]
@@ -286,7 +306,7 @@ def test_modes_are_findings_where_the_interval_is_above_a_tenth(mode):
     assert mode in names(planted(modes=basins(100, mode, 0.2)))
     assert mode not in names(planted(modes=basins(100, mode, 0.12)))
     assert mode in names(planted(1000, modes=basins(1000, mode, 0.13)))
-    few = planted(b=3, modes=ev.diagnose(np.zeros((100, 3)), np.zeros((100, 3))))
+    few = planted(b=3, modes=modes(np.zeros((100, 3)), np.zeros((100, 3))))
     assert mode not in names(few) and "too few restarts" in names(few)
 
 
@@ -296,7 +316,7 @@ def test_kinds_are_findings(kind):
     assert kind not in names(planted(kinds=kinds(800, **{kind: 100})))
 
 
-def convergence(**changes: object) -> ev.Convergence:
+def convergence(**changes: object) -> Convergence:
     return dataclasses.replace(planted().convergence, **changes)
 
 
@@ -319,12 +339,12 @@ def test_one_diverged_trajectory_is_told():
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
-        (dict(by_depth=ev.Paired(100, 6, 0)), "still converging"),
+        (dict(by_depth=Paired(100, 6, 0)), "still converging"),
         (dict(convergence=convergence(open=200, late=100)), "still converging"),
         (dict(kinds=kinds(800, decaying=200)), "still converging"),
-        (dict(by_depth=ev.Paired(100, 0, 6)), "depth hurts"),
-        (dict(by_depth=ev.Paired(100, 0, 5)), "depth is used up"),
-        (dict(by_depth=ev.Paired(100, 5, 0)), None),  # p = 0.06, and yet too many to rule a gain out
+        (dict(by_depth=Paired(100, 0, 6)), "depth hurts"),
+        (dict(by_depth=Paired(100, 0, 5)), "depth is used up"),
+        (dict(by_depth=Paired(100, 5, 0)), None),  # p = 0.06, and yet too many to rule a gain out
         (dict(convergence=convergence(open=24, late=24)), "depth is used up"),  # 3 puzzles
         (dict(by_depth=None), None),
     ],
@@ -335,22 +355,22 @@ def test_findings_about_depth(changes, name):
 
 
 def test_findings_about_breadth():
-    gain, loss = ev.Paired(100, 9, 1), ev.Paired(100, 1, 9)
+    gain, loss = Paired(100, 9, 1), Paired(100, 1, 9)
     assert "breadth pays" in names(planted(by_breadth=gain)) and "breadth hurts" in names(planted(by_breadth=loss))
-    missed = dict(vote=ev.Paired(100, 8, 0), q=ev.Paired(100, 2, 0), any=ev.Paired(100, 9, 0))
-    found = ev.advise(planted(by_rule=missed, oracle=ev.Paired(100, 9, 0)), tol=0.03)
+    missed = dict(vote=Paired(100, 8, 0), q=Paired(100, 2, 0), any=Paired(100, 9, 0))
+    found = advise(planted(by_rule=missed, oracle=Paired(100, 9, 0)), tol=0.03)
     finding = next(f for f in found if f.name == "selection loses to the oracle")
     assert "9.0 points" in finding.evidence and finding.advice == "Select by vote."
     assert "breadth has nothing to give" not in [f.name for f in found]
-    missed["vote"] = ev.Paired(100, 4, 0)
-    found = ev.advise(planted(by_rule=missed), tol=0.03)
+    missed["vote"] = Paired(100, 4, 0)
+    found = advise(planted(by_rule=missed), tol=0.03)
     assert "Select" not in next(f for f in found if f.name == "selection loses to the oracle").advice
-    alone = names(planted(b=1, by_breadth=ev.Paired(100, 0, 0)))
+    alone = names(planted(b=1, by_breadth=Paired(100, 0, 0)))
     assert alone == ["depth is used up", "too few restarts"]
 
 
 def test_the_residual_as_a_judge():
-    poor = ev.Coupling(64, 800, 400, 0, 0.6, NAN, NAN, NAN)
+    poor = Coupling(64, 800, 400, 0, 0.6, NAN, NAN, NAN)
     assert "residual is a poor judge" in names(planted(coupling=poor, mixed=(60, 70)))
     assert "residual is a poor judge" not in names(planted(coupling=poor, mixed=(90, 19)))
     # Hanley and McNeil's formula at A = 0.5: sqrt((nr + nw + 1) / (12 nr nw)).
@@ -364,7 +384,7 @@ def test_shallow_runs_say_so():
 
 
 def test_nothing_may_stand_out():
-    some = ev.Paired(40, 2, 0)
+    some = Paired(40, 2, 0)
     assert names(planted(40, modes=basins(40, "narrow", 0.1), by_depth=some, oracle=some)) == ["nothing stands out"]
 
 
@@ -401,51 +421,47 @@ def data(tmp_path_factory, puzzles):
     return path
 
 
-def test_probe_agrees_with_solve_and_does_not_depend_on_chunks(model, puzzles):
+SETTLED = 0.0282
+
+
+def test_dynamics_agree_with_solve_and_do_not_depend_on_chunks(model, puzzles):
     inputs, labels = (np.concatenate([getattr(p, name) for p in puzzles]) for name in ("inputs", "labels"))
     labels[1] = 0
-    settings = dict(depth=16, breadth=2, tol=0.0282, noise_scale=0.01)
-    run = ev.probe(model, inputs, labels, **settings)
-    again = ev.probe(model, inputs, labels, chunk=2, **settings)
-    for name in ("kind", "period", "level", "rate", "codes", "unsteady"):
-        np.testing.assert_array_equal(getattr(run, name), getattr(again, name))
-    import torch
-
-    result = model.solve(torch.from_numpy(inputs).long(), depth=16, breadth=2, halt="none", trace=True, return_all=True)
-    np.testing.assert_array_equal(run.codes, ev.answer_codes(result.all_preds.numpy()))
-    np.testing.assert_array_equal(run.kind == "settled", result.all_residual.numpy() <= np.float32(0.0282))
-    scaling = ev.summarise(run)
+    arguments = dict(depths=recorded_depths(16), breadth=2)
+    run = record(model, inputs, labels, **arguments)
+    moves = describe(run, tol=SETTLED, noise_scale=0.01)
+    again = describe(record(model, inputs, labels, chunk=2, **arguments), tol=SETTLED, noise_scale=0.01)
+    for name, values in vars(moves).items():
+        np.testing.assert_array_equal(values, getattr(again, name))
+    result = model.solve(torch.from_numpy(inputs).long(), depth=16, breadth=2, halt="none", return_all=True)
+    np.testing.assert_array_equal(run.answer[..., -1], answer_codes(result.all_preds.numpy()))
+    np.testing.assert_array_equal(moves.kind == "settled", result.all_residual.numpy() <= np.float32(SETTLED))
+    scaling = summarise(run, tol=SETTLED, noise_scale=0.01)
     assert (scaling.puzzles, scaling.labelled, scaling.convergence.trajectories) == (5, 4, 10)
     assert sum(map(sum, (counts.values() for counts in scaling.kinds.values()))) == 10
     assert sum(counts["unlabelled"] for counts in scaling.kinds.values()) == 2
     assert scaling.modes.puzzle.tolist() == [0, 2, 3, 4]
-    assert scaling.convergence.settled == int((run.kind == "settled").sum()) >= 6
+    assert scaling.convergence.settled == int((moves.kind == "settled").sum()) >= 6
     assert 0.01 < scaling.convergence.floor.median < 0.02 and 0.1 < scaling.convergence.rate.median < 0.9
 
 
 def test_summary_of_nothing_labelled_and_of_one_step(model, puzzles):
-    inputs = puzzles[0].inputs
-    run = ev.probe(model, inputs, np.zeros_like(inputs), depth=1, breadth=1, tol=1e-3, noise_scale=0.0)
-    scaling = ev.summarise(run)
+    inputs, labels = puzzles[0].inputs, puzzles[0].labels
+    scaling = summarise(record(model, inputs, np.zeros_like(inputs), depths=[1]), tol=1e-3, noise_scale=0.0)
     assert scaling.labelled == 0 and scaling.by_depth is None and scaling.convergence.open == 0
     assert names(scaling) == ["too few puzzles"]
-    right = ev.summarise(ev.probe(model, inputs, puzzles[0].labels, depth=1, breadth=1, tol=1e-3, noise_scale=0.01))
+    right = summarise(record(model, inputs, labels, depths=[1]), tol=1e-3, noise_scale=0.01)
     assert right.depths == (1,) and right.kinds["undecided"]["wrong"] + right.kinds["undecided"]["right"] == 3
-    with pytest.raises(ValueError, match="depth and breadth must be at least 1"):
-        ev.probe(model, inputs, inputs, depth=0, breadth=1, tol=1e-3, noise_scale=0.0)
 
 
 def test_diverged_trajectories_are_counted_and_infect_nothing(model, puzzles):
-    run = ev.probe(model, puzzles[0].inputs, puzzles[0].labels, depth=16, breadth=2, tol=0.03, noise_scale=0.01)
-    found = run.evaluation
-    found.all_residual[0, -1, 0] = NAN
-    found.all_diverged[0, -1, 0] = True
-    found.all_settled[0, -1, 0] = found.all_exact[0, -1, 0] = False
-    run.kind[0, 0] = "diverged"
-    scaling = ev.summarise(run)
-    assert (
-        scaling.coupling.diverged == 1 and scaling.agreement.pairs == 2 and math.isfinite(scaling.convergence.steps[0])
-    )
+    run = record(model, puzzles[0].inputs, puzzles[0].labels, depths=recorded_depths(16), breadth=2)
+    residuals, status, correct = run.residuals.copy(), run.status.copy(), run.correct.copy()
+    residuals[0, 0, -1], status[0, 0, -1], correct[0, 0, -1] = NAN, Status.DIVERGED, False
+    lost = dataclasses.replace(run, residuals=residuals, status=status, correct=correct)
+    scaling = summarise(lost, tol=0.03, noise_scale=0.01)
+    assert sum(scaling.kinds["diverged"].values()) == scaling.coupling.diverged == 1
+    assert scaling.agreement.pairs == 2 and math.isfinite(scaling.convergence.steps[0])
     assert "diverging" in names(scaling)
 
 

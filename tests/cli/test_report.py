@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import base64
-import contextlib
-import copy
+import dataclasses
 import itertools
 import json
 import os
@@ -15,7 +14,6 @@ import subprocess
 import sys
 import tomllib
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -26,8 +24,9 @@ from hypothesis import strategies as st
 
 from eqr_kernels.cli.render import PICTURES, NoData, page, write_report
 from eqr_kernels.cli.render import wording as say
-from eqr_kernels.cli.render.reading import marks, points
 from eqr_kernels.cli.render.style import save, spread
+from eqr_kernels.studies.curve_report import SCHEMA, CurveReport, GroupSteps, Puzzles, ReportError
+from eqr_kernels.studies.replay import Policy
 from tests.support.curve_report import BREADTHS, DEPTHS, make_report
 from tests.support.environment import REPOSITORY
 
@@ -117,19 +116,46 @@ def test_page_needs_nothing_else(folder: Path) -> None:
         assert all(value.startswith(("#", "data:image/png")) for value in links)
 
 
+def changed(report: CurveReport = REPORT, **changes: Any) -> CurveReport:
+    """The report with other values at paths, as in reproduce__command="..."."""
+    for path, value in changes.items():
+        name, _, rest = path.partition("__")
+        if rest:
+            value = changed(getattr(report, name), **{rest: value})
+        report = dataclasses.replace(report, **{name: value})
+    return report
+
+
+BARE = changed(
+    unit_costs__memory=(),
+    bend__knee=None,
+    checked=(),
+    early_exit=None,
+    settling=None,
+    residuals__auroc=None,
+    recommendation=None,
+    settings__price=None,
+    settings__card_tol=None,
+    puzzles__file=None,
+    points=tuple(dataclasses.replace(p, cost_per_1000=None, settled=None) for p in REPORT.points),
+)
+"""Nothing in it that may be missing."""
+
+
 def test_front_table() -> None:
     table = Page(page(REPORT)).tables[0]
     head, body = table[0], table[1:]
-    assert len(body) == len({*REPORT["front"], *marks(REPORT)})
+    assert len(body) == len({*REPORT.bend.front, *say.marks(REPORT)})
     column = {name: k for k, name in enumerate(head)}
-    best = points(REPORT)[REPORT["bend"]["best"]]
-    row = body[-1]
+    best = REPORT.points[REPORT.bend.best]
+    row, (low, high) = body[-1], best.accuracy.interval
     assert row[0] == "within 0.5 points, best" and row[1] == "race"
-    assert row[column["accuracy"]] == f"{100 * best.share:.1f} %"
-    assert row[column["95 % interval"]] == f"{100 * best.low:.1f} to {100 * best.high:.1f} %"
-    assert float(row[column["core-seconds"]]) == pytest.approx(best.seconds, rel=5e-3)
-    assert float(row[column["p95, ms"]]) == pytest.approx(best.p95, rel=5e-3)
-    assert float(row[column["USD per 1000"]]) == pytest.approx(best.money, rel=5e-3)
+    assert row[column["accuracy"]] == f"{100 * best.accuracy.share:.1f} %"
+    assert row[column["95 % interval"]] == f"{100 * low:.1f} to {100 * high:.1f} %"
+    assert float(row[column["layer equivalents"]].replace(",", "")) == pytest.approx(8 * best.nfe, rel=5e-3)
+    assert float(row[column["core-seconds"]]) == pytest.approx(best.unit_seconds, rel=5e-3)
+    assert float(row[column["p95, ms"]]) == pytest.approx(best.latency_ms[1], rel=5e-3)
+    assert float(row[column["USD per 1000"]]) == pytest.approx(best.cost_per_1000, rel=5e-3)
     # Memory was measured at breadths 1, 8 and 32 and depths 1, 4, 16 and 64 alone; energy on no CPU.
     for cells in body:
         measured = cells[column["breadth"]] in ("1", "8", "32") and cells[column["depth"]] in ("1", "4", "16", "64")
@@ -140,30 +166,32 @@ def test_front_table() -> None:
 
 def test_summary_and_other_tables() -> None:
     found = Page(page(REPORT))
-    assert f"model.solve(tokens, {REPORT['recommendation']['arguments']})" in found.text
-    best = points(REPORT)[REPORT["bend"]["best"]]
+    assert f"model.solve(tokens, {REPORT.recommendation.arguments})" in found.text
+    best = REPORT.points[REPORT.bend.best].policy
     call = f'depth={best.depth}, breadth={best.breadth}, halt="residual", tol={best.tol:g}, select="first"'
     assert f"model.solve(tokens, {call})" in found.text
-    assert REPORT["reproduce"]["command"] in found.text
+    assert REPORT.reproduce["command"] in found.text
     checked = found.tables[1][1:]
-    assert len(checked) == len(REPORT["checked"]) and {row[12] for row in checked} == {"-3.8 %"}
+    assert len(checked) == len(REPORT.checked) and {row[12] for row in checked} == {"-3.8 %"}
     memory = found.tables[3]
     assert memory[0] == ["depth", "breadth 1", "breadth 8", "breadth 32"]
     assert [row[0] for row in memory[1:]] == ["1", "4", "16", "64"]
-    quantised = found.tables[-1]
-    assert quantised[3][5] == "5 of 200" and quantised[4][-2:] == ["", ""]
-    assert REPORT["quantisation"]["recommendation"] in found.text
 
 
 def test_gpu_without_a_price() -> None:
-    report = make_report(gpu=True, price=False, quantised=False)
+    report = make_report(gpu=True, price=False)
     found = Page(page(report))
     head, row = found.tables[0][0], found.tables[0][-1]
     assert "GPU-seconds" in head and row[head.index("money per 1000")] == "" and row[head.index("joules")] != ""
     assert "No price was given" in found.text and "read from NVML" in found.text
-    assert "They were not compared in this report." in found.text
     figure = PICTURES[0].draw(report)
     assert figure.axes[0].get_xlabel().startswith("GPU-seconds") and not figure.axes[0].child_axes
+
+
+def test_a_backend_that_records_few_depths_is_named() -> None:
+    report = changed(make_report(gpu=True), settings__depth=128, settings__recorded_depths=tuple(range(2, 129, 2)))
+    assert "cuda backend records 64 depths of a run, so halting is looked at after so many of the 128" in page(report)
+    assert "records" not in say.recorded(REPORT)
 
 
 @pytest.mark.parametrize(
@@ -173,13 +201,11 @@ def test_gpu_without_a_price() -> None:
         ("q", 'depth=64, breadth=8, halt="q"'),
         ("residual", 'depth=64, breadth=8, halt="residual", tol=0.028'),
         ("race", 'depth=64, breadth=8, halt="residual", tol=0.028, select="first"'),
-        ("unheard of", ""),
     ],
 )
-def test_arguments(policy: str, want: str) -> None:
+def test_calls(policy: str, want: str) -> None:
     tol = 0.028 if policy in ("residual", "race") else None
-    row = {"policy": policy, "depth": 64, "breadth": 8, "tol": tol}
-    assert say.arguments(points({"points": [row]})[0]) == want
+    assert Policy(policy, 64, 8, tol, "first" if policy == "race" else "residual").call() == want
 
 
 @pytest.mark.parametrize(
@@ -192,96 +218,108 @@ def test_significant(value: float | None, want: str) -> None:
 
 def test_values_are_escaped() -> None:
     nasty = '<script>alert("1")</script>&$\\frac{'
-    report = copy.deepcopy(REPORT)
-    report["model"] = report["device"] = report["backend_reason"] = report["reproduce"]["command"] = nasty
-    report["reproduce"]["versions"] = {nasty: nasty}
-    report["puzzles"] = {"count": 3, "file": nasty, "groups": {nasty: 3}}
-    report["convergence"]["groups"][0]["name"] = nasty
-    report["recommendation"] |= {"arguments": nasty, "reason": nasty}
-    report["quantisation"]["variants"][0]["name"] = report["quantisation"]["recommendation"] = nasty
-    report["settings"]["price"]["currency"] = report["checked"][0]["why"][0] = report["points"][0]["policy"] = nasty
+    report = changed(
+        model=nasty,
+        device=nasty,
+        backend_reason=nasty,
+        reproduce={"command": nasty, "versions": {nasty: nasty}},
+        puzzles=Puzzles(3, 3, nasty, {nasty: 3}, None, None),
+        settling__groups=(GroupSteps(nasty, 3, (1,) * 64), *REPORT.settling.groups[1:]),
+        recommendation__arguments=nasty,
+        recommendation__reason=nasty,
+        settings__price__currency=nasty,
+        checked=(dataclasses.replace(REPORT.checked[0], why=(nasty,)),),
+    )
     text = page(report)
     found = Page(text)
     assert "<script" not in text and "script" not in [tag for tag, _ in found.elements]
-    assert found.text.count(nasty) >= 10
+    assert found.text.count(nasty) >= 8
     for picture in PICTURES:  # and no mathematics starts at a dollar sign
         save(picture.draw(report), "png")
 
 
-def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where something stands in a report; of lists the first items only."""
-    if isinstance(value, dict):
-        inner = list(value.items())
-    elif isinstance(value, list):
-        inner = list(enumerate(value[:1]))
-    else:
-        inner = []
-    for key, item in inner:
-        yield (*path, key)
-        yield from paths(item, (*path, key))
-
-
-def without(path: tuple[Any, ...]) -> dict[str, Any]:
-    """The report with null at a path, and at what indexes its points where those are null."""
-    report = copy.deepcopy(REPORT)
-    if path == ("points",):
-        report |= dict.fromkeys(("front", "bend", "recommendation", "checked"))
-    place: Any = report
-    for key in path[:-1]:
-        place = place[key]
-    place[path[-1]] = None
-    return report
-
-
-def test_any_null_is_survived_by_the_page() -> None:
-    where = [path for path in paths(REPORT) if path != ("schema",)]
-    assert len(where) > 100
-    for path in where:
-        found = Page(page(without(path)))
-        assert "None" not in found.text, path
-
-
-@pytest.mark.parametrize("picture", PICTURES, ids=STEMS)
-def test_nulls_are_survived_by_the_pictures(picture: Any) -> None:
-    parts = {
-        "accuracy_cost": ("points", "front", "bend", "settings", "recommendation"),
-        "residual": ("coupling", "convergence"),
-        "convergence": ("convergence",),
-        "latency": ("checked", "unit_costs", "settings"),
-        "memory": ("unit_costs",),
-        "quantisation": ("quantisation",),
-    }[picture.stem]
-    drawn = []
-    for path in paths(REPORT):
-        if path[0] in parts:
-            with contextlib.suppress(NoData):
-                drawn.append(picture.draw(without(path)))
-    assert len(drawn) > 2 and all(figure.axes for figure in drawn)
-
-
-def test_only_nulls(tmp_path: Path) -> None:
-    report = {**dict.fromkeys(REPORT), "schema": 1}
+def test_what_may_be_missing_is_left_out(tmp_path: Path) -> None:
     for name in ("memory.png", "memory.svg", "mine.png"):
         (tmp_path / name).touch()
-    assert write_report(report, tmp_path) == [tmp_path / "curve.html"]
+    files = write_report(BARE, tmp_path)
+    assert [file.name for file in files if file.suffix == ".png"] == [
+        "accuracy_cost.png",
+        "residual.png",
+        "latency.png",
+    ]
     # A picture of an earlier report would be taken for one of this.
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.html", "mine.png"]
+    assert not (tmp_path / "memory.png").exists() and (tmp_path / "mine.png").exists()
     text = Page((tmp_path / "curve.html").read_text()).text
+    assert "None" not in text and "Nothing is recommended in this report." in text
     for picture in PICTURES:
-        with pytest.raises(NoData) as reason:
-            picture.draw(report)
-        assert f"{picture.title} is left out: {reason.value}." in text
+        if f"{picture.stem}.svg" not in [file.name for file in files]:
+            with pytest.raises(NoData) as reason:
+                picture.draw(BARE)
+            assert f"{picture.title} is left out: {reason.value}." in text
+
+
+# the report itself ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("report", [REPORT, BARE, make_report(gpu=True, seed=5)], ids=["plain", "bare", "gpu"])
+def test_a_report_is_read_back_as_it_was(report: CurveReport) -> None:
+    text = report.to_json()
+    assert CurveReport.from_json(text) == report and CurveReport.from_json(text.encode()).to_json() == text
+    body = json.loads(text)
+    assert body["command"] == "curve" and body["schema"] == SCHEMA
+    assert len(text.splitlines()) < len(report.points) + 100
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("schema",), 1, "from `eqr curve`, schema 2, got command 'curve', schema 1; write it again with `eqr curve`"),
+        (("command",), "eval", "got command 'eval'"),
+        (("model",), ..., "the report lacks model; write it again"),
+        (("quantisation",), None, "the report has the unknown quantisation"),
+        (("points", 3, "nfe"), ..., r"points\[3\] lacks nfe"),
+        (("points", 3, "colour"), "red", r"points\[3\] has the unknown colour"),
+        (("points", 0, "accuracy", "correct"), 1.5, r"points\[0\].accuracy.correct must be int, got 1.5"),
+        (("points", 0, "latency_ms"), [1.0, 2.0], r"points\[0\].latency_ms must be .*float.* got \[1.0, 2.0\]"),
+        (("points", 0, "policy", "name"), "ever", "a policy must be one of"),
+        (("unit_costs",), None, "unit_costs must be an object, got None"),
+        (("settings", "price"), 3, "settings.price must be an object, got 3"),
+        (("seconds",), "long", "seconds must be float, got 'long'"),
+        (("bend", "best"), 9999, "bend.best must be an index into the .* points, got 9999"),
+        (("bend", "front"), [0, -1], "bend.front must be an index"),
+        (("checked", 0, "index"), 9999, "checked.index must be an index"),
+        (("recommendation", "index"), 9999, "recommendation.index must be an index"),
+        (("residuals", "wrong_counts"), [1, 2, 3], "one log10_edges more than .* got 53, 52 and 3"),
+    ],
+)
+def test_what_is_no_report_is_named(path: tuple[Any, ...], value: Any, message: str) -> None:
+    body: Any = json.loads(REPORT.to_json())
+    place = body
+    for key in path[:-1]:
+        place = place[key]
+    if value is ...:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    with pytest.raises(ValueError, match=message):
+        CurveReport.from_json(json.dumps(body))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null", b"\xff"])
+def test_what_is_no_json_object_is_no_report(text: str | bytes) -> None:
+    with pytest.raises(ReportError, match="a report must be"):
+        CurveReport.from_json(text)
 
 
 @pytest.mark.slow
 def test_same_bytes_in_another_process(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "curve.json").write_text(json.dumps(REPORT))
+    (tmp_path / "curve.json").write_text(REPORT.to_json())
     (tmp_path / "matplotlibrc").write_text("font.size: 20\nsvg.fonttype: none\naxes.facecolor: red\n")
     code = """
-import json, sys
 from pathlib import Path
 from eqr_kernels.cli.render import write_report
-write_report(json.loads(Path("curve.json").read_text()), Path("again"))
+from eqr_kernels.studies.curve_report import CurveReport
+write_report(CurveReport.from_json(Path("curve.json").read_text()), Path("again"))
 """
     changed = {"PYTHONHASHSEED": "7", "PYTHONPATH": str(REPOSITORY), "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | changed, check=True, timeout=300)
@@ -292,9 +330,8 @@ write_report(json.loads(Path("curve.json").read_text()), Path("again"))
 @pytest.mark.parametrize("module", ["matplotlib", "jinja2"])
 def test_missing_libraries_are_named(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    report = {**dict.fromkeys(REPORT), "schema": 1, "coupling": REPORT["coupling"]}
     with pytest.raises(ImportError, match=rf'{module}: pip install "eqr_kernels\[plot\]"'):
-        write_report(report, tmp_path / "out")
+        write_report(REPORT, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -314,32 +351,18 @@ def test_import_is_light() -> None:
     assert done.stdout.strip() == ""
 
 
+def uneven() -> CurveReport:
+    first, *others = REPORT.points
+    return changed(points=(dataclasses.replace(first, cost_per_1000=2 * first.cost_per_1000), *others))
+
+
 def test_nothing_is_written_unless_all_can_be(tmp_path: Path) -> None:
-    report = without(("points",))
-    report["coupling"]["wrong_counts"] = [1, 2, 3]
-    with pytest.raises(ValueError, match=r"one log10_edges more .* got 53, 52 and 3; write it again"):
-        write_report(report, tmp_path / "out")
+    with pytest.raises(ValueError, match="must all cost the same money a second"):
+        write_report(uneven(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_reports_that_cannot_be(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="report must be a dict as in curve.json, got list"):
-        write_report([], tmp_path)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="from `eqr curve`, schema 1, got command 'eval', schema None"):
-        write_report({"command": "eval"}, tmp_path)
-    with pytest.raises(ValueError, match="schema 2"):
-        write_report({**REPORT, "schema": 2}, tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="file is a file; name a folder"):
         write_report(REPORT, tmp_path / "file")
-    with pytest.raises(ValueError, match=r"bend.best must be an index into its \d+ points, got 9999"):
-        page({**REPORT, "bend": {"best": 9999}})
-    with pytest.raises(ValueError, match="front must be an index into its 0 points, got 3"):
-        page({**REPORT, "points": None, "front": [3], "bend": None, "recommendation": None, "checked": None})
-    report = copy.deepcopy(REPORT)
-    report["points"][0]["cost_per_1000"] *= 2
-    with pytest.raises(ValueError, match="must all cost the same money a second"):
-        PICTURES[0].draw(report)
 
 
 @given(st.lists(st.floats(-0.5, 1.5), max_size=4))
@@ -353,20 +376,22 @@ def test_spread(wanted: list[float]) -> None:
         assert places == pytest.approx(wanted)
 
 
-def crowded() -> dict[str, Any]:
+def crowded() -> CurveReport:
     """Every mark on another point of the front, close to each other, and long names."""
     report = make_report(seed=3)
-    report["device"] = "Intel(R) Xeon(R) Platinum 8592+ CPU @ 1.90GHz, avx512 bf16, 128 threads, " * 3
-    a, b, c, d = report["front"][-4:]
-    report["bend"] = {"best": d, "cheapest_within": {"points": 0.5, "index": c}, "knee": a}
-    report["recommendation"]["index"] = b
-    return report
+    a, b, c, d = report.bend.front[-4:]
+    return changed(
+        report,
+        device="Intel(R) Xeon(R) Platinum 8592+ CPU @ 1.90GHz, avx512 bf16, 128 threads, " * 3,
+        bend=dataclasses.replace(report.bend, best=d, cheapest_within=c, knee=a),
+        recommendation__index=b,
+    )
 
 
 @pytest.mark.parametrize("picture", PICTURES, ids=STEMS)
 @pytest.mark.parametrize("report", [REPORT, crowded(), make_report(gpu=True, seed=5)], ids=["plain", "crowded", "gpu"])
 def test_text_does_not_overlap_and_is_inside(
-    picture: Any, report: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    picture: Any, report: CurveReport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from matplotlib.text import Text
 
@@ -395,10 +420,9 @@ def test_text_does_not_overlap_and_is_inside(
 
 
 def test_marks_share_a_label() -> None:
-    report = copy.deepcopy(REPORT)
-    best = report["bend"]["best"]
-    report["bend"] = {"best": best, "cheapest_within": {"points": 0.5, "index": best}, "knee": best}
-    assert marks(report)[best] == ["knee", "within 0.5 points", "best"]
+    best = REPORT.bend.best
+    report = changed(bend__cheapest_within=best, bend__knee=best)
+    assert say.marks(report)[best] == ["knee", "within 0.5 points", "best"]
     labels = [text.get_text() for text in PICTURES[0].draw(report).axes[0].texts]
     assert len([label for label in labels if "best" in label]) == 1
 
@@ -406,29 +430,26 @@ def test_marks_share_a_label() -> None:
 def test_pictures_show_the_numbers() -> None:
     drawn = {picture.stem: picture.draw(REPORT) for picture in PICTURES}
     cost = drawn["accuracy_cost"].axes[0]
-    assert sum(len(c.get_offsets()) for c in cost.collections if hasattr(c, "get_sizes")) >= len(REPORT["points"])
+    assert sum(len(c.get_offsets()) for c in cost.collections if hasattr(c, "get_sizes")) >= len(REPORT.points)
     memory = {line.get_label(): line.get_ydata() for line in drawn["memory"].axes[0].lines}
     assert set(memory) == {"breadth 1", "breadth 8", "breadth 32"}
     assert memory["breadth 8"][0] * 2**20 == pytest.approx(3_100_000 + 8 * 165_000 + 900)
     latency = {line.get_label(): line.get_ydata() for line in drawn["latency"].axes[0].lines}
-    first = REPORT["unit_costs"]["latency"][0]
-    assert latency["fixed depth 64"][0] == pytest.approx(first["overhead_ms"] + 64 * first["ms_per_nfe"])
+    first = REPORT.unit_costs.latency[0]
+    assert latency["fixed depth 64"][0] == pytest.approx(first.overhead_ms + 64 * first.ms_per_nfe)
     assert len(latency["fixed depth 64"]) == len(BREADTHS)
     assert "AUROC 0.991" in " ".join(text.get_text() for text in drawn["residual"].texts)
     steps, never = drawn["convergence"].axes[2:4]
-    group = REPORT["convergence"]["groups"][1]
-    assert 0 < group["settled"] < group["puzzles"]
+    group = REPORT.settling.groups[1]
+    assert 0 < group.settled < group.puzzles
     shares = steps.patches[0].get_data().values
-    assert len(shares) == DEPTHS[-1] and shares.sum() == pytest.approx(100 * group["settled"] / group["puzzles"])
+    assert len(shares) == DEPTHS[-1] and shares.sum() == pytest.approx(100 * group.settled / group.puzzles)
     assert never.patches[0].get_height() == pytest.approx(100 - shares.sum())
 
 
 def test_many_steps_share_bars() -> None:
-    report = copy.deepcopy(REPORT)
-    report["convergence"] |= {
-        "depth": 1001,
-        "groups": [{"name": "g", "puzzles": 2002, "settled": 1001, "steps": [1] * 1001}],
-    }
+    groups = (GroupSteps("g", 2002, (1,) * 1001),)
+    report = changed(settings__depth=1001, settling__groups=groups)
     figure = PICTURES[2].draw(report)
     stairs = figure.axes[0].patches[0].get_data()
     assert len(stairs.values) == 126 and stairs.edges[-1] == 1001.5
@@ -436,12 +457,11 @@ def test_many_steps_share_bars() -> None:
 
 
 def test_template_is_shipped() -> None:
-    data = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
-        "eqr_kernels"
-    ]
-    found = {path for pattern in data for path in (REPOSITORY / "eqr_kernels").glob(pattern)}
-    assert set((REPOSITORY / "eqr_kernels" / "report").glob("*.jinja")) <= found
-    assert "eqr_kernels/report *.jinja" in (REPOSITORY / "MANIFEST.in").read_text()
+    data = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    shipped = {path for pattern in data["eqr_kernels"] for path in (REPOSITORY / "eqr_kernels").glob(pattern)}
+    templates = set((REPOSITORY / "eqr_kernels" / "cli" / "render").glob("*.jinja"))
+    assert templates and templates <= shipped
+    assert "eqr_kernels/cli/render *.jinja" in (REPOSITORY / "MANIFEST.in").read_text()
 
 
 @pytest.mark.slow

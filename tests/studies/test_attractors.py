@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eqr_kernels import studies as ev
+from eqr_kernels.studies.attractors import BROAD, MODES, modes
+from eqr_kernels.studies.coupling import couple
+from eqr_kernels.studies.scoring import rating_bands
+from eqr_kernels.studies.statistics import auroc, spearman
+from eqr_kernels.studies.subset import digest, stratified_subset
+from tests.support.recordings import made
 
 INF, NAN = math.inf, math.nan
 
@@ -27,7 +32,7 @@ INF, NAN = math.inf, math.nan
     ],
 )
 def test_auroc_by_hand(cost, right, area):
-    assert ev.auroc(cost, right) == pytest.approx(area, abs=1e-15)
+    assert auroc(cost, right) == pytest.approx(area, abs=1e-15)
 
 
 @settings(deadline=None)
@@ -40,7 +45,7 @@ def test_auroc_counts_pairs(rows):
         for bad, other in rows
         if not other
     ]
-    area = ev.auroc([c for c, _ in rows], [r for _, r in rows])
+    area = auroc([c for c, _ in rows], [r for _, r in rows])
     if wins:
         assert area == pytest.approx(sum(wins) / len(wins), abs=1e-12)
     else:
@@ -49,7 +54,7 @@ def test_auroc_counts_pairs(rows):
 
 def test_auroc_of_many_pairs_does_not_overflow():
     n = 200_000
-    assert ev.auroc(np.arange(2 * n), np.arange(2 * n) < n) == 1.0
+    assert auroc(np.arange(2 * n), np.arange(2 * n) < n) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -63,23 +68,23 @@ def test_auroc_of_many_pairs_does_not_overflow():
     ],
 )
 def test_spearman_by_hand(x, y, rho):
-    assert ev.spearman(x, y) == pytest.approx(rho, abs=1e-12)
-    assert ev.spearman(y, x) == pytest.approx(rho, abs=1e-12)
+    assert spearman(x, y) == pytest.approx(rho, abs=1e-12)
+    assert spearman(y, x) == pytest.approx(rho, abs=1e-12)
 
 
 @settings(deadline=None)
 @given(st.permutations(range(12)))
 def test_spearman_without_ties_is_the_textbook_formula(order):
     d2 = sum((i - j) ** 2 for i, j in enumerate(order))
-    assert ev.spearman(range(12), order) == pytest.approx(1 - 6 * d2 / (12 * (144 - 1)), abs=1e-12)
+    assert spearman(range(12), order) == pytest.approx(1 - 6 * d2 / (12 * (144 - 1)), abs=1e-12)
 
 
 @pytest.mark.parametrize(("x", "y"), [([], []), ([3], [4]), ([1, 2], [5, 5]), ([5, 5], [1, 2])])
 def test_what_is_constant_ranks_nothing(x, y):
-    assert math.isnan(ev.spearman(x, y))
+    assert math.isnan(spearman(x, y))
 
 
-@pytest.mark.parametrize("statistic", [ev.auroc, ev.spearman])
+@pytest.mark.parametrize("statistic", [auroc, spearman])
 def test_rank_statistics_refuse(statistic):
     with pytest.raises(ValueError, match=r"must both be \[n\]"):
         statistic([1, 2], [1])
@@ -88,13 +93,17 @@ def test_rank_statistics_refuse(statistic):
 
 
 def test_couple_by_hand():
-    exact = np.array([[1, 0], [1, 0], [0, 0]], bool)
-    accuracy = np.array([[1, 0.5], [1, 0.25], [NAN, NAN]], np.float32)  # the last puzzle has no labels
-    residual = np.array([[0.1, 0.1], [0.2, 0.001], [0.0, 0.0]], np.float32)
-    score = np.array([[1, 2], [NAN, 3], [0, 0]], np.float32)
-    diverged = np.array([[0, 0], [0, 1], [0, 0]], bool)
-    found = ev.couple(8, exact, accuracy, residual, score, diverged)
-    assert (found.depth, found.trajectories, found.right, found.diverged) == (8, 4, 2, 1)
+    found = couple(
+        made(
+            correct=[[[1], [0]], [[1], [0]], [[0], [0]]],
+            accuracy=[[[1], [0.5]], [[1], [0.25]], [[NAN], [NAN]]],  # the last puzzle has no labels
+            residual=[[[0.1], [0.1]], [[0.2], [0.001]], [[0.0], [0.0]]],
+            score=[[[1], [2]], [[NAN], [3]], [[0], [0]]],
+            diverged=[[2, 2], [2, 1], [2, 2]],
+        ),
+        1,
+    )
+    assert (found.depth, found.trajectories, found.right, found.diverged) == (1, 4, 2, 1)
     # Pairs of right and wrong by residual: (.1, .1) half, (.1, inf) 1, (.2, .1) 0, (.2, inf) 1.
     assert found.residual_auroc == pytest.approx(2.5 / 4)
     # By score: (1, 2) 1, (1, inf) 1, (inf, 2) 0, (inf, inf) half.
@@ -106,31 +115,21 @@ def test_couple_by_hand():
 
 
 def test_coupling_is_unknown_when_all_are_right():
-    ones = np.ones((2, 3))
-    found = ev.couple(1, ones, ones, np.arange(6).reshape(2, 3), np.arange(6).reshape(2, 3), ones * 0)
+    found = couple(made(np.ones((2, 3, 1)), np.arange(6).reshape(2, 3, 1)), 1)
     assert found.right == found.trajectories == 6
-    told = (found.residual_auroc, found.residual_spearman, found.score_auroc, found.score_spearman)
-    assert all(math.isnan(x) for x in told)
-
-
-def test_token_accuracy_by_hand():
-    labels = np.array([[2, 3, 4, 0], [0, 0, 0, 0]])
-    preds = np.array([[[2, 3, 4, 9], [2, 9, 9, 0]], [[0, 0, 0, 0], [1, 1, 1, 1]]])
-    found = ev.token_accuracy(preds, labels)
-    assert found.dtype == np.float32 and found[0].tolist() == [1.0, pytest.approx(1 / 3)] and np.isnan(found[1]).all()
-    with pytest.raises(ValueError, match=r"preds must be \[N, B, S\]"):
-        ev.token_accuracy(preds, labels[:, :3])
+    measured = (found.residual_auroc, found.residual_spearman, found.score_auroc, found.score_spearman)
+    assert all(math.isnan(x) for x in measured)
 
 
 # modes ---------------------------------------------------------------------------------------------------------------
 
-NONE, COMPETING, NARROW, WIDE = ev.MODES
+NONE, COMPETING, NARROW, WIDE = MODES
 
 
 def judge(restarts: str, **options: float) -> str:
     """R settled right, W settled wrong, r right and w wrong but not settled."""
     exact, settled = [[c in "Rr" for c in restarts]], [[c in "RW" for c in restarts]]
-    return ev.diagnose(exact, settled, **options).mode[0]
+    return modes(exact, settled, **options).mode[0]
 
 
 @pytest.mark.parametrize(
@@ -175,16 +174,16 @@ def test_each_puzzle_is_in_the_one_mode_that_fits(restarts):
     if mode == NONE:
         assert not set(restarts) & set("Rr")
     elif mode == WIDE:
-        assert restarts.count("R") / len(restarts) >= ev.BROAD
+        assert restarts.count("R") / len(restarts) >= BROAD
     else:
         assert set(restarts) & set("Rr") and (("W" in restarts) == (mode == COMPETING))
-        assert restarts.count("R") / len(restarts) < ev.BROAD
+        assert restarts.count("R") / len(restarts) < BROAD
 
 
 def test_diagnosis_counts_modes_by_group_and_leaves_out_unlabelled_puzzles():
     exact = np.array([[1, 1], [0, 0], [1, 0], [0, 0]], bool)
     settled = np.array([[1, 1], [1, 1], [1, 1], [0, 0]], bool)
-    found = ev.diagnose(exact, settled, labelled=[True, False, True, True])
+    found = modes(exact, settled, labelled=[True, False, True, True])
     assert found.puzzle.tolist() == [0, 2, 3] and found.mode == [WIDE, COMPETING, NONE] and found.restarts == 2
     assert found.right.tolist() == [2, 1, 0] and found.settled.tolist() == [2, 2, 0]
     assert found.settled_right.tolist() == [2, 1, 0]
@@ -204,7 +203,7 @@ def test_diagnosis_counts_modes_by_group_and_leaves_out_unlabelled_puzzles():
 )
 def test_diagnose_refuses(exact, settled, more, message):
     with pytest.raises(ValueError, match=message):
-        ev.diagnose(exact, settled, **more)
+        modes(exact, settled, **more)
 
 
 # subset --------------------------------------------------------------------------------------------------------------
@@ -221,7 +220,7 @@ def test_the_subset_is_pinned():
     tokens = (np.arange(1200).reshape(60, 20) * 7919 % 10 + 1).astype(np.uint8)
     tokens[:, 0] = np.arange(60)
     source, rating = np.array(["x", "y", "z"] * 20), np.arange(60) * 3
-    rows = ev.stratified_subset(tokens, source, rating, 12)
+    rows = stratified_subset(tokens, source, rating, 12)
     assert rows.tolist() == [14, 24, 28, 29, 30, 31, 36, 40, 46, 56, 57, 59]
 
 
@@ -230,9 +229,9 @@ def test_the_subset_is_pinned():
 def test_the_subset_mixes_as_the_whole_does_whatever_the_order(total, seed, data):
     tokens, source, rating = made_up(total, seed)
     n = data.draw(st.integers(1, total))
-    rows = ev.stratified_subset(tokens, source, rating, n)
+    rows = stratified_subset(tokens, source, rating, n)
     assert len(rows) == n and (np.diff(rows) > 0).all()
-    bands = np.array(ev.rating_bands(rating))
+    bands = np.array(rating_bands(rating))
     for name in set(source.tolist()):
         whole, part = source == name, source[rows] == name
         assert math.floor(n * whole.sum() / total) <= part.sum() <= math.ceil(n * whole.sum() / total)
@@ -241,7 +240,7 @@ def test_the_subset_mixes_as_the_whole_does_whatever_the_order(total, seed, data
             got = (part & (bands[rows] == band)).sum()
             assert math.floor(share) <= got <= math.ceil(share)
     order = np.random.default_rng(1).permutation(total)
-    again = ev.stratified_subset(tokens[order], source[order], rating[order], n)
+    again = stratified_subset(tokens[order], source[order], rating[order], n)
     key = sorted(tokens[rows].tolist())
     assert sorted(tokens[order][again].tolist()) == key
 
@@ -249,9 +248,9 @@ def test_the_subset_mixes_as_the_whole_does_whatever_the_order(total, seed, data
 def test_the_subset_of_the_real_puzzles_is_pinned(sudoku_data):
     from eqr_kernels.tasks import sudoku
 
-    puzzles, _ = sudoku.load(sudoku_data / "dev.csv.gz")
-    part = puzzles.subset(ev.stratified_subset(puzzles.inputs, puzzles.source, puzzles.rating, 200))
-    assert ev.digest(part.inputs, part.labels) == "ba45309dcae3eb6ec4e25afd46d564dd727306e1d082efc6541f7654add22902"
+    puzzles, _ = sudoku.load(sudoku_data / "dcsv.gz")
+    part = puzzles.subset(stratified_subset(puzzles.inputs, puzzles.source, puzzles.rating, 200))
+    assert digest(part.inputs, part.labels) == "ba45309dcae3eb6ec4e25afd46d564dd727306e1d082efc6541f7654add22902"
     counts = {str(name): int((part.source == name).sum()) for name in np.unique(part.source)}
     # Of 2,500 puzzles, 300, 2000 and 200 by source.
     assert counts == {"17_clue": 24, "forum_hardest_1905_11plus": 160, "magictour_top1465": 16}
@@ -260,14 +259,14 @@ def test_the_subset_of_the_real_puzzles_is_pinned(sudoku_data):
 @pytest.mark.parametrize("n", [0, 61])
 def test_a_subset_has_some_and_no_more_than_all(n):
     with pytest.raises(ValueError, match=f"1 to all 60 of the puzzles, got {n}"):
-        ev.stratified_subset(*made_up(60), n)
+        stratified_subset(*made_up(60), n)
     with pytest.raises(ValueError, match=r"source and rating \[N\]"):
-        ev.stratified_subset(np.zeros((2, 3)), ["a"], [1, 2], 1)
+        stratified_subset(np.zeros((2, 3)), ["a"], [1, 2], 1)
 
 
 def test_digest_tells_inputs_labels_and_order_apart():
     a, b = np.array([[1, 2]]), np.array([[3, 4]])
-    assert ev.digest(a, b) == ev.digest(a.astype(np.int64), b)
-    assert len({ev.digest(a, b), ev.digest(b, a), ev.digest(a[:, ::-1], b)}) == 3
+    assert digest(a, b) == digest(a.astype(np.int64), b)
+    assert len({digest(a, b), digest(b, a), digest(a[:, ::-1], b)}) == 3
     # sha256 of the bytes 1 2 3 4
-    assert ev.digest(a, b) == "9f64a747e1b97f131fabb6b447296c9b6f0201e79fb3c5356e6c77e89b6a806a"
+    assert digest(a, b) == "9f64a747e1b97f131fabb6b447296c9b6f0201e79fb3c5356e6c77e89b6a806a"

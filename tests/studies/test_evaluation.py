@@ -1,4 +1,4 @@
-"""Scores, intervals, evaluation by depth, and the choice of a tolerance."""
+"""Scores, intervals, recordings, and the choice of a tolerance."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eqr_kernels import studies as ev
+from eqr_kernels.studies.recording import record, spread_depths
+from eqr_kernels.studies.replay import correct_grid, ends_when_halted, first_converged
+from eqr_kernels.studies.scoring import RATING_BANDS, Accuracy, by_group, exact_match, rating_bands, token_accuracy
+from eqr_kernels.studies.statistics import wilson_interval
+from eqr_kernels.studies.tolerance import calibrate, tolerance_grid
 from tests.support.models import make_contractive, tiny_config
+from tests.support.recordings import made
 
 # scoring -------------------------------------------------------------------------------------------------------------
 
@@ -19,13 +24,23 @@ from tests.support.models import make_contractive, tiny_config
 def test_exact_match_scores_labelled_tokens_only_and_never_an_unlabelled_row():
     labels = np.array([[2, 3, 4], [2, 0, 4], [0, 0, 0], [2, 3, 4]])
     preds = np.array([[2, 3, 4], [2, 9, 4], [0, 0, 0], [2, 3, 5]])
-    assert ev.exact_match(preds, labels).tolist() == [True, True, False, False]
+    assert exact_match(preds, labels).tolist() == [True, True, False, False]
 
 
-@pytest.mark.parametrize("shape", [(2, 3), (6,), (3, 2)])
-def test_exact_match_names_shapes_that_do_not_fit(shape):
-    with pytest.raises(ValueError, match=r"must both be \[N, S\]"):
-        ev.exact_match(np.zeros(shape, int), np.zeros((2, 4), int))
+def test_trajectories_are_scored_against_the_labels_of_their_puzzle():
+    labels = np.array([[2, 3, 4, 0], [0, 0, 0, 0]])
+    preds = np.array([[[2, 3, 4, 9], [2, 9, 9, 0]], [[0, 0, 0, 0], [1, 1, 1, 1]]])
+    assert exact_match(preds, labels).tolist() == [[True, False], [False, False]]
+    shares = token_accuracy(preds, labels)
+    assert shares.dtype == np.float32 and shares[0].tolist() == [1.0, pytest.approx(1 / 3)]
+    assert np.isnan(shares[1]).all()
+
+
+@pytest.mark.parametrize("score", [exact_match, token_accuracy])
+@pytest.mark.parametrize("shape", [(2, 3), (6,), (3, 2), (3, 2, 4), (2, 2, 3)])
+def test_scores_name_shapes_that_do_not_fit(score, shape):
+    with pytest.raises(ValueError, match=r"preds must be \[N, S\] or \[N, B, S\] and labels \[N, S\]"):
+        score(np.zeros(shape, int), np.zeros((2, 4), int))
 
 
 @pytest.mark.parametrize(
@@ -39,7 +54,7 @@ def test_exact_match_names_shapes_that_do_not_fit(shape):
     ],
 )
 def test_wilson_interval_against_known_values(successes, total, low, high):
-    assert ev.wilson_interval(successes, total) == pytest.approx((low, high), abs=5e-7)
+    assert wilson_interval(successes, total) == pytest.approx((low, high), abs=5e-7)
 
 
 @given(st.integers(1, 10**6).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -47,7 +62,7 @@ def test_wilson_interval_solves_its_equation(counts):
     """The ends are the proportions q whose normal deviate from the observed share is just z: |p - q| = z sd(q)."""
     successes, total = counts
     p, z = successes / total, 1.959963984540054
-    low, high = ev.wilson_interval(successes, total)
+    low, high = wilson_interval(successes, total)
     assert 0 <= low <= p <= high <= 1
     for q in (low, high):
         assert (p - q) ** 2 == pytest.approx(z * z * q * (1 - q) / total, rel=1e-6, abs=1e-12)
@@ -56,29 +71,29 @@ def test_wilson_interval_solves_its_equation(counts):
 @pytest.mark.parametrize(("successes", "total"), [(3, 2), (-1, 2)])
 def test_wilson_interval_refuses_impossible_counts(successes, total):
     with pytest.raises(ValueError, match="successes must be in 0..total"):
-        ev.wilson_interval(successes, total)
+        wilson_interval(successes, total)
 
 
 def test_by_group_counts_each_group_at_each_depth_in_order_of_appearance():
     exact = np.array([[0, 1], [0, 0], [1, 1], [1, 1]], bool)
-    groups = ev.by_group(exact, ["b", "a", "b", "a"])
+    groups = by_group(exact, ["b", "a", "b", "a"])
     assert list(groups) == ["b", "a"]
     assert [(a.correct, a.total) for a in groups["b"]] == [(1, 2), (2, 2)]
     assert [(a.correct, a.total) for a in groups["a"]] == [(1, 2), (1, 2)]
     assert groups["b"][0].share == 0.5 and groups["b"][1].interval[1] == 1.0
-    assert math.isnan(ev.Accuracy(0, 0).share)
+    assert math.isnan(Accuracy(0, 0).share)
     with pytest.raises(ValueError, match="groups"):
-        ev.by_group(exact, ["a"])
+        by_group(exact, ["a"])
 
 
 def test_rating_bands_hold_every_rating_once():
     ratings = [-1, 0, 1, 9, 10, 29, 30, 99, 100, 299, 300, 999, 1000, 10**9]
     wanted = "unknown 0 1-9 1-9 10-29 10-29 30-99 30-99 100-299 100-299 300-999 300-999 1000+ 1000+".split()
-    assert ev.rating_bands(np.array(ratings)) == wanted
-    assert set(wanted) == set(ev.RATING_BANDS)
+    assert rating_bands(np.array(ratings)) == wanted
+    assert set(wanted) == set(RATING_BANDS)
 
 
-# evaluation by depth -------------------------------------------------------------------------------------------------
+# recordings ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -90,50 +105,67 @@ def answers(contractive, puzzles):
     return labels
 
 
-def test_evaluate_equals_one_run_for_each_depth(contractive, puzzles, answers, backend):
-    depths = (1, 2, 6)
-    found = ev.evaluate(contractive, puzzles.numpy(), answers, depths=(6, 1, 2, 2), breadth=3, backend=backend)
-    assert found.depths == depths and found.exact.shape == (12, 3)
-    assert found.steps is None and found.converged is None and found.backend == backend and found.backend_reason
-    for k, depth in enumerate(depths):
+def test_a_recording_equals_one_run_for_each_depth(contractive, puzzles, answers, backend):
+    found = record(contractive, puzzles.numpy(), answers, depths=(6, 1, 2, 2), breadth=3, backend=backend)
+    assert found.depths == (1, 2, 6) and found.correct.shape == (12, 3, 3) and not found.every_step
+    assert found.backend == backend and found.backend_reason
+    grid = correct_grid(found, found.depths, [3])
+    for k, depth in enumerate(found.depths):
         alone = contractive.solve(puzzles, depth=depth, breadth=3, halt="none", backend=backend)
-        assert found.exact[:, k].tolist() == ev.exact_match(alone.preds.numpy(), answers).tolist()
-    single = ev.evaluate(contractive, puzzles.numpy(), answers, depths=[6])
-    assert single.exact[:, 0].tolist() == [i % 2 == 0 for i in range(12)]
+        assert grid[:, k, 0, 0].tolist() == exact_match(alone.preds.numpy(), answers).tolist()
+    single = record(contractive, puzzles.numpy(), answers, depths=[6])
+    assert single.correct[:, 0, 0].tolist() == [i % 2 == 0 for i in range(12)]
 
 
-def test_evaluate_does_not_depend_on_chunks_and_reports_all_steps(contractive, puzzles, answers):
+def test_progress_comes_to_all_steps(contractive, puzzles, answers):
     calls = []
-    whole = ev.evaluate(contractive, puzzles.numpy(), answers, depths=[1, 4], tol=0.05)
-    parts = ev.evaluate(
-        contractive, puzzles.numpy(), answers, depths=[1, 4], tol=0.05, chunk=5, progress=lambda *c: calls.append(c)
-    )
-    assert (whole.exact == parts.exact).all() and (whole.steps == parts.steps).all()
+    arguments = dict(depths=[1, 4], chunk=5, progress=lambda *c: calls.append(c))
+    record(contractive, puzzles.numpy(), answers, **arguments)
     assert calls[-1] == (48, 48) and [c[0] for c in calls] == sorted(c[0] for c in calls)
 
 
-def test_evaluate_tells_when_each_trajectory_meets_the_tolerance(contractive, puzzles, answers):
-    traced = contractive.solve(puzzles, depth=8, breadth=2, halt="none", trace=True)
-    tol = float(traced.residuals[..., 4].median())
-    found = ev.evaluate(contractive, puzzles.numpy(), answers, depths=[8], breadth=2, tol=tol)
+def test_when_each_trajectory_meets_the_tolerance(contractive, puzzles, answers):
+    found = record(contractive, puzzles.numpy(), answers, depths=range(1, 9), breadth=2)
+    tol = float(np.median(found.residuals[..., 4]))
     halted = contractive.solve(puzzles, depth=8, breadth=2, halt="residual", tol=tol)
-    assert found.steps.tolist() == halted.all_steps.tolist()
-    assert found.converged.tolist() == (halted.all_status == 0).tolist()
-    assert 1 < found.steps.min() < found.steps.max()
+    ends = ends_when_halted(found, "residual", tol=tol)
+    assert ends.steps.tolist() == halted.all_steps.tolist() and ends.status.tolist() == halted.all_status.tolist()
+    assert 1 < ends.steps.min() < ends.steps.max()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(depths=[]), "at least one depth"),
+        (dict(depths=[]), "depths must name at least one depth, got none"),
+        (dict(depths=[0, 2]), "depths must be at least 1, got 0"),
+        (dict(breadth=0), "breadth must be at least 1, got 0"),
         (dict(chunk=0), "chunk must be at least 1"),
         (dict(labels=np.zeros((3, 6), int)), r"inputs and labels must both be \[N >= 1, S\]"),
     ],
 )
-def test_evaluate_refuses(contractive, puzzles, answers, change, message):
+def test_record_refuses(contractive, puzzles, answers, change, message):
     arguments = dict(inputs=puzzles.numpy(), labels=answers, depths=[1]) | change
     with pytest.raises(ValueError, match=message):
-        ev.evaluate(contractive, **arguments)
+        record(contractive, **arguments)
+
+
+@given(st.integers(1, 300), st.integers(12, 64), st.data())
+def test_spread_depths_are_as_many_as_fit(depth, limit, data):
+    wanted = data.draw(st.sets(st.integers(1, depth), max_size=10))
+    depths = spread_depths(depth, limit, wanted)
+    assert list(depths) == sorted(set(depths)) and {1, depth, *wanted} <= set(depths)
+    assert len(depths) == min(limit, depth)
+    assert spread_depths(depth, None, wanted) == tuple(range(1, depth + 1))
+
+
+def test_spread_depths_by_hand():
+    assert spread_depths(10, 10) == tuple(range(1, 11))
+    assert spread_depths(16, 5) == (1, 2, 4, 8, 16)
+    # Wherever a halting rule fires, the next recorded depth is near.
+    depths = spread_depths(128, 64, [1, 2, 4, 8, 16, 32, 64])
+    assert all(b == a + 1 or b / a < 1.07 for a, b in zip(depths, depths[1:], strict=False))
+    with pytest.raises(ValueError, match="the backend records at most 2 depths, and 3 are wanted: 1, 4, 9"):
+        spread_depths(9, 2, [4])
 
 
 # tolerance -----------------------------------------------------------------------------------------------------------
@@ -143,15 +175,15 @@ NAN = float("nan")
 
 def test_first_converged_by_hand():
     residuals = np.array([[0.9, 0.2, 0.3, 0.1], [0.1, 0.9, 0.1, 0.1], [0.9, 0.9, 0.9, 0.9], [0.9, NAN, NAN, NAN]])
-    steps, converged = ev.first_converged(residuals, 0.2)
+    steps, converged = first_converged(residuals, 0.2)
     assert steps.tolist() == [2, 1, 4, 4] and converged.tolist() == [True, True, False, False]
-    steps, converged = ev.first_converged(residuals, 0.3, patience=2)
+    steps, converged = first_converged(residuals, 0.3, patience=2)
     assert steps.tolist() == [3, 4, 4, 4] and converged.tolist() == [True, True, False, False]
-    steps, converged = ev.first_converged(residuals, 10, patience=5)
+    steps, converged = first_converged(residuals, 10, patience=5)
     assert steps.tolist() == [4] * 4 and not converged.any()
     for bad in (dict(residuals=residuals[0], tol=1), dict(residuals=residuals, tol=1, patience=0)):
         with pytest.raises(ValueError, match="must be"):
-            ev.first_converged(**bad)
+            first_converged(**bad)
 
 
 @pytest.mark.parametrize("patience", [1, 2])
@@ -161,24 +193,29 @@ def test_offline_halting_equals_halting(patience):
     generator = torch.Generator().manual_seed(2)
     tokens = torch.randint(1, 7, (10, 6), generator=generator)
     labels = model.solve(tokens, depth=9, halt="none").preds.numpy()
-    run = ev.trajectories(model, tokens.numpy(), labels, depth=9, chunk=4)
-    assert run.residuals.shape == run.exact.shape == (10, 9) and run.exact[:, -1].all()
+    run = record(model, tokens.numpy(), labels, depths=range(1, 10), chunk=4)
+    assert run.residuals.shape == run.correct.shape == (10, 1, 9) and run.correct[..., -1].all()
     for tol in np.quantile(run.residuals, [0.1, 0.4, 0.7]).tolist():
         halted = model.solve(tokens, depth=9, tol=tol, patience=patience)
-        steps, converged = ev.first_converged(run.residuals, tol, patience)
-        assert halted.steps.tolist() == steps.tolist()
-        assert halted.converged.tolist() == converged.tolist()
-        offline = run.exact[np.arange(10), steps - 1]
-        assert offline.tolist() == ev.exact_match(halted.preds.numpy(), labels).tolist()
+        ends = ends_when_halted(run, "residual", tol=tol, patience=patience)
+        assert halted.steps.tolist() == ends.steps[:, 0].tolist()
+        assert halted.converged.tolist() == ends.settled[:, 0].tolist()
+        offline = run.correct[np.arange(10), 0, ends.place[:, 0]]
+        assert offline.tolist() == exact_match(halted.preds.numpy(), labels).tolist()
 
 
 # Three puzzles, four steps. The first settles at once, the second is right from step 3 on, the third never.
 RESIDUALS = np.array([[0.5, 0.10, 0.05, 0.02], [0.8, 0.40, 0.10, 0.03], [0.9, 0.60, 0.30, 0.20]])
-EXACT = np.array([[1, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]], bool)
+CORRECT = np.array([[1, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]], bool)
+
+
+def calibrated(residuals, correct, **options):
+    """Of one trajectory a puzzle: [N, D] twice."""
+    return calibrate(made(np.asarray(correct)[:, None], np.asarray(residuals)[:, None]), **options)
 
 
 def test_calibrate_by_hand():
-    found = ev.calibrate(RESIDUALS, EXACT, candidates=[0.5, 0.01, 0.1, 0.3])
+    found = calibrated(RESIDUALS, CORRECT, candidates=[0.5, 0.01, 0.1, 0.3])
     assert (found.puzzles, found.depth, found.correct) == (3, 4, 2)
     assert [c.tol for c in found.candidates] == [0.01, 0.1, 0.3, 0.5]
     assert [c.correct for c in found.candidates] == [2, 2, 2, 1]
@@ -191,74 +228,73 @@ def test_calibrate_by_hand():
 
 def test_calibrate_allows_the_loss_it_is_given():
     candidates = [0.1, 0.3, 0.5, 0.9]
-    assert ev.calibrate(RESIDUALS, EXACT, candidates=candidates).chosen.tol == 0.3
-    assert ev.calibrate(RESIDUALS, EXACT, candidates=candidates, max_loss=0.34).chosen.tol == 0.9
-    assert ev.calibrate(RESIDUALS, EXACT, candidates=candidates, max_loss=0.33).chosen.tol == 0.3
+    assert calibrated(RESIDUALS, CORRECT, candidates=candidates).chosen.tol == 0.3
+    assert calibrated(RESIDUALS, CORRECT, candidates=candidates, max_loss=0.34).chosen.tol == 0.9
+    assert calibrated(RESIDUALS, CORRECT, candidates=candidates, max_loss=0.33).chosen.tol == 0.3
 
 
 def test_calibrate_distrusts_a_looser_tolerance_that_only_makes_up_for_what_a_tighter_one_loses():
     # The second puzzle is lost at 0.4; at 0.9 the third, wrong at the full depth, is right by chance.
-    exact = EXACT.copy()
-    exact[2, 0] = True
-    found = ev.calibrate(RESIDUALS, exact, candidates=[0.1, 0.4, 0.9])
+    correct = CORRECT.copy()
+    correct[2, 0] = True
+    found = calibrated(RESIDUALS, correct, candidates=[0.1, 0.4, 0.9])
     assert [c.correct for c in found.candidates] == [2, 1, 2]
     assert [c.gained for c in found.candidates] == [0, 0, 1]
     assert found.chosen.tol == 0.1
 
 
 def test_calibrate_keeps_above_the_floor_and_waits_for_patience():
-    assert ev.calibrate(RESIDUALS, EXACT, candidates=[0.01, 0.1, 0.5], floor=0.1).candidates[0].tol == 0.1
+    assert calibrated(RESIDUALS, CORRECT, candidates=[0.01, 0.1, 0.5], floor=0.1).candidates[0].tol == 0.1
     # Two steps in a row at or below 0.5: the second puzzle stops at step 3, where it is right.
-    assert ev.calibrate(RESIDUALS, EXACT, candidates=[0.5], patience=2).chosen.tol == 0.5
+    assert calibrated(RESIDUALS, CORRECT, candidates=[0.5], patience=2).chosen.tol == 0.5
 
 
 def test_calibrate_chooses_nothing_rather_than_a_tolerance_that_is_never_met():
-    exact = np.array([[0, 1], [0, 1]], bool)
+    correct = np.array([[0, 1], [0, 1]], bool)
     residuals = np.array([[0.1, 0.2], [0.1, 0.2]])
-    found = ev.calibrate(residuals, exact, candidates=[0.05, 0.1])
+    found = calibrated(residuals, correct, candidates=[0.05, 0.1])
     assert found.candidates[0].correct == 2 and found.candidates[0].converged == 0
     assert found.chosen is None
 
 
 def test_calibrate_ignores_diverged_trajectories():
     residuals = np.array([[0.5, 0.1, 0.01], [NAN, NAN, NAN]])
-    exact = np.array([[0, 1, 1], [0, 0, 0]], bool)
-    found = ev.calibrate(residuals, exact)
+    correct = np.array([[0, 1, 1], [0, 0, 0]], bool)
+    found = calibrated(residuals, correct)
     assert found.chosen.converged == 1 and found.chosen.mean_steps == 2.5 and 0.1 <= found.chosen.tol < 0.5
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(exact=np.zeros((3, 4), bool)), "none of the 3 puzzles is right at depth 4"),
-        (dict(exact=EXACT[:2]), r"must both be \[N >= 1, D >= 1\]"),
+        (dict(correct=np.zeros((3, 4), bool)), "none of the 3 puzzles is right at depth 4"),
         (dict(max_loss=1.5), "max_loss must be a share"),
         (dict(candidates=[0.1], floor=0.2), "floor=0.2"),
         (dict(residuals=np.full((3, 4), NAN)), "floor=0"),
     ],
 )
 def test_calibrate_refuses(change, message):
-    arguments = dict(residuals=RESIDUALS, exact=EXACT) | change
+    arguments = dict(residuals=RESIDUALS, correct=CORRECT) | change
     with pytest.raises(ValueError, match=message):
-        ev.calibrate(**arguments)
+        calibrated(**arguments)
 
 
 def test_tolerance_grid_spans_the_residuals_in_even_steps():
-    grid = ev.tolerance_grid(np.array([[0.02, NAN, 1.3], [math.inf, 0.0, 0.5]]))
+    grid = tolerance_grid(np.array([[0.02, NAN, 1.3], [math.inf, 0.0, 0.5]]))
     assert grid[0] <= 0.02 < grid[1] and grid[-2] < 1.3 <= grid[-1]
     ratios = np.array(grid[1:]) / np.array(grid[:-1])
     assert np.allclose(ratios, 10 ** (1 / 40), rtol=0.01)
     assert all(float(f"{tol:.3g}") == tol for tol in grid)
-    assert ev.tolerance_grid(np.full((1, 2), NAN)) == []
+    assert tolerance_grid(np.full((1, 2), NAN)) == []
 
 
 def test_trust_asks_that_those_who_settle_are_right():
     # Puzzle 0 is right and settles at 0.02; puzzle 1 is wrong at every depth and comes down to 0.1.
     residuals = np.array([[0.5, 0.02, 0.02], [0.5, 0.3, 0.1]], np.float32)
-    exact = np.array([[False, True, True], [False, False, False]])
+    correct = np.array([[False, True, True], [False, False, False]])
     candidates = (0.02, 0.05, 0.1, 0.3)
-    assert ev.calibrate(residuals, exact, candidates=candidates).chosen.tol == pytest.approx(0.3)
-    trusted = ev.calibrate(residuals, exact, candidates=candidates, trust=0.9)
+    assert calibrated(residuals, correct, candidates=candidates).chosen.tol == pytest.approx(0.3)
+    trusted = calibrated(residuals, correct, candidates=candidates, trust=0.9)
     assert trusted.chosen.tol == pytest.approx(0.05) and trusted.chosen.right_when_converged == 1
     with pytest.raises(ValueError, match="trust must be a share"):
-        ev.calibrate(residuals, exact, trust=1.5)
+        calibrated(residuals, correct, trust=1.5)

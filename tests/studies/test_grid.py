@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from eqr_kernels import EquilibriumReasoner
-from eqr_kernels import studies as ev
+from eqr_kernels.studies.attractors import modes
+from eqr_kernels.studies.coupling import couple
+from eqr_kernels.studies.recording import record
+from eqr_kernels.studies.replay import RULES as ALL_RULES
+from eqr_kernels.studies.replay import correct_grid, ends_at, settled
+from eqr_kernels.studies.scoring import exact_match
 from tests.support.environment import needs_extension
 from tests.support.models import make_contractive, tiny_config
 
@@ -39,24 +44,24 @@ def test_each_cell_is_a_run_of_its_own_bit_for_bit(puzzles, seed):
     model = random_model(seed)
     labels = labels_for(model, puzzles, seed=seed, backend="cpu")
     options = dict(seed=seed, backend="cpu")
-    found = ev.evaluate(model, puzzles.numpy(), labels, depths=DEPTHS, breadth=BREADTHS, select=RULES, **options)
-    assert found.grid.shape == (12, 4, 3, 3)
+    found = record(model, puzzles.numpy(), labels, depths=DEPTHS, breadth=BREADTHS[-1], **options)
+    grid = correct_grid(found, DEPTHS, BREADTHS, RULES)
+    assert grid.shape == (12, 4, 3, 3)
     for k, depth in enumerate(DEPTHS):
         for j, breadth in enumerate(BREADTHS):
             for r, rule in enumerate(RULES):
                 alone = model.solve(
                     puzzles, depth=depth, breadth=breadth, select=rule, halt="none", return_all=True, **options
                 )
-                right = ev.exact_match(alone.preds.numpy(), labels)
-                assert found.grid[:, k, j, r].tolist() == right.tolist(), (depth, breadth, rule)
-            for name in ("residual", "score", "steps"):
-                mine, other = getattr(found, f"all_{name}")[:, k, :breadth], getattr(alone, f"all_{name}").numpy()
-                assert mine.tobytes() == other.tobytes(), (depth, breadth, name)
-            for b in range(breadth):
-                right = ev.exact_match(alone.all_preds[:, b].numpy(), labels)
-                assert found.all_exact[:, k, b].tolist() == right.tolist()
+                right = exact_match(alone.preds.numpy(), labels)
+                assert grid[:, k, j, r].tolist() == right.tolist(), (depth, breadth, rule)
+            for name in ("residual", "score", "q_halt", "steps", "status"):
+                mine, other = getattr(found, name)[:, :breadth, k], getattr(alone, f"all_{name}").numpy()
+                assert mine.astype(other.dtype).tobytes() == other.tobytes(), (depth, breadth, name)
+            right = exact_match(alone.all_preds.numpy(), labels)
+            assert found.correct[:, :breadth, k].tolist() == right.tolist()
     # Not by chance: the trajectories do disagree.
-    assert 0 < found.all_exact[:, -1].mean() < 1 and len(np.unique(found.all_score[0, -1])) == 5
+    assert 0 < found.correct[..., -1].mean() < 1 and len(np.unique(found.score[0, :, -1])) == 5
 
 
 @needs_extension
@@ -67,44 +72,43 @@ def test_each_cell_under_halting_is_a_run_of_its_own(puzzles, seed):
     labels = labels_for(model, puzzles, backend="cpu")
     options = dict(halt="residual", tol=tol, backend="cpu")
     rules = (*RULES, "first")
-    found = ev.evaluate(model, puzzles.numpy(), labels, depths=DEPTHS, breadth=BREADTHS, select=rules, **options)
+    found = record(model, puzzles.numpy(), labels, depths=DEPTHS, breadth=BREADTHS[-1], **options)
+    grid, still = correct_grid(found, DEPTHS, BREADTHS, rules), settled(found, tol)
     for k, depth in enumerate(DEPTHS):
         for j, breadth in enumerate(BREADTHS):
             for r, rule in enumerate(rules):
                 alone = model.solve(puzzles, depth=depth, breadth=breadth, select=rule, **options)
-                right = ev.exact_match(alone.preds.numpy(), labels)
-                assert found.grid[:, k, j, r].tolist() == right.tolist(), (depth, breadth, rule)
+                right = exact_match(alone.preds.numpy(), labels)
+                assert grid[:, k, j, r].tolist() == right.tolist(), (depth, breadth, rule)
                 if rule != "first":  # whose losers are cancelled
-                    assert found.all_steps[:, k, :breadth].tolist() == alone.all_steps.tolist()
-                    assert found.all_settled[:, k, :breadth].tolist() == (alone.all_status == 0).tolist()
-    assert 0 < found.all_settled[:, -1].mean() <= 1 and 1 < found.all_steps[:, -1].min() < found.all_steps.max()
-    assert found.steps.tolist() == found.all_steps[:, -1].tolist()
-    assert found.converged.tolist() == found.all_settled[:, -1].tolist()
+                    assert found.steps[:, :breadth, k].tolist() == alone.all_steps.tolist()
+                    assert found.residual[:, :breadth, k].tolist() == alone.all_residual.tolist()
+                    assert still[:, :breadth, k].tolist() == (alone.all_status == 0).tolist()
+    assert 0 < still[..., -1].mean() <= 1 and 1 < found.steps[..., -1].min() < found.steps.max()
+    assert (ends_at(found, 9).settled == still[..., -1]).all()
 
 
-def test_chunks_change_nothing_and_any_is_the_union(contractive, puzzles, backend):
+@pytest.mark.parametrize("halt", ["none", "residual"])
+def test_chunks_change_nothing_and_any_is_the_union(contractive, puzzles, backend, halt):
     labels = labels_for(contractive, puzzles)
-    arguments = dict(depths=(2, 6), breadth=(1, 3), select=("any", "residual"), tol=0.05, backend=backend)
-    whole = ev.evaluate(contractive, puzzles.numpy(), labels, **arguments)
-    parts = ev.evaluate(contractive, puzzles.numpy(), labels, chunk=5, **arguments)
-    names = ["grid", "all_exact", "all_steps", "all_settled", "steps", "converged", "labelled"]
-    if backend == "cpu":
-        names += ["all_residual", "all_score", "all_accuracy"]
-    for name in names:
-        assert (getattr(whole, name) == getattr(parts, name)).all(), name
+    arguments = dict(depths=(2, 6), breadth=3, halt=halt, backend=backend)
+    if halt == "residual":
+        arguments["tol"] = 0.05
+    whole = record(contractive, puzzles.numpy(), labels, **arguments)
+    parts = record(contractive, puzzles.numpy(), labels, chunk=5, **arguments)
+    exactly = backend == "cpu"
+    for name in ("correct", "answer", "steps", "status", *(("residuals", "score", "accuracy") if exactly else ())):
+        assert np.array_equal(getattr(whole, name), getattr(parts, name), equal_nan=name == "residuals"), name
+    grid = correct_grid(whole, (2, 6), (1, 3), ("any", "residual"))
     for j, b in enumerate((1, 3)):
-        assert (whole.grid[:, :, j, 0] == whole.all_exact[:, :, :b].any(2)).all()
-    assert (whole.exact == whole.grid[:, :, 1, 0]).all()
+        assert (grid[:, :, j, 0] == whole.correct[:, :b].any(1)).all()
 
 
 def test_settled_without_halting_is_the_residual_at_that_depth(contractive, puzzles):
-    traced = contractive.solve(puzzles, depth=6, breadth=2, halt="none", trace=True).residuals.numpy()
-    tol = float(np.float32(np.median(traced)))
-    found = ev.evaluate(contractive, puzzles.numpy(), puzzles.numpy(), depths=(1, 3, 6), breadth=2, tol=tol)
-    settled = np.stack([traced[..., d - 1] <= np.float32(tol) for d in (1, 3, 6)], 1)
-    assert 0 < settled.mean() < 1 and (found.all_settled == settled).all()
-    without = ev.evaluate(contractive, puzzles.numpy(), puzzles.numpy(), depths=(1, 3), breadth=2)
-    assert without.all_settled is None and without.steps is None and without.converged is None
+    found = record(contractive, puzzles.numpy(), puzzles.numpy(), depths=(1, 3, 6), breadth=2)
+    tol = float(np.float32(np.median(found.residuals)))
+    still = np.stack([found.residuals[..., d - 1] <= np.float32(tol) for d in (1, 3, 6)], 2)
+    assert 0 < still.mean() < 1 and (settled(found, tol) == still).all()
 
 
 def test_rows_without_labels_never_count(contractive, puzzles):
@@ -113,29 +117,21 @@ def test_rows_without_labels_never_count(contractive, puzzles):
     padded = labels.copy()
     padded[[0, 7]] = 0
     rest = [i for i in range(12) if i not in (0, 7)]
-    arguments = dict(depths=(6,), breadth=3, select=ev.RULES[:3], tol=0.05)
-    found = ev.evaluate(contractive, puzzles.numpy(), padded, **arguments)
-    part = ev.evaluate(contractive, puzzles[rest].numpy(), labels[rest], **arguments)
-    assert not found.grid[[0, 7]].any() and not found.all_exact[[0, 7]].any()
+    found = record(contractive, puzzles.numpy(), padded, depths=(6,), breadth=3)
+    part = record(contractive, puzzles[rest].numpy(), labels[rest], depths=(6,), breadth=3)
+    assert not correct_grid(found, (6,), (3,), ALL_RULES[:3])[[0, 7]].any() and not found.correct[[0, 7]].any()
     assert found.labelled.tolist() == [i in rest for i in range(12)]
-    assert np.isnan(found.all_accuracy[[0, 7]]).all()
-
-    def coupling(e: ev.Evaluation) -> ev.Coupling:
-        fields = (e.all_exact, e.all_accuracy, e.all_residual, e.all_score, e.all_diverged)
-        return ev.couple(6, *(field[:, 0] for field in fields))
-
-    assert coupling(found).trajectories == coupling(part).trajectories == 30
-    assert coupling(found).right == coupling(part).right > 0
-    modes = ev.diagnose(found.all_exact[:, 0], found.all_settled[:, 0], labelled=found.labelled)
-    assert modes.puzzle.tolist() == rest
-    assert modes.mode == ev.diagnose(part.all_exact[:, 0], part.all_settled[:, 0]).mode
+    assert np.isnan(found.accuracy[[0, 7]]).all()
+    assert couple(found, 6).trajectories == couple(part, 6).trajectories == 30
+    assert couple(found, 6).right == couple(part, 6).right > 0
+    judged = modes(found.correct[..., 0], settled(found, 0.05)[..., 0], labelled=found.labelled)
+    assert judged.puzzle.tolist() == rest
+    assert judged.mode == modes(part.correct[..., 0], settled(part, 0.05)[..., 0]).mode
 
 
 def test_memory_bounds_the_chunk(contractive, puzzles, monkeypatch):
     """Wide and deep runs go in smaller parts, the answers stay."""
-    from eqr_kernels.studies import accuracy as running
-
-    arguments = dict(depths=(1, 4), breadth=3, tol=0.05)
+    arguments = dict(depths=(1, 4), breadth=3)
     sizes = []
     solve = EquilibriumReasoner.solve
 
@@ -144,23 +140,26 @@ def test_memory_bounds_the_chunk(contractive, puzzles, monkeypatch):
         return solve(self, tokens, **options)
 
     monkeypatch.setattr(EquilibriumReasoner, "solve", watched)
-    whole = ev.evaluate(contractive, puzzles.numpy(), puzzles.numpy(), **arguments)
-    monkeypatch.setattr(running, "_CHUNK_BYTES", 8000)  # 536 bytes a trajectory, 3 of them a puzzle
-    parts = ev.evaluate(contractive, puzzles.numpy(), puzzles.numpy(), **arguments)
-    assert sizes == [12, 4, 4, 4] and (whole.grid == parts.grid).all()
+    whole = record(contractive, puzzles.numpy(), puzzles.numpy(), **arguments)
+    # 2 x (2 depths x 84 bytes + 4 residuals) = 368 bytes a trajectory, 3 of them a puzzle.
+    monkeypatch.setattr("eqr_kernels.studies.recording._CHUNK_BYTES", 5000)
+    parts = record(contractive, puzzles.numpy(), puzzles.numpy(), **arguments)
+    assert sizes == [12, 4, 4, 4] and (whole.correct == parts.correct).all()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(breadth=[]), "breadth must name at least one breadth"),
-        (dict(select="best"), "select must be of residual, vote, q, first, any, got 'best'"),
-        (dict(select=[]), "select must be of .*, got none"),
-        (dict(select="first"), 'select="first" needs a halting rule'),
-        (dict(breadth=0), "breadth must be at least 1, got 0"),
-        (dict(depths=[0, 2]), "depths must be at least 1, got 0"),
+        (dict(breadths=[]), "breadths must name at least one breadth"),
+        (dict(breadths=[0]), "breadths must be at least 1, got 0"),
+        (dict(breadths=[3]), "breadths must be at most that of the recording, 2, got 3"),
+        (dict(depths=[2]), "depth 2 was not recorded; those recorded are 1, 4"),
+        (dict(rules=["best"]), "select must be of residual, vote, q, first, any, got 'best'"),
+        (dict(rules=[]), "select must be of .*, got none"),
+        (dict(rules=["first"]), 'select="first" needs a halting rule'),
     ],
 )
 def test_a_grid_refuses(contractive, puzzles, change, message):
+    found = record(contractive, puzzles[:2].numpy(), puzzles[:2].numpy(), depths=(1, 4), breadth=2)
     with pytest.raises(ValueError, match=message):
-        ev.evaluate(contractive, puzzles.numpy(), puzzles.numpy(), **(dict(depths=[1]) | change))
+        correct_grid(found, **(dict(depths=[1], breadths=[1]) | change))

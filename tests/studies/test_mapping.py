@@ -13,11 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eqr_kernels import EquilibriumReasoner, ops
-from eqr_kernels import studies as mapping
-from eqr_kernels.studies import Latency, Policy, Price, Records, Store, UnitCosts, exact_match
-from eqr_kernels.studies.front import cheapest_within
+from eqr_kernels.studies import meters
+from eqr_kernels.studies.checking import check
+from eqr_kernels.studies.costs import Latency, Price, UnitCosts, measure_costs
+from eqr_kernels.studies.front import cheapest_within, knee, pareto, recommend
+from eqr_kernels.studies.points import bend, map_points, savings, steps_to_settle
+from eqr_kernels.studies.recording import chunk_size, record, recordable_depths
+from eqr_kernels.studies.replay import Policy, ends_when_halted, outcome, policies
+from eqr_kernels.studies.scoring import exact_match
+from eqr_kernels.studies.store import Store
+from eqr_kernels.studies.tolerance import calibrate
 from eqr_kernels.tasks import sudoku_generator
 from tests.support.models import make_contractive, tiny_config
+from tests.support.recordings import made
 
 needs_extension = pytest.mark.skipif(not ops.extension_status()[0], reason="needs the compiled extension")
 COSTS = UnitCosts((Latency(1, 2.0, 0.5), Latency(4, 3.0, 0.25)), 64, 0.1, 2, "core", (), None)
@@ -34,20 +42,20 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def records(model, puzzles):
-    return mapping.record(model, puzzles.inputs, puzzles.labels, depth=12, breadth=4, chunk=4, seed=5)
+def recording(model, puzzles):
+    return record(model, puzzles.inputs, puzzles.labels, depths=range(1, 13), breadth=4, chunk=4, seed=5)
 
 
-# records and policies ------------------------------------------------------------------------------------------------
+# recordings and policies ---------------------------------------------------------------------------------------------
 
 
 @needs_extension
-@pytest.mark.parametrize("policy", list(mapping.grid([3, 12], [1, 4], [0.03, 0.3])), ids=str)
-def test_a_replayed_policy_is_what_solve_answers(model, puzzles, records, policy):
+@pytest.mark.parametrize("policy", list(policies([3, 12], [1, 4], [0.03, 0.3])), ids=str)
+def test_a_replayed_policy_is_what_solve_answers(model, puzzles, recording, policy):
     tokens = torch.from_numpy(puzzles.inputs).long()
     real = model.solve(tokens, seed=5, **policy.arguments())
-    told = mapping.outcome(records, policy)
-    assert told.exact.tolist() == exact_match(real.preds.numpy(), puzzles.labels).tolist()
+    told = outcome(recording, policy)
+    assert told.correct.tolist() == exact_match(real.preds.numpy(), puzzles.labels).tolist()
     assert told.steps.tolist() == real.steps.tolist()
     assert told.restart.tolist() == real.restart.tolist()
     assert told.settled.tolist() == real.converged.tolist()
@@ -60,44 +68,28 @@ def test_a_replayed_policy_is_what_solve_answers(model, puzzles, records, policy
 def test_votes_are_counted_on_whole_answers():
     """Restarts 0 and 2 answer alike; restart 1 has the lowest score and an answer of its own."""
     told = made(
-        exact=[[[1], [0], [1]]], residual=[[[0.3], [0.1], [0.2]]], score=[[[3], [1], [2]]], answer=[[[5], [7], [5]]]
+        correct=[[[1], [0], [1]]], residual=[[[0.3], [0.1], [0.2]]], score=[[[3], [1], [2]]], answer=[[[5], [7], [5]]]
     )
-    assert mapping.outcome(told, Policy("fixed", 1, 3, select="vote")).restart.tolist() == [2]
-    assert mapping.outcome(told, Policy("fixed", 1, 3)).restart.tolist() == [1]
+    assert outcome(told, Policy("fixed", 1, 3, select="vote")).restart.tolist() == [2]
+    assert outcome(told, Policy("fixed", 1, 3)).restart.tolist() == [1]
 
 
 def test_a_recording_does_not_depend_on_its_chunks(model, puzzles):
-    two = [mapping.record(model, puzzles.inputs, puzzles.labels, depth=3, breadth=2, chunk=c) for c in (2, 6)]
+    two = [record(model, puzzles.inputs, puzzles.labels, depths=(1, 2, 3), breadth=2, chunk=c) for c in (2, 6)]
     for name, values in two[0].arrays().items():
         assert np.array_equal(values, getattr(two[1], name)), name
 
 
-def made(exact, residual, *, q_halt=None, diverged=None, score=None, answer=None) -> Records:
-    """A recording by hand: lists [N][B][D]."""
-    right, r = np.array(exact, bool), np.array(residual, np.float32)
-    n, b, d = right.shape
-    return Records(
-        right,
-        np.array(answer if answer is not None else right, np.int16),
-        r,
-        r if score is None else np.array(score, np.float32),
-        np.full(r.shape, -1, np.float32) if q_halt is None else np.array(q_halt, np.float32),
-        np.full((n, b), d + 1) if diverged is None else np.array(diverged),
-        "made",
-        "",
-    )
-
-
 def test_policies_by_hand():
     told = made(
-        exact=[[[0, 0, 1, 1], [0, 1, 1, 0]]],
+        correct=[[[0, 0, 1, 1], [0, 1, 1, 0]]],
         residual=[[[0.9, 0.5, 0.1, 0.05], [0.9, 0.1, 0.3, 0.2]]],
         q_halt=[[[-1, -1, -1, 2], [-1, -1, 1, -1]]],
     )
 
     def run(*policy, **more):
-        found = mapping.outcome(told, Policy(*policy, **more))
-        return found.exact.item(), found.steps.item(), found.nfe.item(), found.restart.item(), found.settled.item()
+        found = outcome(told, Policy(*policy, **more))
+        return found.correct.item(), found.steps.item(), found.nfe.item(), found.restart.item(), found.settled.item()
 
     assert run("fixed", 4, 2) == (True, 4, 8, 0, False)
     assert run("fixed", 3, 2) == (True, 3, 6, 0, False)
@@ -111,22 +103,22 @@ def test_policies_by_hand():
 
 def test_a_trajectory_that_diverged_spends_nothing_more_and_never_answers():
     told = made(
-        exact=[[[1, 0, 0], [0, 1, 1]]],
+        correct=[[[1, 0, 0], [0, 1, 1]]],
         residual=[[[0.01, math.nan, math.nan], [0.5, 0.4, 0.3]]],
         diverged=[[2, 4]],
     )
-    found = mapping.outcome(told, Policy("fixed", 3, 2))
-    assert (found.exact.item(), found.restart.item(), found.nfe.item()) == (True, 1, 5)
+    found = outcome(told, Policy("fixed", 3, 2))
+    assert (found.correct.item(), found.restart.item(), found.nfe.item()) == (True, 1, 5)
     # It had settled before.
-    early = mapping.outcome(told, Policy("residual", 3, 2, 0.02))
-    assert (early.exact.item(), early.restart.item(), early.nfe.item()) == (True, 0, 4)
-    alone = mapping.outcome(told, Policy("fixed", 3, 1))
-    assert (alone.exact.item(), alone.steps.item()) == (False, 2)
+    early = outcome(told, Policy("residual", 3, 2, 0.02))
+    assert (early.correct.item(), early.restart.item(), early.nfe.item()) == (True, 0, 4)
+    alone = outcome(told, Policy("fixed", 3, 1))
+    assert (alone.correct.item(), alone.steps.item()) == (False, 2)
 
 
 def test_where_trajectories_go_side_by_side_a_query_takes_as_long_as_the_longest():
-    told = made(exact=[[[1, 1, 1], [1, 1, 1]]], residual=[[[0.1, 0.1, 0.1], [0.9, 0.9, 0.1]]])
-    found = mapping.outcome(told, Policy("residual", 3, 2, 0.2))
+    told = made(correct=[[[1, 1, 1], [1, 1, 1]]], residual=[[[0.1, 0.1, 0.1], [0.9, 0.9, 0.1]]])
+    found = outcome(told, Policy("residual", 3, 2, 0.2))
     assert (found.nfe.item(), found.longest.item()) == (4, 3)
     costs = dataclasses.replace(COSTS, latency=(Latency(2, 1.0, 0.5),))
     assert costs.query_ms(2, found.nfe, found.longest).tolist() == [1.0 + 4 * 0.5]
@@ -136,16 +128,66 @@ def test_where_trajectories_go_side_by_side_a_query_takes_as_long_as_the_longest
 
 @pytest.mark.parametrize(
     ("puzzles", "depth", "breadth", "device", "expected"),
-    [(200, 64, 8, "cpu", 13), (48, 16, 4, "cpu", 16), (3, 1, 1, "cpu", 64), (2500, 64, 8, "cuda", 191)],
+    [(200, 64, 8, "cpu", 13), (48, 16, 4, "cpu", 16), (3, 1, 1, "cpu", 64), (2500, 64, 8, "cuda", 190)],
 )
 def test_parts_are_small_but_keep_the_device_busy_and_fit_in_memory(puzzles, depth, breadth, device, expected):
-    assert mapping.chunk_size(puzzles, 81, depth, breadth, device) == expected
+    depths = range(1, depth + 1)
+    assert chunk_size(puzzles, 81, depths, breadth, device, resumable=True) == expected
 
 
-def test_a_recording_must_be_deep_and_broad_enough(records):
+def test_a_recording_must_be_deep_and_broad_enough(recording):
     for policy in (Policy("fixed", 13, 1), Policy("fixed", 1, 5)):
         with pytest.raises(ValueError, match="the policy needs depth .* and the recording has 12 and 4"):
-            mapping.outcome(records, policy)
+            outcome(recording, policy)
+
+
+def test_a_halted_recording_is_not_replayed():
+    halted = made([[[1]]], [[[0.1]]], halt="residual")
+    with pytest.raises(ValueError, match='only a recording without halting can be replayed, .* halt="residual"'):
+        outcome(halted, Policy("fixed", 1, 1))
+
+
+# backends that record few depths -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """A backend that records 6 depths at most, as the cuda backend records 64."""
+    for backend in ("cpu.CpuBackend", "reference.ReferenceBackend"):
+        monkeypatch.setattr(f"eqr_kernels.backends.{backend}.max_checkpoints", 6)
+
+
+def test_no_more_depths_are_asked_for_than_the_backend_records(model, puzzles, recording, few):
+    depths = recordable_depths(model, 12, [1, 4, 12])
+    assert depths == (1, 2, 3, 4, 7, 12)
+    part = record(model, puzzles.inputs, puzzles.labels, depths=depths, breadth=4, seed=5)
+    assert part.depths == depths and not part.every_step
+    for name in ("correct", "answer", "score", "steps"):
+        whole = getattr(recording, name)[..., [d - 1 for d in depths]]
+        assert np.array_equal(getattr(part, name), whole), name
+    assert np.array_equal(part.residuals, recording.residuals)
+    with pytest.raises(ValueError, match="the backend records at most 6 depths, and 7 are wanted: .*; name fewer"):
+        record(model, puzzles.inputs, puzzles.labels, depths=range(1, 8))
+
+
+@pytest.mark.parametrize("halt", ["residual", "q"])
+def test_between_recorded_depths_a_trajectory_goes_on_to_the_next(halt):
+    """Rules fire at steps 2 and 3 of 5; depths 1, 2 and 5 are recorded."""
+    q = [[[-1, 1, 1], [-1, -1, 1]]]
+    few = made(
+        [[[0, 1, 1], [0, 0, 1]]], [[[0.9, 0.1, 0.1, 0.1, 0.1], [0.9, 0.9, 0.1, 0.1, 0.1]]], depths=(1, 2, 5), q_halt=q
+    )
+    ends = ends_when_halted(few, halt, tol=0.2 if halt == "residual" else None)
+    assert ends.steps.tolist() == [[2, 5]] and ends.settled.all()
+    assert outcome(few, Policy(halt, 5, 2, 0.2 if halt == "residual" else None)).nfe.tolist() == [7]
+    (row,) = calibrate(few, candidates=[0.2]).candidates
+    assert (row.correct, row.mean_steps) == (1, 2.0)
+
+
+def test_one_that_diverges_on_the_way_to_the_next_recorded_depth_has_not_settled():
+    lost = made([[[0, 0]]], [[[0.9, 0.1, math.nan]]], depths=(1, 3), diverged=[[3]])
+    ends = ends_when_halted(lost, "residual", tol=0.2)
+    assert not ends.settled.any() and ends.steps.tolist() == [[3]]
 
 
 @pytest.mark.parametrize(
@@ -164,20 +206,14 @@ def test_policies_that_make_no_sense(arguments, message):
 
 
 def test_the_grid_has_each_setting_once():
-    found = list(mapping.grid([1, 2], [1, 2], [0.1, 0.2]))
+    found = list(policies([1, 2], [1, 2], [0.1, 0.2]))
     assert len(found) == len(set(found)) == 4 + 8 + 4 + 4
     assert {p.breadth for p in found if p.name == "race"} == {2}
 
 
-@pytest.mark.parametrize("bad", [dict(chunk=0), dict(depth=0), dict(breadth=0)])
-def test_record_names_what_is_wrong(model, puzzles, bad):
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        mapping.record(model, puzzles.inputs, puzzles.labels, **{"depth": 1, "breadth": 1, "chunk": 1, **bad})
-
-
 def test_record_needs_puzzles_with_labels_of_their_shape(model, puzzles):
     with pytest.raises(ValueError, match=r"must both be \[N >= 1, S\]"):
-        mapping.record(model, puzzles.inputs[:0], puzzles.labels[:0], depth=1, breadth=1)
+        record(model, puzzles.inputs[:0], puzzles.labels[:0], depths=[1], breadth=1)
 
 
 # the store -----------------------------------------------------------------------------------------------------------
@@ -188,7 +224,7 @@ class Broken(RuntimeError):
 
 
 def test_an_interrupted_recording_goes_on_where_it_stopped(model, puzzles, tmp_path):
-    sizes = dict(depth=2, breadth=2, chunk=2)
+    sizes = dict(depths=(1, 2), breadth=2, chunk=2)
 
     class Breaks(Store):
         def save(self, start, part):
@@ -198,7 +234,7 @@ def test_an_interrupted_recording_goes_on_where_it_stopped(model, puzzles, tmp_p
 
     about = {"weights": "w", "depth": 2}
     with pytest.raises(Broken):
-        mapping.record(model, puzzles.inputs, puzzles.labels, parts=Breaks(tmp_path / "r", about), **sizes)
+        record(model, puzzles.inputs, puzzles.labels, parts=Breaks(tmp_path / "r", about), **sizes)
     ran = []
 
     class Counts(Store):
@@ -206,17 +242,17 @@ def test_an_interrupted_recording_goes_on_where_it_stopped(model, puzzles, tmp_p
             ran.append(start)
             super().save(start, part)
 
-    went_on = mapping.record(model, puzzles.inputs, puzzles.labels, parts=Counts(tmp_path / "r", about), **sizes)
+    went_on = record(model, puzzles.inputs, puzzles.labels, parts=Counts(tmp_path / "r", about), **sizes)
     assert ran == [4]
-    whole = mapping.record(model, puzzles.inputs, puzzles.labels, **sizes)
+    whole = record(model, puzzles.inputs, puzzles.labels, **sizes)
     for name, values in whole.arrays().items():
         assert np.array_equal(values, getattr(went_on, name)), name
     assert went_on.backend_reason == whole.backend_reason
 
 
-def test_a_part_that_was_cut_off_is_run_again(records, tmp_path):
+def test_a_part_that_was_cut_off_is_run_again(recording, tmp_path):
     store = Store(tmp_path / "r", {})
-    store.save(0, records)
+    store.save(0, recording)
     path = tmp_path / "r" / "part-000000.npz"
     path.write_bytes(path.read_bytes()[:100])
     assert store.load(0) is None
@@ -250,7 +286,7 @@ POINTS = st.lists(st.tuples(st.integers(1, 12), st.integers(0, 8)), min_size=1, 
 @given(POINTS)
 def test_the_front_is_what_no_other_point_beats(points):
     cost, right = [p[0] for p in points], [p[1] for p in points]
-    front = mapping.pareto(cost, right)
+    front = pareto(cost, right)
 
     def beaten(i: int, j: int) -> bool:
         return cost[j] <= cost[i] and right[j] >= right[i] and (cost[j], right[j]) != (cost[i], right[i])
@@ -263,16 +299,16 @@ def test_the_front_is_what_no_other_point_beats(points):
 
 
 def test_a_front_without_sound_points():
-    assert mapping.pareto([math.nan, 2.0], [0.5, math.nan]) == []
+    assert pareto([math.nan, 2.0], [0.5, math.nan]) == []
     with pytest.raises(ValueError, match=r"must both be \[n\]"):
-        mapping.pareto([1.0], [1.0, 2.0])
+        pareto([1.0], [1.0, 2.0])
 
 
 @pytest.mark.parametrize("place", [1, 2, 3])
 def test_the_knee_is_where_a_bent_line_bends(place):
     cost = [2.0**k for k in range(5)]
     right = [0.9 * k / place if k <= place else 0.9 + 0.1 * (k - place) / (4 - place) for k in range(5)]
-    assert mapping.knee(cost, right) == place
+    assert knee(cost, right) == place
 
 
 @pytest.mark.parametrize(
@@ -280,7 +316,7 @@ def test_the_knee_is_where_a_bent_line_bends(place):
     [([1, 2], [0.1, 0.9]), ([1, 2, 4], [0.1, 0.5, 0.9]), ([1, 2, 4], [0.1, 0.2, 0.9]), ([1], [0.5])],
 )
 def test_a_straight_or_hollow_line_has_no_knee(cost, right):
-    assert mapping.knee(cost, right) is None
+    assert knee(cost, right) is None
 
 
 def test_the_cheapest_within_half_a_point():
@@ -292,12 +328,12 @@ def test_the_cheapest_within_half_a_point():
 @given(POINTS, st.integers(1, 8), st.integers(1, 12))
 def test_what_is_recommended_fits_and_nothing_cheaper_does(points, target, budget):
     cost, right = [p[0] for p in points], [p[1] / 8 for p in points]
-    found = mapping.recommend(cost, right, target=target / 8, budget=budget)
+    found = recommend(cost, right, target=target / 8, budget=budget)
     fits = [i for i in range(len(points)) if right[i] >= target / 8 and cost[i] <= budget]
     assert (found is None) == (not fits)
     if found is not None:
         assert found in fits and cost[found] == min(cost[i] for i in fits)
-    best = mapping.recommend(cost, right, budget=budget)
+    best = recommend(cost, right, budget=budget)
     within = [right[i] for i in range(len(points)) if cost[i] <= budget]
     assert (best is None) == (not within)
     assert best is None or right[best] == max(within)
@@ -306,15 +342,15 @@ def test_what_is_recommended_fits_and_nothing_cheaper_does(points, target, budge
 @pytest.mark.parametrize("bad", [{}, {"target": 0.0}, {"target": 95.0}, {"budget": -1.0}, {"budget": math.nan}])
 def test_wishes_that_make_no_sense(bad):
     with pytest.raises(ValueError, match="target|budget"):
-        mapping.recommend([1.0], [1.0], **bad)
+        recommend([1.0], [1.0], **bad)
 
 
 # points --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_point_by_hand():
-    told = made(exact=[[[0, 1]] * 4, [[1, 1]] * 4], residual=[[[0.5, 0.5]] * 4, [[0.1, 0.1]] * 4])
-    slow, early = mapping.points(told, [Policy("fixed", 2, 4), Policy("residual", 2, 1, 0.2)], COSTS, Price(3.6, "EUR"))
+    told = made(correct=[[[0, 1]] * 4, [[1, 1]] * 4], residual=[[[0.5, 0.5]] * 4, [[0.1, 0.1]] * 4])
+    slow, early = map_points(told, [Policy("fixed", 2, 4), Policy("residual", 2, 1, 0.2)], COSTS, Price(3.6, "EUR"))
     assert (slow.accuracy.correct, slow.accuracy.total, slow.settled) == (2, 2, None)
     assert slow.nfe == 8 and slow.latency_ms == (5.0, 5.0, 5.0)  # 3 ms + 8 x 0.25 ms
     assert slow.unit_seconds == pytest.approx(8 * 0.1e-3 * 2) and slow.throughput == pytest.approx(1 / 0.8e-3)
@@ -325,19 +361,19 @@ def test_a_point_by_hand():
 
 
 def test_what_early_exit_saves_and_loses():
-    told = made(exact=[[[0, 1]], [[1, 0]], [[1, 1]]], residual=[[[0.1, 0.1]], [[0.1, 0.1]], [[0.9, 0.9]]])
-    (row,) = mapping.savings(told, [1], tol=0.2)
+    told = made(correct=[[[0, 1]], [[1, 0]], [[1, 1]]], residual=[[[0.1, 0.1]], [[0.1, 0.1]], [[0.9, 0.9]]])
+    (row,) = savings(told, [1], tol=0.2)
     assert (row.full.correct, row.exit.correct, row.lost, row.gained) == (2, 2, 1, 1)
     assert (row.nfe_full, row.nfe_exit, row.times) == (2.0, 4 / 3, 1.5) and row.settled == pytest.approx(2 / 3)
 
 
 def test_the_bend_of_a_model_that_is_never_right():
-    told = made(exact=[[[0, 0, 0, 0]]], residual=[[[1, 1, 1, 1]]])
-    found = mapping.points(told, mapping.grid([1, 2, 4], [1], [0.1]), COSTS)
-    bend = mapping.bend(found)
+    told = made(correct=[[[0, 0, 0, 0]]], residual=[[[1, 1, 1, 1]]])
+    found = map_points(told, policies([1, 2, 4], [1], [0.1]), COSTS)
+    where = bend(found)
     cheapest = min(range(len(found)), key=lambda i: found[i].unit_seconds)
-    assert bend.front == [cheapest] and bend.best == bend.cheapest_within == cheapest and bend.knee is None
-    steps, settled = mapping.steps_to_settle(told, 0.1)
+    assert where.front == [cheapest] and where.best == where.cheapest_within == cheapest and where.knee is None
+    steps, settled = steps_to_settle(told, 0.1)
     assert steps.tolist() == [4] and settled.tolist() == [False]
 
 
@@ -363,7 +399,7 @@ def test_costs_and_checks_on_a_tiny_model():
         return real(rows, **options)
 
     model.solve = solve
-    costs = mapping.measure_costs(model, tokens, [1, 4], depths=(2, 8), seconds=0.002, rounds=3, trajectories=7)
+    costs = measure_costs(model, tokens, [1, 4], depths=(2, 8), seconds=0.002, rounds=3, trajectories=7)
     assert [x.breadth for x in costs.latency] == [1, 4]
     assert all(math.isfinite(x.ms_per_nfe) and x.overhead_ms >= 0 for x in costs.latency)
     assert costs.trajectories == 7 and {n for n, *_ in calls} == {1, 7}
@@ -371,10 +407,10 @@ def test_costs_and_checks_on_a_tiny_model():
     assert {(m.depth, m.breadth) for m in costs.memory} in ({(2, 1), (2, 4), (8, 1), (8, 4)}, set())
     assert costs.unit == "core" and costs.units == torch.get_num_threads()
     labels = real(tokens, depth=4, halt="none").preds.numpy()
-    records = mapping.record(model, tokens.numpy(), labels, depth=4, breadth=1)
-    (point,) = mapping.points(records, [Policy("fixed", 4, 1)], dataclasses.replace(costs, latency=COSTS.latency))
-    replayed = mapping.outcome(records, point.policy)
-    checked = mapping.check(model, tokens.numpy(), labels, point, replayed, np.full(5, 4.0), seconds=0.0, least=2)
+    recording = record(model, tokens.numpy(), labels, depths=range(1, 5))
+    (point,) = map_points(recording, [Policy("fixed", 4, 1)], dataclasses.replace(costs, latency=COSTS.latency))
+    replayed = outcome(recording, point.policy)
+    checked = check(model, tokens.numpy(), labels, point, replayed, np.full(5, 4.0), seconds=0.0, least=2)
     assert (checked.puzzles, checked.correct, checked.nfe, checked.queries) == (2, 2, 4.0, 2)
     assert (checked.computed_correct, checked.computed_nfe) == (2, 4.0)
     assert checked.computed_ms == (4.0, 4.0, 4.0) and 0 < checked.latency_ms[0] <= checked.latency_ms[2]
@@ -382,8 +418,6 @@ def test_costs_and_checks_on_a_tiny_model():
 
 
 def test_joules_come_from_the_counter_alone(monkeypatch, tmp_path):
-    from eqr_kernels.studies import meters
-
     monkeypatch.setattr(meters, "_RAPL", tmp_path)
     cpu = torch.device("cpu")
     assert meters.joules(lambda: None, 0.0, cpu) is None
@@ -404,8 +438,6 @@ def test_joules_come_from_the_counter_alone(monkeypatch, tmp_path):
 
 
 def test_peak_memory_sees_a_large_tensor_and_not_what_was_there():
-    from eqr_kernels.studies import meters
-
     held = torch.ones(8 << 20)  # 32 MiB
     peak = meters.peak_bytes(lambda: torch.ones(16 << 20).sum(), torch.device("cpu"))
     if peak is None:
@@ -421,9 +453,9 @@ def test_more_depth_never_costs_less_and_an_exit_never_costs_more(data):
     rng = np.random.default_rng(data.draw(st.integers(0, 999)))
     told = made(rng.integers(0, 2, shape), rng.random(shape), q_halt=rng.normal(size=shape))
     n, b, d = shape
-    full = mapping.outcome(told, Policy("fixed", d, b))
+    full = outcome(told, Policy("fixed", d, b))
     for policy in (Policy("residual", d, b, 0.3), Policy("q", d, b), Policy("race", d, b, 0.3, "first")):
-        found = mapping.outcome(told, policy)
+        found = outcome(told, policy)
         assert (found.nfe <= full.nfe).all() and (found.nfe >= found.steps).all() and (found.steps >= 1).all()
-    loose, tight = (mapping.outcome(told, Policy("residual", d, b, tol)) for tol in (0.6, 0.2))
+    loose, tight = (outcome(told, Policy("residual", d, b, tol)) for tol in (0.6, 0.2))
     assert (loose.nfe <= tight.nfe).all()

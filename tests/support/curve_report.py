@@ -2,212 +2,149 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
 
 import numpy as np
 
-from eqr_kernels.studies import wilson_interval
+from eqr_kernels.studies.checking import Checked
+from eqr_kernels.studies.costs import Energy, Latency, Memory, Price, UnitCosts
+from eqr_kernels.studies.curve_report import (
+    CheckedPoint,
+    CurveReport,
+    EarlyExit,
+    GroupSteps,
+    Puzzles,
+    Recommendation,
+    Residuals,
+    Settings,
+    Settling,
+)
+from eqr_kernels.studies.points import Point, Saving, bend
+from eqr_kernels.studies.replay import Policy, policies
+from eqr_kernels.studies.scoring import Accuracy
 
 DEPTHS, BREADTHS, TOLS = (1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8, 16, 32), (0.02, 0.028, 0.05, 0.1)
 N = 200
 GROUPS = {"17_clue": 24, "forum_hardest_1905_11plus": 160, "magictour_top1465": 16}
-QUANTISED: dict[str, Any] = {
-    "baseline": {
-        "name": "fp32",
-        "accuracy": {"share": 0.85, "wilson95": list(wilson_interval(170, 200))},
-        "residual_floor": 0.01448,
-        "ms_per_step": 1.9,
-        "times_as_fast": 0.5,
-    },
-    "variants": [
-        {
-            "name": name,
-            "accuracy": {"share": share, "wilson95": list(wilson_interval(round(200 * share), 200))},
-            "residual_floor": floor,
-            "displacement": {"median": moved},
-            "changed_basin": {"count": changed, "total": 200, "share": changed / 200},
-            "ms_per_step": ms,
-            "times_as_fast": None if ms is None else 1.9 / ms,
-        }
-        for name, share, floor, moved, changed, ms in (
-            ("bf16", 0.845, 0.0149, 0.012, 3, 0.95),
-            ("int8", 0.84, 0.0171, 0.041, 5, 0.62),
-            ("int4, groups of 32", 0.61, 0.0612, 0.22, 61, None),
-        )
-    ],
-    "recommendation": "int8 keeps the attractors: 5 of 200 puzzles end elsewhere, and it is 3.1 times as fast as fp32.",
-}
 
 
-def latency_of(breadth: int) -> tuple[float, float]:
-    """Overhead and ms per outer step of one trajectory."""
-    return 0.9 + 0.01 * breadth, 0.30 + 0.65 / breadth**0.7
-
-
-def make_report(gpu: bool = False, price: bool = True, quantised: bool = True, seed: int = 0) -> dict[str, Any]:
+def make_report(gpu: bool = False, price: bool = True, seed: int = 0) -> CurveReport:
     """A report of 200 puzzles at depth 64 and breadth 32, on a CPU or a GPU."""
     rng = np.random.default_rng(seed)
     hardness = np.repeat([1.2, 3.3, 2.0], list(GROUPS.values()))
     settles = np.exp(hardness[:, None] + rng.normal(0, 0.9, (N, 1)) + rng.normal(0, 0.5, (N, 32))).round() + 2  # [N, B]
     right = rng.random((N, 32)) < 0.97
-    points: list[dict[str, Any]] = []
+    points: list[Point] = []
+    costs = UnitCosts(
+        latency=tuple(Latency(b, 0.9 + 0.01 * b, 0.30 + 0.65 / b**0.7) for b in BREADTHS),
+        trajectories=64,
+        ms_per_nfe=0.41,
+        units=1 if gpu else 2,
+        unit="GPU" if gpu else "core",
+        memory=tuple(Memory(d, b, 3_100_000 + 165_000 * b + 900 * (d % 7)) for d in (1, 4, 16, 64) for b in (1, 8, 32)),
+        energy=Energy(0.011, 412.0, "NVML") if gpu else None,
+        side_by_side=gpu,
+    )
 
-    def add(policy: str, depth: int, breadth: int, tol: float | None) -> None:
-        at = settles[:, :breadth] * (1.0 if tol is None else (0.028 / tol) ** 0.2)
-        done = at <= depth
+    def add(policy: Policy) -> None:
+        at = settles[:, : policy.breadth] * (1.0 if policy.tol is None else (0.028 / policy.tol) ** 0.2)
+        done = at <= policy.depth
         first = np.where(done, at, np.inf).argmin(1)
-        exact = done.any(1) & right[np.arange(N), first]
-        steps = np.minimum(at, depth) if policy != "fixed" else np.full_like(at, depth)
-        if policy == "race":
+        correct = done.any(1) & right[np.arange(N), first]
+        steps = np.minimum(at, policy.depth) if policy.name != "fixed" else np.full_like(at, policy.depth)
+        if policy.name == "race":
             steps = np.minimum(steps, steps.min(1, keepdims=True))
-        nfe, k = steps.sum(1), int(exact.sum())
-        overhead, each = latency_of(breadth)
-        seconds = float(nfe.mean()) * 0.41e-3
+        nfe, alone = steps.sum(1), costs.latency_of(policy.breadth)
+        p50, p95, p99 = np.percentile(alone.overhead_ms + alone.ms_per_nfe * nfe, (50, 95, 99)).tolist()
+        mean = float(nfe.mean())
+        seconds = mean * costs.ms_per_nfe / 1e3
         points.append(
-            {
-                "policy": policy,
-                "depth": depth,
-                "breadth": breadth,
-                "tol": tol,
-                "select": "first" if policy == "race" else "residual",
-                "accuracy": {"correct": k, "total": N, "share": k / N, "wilson95": list(wilson_interval(k, N))},
-                "nfe": float(nfe.mean()),
-                "layer_equivalents": 8 * float(nfe.mean()),
-                "settled": float(done.any(1).mean()),
-                "latency_ms": {f"p{q}": float(np.percentile(overhead + each * nfe, q)) for q in (50, 95, 99)},
-                "throughput": 1 / seconds,
-                "gpu_seconds" if gpu else "core_seconds": seconds * (1 if gpu else 2),
-                "cost_per_1000": 1000 * seconds * 0.1 / 3600 if price else None,
-                "joules": float(nfe.mean()) * 0.011 if gpu else None,
-            }
+            Point(
+                policy,
+                Accuracy(int(correct.sum()), N),
+                None if policy.name == "fixed" else float(done.any(1).mean()),
+                mean,
+                (p50, p95, p99),
+                1 / seconds,
+                seconds * costs.units,
+                1000 * seconds * 0.1 / 3600 if price else None,
+                mean * 0.011 if gpu else None,
+            )
         )
 
-    for depth in DEPTHS:
-        for breadth in BREADTHS:
-            add("fixed", depth, breadth, None)
-            add("q", depth, breadth, None)
-            for tol in TOLS:
-                add("residual", depth, breadth, tol)
-                add("race", depth, breadth, tol)
-    unit = "gpu_seconds" if gpu else "core_seconds"
-    order = sorted(range(len(points)), key=lambda i: (points[i][unit], -points[i]["accuracy"]["share"]))
-    front: list[int] = []
-    for i in order:
-        if not front or points[i]["accuracy"]["share"] > points[front[-1]]["accuracy"]["share"]:
-            front.append(i)
-    best = front[-1]
-    near = next(i for i in front if points[i]["accuracy"]["share"] >= points[best]["accuracy"]["share"] - 0.005)
+    for policy in policies(DEPTHS, BREADTHS, TOLS):
+        add(policy)
+    where = bend(points)
+    front = where.front
+    where = dataclasses.replace(where, knee=front[len(front) // 3])
     steps = np.where(settles[:, :8].min(1) <= 64, settles[:, :8].min(1), 0).astype(int)
     ends = np.cumsum([0, *GROUPS.values()])
-    residuals = np.where(settles <= 64, rng.normal(-1.78, 0.05, settles.shape), rng.normal(-0.6, 0.35, settles.shape))
-    exact = right & (settles <= 64)
+    last = np.where(settles <= 64, rng.normal(-1.78, 0.05, settles.shape), rng.normal(-0.6, 0.35, settles.shape))
+    correct = right & (settles <= 64)
     edges = np.linspace(-2.2, 0.4, 53)
-    checked = [near, best, front[len(front) // 2], front[len(front) // 3]]
-    return {
-        "command": "curve",
-        "schema": 1,
-        "model": "sudoku-small",
-        "task": "sudoku",
-        "device": "NVIDIA H100 80GB HBM3" if gpu else "AMD EPYC avx512 bf16, 2 threads",
-        "puzzles": {"count": N, "file": "dev.csv.gz", "groups": dict(GROUPS)},
-        "settings": {
-            "depth": 64,
-            "breadth": 32,
-            "depths": list(DEPTHS),
-            "breadths": list(BREADTHS),
-            "tols": list(TOLS),
-            "select": "residual",
-            "window": 3,
-            "noise_scale": 0.01,
-            "seed": 0,
-            "precision": "bf16",
-            "price": {"per_hour": 0.10, "currency": "USD"} if price else None,
-        },
-        "backend": "cuda" if gpu else "cpu",
-        "backend_reason": "the first of those that can run this model here",
-        "layers_per_step": 8,
-        "unit_costs": {
-            "latency": [
-                {"breadth": b, "overhead_ms": latency_of(b)[0], "ms_per_nfe": latency_of(b)[1]} for b in BREADTHS
-            ],
-            "saturation": {"trajectories": 64, "ms_per_nfe": 0.41},
-            "memory": [
-                {"depth": d, "breadth": b, "peak_bytes": 3_100_000 + 165_000 * b + 900 * (d % 7)}
-                for d in (1, 4, 16, 64)
-                for b in (1, 8, 32)
-            ],
-            "energy": {"joules_per_nfe": 0.011, "source": "NVML", "watts": 412.0} if gpu else None,
-        },
-        "points": points,
-        "front": front,
-        "bend": {"best": best, "cheapest_within": {"points": 0.5, "index": near}, "knee": front[len(front) // 3]},
-        "recommendation": {
-            "target": 0.95,
-            "budget": None,
-            "index": front[len(front) // 2],
-            "arguments": 'depth=32, breadth=8, halt="residual", tol=0.028, select="first"',
-            "reason": "the cheapest point whose accuracy reaches the target",
-        },
-        "checked": [
-            {
-                "index": i,
-                "why": ["bend"],
-                "puzzles": N,
-                "correct": points[i]["accuracy"]["correct"],
-                "correct_computed": points[i]["accuracy"]["correct"],
-                "nfe": points[i]["nfe"] * 1.01,
-                "nfe_computed": points[i]["nfe"],
-                "latency_ms": {q: ms * 1.04 for q, ms in points[i]["latency_ms"].items()},
-                "queries": N,
-                "throughput": points[i]["throughput"] * 0.97,
-                "latency_error": 1 / 1.04 - 1,
-                "latency_ms_computed": dict(points[i]["latency_ms"]),
-            }
-            for i in dict.fromkeys(checked)
-        ],
-        "savings": {
-            "tol": 0.028,
-            "depth": 64,
-            "rows": [
-                {
-                    "breadth": b,
-                    "depth": 64,
-                    "accuracy_full": 0.845,
-                    "accuracy_exit": 0.84,
-                    "lost": 2,
-                    "gained": 1,
-                    "nfe_full": 64.0 * b,
-                    "nfe_exit": 18.9 * b,
-                    "times": 3.386,
-                    "settled": 0.86,
-                }
-                for b in BREADTHS
-            ],
-        },
-        "convergence": {
-            "tol": 0.028,
-            "depth": 64,
-            "groups": [
-                {
-                    "name": name,
-                    "puzzles": size,
-                    "settled": int((steps[a:b] > 0).sum()),
-                    "steps": np.bincount(steps[a:b], minlength=65)[1:].tolist(),
-                }
+
+    def checked(index: int) -> CheckedPoint:
+        p = points[index]
+        a, b, c = p.latency_ms
+        latency, count = (1.04 * a, 1.04 * b, 1.04 * c), p.accuracy.correct
+        run = Checked(N, count, count, 1.01 * p.nfe, p.nfe, 0.97 * p.throughput, N, latency, p.latency_ms)
+        return CheckedPoint(index, ("bend",), run)
+
+    chosen = points[front[len(front) // 2]]
+    return CurveReport(
+        model="sudoku-small",
+        task="sudoku",
+        puzzles=Puzzles(N, N, "dev.csv.gz", dict(GROUPS), None, None),
+        settings=Settings(
+            depth=64,
+            breadth=32,
+            depths=DEPTHS,
+            breadths=BREADTHS,
+            tols=TOLS,
+            recorded_depths=None,
+            card_tol=0.028,
+            select="residual",
+            seed=0,
+            slots=None,
+            noise_scale=0.01,
+            window=3,
+            precision="bfloat16",
+            instruction_set=None if gpu else "avx512_bf16",
+            config={"hidden_size": 128},
+            price=Price(0.10, "USD") if price else None,
+        ),
+        device="NVIDIA H100 80GB HBM3" if gpu else "AMD EPYC avx512 bf16, 2 threads",
+        backend="cuda" if gpu else "cpu",
+        backend_reason="the first of those that can run this model here",
+        layers_per_step=8,
+        unit_costs=costs,
+        points=tuple(points),
+        bend=where,
+        checked=tuple(map(checked, dict.fromkeys((where.cheapest_within, where.best, front[len(front) // 2])))),
+        early_exit=EarlyExit(
+            0.028,
+            tuple(Saving(b, Accuracy(169, N), Accuracy(168, N), 2, 1, 64.0 * b, 18.9 * b, 0.86) for b in BREADTHS),
+        ),
+        settling=Settling(
+            0.028,
+            tuple(
+                GroupSteps(name, size, tuple(np.bincount(steps[a:b], minlength=65)[1:].tolist()))
                 for (name, size), a, b in zip(GROUPS.items(), ends, ends[1:], strict=False)
-            ],
-        },
-        "coupling": {
-            "depth": 64,
-            "trajectories": N * 32,
-            "right": int(exact.sum()),
-            "auroc": 0.991,
-            "log10_edges": edges.tolist(),
-            "right_counts": np.histogram(residuals[exact], edges)[0].tolist(),
-            "wrong_counts": np.histogram(residuals[~exact], edges)[0].tolist(),
-        },
-        "quantisation": QUANTISED if quantised else None,
-        "reproduce": {
+            ),
+        ),
+        residuals=Residuals(
+            trajectories=N * 32,
+            right=int(correct.sum()),
+            diverged=0,
+            auroc=0.991,
+            log10_edges=tuple(edges.tolist()),
+            right_counts=tuple(np.histogram(last[correct], edges)[0].tolist()),
+            wrong_counts=tuple(np.histogram(last[~correct], edges)[0].tolist()),
+        ),
+        recommendation=Recommendation(
+            0.95, None, points.index(chosen), chosen.policy.call(), "the cheapest point that reaches the target"
+        ),
+        reproduce={
             "command": "eqr curve dev.csv.gz --depth 64 --breadth 32 --price 0.10 --target 0.95",
             "weights_sha256": "9f" * 32,
             "data_sha256": "31" * 32,
@@ -215,5 +152,6 @@ def make_report(gpu: bool = False, price: bool = True, quantised: bool = True, s
             "torch_threads": 2,
             "versions": {"eqr_kernels": "0.1.0", "torch": "2.13.0", "python": "3.11.2"},
         },
-        "seconds": 812.4,
-    }
+        errors=(),
+        seconds=812.4,
+    )

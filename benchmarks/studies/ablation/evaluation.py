@@ -17,7 +17,8 @@ from benchmarks.studies.ablation.settings import EvaluationSettings, TrainingSet
 from benchmarks.studies.ablation.stack import BlockStack, residual
 from eqr_kernels import EquilibriumReasoner
 from eqr_kernels.atomic import atomic_write
-from eqr_kernels.studies import Accuracy, auroc, exact_match
+from eqr_kernels.studies.scoring import Accuracy, exact_match
+from eqr_kernels.studies.statistics import auroc
 from eqr_kernels.tasks import sudoku
 from eqr_kernels.tasks.common import PuzzleSet, Tokens
 

@@ -54,9 +54,9 @@ def main(
     from benchmarks.studies.quantisation import drawing as drawing_quantisation
     from benchmarks.studies.quantisation.study import study
     from benchmarks.studies.quantisation.variants import default_variants
-    from eqr_kernels import studies as evaluation
     from eqr_kernels.cli import puzzles as puz
     from eqr_kernels.cli.provenance import reproduction
+    from eqr_kernels.studies.subset import SUBSET_SEED
 
     if table is not None:
         print(drawing_quantisation.markdown(json.loads(table.read_text())["quantisation"]))
@@ -98,7 +98,7 @@ def main(
         "benchmark": "quantisation",
         "model": model,
         "reveal": reveal,
-        "subset": None if subset is None else {"puzzles": subset, "of": of, "seed": evaluation.SUBSET_SEED},
+        "subset": None if subset is None else {"puzzles": subset, "of": of, "seed": SUBSET_SEED},
         "simulate_in": simulate_in,
         "quantisation": found,
         "machine": machine.information(),

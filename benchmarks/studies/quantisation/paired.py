@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from eqr_kernels.studies.paired import pair
-from eqr_kernels.studies.scoring import wilson_interval
+from eqr_kernels.studies.statistics import pair, wilson_interval
 
 
 def counted(successes: int, total: int) -> dict[str, Any]:

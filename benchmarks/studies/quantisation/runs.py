@@ -9,64 +9,63 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from benchmarks.studies.quantisation.paired import compare_answers, counted
 from eqr_kernels.reasoner import EquilibriumReasoner
-from eqr_kernels.studies.coupling import auroc
-from eqr_kernels.studies.tolerance import first_converged
-from eqr_kernels.studies.types import Bools, Floats, Ints, Progress
-from eqr_kernels.trajectory import Status
+from eqr_kernels.studies.recording import Recording, record, recordable_depths
+from eqr_kernels.studies.replay import Ends, at_ends, correct_grid, ends_when_halted, settled
+from eqr_kernels.studies.statistics import auroc
+from eqr_kernels.studies.types import Bools, Codes, Progress
 
 FLOOR_STEPS = 8
 """Last steps over which the residual floor is a median."""
-_CHUNK_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
 class Run:
-    """B trajectories of each of N puzzles over D outer steps, none of them halted.
+    """B trajectories of each of N puzzles, recorded without halting.
 
     Attributes:
         tol: residual at which a trajectory counts as settled.
-        residuals: float32 [N, B, D], NaN after a trajectory diverged.
-        right: bool [N, B, D], the answer after that many steps is right.
-        answers: int64 [N, B, S], at the end.
-        diverged: bool [N, B].
-        selected: bool [N], the answer that the rule "residual" selects at the end is right.
-        backend, backend_reason: what ran, and why.
+        recording: see `Recording`.
     """
 
     tol: float
-    residuals: Floats
-    right: Bools
-    answers: Ints
-    diverged: Bools
-    selected: Bools
-    backend: str
-    backend_reason: str
+    recording: Recording
 
     @property
     def trajectories(self) -> int:
         return int(self.diverged.size)
 
     @property
+    def diverged(self) -> Bools:
+        """bool [N, B]."""
+        return self.recording.diverged[..., -1]
+
+    @property
     def ended_right(self) -> Bools:
         """bool [N, B]."""
-        return self.right[..., -1]
+        return self.recording.correct[..., -1]
+
+    @property
+    def answers(self) -> Codes:
+        """uint64 [N, B], at the end; see `answer_codes`."""
+        return self.recording.answer[..., -1]
+
+    @cached_property
+    def selected(self) -> Bools:
+        """bool [N], the answer that the rule "residual" selects at the end is right."""
+        return correct_grid(self.recording, [self.recording.depth], [self.recording.breadth])[:, 0, 0, 0]
 
     @cached_property
     def settled(self) -> Bools:
         """bool [N, B]: the last residual is at most the tolerance."""
-        last: Bools = ~self.diverged & (self.residuals[..., -1] <= np.float32(self.tol))
-        return last
+        return settled(self.recording, self.tol)[..., -1]
 
     @cached_property
-    def halts(self) -> tuple[Ints, Bools]:
-        """steps int64 [N, B], met bool [N, B]: where halting at the tolerance would have stopped each, if anywhere."""
-        n, b, d = self.residuals.shape
-        steps, met = first_converged(self.residuals.reshape(-1, d), self.tol)
-        return steps.reshape(n, b), met.reshape(n, b)
+    def halts(self) -> Ends:
+        """Where halting at the tolerance would have stopped each, if anywhere."""
+        return ends_when_halted(self.recording, "residual", tol=self.tol)
 
 
 def run(
@@ -80,7 +79,7 @@ def run(
     progress: Progress | None = None,
     **options: Any,
 ) -> Run:
-    """Runs every trajectory to the full depth; which puzzles are in memory at a time changes no answer.
+    """Runs every trajectory to the full depth.
 
     Args:
         inputs, labels: integers [N, S].
@@ -88,59 +87,32 @@ def run(
         options: further arguments of `solve` (seed, noise_scale, backend, precision, slots).
 
     Raises:
-        As `solve`. A CUDA device records 64 depths at most, and so takes no greater depth.
+        As `solve`.
     """
-    n, tokens = inputs.shape
-    # Each trajectory's answer, in int64, and six numbers at each depth, twice, as an op's output is copied.
-    chunk = max(1, _CHUNK_BYTES // (breadth * 2 * (depth + 1) * (8 * tokens + 40)))
-    parts: list[tuple[npt.NDArray[Any], ...]] = []
-    for start in range(0, n, chunk):
-        rows, wanted = inputs[start : start + chunk], labels[start : start + chunk]
-
-        def shown(_finished: int, _trajectories: int, spent: int, before: int = start * depth * breadth) -> None:
-            if progress is not None:
-                progress(before + spent, n * depth * breadth)
-
-        result = model.solve(
-            torch.from_numpy(rows.astype(np.int64)),
-            depth=depth,
-            breadth=breadth,
-            halt="none",
-            select="residual",
-            checkpoints=range(1, depth + 1),
-            trace=True,
-            return_all=True,
-            progress=shown,
-            **options,
-        )
-        assert result.residuals is not None and result.all_preds is not None
-        answers = [result.at[k].all_preds.cpu().numpy() for k in range(1, depth + 1)]
-        open_labels = wanted == 0
-        right = np.stack([((a == wanted[:, None]) | open_labels[:, None]).all(2) for a in answers], 2)
-        selected = ((result.preds.cpu().numpy() == wanted) | open_labels).all(1)
-        diverged = (result.all_status == Status.DIVERGED).cpu().numpy()
-        parts.append((result.residuals.cpu().numpy(), right, answers[-1], diverged, selected))
-    residuals, right, last, diverged, selected = (np.concatenate(field) for field in zip(*parts, strict=True))
-    return Run(tol, residuals, right, last, diverged, selected, result.backend, result.backend_reason)
+    ran_by = {name: options[name] for name in ("backend", "precision") if name in options}
+    depths = recordable_depths(model, depth, **ran_by)
+    recording = record(model, inputs, labels, depths=depths, breadth=breadth, progress=progress, **options)
+    return Run(tol, recording)
 
 
 def alone(run: Run) -> dict[str, Any]:
     """What a run tells by itself: accuracy, residual floor, what settles, whether the residual can be trusted."""
-    steps, met = run.halts
-    at_halt = np.take_along_axis(run.right, steps[..., None] - 1, 2)[..., 0]
-    last = np.where(run.diverged | np.isnan(run.residuals[..., -1]), np.inf, run.residuals[..., -1])
-    told = auroc(last.reshape(-1), run.ended_right.reshape(-1))
-    settled, n = run.settled, len(run.selected)
-    found = counted(int(run.selected.sum()), n)
+    met, at_halt = run.halts.settled, at_ends(run.recording.correct, run.halts)
+    steps = np.where(met, run.halts.steps, run.recording.depth)
+    residuals = run.recording.residuals
+    last = np.where(run.diverged | np.isnan(residuals[..., -1]), np.inf, residuals[..., -1])
+    area = auroc(last.reshape(-1), run.ended_right.reshape(-1))
+    still, n = run.settled, len(run.selected)
+    right = counted(int(run.selected.sum()), n)
     return {
-        "accuracy": {"correct": found.pop("count"), **found},
+        "accuracy": {"correct": right.pop("count"), **right},
         "trajectories_right": counted(int(run.ended_right.sum()), run.trajectories),
-        "residual_floor": _median(run.residuals[settled][:, -FLOOR_STEPS:]),
-        "settled_share": float(settled.mean()),
-        "settled": counted(int(settled.sum()), run.trajectories),
-        "settled_right": counted(int((settled & run.ended_right).sum()), int(settled.sum())),
+        "residual_floor": _median(residuals[still][:, -FLOOR_STEPS:]),
+        "settled_share": float(still.mean()),
+        "settled": counted(int(still.sum()), run.trajectories),
+        "settled_right": counted(int((still & run.ended_right).sum()), int(still.sum())),
         "diverged": int(run.diverged.sum()),
-        "auroc": None if math.isnan(told) else told,
+        "auroc": None if math.isnan(area) else area,
         "tolerance": {
             "tol": run.tol,
             "fired": counted(int(met.sum()), run.trajectories),
@@ -148,8 +120,8 @@ def alone(run: Run) -> dict[str, Any]:
             "mean_steps": float(steps.mean()),
             "median_steps_when_fired": _median(steps[met]),
         },
-        "backend": run.backend,
-        "backend_reason": run.backend_reason,
+        "backend": run.recording.backend,
+        "backend_reason": run.recording.backend_reason,
     }
 
 
@@ -162,7 +134,7 @@ def against(base: Run, other: Run) -> dict[str, Any]:
     if base.answers.shape != other.answers.shape:
         raise ValueError(f"the runs must be of the same trajectories, got {base.answers.shape}, {other.answers.shape}")
     both = base.settled & other.settled
-    elsewhere = both & (base.answers != other.answers).any(2)
+    elsewhere = both & (base.answers != other.answers)
     only_base, only_here = base.settled & ~other.settled, other.settled & ~base.settled
     changed = elsewhere | only_base | only_here
     total = base.trajectories
@@ -184,9 +156,8 @@ def against(base: Run, other: Run) -> dict[str, Any]:
 
 def _more_steps(base: Run, other: Run) -> dict[str, Any]:
     """Steps to the tolerance here over those of the baseline, where both meet it."""
-    (before, met), (after, also) = base.halts, other.halts
-    both = met & also
-    more = (after - before)[both]
+    both = base.halts.settled & other.halts.settled
+    more = (other.halts.steps - base.halts.steps)[both]
     return {"trajectories": int(both.sum()), "mean": float(more.mean()) if both.any() else None}
 
 

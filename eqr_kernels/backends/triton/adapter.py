@@ -35,6 +35,7 @@ class TritonBackend:
 
     name = "triton"
     precisions = (Precision.fp32, Precision.bf16)
+    max_checkpoints: int | None = None
 
     def why_not(self, model: EqROperator, precision: Precision) -> str | None:
         if precision not in self.precisions:

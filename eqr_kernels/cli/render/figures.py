@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from eqr_kernels.cli.render.cost_figures import accuracy_against_cost, latency_against_breadth, memory_against_depth
-from eqr_kernels.cli.render.reading import Report
 from eqr_kernels.cli.render.style import NoData, save
-from eqr_kernels.cli.render.trajectory_figures import quantisation, residual_and_correctness, steps_to_convergence
+from eqr_kernels.cli.render.trajectory_figures import residual_and_correctness, steps_to_convergence
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from eqr_kernels.studies.curve_report import CurveReport
 
 __all__ = [
     "PICTURES",
@@ -21,7 +22,6 @@ __all__ = [
     "accuracy_against_cost",
     "latency_against_breadth",
     "memory_against_depth",
-    "quantisation",
     "residual_and_correctness",
     "save",
     "steps_to_convergence",
@@ -35,7 +35,7 @@ class Picture:
     stem: str
     title: str
     caption: str
-    draw: Callable[[Report], Figure]
+    draw: Callable[[CurveReport], Figure]
 
 
 PICTURES = (
@@ -71,11 +71,5 @@ PICTURES = (
         "Memory against depth",
         "The peak of a solve above what the process held before it.",
         memory_against_depth,
-    ),
-    Picture(
-        "quantisation",
-        "Quantisation",
-        "Accuracy, answers that went to another basin, the least residual that is reached, and speed.",
-        quantisation,
     ),
 )

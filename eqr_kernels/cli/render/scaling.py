@@ -11,35 +11,37 @@ from rich.table import Table
 from rich.text import Text
 
 from eqr_kernels.cli.console import percent
-from eqr_kernels.cli.diagnose import accuracy_at, distinct_counts
 from eqr_kernels.cli.render import terminal as drawing
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from eqr_kernels.studies import Paired, Quartiles, Scaling
+    from eqr_kernels.studies.scaling import Scaling
+    from eqr_kernels.studies.statistics import Paired, Quartiles
 
 
-def diagnosis(report: dict[str, Any], told: Scaling, source: npt.ArrayLike) -> None:
+def draw_diagnosis(report: dict[str, Any], scaling: Scaling, source: npt.ArrayLike) -> None:
     """All tables, and the findings last."""
     settings = report["settings"]
-    who = f"{report['puzzles']} of {report['subset']['of']} puzzles" if report["subset"] else f"{told.puzzles} puzzles"
-    drawing.facts(
-        f"{who}, {told.restarts} restarts to depth {told.depths[-1]}",
-        _facts(told, f"{settings['tol']:.3g} ({settings['tol_from']})"),
+    who = (
+        f"{report['puzzles']} of {report['subset']['of']} puzzles" if report["subset"] else f"{scaling.puzzles} puzzles"
     )
-    _residuals(told)
-    _kinds(told)
-    _accuracies(told)
-    if told.restarts > 1:
-        counts = told.modes.counts(source)
-        title = f"modes of {told.restarts} restarts at depth {told.depths[-1]}"
-        drawing.modes(title, {**told.modes.counts(), **(counts if len(counts) > 1 else {})}, told.modes.broad)
+    drawing.facts(
+        f"{who}, {scaling.restarts} restarts to depth {scaling.depths[-1]}",
+        _facts(scaling, f"{settings['tol']:.3g} ({settings['tol_from']})"),
+    )
+    _residuals(scaling)
+    _kinds(scaling)
+    _accuracies(scaling)
+    if scaling.restarts > 1:
+        counts = scaling.modes.counts(source)
+        title = f"modes of {scaling.restarts} restarts at depth {scaling.depths[-1]}"
+        drawing.modes(title, {**scaling.modes.counts(), **(counts if len(counts) > 1 else {})}, scaling.modes.broad)
     _findings(report["findings"])
 
 
-def _facts(told: Scaling, tol: str) -> dict[str, str]:
-    c, a, n = told.convergence, told.agreement, told.convergence.trajectories
+def _facts(scaling: Scaling, tol: str) -> dict[str, str]:
+    c, a, n = scaling.convergence, scaling.agreement, scaling.convergence.trajectories
     rate = f"{_spread(c.rate)} a step, over {c.rate.count} trajectories"
     facts = {
         "tolerance": tol,
@@ -48,18 +50,18 @@ def _facts(told: Scaling, tol: str) -> dict[str, str]:
         "contraction rate": rate if c.rate.count else "- (no trajectory shows it)",
         "residual at rest": f"{_spread(c.floor)}; of the noise alone about {c.expected_floor:.3g}",
     }
-    if told.by_depth is not None:
-        facts[f"depth {max(1, told.depths[-1] // 2)} to {told.depths[-1]}"] = _gain(told.by_depth)
-    if told.restarts > 1:
-        facts[f"breadth 1 to {told.restarts}, residual"] = _gain(told.by_breadth)
-        for rule, by in told.by_rule.items():
+    if scaling.by_depth is not None:
+        facts[f"depth {max(1, scaling.depths[-1] // 2)} to {scaling.depths[-1]}"] = _gain(scaling.by_depth)
+    if scaling.restarts > 1:
+        facts[f"breadth 1 to {scaling.restarts}, residual"] = _gain(scaling.by_breadth)
+        for rule, by in scaling.by_rule.items():
             facts[f"residual to {'oracle' if rule == 'any' else rule}"] = _gain(by)
         facts["pairs that agree"] = (
             f"{percent(a.share)} of {a.pairs}; of settled ones {percent(a.settled_share)} of {a.settled_pairs}"
         )
-        facts["settled answers"] = ", ".join(f"{n}: {count} puzzles" for n, count in distinct_counts(told).items())
+        facts["settled answers"] = ", ".join(f"{n}: {count} puzzles" for n, count in scaling.distinct_answers().items())
         facts["most common answer"] = f"right {a.common_right}, wrong {a.common_wrong}, tied {a.common_tied}"
-    auroc = told.coupling.residual_auroc
+    auroc = scaling.coupling.residual_auroc
     facts["AUROC of the residual"] = "- (all or none are right)" if math.isnan(auroc) else f"{auroc:.3f}"
     return facts
 
@@ -72,37 +74,37 @@ def _spread(q: Quartiles) -> str:
     return f"{q.median:.3g} ({q.low:.3g}-{q.high:.3g})" if q.count else "-"
 
 
-def _residuals(told: Scaling) -> None:
+def _residuals(scaling: Scaling) -> None:
     caption = "median and quartiles over the trajectories that are right, or wrong, at the full depth"
     table = Table(title="residual by depth", title_justify="left", caption=caption)
     table.add_column("")
-    for depth in told.depths:
+    for depth in scaling.depths:
         table.add_column(f"depth {depth}", justify="right")
     for group in ("right", "wrong"):
-        rows = [row.residual for row in told.trends if row.group == group]
+        rows = [row.residual for row in scaling.trends if row.group == group]
         table.add_row(group, *(f"{q.median:.3g}\n{q.low:.2g}-{q.high:.2g}" if q.count else "-" for q in rows))
     _print(table)
 
 
-def _kinds(told: Scaling) -> None:
-    total = told.convergence.trajectories
-    table = Table(title=f"trajectories at depth {told.depths[-1]}", title_justify="left")
+def _kinds(scaling: Scaling) -> None:
+    total = scaling.convergence.trajectories
+    table = Table(title=f"trajectories at depth {scaling.depths[-1]}", title_justify="left")
     for name in ("", "right", "wrong", "share"):
         table.add_column(name, justify="right" if name else "left")
-    for kind, counts in told.kinds.items():
+    for kind, counts in scaling.kinds.items():
         if some := sum(counts.values()):
             table.add_row(kind, str(counts["right"]), str(counts["wrong"]), percent(some / total))
     _print(table)
-    if told.periods:
-        drawing.lines("periods: " + ", ".join(f"{p} steps: {count}" for p, count in told.periods.items()))
+    if scaling.periods:
+        drawing.lines("periods: " + ", ".join(f"{p} steps: {count}" for p, count in scaling.periods.items()))
 
 
-def _accuracies(told: Scaling) -> None:
-    rows = {"1": [accuracy_at(told, "residual", k, 0) for k in range(len(told.depths))]}
-    for rule in told.correct if told.restarts > 1 else ():
-        name = f"{told.restarts}, {'oracle' if rule == 'any' else rule}"
-        rows[name] = [accuracy_at(told, rule, k, -1) for k in range(len(told.depths))]
-    drawing.accuracy("accuracy by breadth and by how the answer is selected", told.depths, rows)
+def _accuracies(scaling: Scaling) -> None:
+    rows = {"1": [scaling.accuracy("residual", k, 0) for k in range(len(scaling.depths))]}
+    for rule in scaling.correct if scaling.restarts > 1 else ():
+        name = f"{scaling.restarts}, {'oracle' if rule == 'any' else rule}"
+        rows[name] = [scaling.accuracy(rule, k, -1) for k in range(len(scaling.depths))]
+    drawing.accuracy("accuracy by breadth and by how the answer is selected", scaling.depths, rows)
 
 
 def _findings(findings: Sequence[dict[str, str]]) -> None:

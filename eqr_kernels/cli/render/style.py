@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from eqr_kernels.cli.render.reading import Report, look
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+
+    from eqr_kernels.studies.curve_report import CurveReport
 
 WIDTH = 8.0  # inches: 800 px at 100 px an inch, so that text of 10 points is read at that width
 DPI = 150
@@ -25,7 +25,6 @@ INSTALL = 'pip install "eqr_kernels[plot]"'
 BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
 INK, FAINT = "#222222", "#666666"
 POLICY_LOOKS = {"fixed": (BLUE, "o"), "residual": (ORANGE, "^"), "q": (GREEN, "s"), "race": (PURPLE, "D")}
-OTHER_LOOK = (INK, "o")
 SERIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 SERIES_MARKERS = "osD^vP"
 
@@ -87,18 +86,18 @@ def styled() -> Iterator[None]:
         yield
 
 
-def picture(draw: Callable[[Report], Figure]) -> Callable[[Report], Figure]:
+def picture(draw: Callable[[CurveReport], Figure]) -> Callable[[CurveReport], Figure]:
     """Makes a picture of a function that draws: it runs in the style."""
 
     @functools.wraps(draw)
-    def drawn(report: Report) -> Figure:
+    def drawn(report: CurveReport) -> Figure:
         with styled():
             return draw(report)
 
     return drawn
 
 
-def new_figure(report: Report, height: float, title: str, *parts: str) -> Figure:
+def new_figure(report: CurveReport, height: float, title: str, *parts: str) -> Figure:
     """An empty figure of the usual width, not known to pyplot.
 
     Args:
@@ -110,8 +109,9 @@ def new_figure(report: Report, height: float, title: str, *parts: str) -> Figure
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
-    who = [str(look(report, name)) for name in ("model", "device") if look(report, name) is not None]
-    under = textwrap.wrap(textwrap.shorten(", ".join([*who, *parts]), 190, placeholder=" …"), 100)
+    under = textwrap.wrap(
+        textwrap.shorten(", ".join([report.model, report.device, *parts]), 190, placeholder=" …"), 100
+    )
     # The layout keeps room for the title alone, so the title has empty lines where the smaller text goes.
     figure.suptitle(title + "\n " * len(under), x=0.01, ha="left", fontsize=12, fontweight="bold")
     figure.text(0.01, 1 - 0.29 / height, "\n".join(under), va="top", fontsize=9, color=FAINT).set_in_layout(False)

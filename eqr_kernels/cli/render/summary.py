@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from eqr_kernels.cli.render import wording as say
-from eqr_kernels.cli.render.reading import (
-    SECONDS,
-    Point,
-    Report,
-    count,
-    index_at,
-    look,
-    number,
-    points,
-    rows,
-    seconds_field,
-    seconds_unit,
-)
+
+if TYPE_CHECKING:
+    from eqr_kernels.studies.curve_report import CurveReport
+    from eqr_kernels.studies.points import Point
 
 
 @dataclass(frozen=True)
@@ -32,55 +23,48 @@ class Card:
     note: str = ""
 
 
-def facts(report: Report) -> list[tuple[str, str]]:
+def facts(report: CurveReport) -> list[tuple[str, str]]:
     """Names and values of what was measured and on what; without those that are not known."""
-    settings = look(report, "settings")
-    groups = look(report, "puzzles", "groups")
-    number_of = say.whole(count(look(report, "puzzles", "count")))
-    kinds = ", ".join(f"{str(name).replace('_', ' ')} {n}" for name, n in (groups or {}).items() if n is not None)
-    file = look(report, "puzzles", "file")
-    puzzles = ", ".join(filter(None, (number_of, "" if file is None else f"from {file}", kinds)))
-    sizes = [f"{name} {size}" for name in ("depth", "breadth") if (size := look(settings, name)) is not None]
-    backend = [str(part) for part in (look(report, "backend"), look(report, "backend_reason")) if part]
-    told = {
-        "model": look(report, "model"),
-        "task": look(report, "task"),
-        "device": look(report, "device"),
-        "backend": ": ".join(backend),
-        "precision": look(settings, "precision"),
-        "puzzles": puzzles,
-        "run to": ", ".join(sizes),
-        "points": len(rows(report, "points")) or None,
+    settings, puzzles = report.settings, report.puzzles
+    kinds = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in puzzles.groups.items())
+    source = "" if puzzles.file is None else f"from {puzzles.file}"
+    known = {
+        "model": report.model,
+        "task": report.task,
+        "device": report.device,
+        "backend": ": ".join(filter(None, (report.backend, report.backend_reason))),
+        "precision": settings.precision,
+        "puzzles": ", ".join(filter(None, (f"{puzzles.count:,}", source, kinds))),
+        "run to": f"depth {settings.depth}, breadth {settings.breadth}",
+        "points": f"{len(report.points)}",
         "price": _price(report),
-        "measured in": (seconds := number(look(report, "seconds"))) and f"{say.significant(seconds)} s",
+        "measured in": f"{say.significant(report.seconds)} s" if report.seconds else "",
     }
-    return [(name, str(value)) for name, value in told.items() if value]
+    return [(name, value) for name, value in known.items() if value]
 
 
-def _price(report: Report) -> str:
-    per_hour = number(look(report, "settings", "price", "per_hour"))
-    return "" if per_hour is None else f"{per_hour:g} {look(report, 'settings', 'price', 'currency') or ''} an hour"
+def _price(report: CurveReport) -> str:
+    price = report.settings.price
+    return f"{price.per_hour:g} {price.currency} an hour" if price else ""
 
 
-def cards(report: Report) -> list[Card]:
+def cards(report: CurveReport) -> list[Card]:
     """The recommendation, the best point, the bend and the knee; those that there are, each point once."""
-    within = number(look(report, "bend", "cheapest_within", "points"))
-    near = "cheapest near the best" if within is None else f"cheapest within {within:g} points of the best"
-    recommended = index_at(report, "recommendation", "index")
-    reason = str(look(report, "recommendation", "reason") or "")
+    bend, asked = report.bend, report.recommendation
     wanted = [
-        ("recommended", recommended, reason),
-        ("best", index_at(report, "bend", "best"), ""),
-        (f"bend: {near}", index_at(report, "bend", "cheapest_within", "index"), ""),
-        ("knee", index_at(report, "bend", "knee"), "from here on the next factor of cost starts to buy least"),
+        ("recommended", asked.index if asked else None, asked.reason if asked else ""),
+        ("best", bend.best, ""),
+        (f"bend: cheapest within {bend.within_points:g} points of the best", bend.cheapest_within, ""),
+        ("knee", bend.knee, "from here on the next factor of cost starts to buy least"),
     ]
-    everything, made = points(report), []
+    made = []
     for index in dict.fromkeys(index for _, index, _ in wanted if index is not None):
-        p = everything[index]
+        p = report.points[index]
         title = _sentence("; ".join(name for name, at, _ in wanted if at == index))
         notes = [_sentence(note) for _, at, note in wanted if at == index and note]
-        told = look(report, "recommendation", "arguments") if index == recommended else None
-        made.append(Card(title, p.name, _facts(report, p), _call(str(told or say.arguments(p))), ". ".join(notes)))
+        given = asked.arguments if asked and index == asked.index else None
+        call = f"model.solve(tokens, {given or p.policy.call()})"
+        made.append(Card(title, say.setting(p.policy), _facts(report, p), call, ". ".join(notes)))
     return made
 
 
@@ -88,32 +72,27 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _facts(report: Report, p: Point) -> str:
-    interval = say.interval(p.low, p.high)
-    currency = look(report, "settings", "price", "currency")
+def _facts(report: CurveReport, p: Point) -> str:
     parts = [
-        say.percent(p.share) and f"{say.percent(p.share)} right" + (f" ({interval})" if interval else ""),
-        say.significant(p.nfe) and f"{say.significant(p.nfe)} NFE",
-        say.significant(p.p50) and f"{say.significant(p.p50)} ms (p50)",
-        say.significant(p.seconds) and f"{say.significant(p.seconds)} {seconds_unit(report)} a query",
-        say.money(p.money, currency) and f"{say.money(p.money, currency)} for 1000 puzzles",
+        f"{say.percent(p.accuracy.share)} right ({say.interval(p.accuracy.interval)})",
+        f"{say.significant(p.nfe)} NFE",
+        f"{say.significant(p.latency_ms[0])} ms (p50)",
+        f"{say.significant(p.unit_seconds)} {say.unit_seconds(report)} a query",
     ]
-    return ", ".join(filter(None, parts))
+    if p.cost_per_1000 is not None:
+        parts.append(f"{say.significant(p.cost_per_1000)} {say.currency(report)} for 1000 puzzles")
+    return ", ".join(parts)
 
 
-def _call(arguments: str) -> str:
-    return f"model.solve(tokens, {arguments})" if arguments else ""
-
-
-def no_recommendation(report: Report) -> str:
+def no_recommendation(report: CurveReport) -> str:
     """What to say where nothing is recommended; "" where something is."""
-    if index_at(report, "recommendation", "index") is not None:
-        return ""
-    reason = look(report, "recommendation", "reason")
-    return f"Nothing is recommended{f': {reason}' if reason else ' in this report.'}"
+    asked = report.recommendation
+    if asked is None:
+        return "Nothing is recommended in this report."
+    return f"Nothing is recommended: {asked.reason}" if asked.index is None else ""
 
 
-def explanations(report: Report) -> list[tuple[str, str]]:
+def explanations(report: CurveReport) -> list[tuple[str, str]]:
     """How each kind of number comes about: a heading and a paragraph."""
     return [
         (
@@ -125,7 +104,8 @@ def explanations(report: Report) -> list[tuple[str, str]]:
         (
             "Outer steps and layers",
             "NFE is the mean number of outer steps that a puzzle costs, all its trajectories together, until the "
-            f"policy stops. Layer equivalents are block applications{_layers(report)}.",
+            f"policy stops. Layer equivalents are block applications, {report.layers_per_step} an outer step. "
+            f"{say.recorded(report)}".rstrip(),
         ),
         (
             "Latency",
@@ -133,7 +113,7 @@ def explanations(report: Report) -> list[tuple[str, str]]:
             "point's latency is computed from them and each puzzle's NFE. The percentiles are therefore over puzzles.",
         ),
         ("Throughput and cost", _cost(report)),
-        ("Energy", _energy(look(report, "unit_costs", "energy"))),
+        ("Energy", _energy(report)),
         (
             "Memory",
             "The peak of a solve above what the process held before it, measured at some depths and breadths. A cell "
@@ -158,40 +138,31 @@ def explanations(report: Report) -> list[tuple[str, str]]:
     ]
 
 
-def _layers(report: Report) -> str:
-    each = number(look(report, "layers_per_step"))
-    return "" if each is None else f", {each:g} an outer step"
-
-
-def _cost(report: Report) -> str:
-    trajectories = count(look(report, "unit_costs", "saturation", "trajectories"))
-    many = "so many trajectories" if trajectories is None else f"{trajectories:,} trajectories"
-    field = seconds_field(report)
-    unit = "the seconds" if field is None else f"the {SECONDS[field]}"
-    price = _price(report)
+def _cost(report: CurveReport) -> str:
+    unit, price = say.unit_seconds(report), _price(report)
     money = "No price was given, so there are no costs in money."
     if price:
         money = f"Costs in money are the wall time at {price}, for the whole machine."
     return (
-        f"A call of {many} stands for a device that is saturated. Throughput and {unit} of a query follow from the "
-        f"time for each NFE there and the point's NFE. {money}"
+        f"A call of {report.unit_costs.trajectories:,} trajectories stands for a device that is saturated. Throughput "
+        f"and the {unit} of a query follow from the time for each NFE there and the point's NFE. {money}"
     )
 
 
-def _energy(energy: Any) -> str:
+def _energy(report: CurveReport) -> str:
+    energy = report.unit_costs.energy
     if energy is None:
         return "This device gave no reading of its energy, so there are no joules."
-    source = look(energy, "source")
-    return f"Joules are NFE times the energy for each NFE{'' if source is None else f', read from {source}'}."
+    return f"Joules are NFE times the energy for each NFE, read from {energy.source}."
 
 
-def reproduction(report: Report) -> list[tuple[str, str]]:
+def reproduction(report: CurveReport) -> list[tuple[str, str]]:
     """What the reproducing command stands on: digests, machine, versions."""
-    told = []
-    for name, value in (look(report, "reproduce") or {}).items():
+    known = []
+    for name, value in report.reproduce.items():
         if name == "command" or value is None:
             continue
         if isinstance(value, dict):
             value = ", ".join(f"{part} {version}" for part, version in value.items() if version is not None)
-        told.append((name.replace("_", " "), str(value)))
-    return told
+        known.append((name.replace("_", " "), str(value)))
+    return known

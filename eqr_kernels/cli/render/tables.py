@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from eqr_kernels.cli.render import wording as say
-from eqr_kernels.cli.render.reading import (
-    Point,
-    Report,
-    as_index,
-    count,
-    front,
-    look,
-    marks,
-    memory_of,
-    number,
-    points,
-    quantised,
-    rows,
-    seconds_unit,
-)
+
+if TYPE_CHECKING:
+    from eqr_kernels.studies.curve_report import CurveReport
+    from eqr_kernels.studies.points import Point
 
 
 @dataclass(frozen=True)
@@ -46,91 +36,72 @@ class Table:
     absent: str = ""
 
 
-def tables(report: Report) -> list[Table]:
+def tables(report: CurveReport) -> list[Table]:
     """All tables, in the order in which they are shown."""
-    return [
-        _front(report),
-        _checked(report),
-        _latency(report),
-        _memory(report),
-        _rates(report),
-        _savings(report),
-        _quantisation(report),
-    ]
+    return [_front(report), _checked(report), _latency(report), _memory(report), _rates(report), _savings(report)]
 
 
-def _front(report: Report) -> Table:
-    everything, named = points(report), marks(report)
-    shown = sorted({*front(report), *named}, key=lambda i: (everything[i].seconds or 0.0, everything[i].share or 0.0))
-    currency = look(report, "settings", "price", "currency")
+_POINT_COLUMNS = [
+    "",
+    "policy",
+    "depth",
+    "breadth",
+    "tol",
+    "accuracy",
+    "95 % interval",
+    "NFE",
+    "layer equivalents",
+    "p50, ms",
+    "p95, ms",
+    "p99, ms",
+    "puzzles/s",
+]
+
+
+def _front(report: CurveReport) -> Table:
+    points, named = report.points, say.marks(report)
+    shown = sorted({*report.bend.front, *named}, key=lambda i: (points[i].unit_seconds, points[i].accuracy.share))
+    costs = [say.unit_seconds(report), f"{say.currency(report) or 'money'} per 1000", "joules", "memory, MiB"]
     return Table(
         anchor="front",
         title="The Pareto front",
         caption="By rising cost. Every row is more accurate than all cheaper ones; points that the report singles out "
         "are in bold, and are listed even where they are not on the front.",
-        columns=[
-            "",
-            "policy",
-            "depth",
-            "breadth",
-            "tol",
-            "accuracy",
-            "95 % interval",
-            "NFE",
-            "layer equivalents",
-            "p50, ms",
-            "p95, ms",
-            "p99, ms",
-            "puzzles/s",
-            seconds_unit(report),
-            f"{currency or 'money'} per 1000",
-            "joules",
-            "memory, MiB",
-        ],
+        columns=[*_POINT_COLUMNS, *costs],
         words=2,
-        rows=[Row(_point(report, everything[i], named.get(i, [])), i in named) for i in shown],
-        absent="No point is on it: no accuracy or no cost was measured.",
+        rows=[Row(_point(report, points[i], named.get(i, [])), i in named) for i in shown],
     )
 
 
-def _point(report: Report, p: Point, names: list[str]) -> list[str]:
+def _point(report: CurveReport, p: Point, names: list[str]) -> list[str]:
+    measured = (p.nfe, p.nfe * report.layers_per_step, *p.latency_ms, p.throughput, p.unit_seconds, p.cost_per_1000)
     return [
         ", ".join(names),
-        p.label,
-        say.whole(p.depth),
-        say.whole(p.breadth),
-        say.tolerance(p.tol),
-        say.percent(p.share),
-        say.interval(p.low, p.high),
-        say.significant(p.nfe),
-        say.significant(p.layers),
-        *(say.significant(value) for value in (p.p50, p.p95, p.p99, p.throughput, p.seconds, p.money, p.joules)),
-        say.mebibytes(memory_of(report, p.depth, p.breadth)),
+        say.LABELS[p.policy.name],
+        f"{p.policy.depth:,}",
+        f"{p.policy.breadth:,}",
+        say.tolerance(p.policy.tol),
+        say.percent(p.accuracy.share),
+        say.interval(p.accuracy.interval),
+        *(say.significant(value) for value in (*measured, p.joules)),
+        say.mebibytes(report.unit_costs.peak_bytes(p.policy.depth, p.policy.breadth)),
     ]
 
 
-def _checked(report: Report) -> Table:
-    everything, found = points(report), []
-    for row in rows(report, "checked"):
-        index = as_index(report, look(row, "index"), "checked")
-        if index is None:
-            continue
-        p = everything[index]
-        found.append(
+def _checked(report: CurveReport) -> Table:
+    rows = []
+    for row in report.checked:
+        point, run = report.points[row.index], row.run
+        rows.append(
             [
-                p.name,
-                ", ".join(str(why) for why in rows(row, "why") if why is not None),
-                say.whole(count(look(row, "puzzles"))),
-                say.whole(count(look(row, "queries"))),
-                say.whole(count(look(row, "correct_computed"))),
-                say.whole(count(look(row, "correct"))),
-                say.significant(number(look(row, "nfe_computed"))),
-                say.significant(number(look(row, "nfe"))),
-                say.significant(number(look(row, "latency_ms_computed", "p50"))),
-                *(say.significant(number(look(row, "latency_ms", part))) for part in ("p50", "p95", "p99")),
-                say.signed_percent(number(look(row, "latency_error"))),
-                say.significant(p.throughput),
-                say.significant(number(look(row, "throughput"))),
+                say.setting(point.policy),
+                ", ".join(row.why),
+                *(f"{count:,}" for count in (run.puzzles, run.queries, run.computed_correct, run.correct)),
+                *(say.significant(value) for value in (run.computed_nfe, run.nfe, run.computed_ms[0])),
+                *(say.significant(value) for value in run.latency_ms),
+                f"{100 * run.latency_error:+.1f} %",
+                say.significant(point.throughput),
+                say.significant(run.throughput),
             ]
         )
     return Table(
@@ -156,13 +127,13 @@ def _checked(report: Report) -> Table:
             "puzzles/s, run",
         ],
         words=2,
-        rows=[Row(cells) for cells in found],
+        rows=[Row(cells) for cells in rows],
         absent="No point was run for real in this report.",
     )
 
 
-def _latency(report: Report) -> Table:
-    fields = ("overhead_ms", "ms_per_nfe")
+def _latency(report: CurveReport) -> Table:
+    latency = report.unit_costs.latency
     return Table(
         anchor="latency",
         title="Time of one query",
@@ -170,42 +141,40 @@ def _latency(report: Report) -> Table:
         "trajectory (NFE).",
         columns=["breadth", "overhead, ms", "ms per NFE"],
         words=0,
-        rows=[
-            Row([say.whole(count(look(row, "breadth"))), *(say.significant(number(look(row, f))) for f in fields)])
-            for row in rows(report, "unit_costs", "latency")
-        ],
+        rows=[Row([f"{x.breadth:,}", say.significant(x.overhead_ms), say.significant(x.ms_per_nfe)]) for x in latency],
         absent="It was not measured in this report.",
     )
 
 
-def _memory(report: Report) -> Table:
-    measured = rows(report, "unit_costs", "memory")
-    sizes = [(count(look(row, "depth")), count(look(row, "breadth"))) for row in measured]
-    depths = sorted({d for d, _ in sizes if d is not None})
-    breadths = sorted({b for _, b in sizes if b is not None})
+def _memory(report: CurveReport) -> Table:
+    costs = report.unit_costs
+    breadths = sorted({m.breadth for m in costs.memory})
     return Table(
         anchor="memory",
         title="Memory of a solve, MiB",
         caption="The peak above what the process held before.",
         columns=["depth", *(f"breadth {b}" for b in breadths)],
         words=0,
-        rows=[Row([str(d), *(say.mebibytes(memory_of(report, d, b)) for b in breadths)]) for d in depths],
+        rows=[
+            Row([str(depth), *(say.mebibytes(costs.peak_bytes(depth, b)) for b in breadths)])
+            for depth in sorted({m.depth for m in costs.memory})
+        ],
         absent="It was not measured in this report.",
     )
 
 
-def _rates(report: Report) -> Table:
-    saturation, energy = look(report, "unit_costs", "saturation"), look(report, "unit_costs", "energy")
-    source = look(energy, "source")
-    known = [
-        ("trajectories in a call, for saturation", say.whole(count(look(saturation, "trajectories")))),
-        ("ms per NFE at saturation", say.significant(number(look(saturation, "ms_per_nfe")))),
+def _rates(report: CurveReport) -> Table:
+    costs, energy = report.unit_costs, report.unit_costs.energy
+    joules, watts = map(say.significant, (energy.joules_per_nfe, energy.watts) if energy else (None, None))
+    rates = [
+        ("trajectories in a call, for saturation", f"{costs.trajectories:,}"),
+        ("ms per NFE at saturation", say.significant(costs.ms_per_nfe)),
         (
-            f"joules per NFE{'' if source is None else f' ({source})'}",
-            say.significant(number(look(energy, "joules_per_nfe"))),
+            f"joules per NFE{f' ({energy.source})' if energy else ''}",
+            say.significant(energy.joules_per_nfe if energy else None),
         ),
-        ("watts", say.significant(number(look(energy, "watts")))),
-        ("layers an outer step", say.whole(count(look(report, "layers_per_step")))),
+        ("watts", say.significant(energy.watts if energy else None)),
+        ("layers an outer step", f"{report.layers_per_step:,}"),
     ]
     return Table(
         anchor="rates",
@@ -213,30 +182,30 @@ def _rates(report: Report) -> Table:
         caption="Throughput, the cost of a query and its energy are computed from these.",
         columns=["what", "value"],
         words=1,
-        rows=[Row(list(pair)) for pair in known],
+        rows=[Row(list(pair)) for pair in rates],
     )
 
 
-def _savings(report: Report) -> Table:
-    found = []
-    for row in rows(report, "savings", "rows"):
-        changed = [say.whole(count(look(row, part))) for part in ("lost", "gained")]
-        found.append(
-            [
-                say.whole(count(look(row, "breadth"))),
-                *(say.significant(number(look(row, part))) for part in ("nfe_full", "nfe_exit", "times")),
-                *(say.percent(number(look(row, part))) for part in ("accuracy_full", "accuracy_exit")),
-                *changed,
-                say.percent(number(look(row, "settled"))),
-            ]
-        )
-    tol, depth = number(look(report, "savings", "tol")), count(look(report, "savings", "depth"))
+def _savings(report: CurveReport) -> Table:
+    early = report.early_exit
+    rows = [
+        [
+            f"{row.breadth:,}",
+            *(say.significant(value) for value in (row.nfe_full, row.nfe_exit, row.times)),
+            say.percent(row.full.share),
+            say.percent(row.exit.share),
+            f"{row.lost:,}",
+            f"{row.gained:,}",
+            say.percent(row.settled),
+        ]
+        for row in (early.rows if early else ())
+    ]
     return Table(
         anchor="savings",
         title="What adaptive exit saves",
-        caption=f"Residual exit at the model's tolerance{'' if tol is None else f', {tol:.4g},'} against running every "
-        f"trajectory to the full depth{'' if depth is None else f', {depth}'}: lost and gained are puzzles that only "
-        "the full depth, or only the exit, answers right.",
+        caption=f"Residual exit at the model's tolerance{f', {early.tol:.4g},' if early else ''} against running every "
+        f"trajectory to the full depth, {report.settings.depth}: lost and gained are puzzles that only the full depth, "
+        "or only the exit, answers right.",
         columns=[
             "breadth",
             "NFE, full",
@@ -249,46 +218,6 @@ def _savings(report: Report) -> Table:
             "settled",
         ],
         words=0,
-        rows=[Row(cells) for cells in found],
+        rows=[Row(cells) for cells in rows],
         absent="The model's card has no tolerance; `eqr calibrate` finds one.",
-    )
-
-
-def _quantisation(report: Report) -> Table:
-    found = []
-    for row in quantised(report):
-        interval = rows(row, "accuracy", "wilson95")
-        bounds = [number(value) for value in interval] if len(interval) == 2 else [None, None]
-        moved = [say.whole(count(look(row, "changed_basin", part))) for part in ("count", "total")]
-        found.append(
-            [
-                str(look(row, "name") or ""),
-                say.percent(number(look(row, "accuracy", "share"))),
-                say.interval(*bounds),
-                say.significant(number(look(row, "residual_floor"))),
-                say.significant(number(look(row, "displacement", "median"))),
-                " of ".join(moved) if all(moved) else "",
-                say.percent(number(look(row, "changed_basin", "share"))),
-                say.significant(number(look(row, "ms_per_step"))),
-                say.significant(number(look(row, "times_as_fast"))),
-            ]
-        )
-    return Table(
-        anchor="quantisation",
-        title="Quantised weights",
-        caption=str(look(report, "quantisation", "recommendation") or ""),
-        columns=[
-            "variant",
-            "accuracy",
-            "95 % interval",
-            "residual floor",
-            "moved by",
-            "changed basin",
-            "share",
-            "ms a step",
-            "times as fast",
-        ],
-        words=1,
-        rows=[Row(cells) for cells in found],
-        absent="They were not compared in this report.",
     )

@@ -18,7 +18,7 @@ from eqr_kernels.cli.console import percent
 if TYPE_CHECKING:
     from eqr_kernels.cli.puzzles import Task
     from eqr_kernels.solver import SolveResult
-    from eqr_kernels.studies import Accuracy
+    from eqr_kernels.studies.scoring import Accuracy
     from eqr_kernels.tasks.common import PuzzleSet, Tokens
 
 _LEGEND = "Givens are dim, what was filled in is bright, and what breaks a rule is red.\n"

@@ -1,42 +1,38 @@
-"""Pictures of what becomes of trajectories: residual and correctness, steps to convergence, quantised weights."""
+"""Pictures of what becomes of trajectories: residual and correctness, steps to convergence."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from eqr_kernels.cli.render import style
-from eqr_kernels.cli.render.reading import Report, count, look, number, numbers, quantised, rows
-from eqr_kernels.cli.render.wording import percent, significant, tolerance
+from eqr_kernels.cli.render.wording import percent, tolerance
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MOST_BARS = 128  # a step each up to here, several to a bar beyond
+    from eqr_kernels.studies.curve_report import CurveReport
+
+_BARS_AT_MOST = 128  # a step each up to here, several to a bar beyond
 
 
 @style.picture
-def residual_and_correctness(report: Report) -> Figure:
+def residual_and_correctness(report: CurveReport) -> Figure:
     """How many right and wrong trajectories have each residual, with the tolerance.
 
     Raises:
-        NoData: there are no counts, or all are 0.
+        NoData: all trajectories diverged.
     """
-    edges = numbers(report, "coupling", "log10_edges")
-    right, wrong = (numbers(report, "coupling", f"{kind}_counts") for kind in ("right", "wrong"))
-    if edges is None or right is None or wrong is None or not sum(right) + sum(wrong):
-        raise style.NoData("there are no counts of right and wrong trajectories by residual")
-    if not len(edges) - 1 == len(right) == len(wrong):
-        raise ValueError(
-            "report's coupling must have one log10_edges more than right_counts and wrong_counts, got "
-            f"{len(edges)}, {len(right)} and {len(wrong)}; write it again with `eqr curve`"
-        )
-    tol = number(look(report, "convergence", "tol"))
-    auroc, depth = number(look(report, "coupling", "auroc")), count(look(report, "coupling", "depth"))
+    seen, tol = report.residuals, report.settings.card_tol
+    edges, right, wrong = seen.log10_edges, seen.right_counts, seen.wrong_counts
+    if not sum(right) + sum(wrong):
+        raise style.NoData("all trajectories diverged")
     parts = [
-        "" if depth is None else f"depth {depth}",
-        "none or all are right, so there is no AUROC" if auroc is None else f"AUROC {auroc:.3f}",
+        f"depth {report.settings.depth}",
+        "none or all are right, so there is no AUROC" if seen.auroc is None else f"AUROC {seen.auroc:.3f}",
         "" if tol is None else f"dashed: tolerance {tolerance(tol)}",
     ]
     figure = style.new_figure(report, 4.4, "Residual of right and wrong trajectories", *filter(None, parts))
@@ -47,7 +43,7 @@ def residual_and_correctness(report: Report) -> Figure:
         axes.yaxis.get_major_locator().set_params(integer=True, nbins=4)
         style.plain_ticks(axes.yaxis)
         axes.set_ylabel(f"{name}\ntrajectories")
-        if tol is not None and tol > 0:
+        if tol is not None:
             axes.axvline(math.log10(tol), color=style.INK, linestyle="--", linewidth=1.2)
         axes.text(
             0.995,
@@ -61,7 +57,7 @@ def residual_and_correctness(report: Report) -> Figure:
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
         )
     low, high = min(edges), max(edges)
-    if tol is not None and tol > 0:
+    if tol is not None:
         low, high = min(low, math.log10(tol)), max(high, math.log10(tol))
     lower.set_xlim(low - 0.02 * (high - low), high + 0.02 * (high - low))
     _decades(lower, low, high)
@@ -79,37 +75,32 @@ def _decades(axes: Axes, low: float, high: float) -> None:
 
 
 @style.picture
-def steps_to_convergence(report: Report) -> Figure:
+def steps_to_convergence(report: CurveReport) -> Figure:
     """Share of each group's puzzles that settle at each outer step, and of those that never do.
 
     Raises:
-        NoData: nothing says when puzzles settle.
+        NoData: the model has no tolerance.
     """
-    groups = [group for row in rows(report, "convergence", "groups") if (group := _group(row)) is not None]
-    if not groups:
-        raise style.NoData("there is no tolerance to say when a puzzle has settled, or no group with its steps")
-    depth = max(len(steps) for _, _, steps in groups)
-    width = math.ceil(depth / _MOST_BARS)
-    tol = number(look(report, "convergence", "tol"))
-    parts = [] if tol is None else [f"tolerance {tolerance(tol)}"]
+    if report.settling is None:
+        raise style.NoData("the model's card has no tolerance to say when a puzzle has settled")
+    groups, depth = report.settling.groups, report.settings.depth
+    width = math.ceil(depth / _BARS_AT_MOST)
+    parts = [f"tolerance {tolerance(report.settling.tol)}"]
     figure = style.new_figure(report, 1.7 + 1.05 * len(groups), "Outer steps to convergence by difficulty", *parts)
     grid = figure.subplots(len(groups), 2, sharex="col", sharey="col", squeeze=False, width_ratios=[9, 1])
     edges = [min(k, depth) + 0.5 for k in range(0, depth + width, width)]
     top = 0.0
-    for (name, puzzles, steps), (axes, never) in zip(groups, grid, strict=True):
-        padded = [*steps, *[0.0] * (depth - len(steps))]
-        shares = [100 * sum(padded[k : k + width]) / puzzles for k in range(0, depth, width)]
+    for group, (axes, never) in zip(groups, grid, strict=True):
+        shares = [100 * sum(group.steps[k : k + width]) / group.puzzles for k in range(0, depth, width)]
         top = max(top, *shares)
         axes.stairs(shares, edges, fill=True, color=style.BLUE)
-        settled = sum(steps) / puzzles
-        median = _median_step(steps)
-        told = f"{percent(settled)} of {puzzles:,} settle" + (
-            "" if median is None else f", half of these by step {median}"
-        )
+        settled, median = group.settled / group.puzzles, _median_step(group.steps)
+        half = "" if median is None else f", half of these by step {median}"
+        name = textwrap.shorten(group.name.replace("_", " "), 40, placeholder="…")
         axes.text(
             0.995,
             0.93,
-            f"{name}: {told}",
+            f"{name}: {percent(settled)} of {group.puzzles:,} settle{half}",
             transform=axes.transAxes,
             ha="right",
             va="top",
@@ -136,71 +127,11 @@ def steps_to_convergence(report: Report) -> Figure:
     return figure
 
 
-def _group(row: Any) -> tuple[str, int, list[float]] | None:
-    """Name, puzzles, and how many settle at each step; None without them."""
-    steps, puzzles = numbers(row, "steps"), count(look(row, "puzzles"))
-    if steps is None or not puzzles:
-        return None
-    name = str(look(row, "name") or "all").replace("_", " ")
-    return name if len(name) <= 40 else f"{name[:39]}…", puzzles, steps
-
-
-def _median_step(steps: list[float]) -> int | None:
+def _median_step(steps: Sequence[int]) -> int | None:
     """The step by which half of those that settle have."""
-    total, seen = sum(steps), 0.0
+    total, seen = sum(steps), 0
     for k, settled in enumerate(steps, 1):
         seen += settled
         if total and 2 * seen >= total:
             return k
     return None
-
-
-@style.picture
-def quantisation(report: Report) -> Figure:
-    """What quantised weights change: accuracy, answers, the residual's floor, and speed, a row for each variant.
-
-    Raises:
-        NoData: the quantised variants were not run.
-    """
-    variants = quantised(report)
-    panels = [
-        ("answered exactly\n(%)", [_times(100, look(row, "accuracy", "share")) for row in variants]),
-        ("changed basin\n(% of trajectories)", [_times(100, look(row, "changed_basin", "share")) for row in variants]),
-        ("floor of the\nresidual", [number(look(row, "residual_floor")) for row in variants]),
-        ("speed\n(times as fast)", [number(look(row, "times_as_fast")) for row in variants]),
-    ]
-    panels = [(label, values) for label, values in panels if any(value is not None for value in values)]
-    if not panels:
-        raise style.NoData("quantised weights were not compared in this report")
-    figure = style.new_figure(
-        report, 1.8 + 0.38 * len(variants), "What quantised weights change", "lines: 95 % intervals"
-    )
-    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for k, (axes, (label, values)) in enumerate(zip(grid, panels, strict=True)):
-        known = [(y, value) for y, value in enumerate(values) if value is not None]
-        axes.barh([y for y, _ in known], [value for _, value in known], height=0.55, color=style.SERIES[k], alpha=0.85)
-        ends = [value for _, value in known]
-        for y, value in known:
-            bounds = numbers(variants[y], "accuracy", "wilson95")
-            if k == 0 and label.startswith("answered") and bounds is not None and len(bounds) == 2:
-                low, high = 100 * bounds[0], 100 * bounds[1]
-                axes.hlines(y, low, high, color=style.INK, linewidth=1.2)
-                ends[[at for at, _ in known].index(y)] = max(value, high)
-        room = max(ends) or 1.0
-        for (y, value), end in zip(known, ends, strict=True):
-            told = f"{value:.1f}" if "%" in label else significant(value)
-            axes.text(end + 0.03 * room, y, told, va="center", fontsize=9)
-        axes.set_xlim(0, 1.38 * room)
-        axes.xaxis.get_major_locator().set_params(nbins=3)
-        style.plain_ticks(axes.xaxis)
-        axes.set_xlabel(label)
-        axes.grid(axis="y", visible=False)
-        axes.tick_params(axis="y", length=0)
-    grid[0].set_yticks(range(len(variants)), [str(row["name"])[:20] for row in variants])
-    grid[0].set_ylim(len(variants) - 0.4, -0.6)
-    return figure
-
-
-def _times(factor: float, value: Any) -> float | None:
-    found = number(value)
-    return None if found is None else factor * found

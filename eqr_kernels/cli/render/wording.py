@@ -1,11 +1,16 @@
-"""Numbers and points as people read them. None, what was not measured, becomes the empty string."""
+"""Numbers, policies and points as people read them. None, what was not measured, becomes the empty string."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
-from eqr_kernels.cli.render.reading import Point
+if TYPE_CHECKING:
+    from eqr_kernels.studies.curve_report import CurveReport
+    from eqr_kernels.studies.replay import Policy
+
+LABELS = {"fixed": "fixed depth", "residual": "residual exit", "q": "q-halt", "race": "race"}
+"""What each policy is called in pictures and tables."""
 
 
 def significant(value: float | None, digits: int = 3) -> str:
@@ -20,21 +25,13 @@ def significant(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{places}f}"
 
 
-def percent(share: float | None, digits: int = 1) -> str:
-    return "" if share is None else f"{100 * share:.{digits}f} %"
+def percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} %"
 
 
-def signed_percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:+.1f} %"
-
-
-def interval(low: float | None, high: float | None) -> str:
+def interval(ends: tuple[float, float]) -> str:
     """For example "78.8 to 88.9 %"."""
-    return "" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f} %"
-
-
-def whole(value: int | None) -> str:
-    return "" if value is None else f"{value:,}"
+    return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f} %"
 
 
 def mebibytes(size: float | None) -> str:
@@ -45,20 +42,50 @@ def tolerance(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def money(value: float | None, currency: Any) -> str:
-    """For example "0.0123 USD"."""
-    return "" if value is None else f"{significant(value)} {currency or ''}".strip()
+def sizes(policy: Policy) -> str:
+    """For example "residual exit, 64 × 8": depth × breadth."""
+    return f"{LABELS[policy.name]}, {policy.depth} × {policy.breadth}"
 
 
-def arguments(point: Point) -> str:
-    """What to give to `solve` beside the tokens so that it runs this point; "" for a policy that is not known."""
-    halts = {"fixed": "none", "residual": "residual", "race": "residual", "q": "q"}
-    if point.policy not in halts or point.depth is None or point.breadth is None:
+def setting(policy: Policy) -> str:
+    """For example "residual exit, depth 64, breadth 8, tol 0.028"."""
+    tol = "" if policy.tol is None else f", tol {policy.tol:.4g}"
+    return f"{LABELS[policy.name]}, depth {policy.depth}, breadth {policy.breadth}{tol}"
+
+
+def currency(report: CurveReport) -> str | None:
+    """None without a price."""
+    return report.settings.price.currency if report.settings.price else None
+
+
+def unit_seconds(report: CurveReport) -> str:
+    """The unit of a query's cost: "core-seconds" or "GPU-seconds"."""
+    return f"{report.unit_costs.unit}-seconds"
+
+
+def marks(report: CurveReport) -> dict[int, list[str]]:
+    """What each point that the report singles out is called, for example {12: ["best"], 7: ["knee", "recommended"]}."""
+    bend, recommended = report.bend, report.recommendation
+    named = {
+        "knee": bend.knee,
+        f"within {bend.within_points:g} points": bend.cheapest_within,
+        "best": bend.best,
+        "recommended": recommended.index if recommended else None,
+    }
+    marks: dict[int, list[str]] = {}
+    for name, index in named.items():
+        if index is not None:
+            marks.setdefault(index, []).append(name)
+    return marks
+
+
+def recorded(report: CurveReport) -> str:
+    """That halting was not looked at after each step, and what follows; "" where it was."""
+    depths = report.settings.recorded_depths
+    if depths is None:
         return ""
-    words = [f"depth={point.depth}", f"breadth={point.breadth}", f'halt="{halts[point.policy]}"']
-    if halts[point.policy] == "residual" and point.tol is not None:
-        words.append(f"tol={point.tol:.6g}")
-    rule = "first" if point.policy == "race" else point.select
-    if rule not in (None, "residual"):
-        words.append(f'select="{rule}"')
-    return ", ".join(words)
+    return (
+        f"The {report.backend} backend records {len(depths)} depths of a run, so halting is looked at after so many of "
+        f"the {report.settings.depth} steps: a trajectory that halts in between goes on to the next of these, and "
+        "costs are a little above what solve spends."
+    )

@@ -6,20 +6,23 @@ import base64
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eqr_kernels.atomic import atomic_write
 from eqr_kernels.cli.render import summary
 from eqr_kernels.cli.render.figures import PICTURES, NoData, Picture, save
-from eqr_kernels.cli.render.reading import Report, check_schema, look
 from eqr_kernels.cli.render.style import INSTALL
 from eqr_kernels.cli.render.tables import tables
+
+if TYPE_CHECKING:
+    from eqr_kernels.studies.curve_report import CurveReport
 
 PAGE = "curve.html"
 _TEMPLATE = "curve.html.jinja"
 _KINDS = ("png", "svg")
 
 
-def write_report(report: Report, folder: Path) -> list[Path]:
+def write_report(report: CurveReport, folder: Path) -> list[Path]:
     """Writes the pictures and the page of a curve report.
 
     The same report gives the same bytes with the same version of matplotlib. Everything is drawn before the first file
@@ -27,7 +30,7 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     why, and its files of an earlier report are removed from the folder.
 
     Args:
-        report: what `eqr curve` writes to curve.json.
+        report: what `eqr curve` measured.
         folder: where to write; made if it is not there.
 
     Returns:
@@ -36,9 +39,8 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     Raises:
         ImportError: matplotlib or jinja2 is not installed.
         NotADirectoryError: `folder` is a file.
-        TypeError, ValueError: the report is of another kind, or contradicts itself.
+        ValueError: the points do not all cost the same money a second.
     """
-    check_schema(report)
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"folder {folder} is a file; name a folder, which is made if it is not there")
@@ -66,12 +68,12 @@ def _write(folder: Path, files: dict[str, bytes], stale: Sequence[str]) -> None:
 
 
 def page(
-    report: Report, drawn: Sequence[tuple[Picture, bytes]] = (), left_out: Sequence[tuple[Picture, str]] = ()
+    report: CurveReport, drawn: Sequence[tuple[Picture, bytes]] = (), left_out: Sequence[tuple[Picture, str]] = ()
 ) -> str:
     """The HTML page, which loads nothing and runs no script.
 
     Args:
-        report: what `eqr curve` writes to curve.json.
+        report: what `eqr curve` measured.
         drawn: pictures with their SVG.
         left_out: pictures that have no data, and why.
 
@@ -89,7 +91,7 @@ def page(
         for picture, svg in drawn
     ]
     return template.render(
-        title=f"Depth, cost and accuracy of {look(report, 'model') or 'a model'}",
+        title=f"Depth, cost and accuracy of {report.model}",
         facts=summary.facts(report),
         cards=summary.cards(report),
         no_recommendation=summary.no_recommendation(report),
@@ -97,6 +99,6 @@ def page(
         left_out=left_out,
         tables=tables(report),
         explanations=summary.explanations(report),
-        command=look(report, "reproduce", "command"),
+        command=report.reproduce["command"],
         reproduction=summary.reproduction(report),
     )
