@@ -24,6 +24,7 @@ def test_every_example_is_run():
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(PRINTED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRINTED)
 def test_example(name: str, capsys: pytest.CaptureFixture[str]):
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
