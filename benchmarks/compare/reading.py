@@ -69,12 +69,12 @@ def read(path: Path) -> Run:
         OSError: it cannot be read.
     """
     try:
-        found = json.loads(path.read_text())
+        results = json.loads(path.read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise NotResults(f"{path} is not JSON: {error}") from None
-    if isinstance(found, dict) and isinstance(found.get("benchmarks"), list):
-        run = _benchmarks(path.name, found)
-    elif isinstance(found, dict) and found.get("command") == "curve":
+    if isinstance(results, dict) and isinstance(results.get("benchmarks"), list):
+        run = _benchmarks(path.name, results)
+    elif isinstance(results, dict) and results.get("command") == "curve":
         # Not above: torch comes with it, and the benchmarks' own results need none.
         from eqr_kernels.studies.curve_report import CurveReport, ReportError
 
@@ -89,18 +89,18 @@ def read(path: Path) -> Run:
     return run
 
 
-def _benchmarks(file: str, found: dict[str, Any]) -> Run:
-    about = {k: v for k, v in found.get("machine_info", {}).items() if k not in ("cpu_features", "busy_before")}
-    commit = found.get("commit_info") or {}
+def _benchmarks(file: str, results: dict[str, Any]) -> Run:
+    about = {k: v for k, v in results.get("machine_info", {}).items() if k not in ("cpu_features", "busy_before")}
+    commit = results.get("commit_info") or {}
     if commit.get("id"):
         about["commit"] = commit["id"][:12] + ("+" if commit.get("dirty") else "")
     rows: dict[str, Row] = {}
-    for benchmark in found["benchmarks"]:
+    for benchmark in results["benchmarks"]:
         for row in _rows(benchmark, OLD_QUICK_ROUNDS if file.endswith("-quick.json") else OLD_ROUNDS):
             if row.name in rows:
                 raise NotResults(f"{file} has two rows {row.name!r}")
             rows[row.name] = row
-    busy = found.get("machine_info", {}).get("busy_before") or 0
+    busy = results.get("machine_info", {}).get("busy_before") or 0
     notes = (f"{file}: the machine was {busy:.0%} busy with other work before this run",) if busy > BUSY else ()
     return Run(file, "benchmark", about, rows, notes)
 

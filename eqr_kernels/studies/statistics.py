@@ -27,9 +27,9 @@ def wilson_interval(successes: int, total: int) -> tuple[float, float]:
         raise ValueError(f"successes must be in 0..total, got {successes} of {total}")
     if not total:
         return 0.0, 1.0
-    found = binomtest(successes, total).proportion_ci(method="wilson")
+    interval = binomtest(successes, total).proportion_ci(method="wilson")
     # At the ends the formula is exact in real numbers only.
-    return float(found.low) if successes else 0.0, float(found.high) if successes < total else 1.0
+    return float(interval.low) if successes else 0.0, float(interval.high) if successes < total else 1.0
 
 
 def mcnemar(gained: int, lost: int) -> float:

@@ -64,7 +64,7 @@ def test_metadata() -> None:
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata["License-Expression"] == "Apache-2.0"
     requirements = importlib.metadata.requires("eqr_kernels") or []
-    assert {"torch<2.14,>=2.11", "numpy", "safetensors", "typer", "rich"} == {
+    assert {"torch<2.14,>=2.11", "numpy", "scipy>=1.11", "safetensors", "typer", "rich"} == {
         r for r in requirements if "extra" not in r
     }
     assert {"train", "plot", "dev", "hub"} <= set(metadata.get_all("Provides-Extra") or [])

@@ -75,7 +75,7 @@ def main(
     # Not before the puzzles are read: what others took of the machine while this ran counts for the times only.
     busy = machine.busy()
     with Bar("quantising", progress) as bar:
-        found = study(
+        result = study(
             reasoner,
             puzzles.inputs,
             puzzles.labels,
@@ -100,7 +100,7 @@ def main(
         "reveal": reveal,
         "subset": None if subset is None else {"puzzles": subset, "of": of, "seed": SUBSET_SEED},
         "simulate_in": simulate_in,
-        "quantisation": found,
+        "quantisation": result,
         "machine": machine.information(),
         "busy_before": busy,
         "reproduce": reproduction(ctx, reasoner, puzzles),
@@ -108,7 +108,7 @@ def main(
     }
     emit(report, as_json, path)
     if not as_json:
-        drawing_quantisation.draw(found)
+        drawing_quantisation.draw(result)
         if path is not None:
             print(path)
     return INCOMPLETE if errors else 0

@@ -1,4 +1,4 @@
-"""Which precision to take: a rule on the study's numbers, and the sentence that says so."""
+"""Which precision to take: a rule on the study's numbers, and the text that says so."""
 
 from __future__ import annotations
 
@@ -74,22 +74,22 @@ def recommend(
     if not kept:
         unsure = [v["name"] for v in variants if v["verdict"] == "open"]
         lost = [v["name"] for v in variants if v["verdict"] == "loses"]
-        told = f"fp32: nothing else is shown to keep accuracy and attractors on {puzzles} puzzles ({rule})"
+        text = f"fp32: nothing else is shown to keep accuracy and attractors on {puzzles} puzzles ({rule})"
         if unsure:
-            told += f"; undecided: {', '.join(unsure)}"
+            text += f"; undecided: {', '.join(unsure)}"
             if puzzles < least_puzzles(max_loss):
-                told += f" (even equal answers need {least_puzzles(max_loss)} puzzles)"
-        return told + (f"; lost: {', '.join(lost)}." if lost else ".")
+                text += f" (even equal answers need {least_puzzles(max_loss)} puzzles)"
+        return text + (f"; lost: {', '.join(lost)}." if lost else ".")
     best = min(kept, key=lambda v: (v["weight_bytes"], v["simulated"], v["name"]))
-    told = f"By memory {best['name']}: {best['weight_bytes'] / baseline_bytes:.2f} of fp32's bytes, {_accuracy(best)}"
+    text = f"By memory {best['name']}: {best['weight_bytes'] / baseline_bytes:.2f} of fp32's bytes, {_accuracy(best)}"
     timed = [v for v in kept if not v["simulated"] and v["ms_per_step"] is not None]
     if timed:
         fastest = min(timed, key=lambda v: v["ms_per_step"])
-        told += f". By time {fastest['name']}: {fastest['ms_per_step']:.3g} ms a step"
+        text += f". By time {fastest['name']}: {fastest['ms_per_step']:.3g} ms a step"
         if fastest["times_as_fast"] is not None and fastest["name"] != "bf16":
-            told += f", {fastest['times_as_fast']:.2f} times as fast as bf16"
-        told += f", {_accuracy(fastest)}"
-    return f"{told} ({rule}, on {puzzles} puzzles)."
+            text += f", {fastest['times_as_fast']:.2f} times as fast as bf16"
+        text += f", {_accuracy(fastest)}"
+    return f"{text} ({rule}, on {puzzles} puzzles)."
 
 
 def _accuracy(variant: dict[str, Any]) -> str:

@@ -8,25 +8,25 @@ from rich.console import Console
 from rich.table import Table
 
 
-def draw(found: dict[str, Any], console: Console | None = None) -> None:
+def draw(study: dict[str, Any], console: Console | None = None) -> None:
     """Prints what `benchmarks.studies.quantisation.study.study` returned."""
     console = console or Console(highlight=False)
-    for table in tables(found):
+    for table in tables(study):
         console.print(table)
-    for missing in found["not_available"]:
+    for missing in study["not_available"]:
         console.print(f"not available: {missing['name']}: {missing['why']}", markup=False)
-    console.print(f"recommendation: {found['recommendation']}", markup=False)
+    console.print(f"recommendation: {study['recommendation']}", markup=False)
 
 
-def tables(found: dict[str, Any]) -> list[Table]:
+def tables(study: dict[str, Any]) -> list[Table]:
     """Accuracy; cost and verdict; basins; displacement; residual and tolerance."""
-    rows = [found["baseline"], *found["control"], *found["variants"]]
+    rows = [study["baseline"], *study["control"], *study["variants"]]
     return [
-        _accuracy(found, rows),
+        _accuracy(study, rows),
         _cost(rows),
-        _basins(found, rows[1:]),
-        _displacement(found, rows[1:]),
-        _residuals(found, rows),
+        _basins(study, rows[1:]),
+        _displacement(study, rows[1:]),
+        _residuals(study, rows),
     ]
 
 
@@ -42,17 +42,17 @@ def _name(row: dict[str, Any]) -> str:
     return row["name"].removesuffix(" (simulated)") + " *" * (row["simulated"] and not row["control"])
 
 
-def _accuracy(found: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
-    size = f"{found['puzzles']} puzzles, depth {found['depth']}, breadth {found['breadth']}"
+def _accuracy(study: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
+    size = f"{study['puzzles']} puzzles, depth {study['depth']}, breadth {study['breadth']}"
     table = _table(f"accuracy: {size}", "right", "[95 %]", "gained", "lost", "points", "[95 %]", "p")
     for row in rows:
-        told, paired = [], row.get("paired")
+        gains, paired = [], row.get("paired")
         if paired:
             counts = [str(paired[name]) for name in ("gained", "lost")]
             points = [f"{100 * paired['difference']:+.1f}", _interval(paired["tango95"], "+.1f")]
-            told = [*counts, *points, f"{paired['mcnemar_p']:.2g}"]
+            gains = [*counts, *points, f"{paired['mcnemar_p']:.2g}"]
         right = row["accuracy"]
-        table.add_row(_name(row), f"{100 * right['share']:.1f} %", _interval(right["wilson95"]), *told)
+        table.add_row(_name(row), f"{100 * right['share']:.1f} %", _interval(right["wilson95"]), *gains)
     return table
 
 
@@ -71,9 +71,9 @@ def _cost(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _basins(found: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
+def _basins(study: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
     table = _table(
-        f"basins: {found['puzzles'] * found['breadth']} trajectories (puzzles in brackets)",
+        f"basins: {study['puzzles'] * study['breadth']} trajectories (puzzles in brackets)",
         "changed",
         "[95 %]",
         "settled elsewhere",
@@ -96,7 +96,7 @@ def _basins(found: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _displacement(found: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
+def _displacement(study: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
     table = _table(
         "displacement without noise: from the same starts, and from fp32's fixed points",
         "median",
@@ -108,11 +108,11 @@ def _displacement(found: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
         "max",
         "still there",
     )
-    spread = found["baseline"]["spread"]
-    told = [(_name(row), row["displacement"]) for row in rows]
+    spread = study["baseline"]["spread"]
+    moves = [(_name(row), row["displacement"]) for row in rows]
     if spread:
-        told += [(f"fp32, {name.replace('_', ' ')}", spread[name]) for name in ("two_noise_draws", "two_restarts")]
-    for name, moved in told:
+        moves += [(f"fp32, {name.replace('_', ' ')}", spread[name]) for name in ("two_noise_draws", "two_restarts")]
+    for name, moved in moves:
         if moved:
             same = f"{moved['same_basin']} of {moved['trajectories']}"
             ends = [_number(moved[end], ".2g") for end in ("median", "p90", "max")]
@@ -124,9 +124,9 @@ def _displacement(found: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _residuals(found: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
+def _residuals(study: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
     table = _table(
-        f"residual, and halting at tol {found['tol']:g}",
+        f"residual, and halting at tol {study['tol']:g}",
         "floor",
         "AUROC",
         "settled",
@@ -136,23 +136,23 @@ def _residuals(found: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
         "steps",
     )
     for row in rows:
-        told, settled = row["tolerance"], row["settled_right"]
+        halting, settled = row["tolerance"], row["settled_right"]
         table.add_row(
             _name(row),
             _number(row["residual_floor"], ".4f"),
             _number(row["auroc"], ".3f"),
             f"{100 * row['settled_share']:.1f} %",
             f"{settled['count']} of {settled['total']}",
-            f"{100 * told['fired']['share']:.1f} %",
-            f"{told['right_when_fired']['count']} of {told['right_when_fired']['total']}",
-            _number(told["mean_steps"], ".1f"),
+            f"{100 * halting['fired']['share']:.1f} %",
+            f"{halting['right_when_fired']['count']} of {halting['right_when_fired']['total']}",
+            _number(halting["mean_steps"], ".1f"),
         )
     return table
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(study: dict[str, Any]) -> str:
     """The two tables of docs/quantisation.md, accuracy with cost and attractors, and the recommendation."""
-    rows = [found["baseline"], *found["control"], *found["variants"]]
+    rows = [study["baseline"], *study["control"], *study["variants"]]
     first = [["", "right", "gained, lost", "points [95 %]", "bytes", "as fast as bf16", "verdict"]]
     second = [
         ["", "floor", "settled", "and right", "changed basin", "settled elsewhere", "moved", "attractors still there"]
@@ -184,12 +184,12 @@ def markdown(found: dict[str, Any]) -> str:
                 f"{stayed['same_basin']} of {stayed['lost']['total']}" if stayed else "",
             ]
         )
-    spread = found["baseline"]["spread"]
+    spread = study["baseline"]["spread"]
     for name in ("two_noise_draws", "two_restarts"):
         if spread and spread[name]:
             moved = _number(spread[name]["median"], ".1e")
             second.append([f"fp32, {name.replace('_', ' ')}", *[""] * 5, moved, ""])
-    return "\n\n".join([*map(_markdown_table, (first, second)), found["recommendation"]])
+    return "\n\n".join([*map(_markdown_table, (first, second)), study["recommendation"]])
 
 
 def _markdown_table(rows: list[list[str]]) -> str:

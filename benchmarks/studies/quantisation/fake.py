@@ -43,18 +43,18 @@ Rounding = Callable[[Tensor], Rounded]
 """weight [out, in] -> what stands for it."""
 
 
-def group_within(axis: int, most: int) -> int:
-    """The greatest divisor of `axis` up to `most`, so that all groups are equal: 27 of 81 inputs for 32 or 64.
+def group_within(axis: int, limit: int) -> int:
+    """The greatest divisor of `axis` up to `limit`, so that all groups are equal: 27 of 81 inputs for 32 or 64.
 
     Raises:
-        ValueError: it would be below 8 (or `most`, if that is less): almost every weight would have its own scale.
+        ValueError: it would be below 8 (or `limit`, if that is less): almost every weight would have its own scale.
     """
-    if axis < 1 or most < 1:
-        raise ValueError(f"axis and most must be at least 1, got {axis} and {most}")
-    group = next(size for size in range(min(axis, most), 0, -1) if axis % size == 0)
-    if group < min(axis, most, _LEAST_GROUP):
+    if axis < 1 or limit < 1:
+        raise ValueError(f"axis and limit must be at least 1, got {axis} and {limit}")
+    group = next(size for size in range(min(axis, limit), 0, -1) if axis % size == 0)
+    if group < min(axis, limit, _LEAST_GROUP):
         raise ValueError(
-            f"an axis of {axis} inputs has no divisor from {min(most, _LEAST_GROUP)} to {most}, got {group} at best; "
+            f"an axis of {axis} inputs has no divisor from {min(limit, _LEAST_GROUP)} to {limit}, got {group} at best; "
             "use one scale for each output channel (group None)"
         )
     return group
@@ -77,10 +77,10 @@ def round_to_integers(weight: Tensor, bits: int, group: int | None = None) -> Ro
     _check_matrix(weight)
     if not 2 <= bits <= 8:
         raise ValueError(f"bits must be 2 to 8, got {bits}")
-    most = 2 ** (bits - 1) - 1
+    limit = 2 ** (bits - 1) - 1
     grouped = _grouped(weight, group)
-    scale = _unit(grouped, most)
-    codes = (grouped / scale.double()).round().clamp(-most, most)
+    scale = _unit(grouped, limit)
+    codes = (grouped / scale.double()).round().clamp(-limit, limit)
     return _rounded(codes, scale, weight, bits)
 
 
@@ -133,12 +133,12 @@ def with_rounded_weights(
 ) -> tuple[EquilibriumReasoner, dict[str, Rounded]]:
     """A float32 copy of the model whose block linears are rounded, and each as it was rounded; None rounds nothing."""
     changed = copy.deepcopy(model).float().eval()
-    told: dict[str, Rounded] = {}
+    rounded: dict[str, Rounded] = {}
     for name, linear in block_linears(changed) if rounding else ():
         assert rounding is not None
-        told[name] = rounding(linear.weight)
-        linear.weight.copy_(told[name].values)
-    return changed, told
+        rounded[name] = rounding(linear.weight)
+        linear.weight.copy_(rounded[name].values)
+    return changed, rounded
 
 
 def _check_matrix(weight: Tensor) -> None:
@@ -160,9 +160,9 @@ def _grouped(weight: Tensor, group: int | None) -> Tensor:
     return weight.detach().double().unflatten(1, (-1, size))
 
 
-def _unit(grouped: Tensor, most: float) -> Tensor:
+def _unit(grouped: Tensor, limit: float) -> Tensor:
     """The grid's unit, float32 [out, groups, 1]; 1 where all is zero (or too small for float32 to hold a unit)."""
-    unit = (grouped.abs().amax(2, keepdim=True) / most).float()
+    unit = (grouped.abs().amax(2, keepdim=True) / limit).float()
     return torch.where(unit > torch.finfo(torch.float32).tiny, unit, 1.0)
 
 

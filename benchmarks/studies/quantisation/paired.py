@@ -22,12 +22,12 @@ def compare_answers(before: npt.ArrayLike, after: npt.ArrayLike) -> dict[str, An
     Raises:
         ValueError: the shapes differ, or are not [N >= 1].
     """
-    found = pair(before, after)
+    paired = pair(before, after)
     return {
         "both_right": int((np.asarray(before, bool) & np.asarray(after, bool)).sum()),
-        "gained": found.gained,
-        "lost": found.lost,
-        "difference": found.net,
-        "tango95": list(found.interval),
-        "mcnemar_p": found.p,
+        "gained": paired.gained,
+        "lost": paired.lost,
+        "difference": paired.net,
+        "tango95": list(paired.interval),
+        "mcnemar_p": paired.p,
     }

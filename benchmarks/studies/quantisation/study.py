@@ -103,11 +103,11 @@ def study(
     if len(rows):
         tokens = torch.from_numpy(questions[rows].astype(np.int64))
         probe = Probe(base_model, tokens, depth=PROBE_DEPTHS * depth, tol=tol, seed=seed)
-    told = []
+    measurements = []
     for number, variant in enumerate(wanted, 1):
         changed, rounded = with_rounded_weights(model, variant.rounding)
         here = measured(number, changed, variant)
-        told.append(
+        measurements.append(
             {
                 **_named(variant, changed, rounded),
                 **runs.alone(here),
@@ -125,9 +125,9 @@ def study(
         "spread": None if probe is None else probe.spread(noise_scale),
         **timed.get(BASELINE.precision, _UNTIMED),
     }
-    for row in told:
+    for row in measurements:
         row |= _UNTIMED if row["simulated"] or row["control"] else timed.get(row["precision"], _UNTIMED)
-    compared = [row for row in told if not row["control"]]
+    compared = [row for row in measurements if not row["control"]]
     for row in compared:
         row["verdict"] = judge(row, **limits)
     return {
@@ -139,7 +139,7 @@ def study(
         "noise_scale": noise_scale,
         "rule": limits,
         "baseline": baseline,
-        "control": [row for row in told if row["control"]],
+        "control": [row for row in measurements if row["control"]],
         "variants": compared,
         "not_available": missing,
         "recommendation": recommend(baseline["weight_bytes"], compared, len(questions), **limits),

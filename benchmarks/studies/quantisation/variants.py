@@ -56,8 +56,8 @@ JITTERED = Variant(
 RESEEDED = Variant("fp32 reseeded", "fp32 from other starts, with other noise", "fp32", control=True, reseeded=True)
 
 
-def _grouped(weight: Tensor, bits: int, most: int) -> Rounded:
-    return round_to_integers(weight, bits, group_within(weight.shape[1], most))
+def _grouped(weight: Tensor, bits: int, limit: int) -> Rounded:
+    return round_to_integers(weight, bits, group_within(weight.shape[1], limit))
 
 
 def default_variants(simulate_in: str = "fp32") -> tuple[Variant, ...]:
@@ -85,8 +85,8 @@ def default_variants(simulate_in: str = "fp32") -> tuple[Variant, ...]:
         weights("int8", channel, partial(round_to_integers, bits=8)),
         weights("fp8 e4m3", "a scale for each output channel", round_to_e4m3),
         weights("int4", channel, partial(round_to_integers, bits=4)),
-        weights("int4 g64", "symmetric, a scale for each 64 inputs", partial(_grouped, bits=4, most=64)),
-        weights("int4 g32", "symmetric, a scale for each 32 inputs", partial(_grouped, bits=4, most=32)),
+        weights("int4 g64", "symmetric, a scale for each 64 inputs", partial(_grouped, bits=4, limit=64)),
+        weights("int4 g32", "symmetric, a scale for each 32 inputs", partial(_grouped, bits=4, limit=32)),
     )
 
 
@@ -138,9 +138,9 @@ def sort_out(
 
 
 def _why_no_fp8(device: torch.device) -> str:
-    told = "no backend of this package computes in fp8"
+    missing = "no backend of this package computes in fp8"
     if device.type == "cpu":
-        return f"{told}, and PyTorch has no fp8 products that a CPU is faster at"
+        return f"{missing}, and PyTorch has no fp8 products that a CPU is faster at"
     capability = torch.cuda.get_device_capability(device)
     has = "has" if capability >= (8, 9) else "has no"
-    return f"{told}; {torch.cuda.get_device_name(device)} {has} fp8 tensor cores"
+    return f"{missing}; {torch.cuda.get_device_name(device)} {has} fp8 tensor cores"

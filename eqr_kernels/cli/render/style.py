@@ -169,8 +169,8 @@ def spread(wanted: list[float], gap: float, low: float = 0.0, high: float = 1.0)
             before, others = pools.pop()
             mean, size = (mean * size + before * others) / (size + others), size + others
         pools.append((mean, size))
-    least, most = low + gap / 2, high - gap / 2 - (len(wanted) - 1) * gap
-    flat = [min(max(mean, least), most) for mean, size in pools for _ in range(size)]
+    first, last = low + gap / 2, high - gap / 2 - (len(wanted) - 1) * gap
+    flat = [min(max(mean, first), last) for mean, size in pools for _ in range(size)]
     return [place + rank * gap for rank, place in enumerate(flat)]
 
 

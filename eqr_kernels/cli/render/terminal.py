@@ -60,10 +60,10 @@ def _name(row: dict[str, Any]) -> str:
 
 def _outcome(row: dict[str, Any]) -> list[str]:
     steps = f"{row['steps']} step" + "s" * (row["steps"] != 1)
-    told = "solved" if row["valid"] else "not solved"
+    verdict = "solved" if row["valid"] else "not solved"
     if row["valid"] and row["correct"] is False:
-        told = "another solution"
-    return [f"{told}, {steps}", f"residual {row['residual']:.4f}", row["status"].replace("_", " ")]
+        verdict = "another solution"
+    return [f"{verdict}, {steps}", f"residual {row['residual']:.4f}", row["status"].replace("_", " ")]
 
 
 def _grid(task: Task, inputs: Tokens, answer: Tokens) -> str:
@@ -102,19 +102,19 @@ def _share(count: int, total: int) -> str:
     return f"{percent(count / total if total else math.nan)} ({count}/{total})"
 
 
-def summary(told: dict[str, Any]) -> None:
+def summary(totals: dict[str, Any]) -> None:
     """`eqr solve`: what it cost and what came of it."""
-    n, most = told["puzzles"], told["nfe_without_early_exit"]
-    unread = f" (unreadable lines: {told['unread']})" if told["unread"] else ""
-    _console().print(f"solved {told['solved']} of {n}{unread}", style="bold")
-    if told["with_answers"]:
-        lines(f"equal to the known answer: {told['correct']} of {told['with_answers']}")
+    n, without_exit = totals["puzzles"], totals["nfe_without_early_exit"]
+    unread = f" (unreadable lines: {totals['unread']})" if totals["unread"] else ""
+    _console().print(f"solved {totals['solved']} of {n}{unread}", style="bold")
+    if totals["with_answers"]:
+        lines(f"equal to the known answer: {totals['correct']} of {totals['with_answers']}")
     if n:
         lines(
-            f"settled: {told['converged']} of {n}; mean steps {told['mean_steps']:.1f}",
-            f"outer steps spent (NFE): {told['nfe']:,}; without early exit {most:,}, "
-            f"{most / max(1, told['nfe']):.1f} times as many",
-            f"seconds: {told['seconds']:.1f}",
+            f"settled: {totals['converged']} of {n}; mean steps {totals['mean_steps']:.1f}",
+            f"outer steps spent (NFE): {totals['nfe']:,}; without early exit {without_exit:,}, "
+            f"{without_exit / max(1, totals['nfe']):.1f} times as many",
+            f"seconds: {totals['seconds']:.1f}",
         )
 
 
@@ -137,7 +137,7 @@ def coupling(rows: Sequence[dict[str, Any]]) -> None:
     known = rows[0]["settled"] is not None
     caption = f"over {rows[0]['trajectories']:,} trajectories; rho is with the share of cells that are right"
     if any(math.isnan(row["residual_auroc"]) for row in rows):
-        caption += "; - where all or none are right, so that nothing can be told apart"
+        caption += "; - where all or none are right, so that nothing can be cells apart"
     table = Table(title="residual and score against being right", title_justify="left", caption=caption)
     names = ("AUROC\nresidual", "rho\nresidual", "AUROC\nscore", "rho\nscore")
     for name in ("depth", "right", *(["settled", "right when\nsettled"] * known), *names):
@@ -148,8 +148,8 @@ def coupling(rows: Sequence[dict[str, Any]]) -> None:
             settled = row["settled"]
             shares.append(percent(settled / row["trajectories"]))
             shares.append(percent(row["settled_right"] / settled if settled else math.nan))
-        told = (row[f"{by}_{what}"] for by in ("residual", "score") for what in ("auroc", "spearman"))
-        table.add_row(str(row["depth"]), *shares, *("-" if math.isnan(x) else f"{x:.3f}" for x in told))
+        cells = (row[f"{by}_{what}"] for by in ("residual", "score") for what in ("auroc", "spearman"))
+        table.add_row(str(row["depth"]), *shares, *("-" if math.isnan(x) else f"{x:.3f}" for x in cells))
     _console().print(table)
 
 
@@ -195,11 +195,11 @@ def lines(*texts: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
 
-def facts(title: str, told: dict[str, str]) -> None:
+def facts(title: str, values: dict[str, str]) -> None:
     """A name and a value on each line."""
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name, value in told.items():
+    for name, value in values.items():
         table.add_row(Text(name), Text(value))
     _console().print(table)
