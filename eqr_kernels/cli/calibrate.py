@@ -14,6 +14,7 @@ from eqr_kernels.cli import options as opt
 from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.cli.console import INCOMPLETE, Bar, check_output, command, emit, percent
 from eqr_kernels.cli.render import terminal as drawing
+from eqr_kernels.solver import DEFAULT_DEPTH
 from eqr_kernels.studies.tolerance import noise_floor
 from eqr_kernels.studies.tolerance_card import store_tolerance
 
@@ -24,7 +25,7 @@ _SHOWN = 24
 def calibrate(
     file: opt.AnsweredFile = None,
     model: opt.Model = opt.MODEL,
-    depth: opt.Depth = 64,
+    depth: opt.Depth = DEFAULT_DEPTH,
     max_loss: Annotated[
         float, typer.Option(help="Share of the puzzles that halting may lose; 0.01 is one in 100.")
     ] = 0.0,

@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from eqr_kernels.atomic import atomic_write as write_atomically
+from eqr_kernels.atomic import atomic_write
 
 INCOMPLETE = 1
 BAD_INPUT = 2
@@ -175,7 +175,7 @@ def emit(value: Any, as_json: bool, output: Path | None) -> None:
     """The result as JSON: on stdout with `as_json`, and in `output`; at once, so that a stop leaves no half of it."""
     text = to_json(value)
     if output is not None:
-        write_atomically(output, text.encode())
+        atomic_write(output, text.encode())
     if as_json:
         sys.stdout.write(text)
         sys.stdout.flush()

@@ -12,14 +12,16 @@ from typing import Annotated, Any
 import typer
 
 from eqr_kernels import selection
+from eqr_kernels.atomic import atomic_write
 from eqr_kernels.cli import options as opt
 from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.cli import render
-from eqr_kernels.cli.console import INCOMPLETE, Bar, command, complain, write_atomically
+from eqr_kernels.cli.console import INCOMPLETE, Bar, command, complain
 from eqr_kernels.cli.provenance import device_name, reproduction, weights_digest
 from eqr_kernels.cli.render import require, terminal
 from eqr_kernels.cli.render.curve import draw_curve
 from eqr_kernels.config import EqRConfig
+from eqr_kernels.solver import DEFAULT_DEPTH
 from eqr_kernels.studies.costs import Price, UnitCosts
 from eqr_kernels.studies.curve import CurveMap, Request, group_sizes, usual_tolerances
 from eqr_kernels.studies.curve_report import CurveReport, Puzzles
@@ -32,7 +34,7 @@ from eqr_kernels.tasks.registry import Task
 _GENERATED = ("easy", "medium", "hard", "extreme")
 _GENERATED_SEED = 2026
 _QUICK = {"depth": 16, "breadth": 4, "puzzles": 48}
-_USUAL = {"depth": 64, "breadth": 8, "puzzles": 200}
+_USUAL = {"depth": DEFAULT_DEPTH, "breadth": 8, "puzzles": 200}
 PARTS = "recording"
 
 
@@ -47,7 +49,9 @@ def curve(
     out: Annotated[
         Path, typer.Option("--out", help="Folder of curve.json, the report and the pictures; and of what was run.")
     ] = Path("curve"),
-    depth: Annotated[int | None, typer.Option(min=1, help="Outer steps at most.", show_default="64")] = None,
+    depth: Annotated[
+        int | None, typer.Option(min=1, help="Outer steps of a trajectory, at most.", show_default=str(DEFAULT_DEPTH))
+    ] = None,
     breadth: Annotated[
         int | None, typer.Option(min=1, help="Trajectories of each puzzle at most.", show_default="8")
     ] = None,
@@ -172,7 +176,7 @@ def curve(
         **measured,
     )
     text = report.to_json()
-    write_atomically(out / "curve.json", text.encode())
+    atomic_write(out / "curve.json", text.encode())
     files = [out / "curve.json", *render.write_report(report, out)]
     if as_json:
         sys.stdout.write(text)

@@ -15,6 +15,7 @@ from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.cli.console import INCOMPLETE, Bar, check_output, command, emit, parse_tolerance
 from eqr_kernels.cli.provenance import reproduction
 from eqr_kernels.cli.render.scaling import draw_diagnosis
+from eqr_kernels.solver import DEFAULT_DEPTH
 from eqr_kernels.studies.advice import advise
 from eqr_kernels.studies.attractors import BROAD, MODES
 from eqr_kernels.studies.dynamics import KINDS
@@ -31,7 +32,7 @@ def diagnose(
     ctx: typer.Context,
     file: opt.AnsweredFile = None,
     model: opt.Model = opt.MODEL,
-    depth: Annotated[int, typer.Option(min=1, help="Outer steps, for every trajectory.")] = 64,
+    depth: Annotated[int, typer.Option(min=1, help="Outer steps, for every trajectory.")] = DEFAULT_DEPTH,
     breadth: Annotated[int, typer.Option(min=1, help="Trajectories of each puzzle, from other random starts.")] = 8,
     tol: Annotated[
         str,

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from eqr_kernels.atomic import atomic_write
 from eqr_kernels.cli import options as opt
-from eqr_kernels.cli.console import Bar, check_output, command, parse_range, to_json, write_atomically
+from eqr_kernels.cli.console import Bar, check_output, command, parse_range, to_json
 from eqr_kernels.tasks import maze, sudoku, sudoku_generator
 from eqr_kernels.tasks.common import PuzzleSet
 from eqr_kernels.tasks.registry import MAZE, SUDOKU, Task
@@ -73,8 +74,8 @@ def generate(
     if written is Written.npy:
         assert output is not None and puzzles.labels is not None
         if answers:
-            write_atomically(output.with_name(f"{output.stem}.answers.npy"), _npy(puzzles.labels))
-        write_atomically(output, _npy(puzzles.inputs))
+            atomic_write(output.with_name(f"{output.stem}.answers.npy"), _npy(puzzles.labels))
+        atomic_write(output, _npy(puzzles.inputs))
         return
     text = _text(task, puzzles, written, answers)
     if output is None:
@@ -82,7 +83,7 @@ def generate(
         sys.stdout.flush()
     else:
         data = text.encode()
-        write_atomically(output, gzip.compress(data, mtime=0) if output.suffix == ".gz" else data)
+        atomic_write(output, gzip.compress(data, mtime=0) if output.suffix == ".gz" else data)
 
 
 def _refuse(what: What, given: dict[str, object]) -> None:

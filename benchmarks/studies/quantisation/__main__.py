@@ -10,6 +10,7 @@ import typer
 
 from eqr_kernels.cli import options as opt
 from eqr_kernels.cli.console import INCOMPLETE, Bar, command, emit
+from eqr_kernels.solver import DEFAULT_DEPTH
 
 _SIMULATE_IN = "fp32"
 
@@ -19,7 +20,7 @@ def main(
     ctx: typer.Context,
     file: opt.AnsweredFile = None,
     model: opt.Model = opt.MODEL,
-    depth: opt.Depth = 64,
+    depth: opt.Depth = DEFAULT_DEPTH,
     breadth: opt.Breadth = 8,
     tol: Annotated[str, typer.Option(help="Residual that counts as settled; auto takes the card's.")] = "auto",
     subset: Annotated[
