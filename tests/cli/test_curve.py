@@ -12,6 +12,7 @@ import torch
 from eqr_kernels import EqRConfig
 from eqr_kernels.checkpoint import ModelCard
 from eqr_kernels.reasoner import EquilibriumReasoner
+from eqr_kernels.studies import costs
 from eqr_kernels.studies.curve_report import CurveReport
 from eqr_kernels.studies.replay import POLICIES
 from eqr_kernels.studies.scoring import exact_match
@@ -19,6 +20,18 @@ from eqr_kernels.studies.store import Store
 from eqr_kernels.tasks import sudoku, sudoku_generator
 from tests.support.commands import TINY, eqr, make_copier
 from tests.support.models import make_contractive
+
+REAL_SECONDS = costs._seconds
+
+
+@pytest.fixture(autouse=True)
+def _invented_times(monkeypatch):
+    """A solve takes as long as its outer steps say: timing takes seconds, and once is enough."""
+
+    def invented(model, tokens, *, depth, breadth, **options):
+        return 1e-3 + 1e-4 * depth * breadth * len(tokens)
+
+    monkeypatch.setattr(costs, "_seconds", invented)
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +57,9 @@ def curve(out: Path, *arguments: object, code: int = 0):
     return result, CurveReport.from_json((out / "curve.json").read_text())
 
 
-def test_the_map_of_the_shipped_model(data, tmp_path):
+@pytest.mark.slow
+def test_the_map_of_the_shipped_model(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(costs, "_seconds", REAL_SECONDS)
     result, report = curve(tmp_path / "c", data, "--price", 0.5, "--currency", "EUR", "--target", 0.1)
     assert report.puzzles.groups == {"easy": 3, "medium": 3} and report.puzzles.count == 6
     assert report.settings.depths == (1, 2, 4) and report.settings.breadths == (1, 2)
