@@ -339,6 +339,7 @@ def test_eval_does_not_count_puzzles_without_an_answer(model):
 GRID = ["--model", "sudoku-small", "--reveal", 40, "--depths", "1,3,8", "--breadths", "1,3", "--seed", 4]
 
 
+@pytest.mark.slow
 def test_eval_measures_a_grid_whose_cells_are_runs_of_their_own(data, tmp_path):
     """A shipped model, against `eqr solve` for each cell."""
     file = tmp_path / "report.json"
@@ -607,6 +608,7 @@ def manifest_of(out: Path) -> dict:
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_train_resumes_to_the_same_result(data, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train = [*TRAIN, *SETS, "--slice-steps", 3, "--data", data]
@@ -676,6 +678,7 @@ def test_train_state_equals_uninterrupted_bit_for_bit_in_the_library(data, tmp_p
     assert not torch.equal(untouched["model.lm_head.weight"], found["model.lm_head.weight"])
 
 
+@pytest.mark.slow
 def test_train_saves_when_it_is_interrupted(data, tmp_path, monkeypatch):
     whole = tmp_path / "whole"
     arguments = [*TRAIN, *SETS, "--data", data, "--steps", 7, "--slice-steps", 3]
@@ -719,6 +722,7 @@ class Clock:
         return self.now
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seconds", "stops", "note"),
     [(15, 2, True), (25, 3, False), (85, 6, False), (90, 9, False), (115, 9, False), (120, 12, False)],
@@ -735,6 +739,7 @@ def test_train_minutes_end_with_the_last_slice_that_fits(data, tmp_path, monkeyp
         assert manifest_of(tmp_path)["step"] == stops + 3
 
 
+@pytest.mark.slow
 def test_train_chooses_slices_by_the_speed_of_the_first_steps(data, tmp_path, monkeypatch):
     arguments = [*TRAIN, *SETS, "--set", "halt_max_steps=4", "--data", data]
     for seconds, chosen, warned in ((1.4, 32, False), (0.25, 180, False), (6.4, 8, False), (8.0, 8, True)):
@@ -758,6 +763,7 @@ def test_train_chooses_slices_by_the_speed_of_the_first_steps(data, tmp_path, mo
     assert manifest_of(early)["settings"]["slice_steps"] == 5
 
 
+@pytest.mark.slow
 def test_train_that_is_killed_loses_one_slice_at_most(data, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     arguments = [*TRAIN, *SETS, "--data", data, "--slice-steps", 4, "--log-every", 1]
@@ -781,6 +787,7 @@ def test_train_that_is_killed_loses_one_slice_at_most(data, tmp_path):
     assert files(whole) == files(killed)
 
 
+@pytest.mark.slow
 def test_train_that_diverges_keeps_its_last_good_state(data, tmp_path, monkeypatch):
     out = tmp_path / "run"
     arguments = [*TRAIN, *SETS, "--data", data, "--out", out]
@@ -818,6 +825,7 @@ def test_train_that_diverges_keeps_its_last_good_state(data, tmp_path, monkeypat
     assert "no state has been saved" in stderr and not list((tmp_path / "new").iterdir())
 
 
+@pytest.mark.slow
 def test_train_without_a_compiler_says_what_to_do(data, tmp_path):
     arguments = [part for part in TRAIN if part != "--no-compile"] + SETS + ["--dtype", "float32"]
     command = [sys.executable, "-m", "eqr_kernels.cli", *arguments, "--data", data, "--out", tmp_path, "--steps", 1]
@@ -827,6 +835,7 @@ def test_train_without_a_compiler_says_what_to_do(data, tmp_path):
     assert done.returncode == 2 and "needs a C++ compiler" in done.stderr and "--no-compile" in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_train_resume_is_strict_about_settings(data, tmp_path):
     out = tmp_path / "run"
     arguments = [*TRAIN, *SETS, "--data", data, "--out", out]
@@ -963,6 +972,7 @@ def test_train_in_two_processes_resumes_to_the_same_result(data, tmp_path):
 # the program ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_program_end_to_end(model):
     """As a process of its own, fed by a pipe."""
     command = [sys.executable, "-m", "eqr_kernels.cli", "solve", "-", "--model", str(model), "--json"]

@@ -12,6 +12,7 @@ import torch
 from eqr_kernels import EqRConfig
 from eqr_kernels.checkpoint import ModelCard
 from eqr_kernels.reasoner import EquilibriumReasoner
+from eqr_kernels.studies import costs
 from eqr_kernels.studies.curve_report import CurveReport
 from eqr_kernels.studies.replay import POLICIES
 from eqr_kernels.studies.scoring import exact_match
@@ -19,6 +20,18 @@ from eqr_kernels.studies.store import Store
 from eqr_kernels.tasks import sudoku, sudoku_generator
 from tests.support.commands import TINY, eqr, make_copier
 from tests.support.models import make_contractive
+
+REAL_SECONDS = costs._seconds
+
+
+@pytest.fixture(autouse=True)
+def _invented_times(monkeypatch):
+    """A solve takes as long as its outer steps say: timing takes seconds, and once is enough."""
+
+    def invented(model, tokens, *, depth, breadth, **options):
+        return 1e-3 + 1e-4 * depth * breadth * len(tokens)
+
+    monkeypatch.setattr(costs, "_seconds", invented)
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +57,9 @@ def curve(out: Path, *arguments: object, code: int = 0):
     return result, CurveReport.from_json((out / "curve.json").read_text())
 
 
-def test_the_map_of_the_shipped_model(data, tmp_path):
+@pytest.mark.slow
+def test_the_map_of_the_shipped_model(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(costs, "_seconds", REAL_SECONDS)
     result, report = curve(tmp_path / "c", data, "--price", 0.5, "--currency", "EUR", "--target", 0.1)
     assert report.puzzles.groups == {"easy": 3, "medium": 3} and report.puzzles.count == 6
     assert report.settings.depths == (1, 2, 4) and report.settings.breadths == (1, 2)
@@ -100,6 +115,7 @@ def test_a_backend_that_records_few_depths_is_asked_for_no_more(data, tmp_path, 
             assert exact.nfe <= rough.nfe <= 2 * exact.nfe
 
 
+@pytest.mark.slow
 def test_the_same_command_runs_no_puzzle_again(data, tmp_path, monkeypatch):
     before = curve(tmp_path / "c", data)[1]
     saved = []
@@ -115,6 +131,7 @@ def _any_right(report) -> bool:
     return any(p.accuracy.correct for p in report.points)
 
 
+@pytest.mark.slow
 def test_an_interruption_keeps_what_was_run_and_says_so(data, tmp_path, monkeypatch):
     monkeypatch.setattr("eqr_kernels.studies.recording._FULL", {"cpu": 1, "cuda": 1})  # a puzzle at a time
     real, out = Store.save, tmp_path / "c"
@@ -182,6 +199,7 @@ def test_a_target_beyond_reach_is_said_and_the_map_is_written(data, tmp_path):
     assert len(told.points) > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", ["1000 nfe", "10000 ms", "100 s", "900 USD"])
 def test_budgets_buy_all_where_they_are_large(data, tmp_path, budget):
     _, told = curve(tmp_path / "c", data, "--budget", budget, "--price", 1)
@@ -209,6 +227,7 @@ def test_a_model_without_a_tolerance_or_noise(data, tmp_path):
     assert told.points[told.bend.best].accuracy.share == 1.0
 
 
+@pytest.mark.slow
 def test_the_recommended_call_has_what_was_asked_for(data, tmp_path):
     options = ["--noise-scale", 0, "--window", 1, "--seed", 3, "--precision", "bf16", "--select", "vote"]
     _, told = curve(tmp_path / "c", data, *options, "--budget", "9999 nfe")
@@ -230,6 +249,7 @@ def test_a_model_whose_states_all_diverge(data, tmp_path):
     assert {p.nfe for p in told.points} == {1, 2} and not any(p.accuracy.correct for p in told.points)
 
 
+@pytest.mark.slow
 def test_puzzles_of_our_own_where_no_file_is_named(tmp_path):
     _, told = curve(tmp_path / "c", "--limit", 6)
     assert told.puzzles.file is None
@@ -275,6 +295,7 @@ def test_files_without_puzzles(tmp_path, text, message):
     assert message in result.stderr and not (tmp_path / "c").exists()
 
 
+@pytest.mark.slow
 def test_a_bad_line_is_named_and_the_others_are_mapped(data, tmp_path):
     path = tmp_path / "mixed.csv"
     path.write_text(data.read_text() + "easy,12,34,0\n")
@@ -282,6 +303,7 @@ def test_a_bad_line_is_named_and_the_others_are_mapped(data, tmp_path):
     assert told.puzzles.count == 6 and len(told.errors) == 1 and "line 8" in result.stderr
 
 
+@pytest.mark.slow
 def test_nothing_of_the_map_depends_on_the_order_of_the_puzzles(data, tmp_path):
     lines = data.read_text().splitlines()
     order = np.random.default_rng(1).permutation(len(lines) - 1)

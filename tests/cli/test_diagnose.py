@@ -468,6 +468,7 @@ def test_diverged_trajectories_are_counted_and_infect_nothing(model, puzzles):
 # the command ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_diagnose_as_json(data, tmp_path):
     file = tmp_path / "report.json"
     options = ["--depth", 16, "--breadth", 3, "--seed", 7, "-o", file]

@@ -84,6 +84,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where
 
 
+@pytest.mark.slow
 def test_files_are_valid(folder: Path) -> None:
     for stem in STEMS:
         png = (folder / f"{stem}.png").read_bytes()

@@ -36,6 +36,7 @@ def test_it_is_small_and_its_card_is_complete(model, name):
     assert card.config == model.config
 
 
+@pytest.mark.slow
 def test_easy_puzzles_are_solved_in_a_few_steps_and_hard_ones_need_more(model):
     steps = {}
     for difficulty in ("easy", "hard"):

@@ -146,6 +146,7 @@ def test_same_bits_for_any_threads_isa_and_company(dtype: torch.dtype, restore: 
         assert same(alone, tuple(x[rows] for x in expected)), rows
 
 
+@pytest.mark.slow
 def test_an_unknown_isa_in_the_environment_is_named() -> None:
     # In a process of its own, with tensors large enough for several threads.
     script = """
@@ -225,6 +226,7 @@ def test_opcheck(dtype: torch.dtype, with_prev: bool) -> None:
     torch.library.opcheck(torch.ops.eqr_kernels.damped_update.default, args)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiles_in_one_graph(backend: str) -> None:
     z, u, z_prev, rng = inputs((2, 5, 12))

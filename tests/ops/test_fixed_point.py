@@ -77,6 +77,7 @@ def test_opcheck_of_trajectory_bytes_and_fingerprint() -> None:
     torch.library.opcheck(torch.ops.eqr_kernels.fingerprint.default, (tensors,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_compiler)])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_in_one_graph(backend: str, dynamic: bool) -> None:
@@ -444,6 +445,7 @@ for n in (1, 3, 2):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
 def test_the_number_of_threads_is_torchs() -> None:
     script = THREADS.format(repository=str(REPOSITORY))
@@ -586,6 +588,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 @pytest.mark.parametrize(("threads", "n"), [(1, 1), (2, 1), (2, 4)])
 def test_ctrl_c_stops_it_at_once(threads: int, n: int) -> None:

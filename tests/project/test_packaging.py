@@ -92,6 +92,7 @@ def test_one_openmp_runtime() -> None:
     assert len([path for path in mapped if "omp" in Path(path).name]) <= 1
 
 
+@pytest.mark.slow
 def test_without_extension_by_choice() -> None:
     code = """
 import torch
@@ -105,6 +106,7 @@ ops.philox_words(torch.zeros(1, 4, dtype=torch.int64), 0, 1)
     assert f"RuntimeError: this needs the compiled extension: {reason}; or use backend='reference'" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not available, reason=why)
 def test_isa_from_the_environment() -> None:
     code = """

@@ -138,6 +138,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", [*ISAS, "avx1024"])
 def test_the_environment_forces_an_instruction_set(isa):
     script = ENVIRONMENT.format(repository=str(REPOSITORY))
@@ -581,6 +582,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 @pytest.mark.parametrize(("threads", "n", "told"), [(1, 2, True), (2, 1, True), (2, 4, True), (2, 4, False)])
 def test_ctrl_c_stops_a_solve(threads, n, told):
@@ -618,6 +620,7 @@ print("leaving", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_the_interpreter_may_end_while_a_daemon_thread_solves():
     script = DAEMON.format(repository=str(REPOSITORY))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)

@@ -77,6 +77,7 @@ def assert_equal(got: object, want: object, name: str = "") -> None:
         assert got == want, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise_scale", [0.0, 0.002])
 @pytest.mark.parametrize("compiled", [pytest.param(True, marks=pytest.mark.skipif(not BUILT, reason="")), False])
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())

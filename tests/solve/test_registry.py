@@ -77,6 +77,7 @@ print(result.backend)
 """
 
 
+@pytest.mark.slow
 def test_neither_imports_nor_a_solve_on_the_cpu_wake_a_gpu():
     done = subprocess.run([sys.executable, "-c", ASLEEP], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr

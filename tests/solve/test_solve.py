@@ -53,6 +53,7 @@ def test_depth_calls_of_the_module_equal_solve(puzzles, backend):
     assert (result.steps == 4).all() and (result.all_status == Status.MAX_DEPTH).all() and not result.converged.any()
 
 
+@pytest.mark.slow
 def test_alone_or_together_in_any_order_and_slots(puzzles, backend, restore):
     model = make_contractive(tiny_config(noise_scale=0.002))
     options = dict(depth=30, breadth=3, tol=TOL, return_all=True, seed=11, backend=backend)
@@ -254,6 +255,7 @@ for depth in (8, 8, 256):
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_depth(backend):
     script = MEMORY.format(repository=str(REPOSITORY), backend=backend)
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -365,6 +367,7 @@ def test_float64_model_runs(puzzles):
     assert result.backend == "reference"
 
 
+@pytest.mark.slow
 def test_a_races_checkpoints_are_the_shallower_races(contractive, puzzles, backend):
     options = dict(breadth=6, tol=TOL, select="first", backend=backend)
     deep = {s: contractive.solve(puzzles, depth=20, checkpoints=range(1, 21), slots=s, **options) for s in (1, 3, 64)}

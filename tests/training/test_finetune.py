@@ -160,6 +160,7 @@ def test_set_keeps_or_adds_parts_of_trm(data, tmp_path):
     assert torch.equal(noisy.state_dict["H_init"], expected["H_init"])
 
 
+@pytest.mark.slow
 def test_shipped_model_by_name_and_preset(data, tmp_path):
     arguments = ["--init", "sudoku-small", *NO_CHANGE, "--preset", "sudoku-small", "--set", "halt_max_steps=8"]
     fine_tune(data, tmp_path / "run", *arguments)
@@ -231,6 +232,7 @@ def bare(path: Path, state_dict: dict[str, torch.Tensor], prefix: str = "_orig_m
     return path
 
 
+@pytest.mark.slow
 def test_bare_trm_takes_its_config_from_preset_and_set(data, tmp_path):
     path = bare(tmp_path / "step_65100", weights(TRM))
     refused = fine_tune(data, tmp_path / "run", "--init", path, *NO_CHANGE, code=2).stderr

@@ -146,6 +146,7 @@ def test_only_the_last_latent_recursion_carries_a_gradient():
     assert all(p.grad is not None for p in trainer.model.parameters())
 
 
+@pytest.mark.slow
 def test_training_learns_the_toy():
     trainer = make_trainer(lr=1e-2, weight_decay=0.1, batch_size=32)
     reports = []
@@ -502,6 +503,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefetch", [False, True])
 def test_ranks_keep_the_same_weights_on_different_data(prefetch):
     script = RANK.format(repository=str(REPOSITORY), prefetch=prefetch)

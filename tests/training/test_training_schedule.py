@@ -159,6 +159,7 @@ def test_a_mix_takes_the_place_of_the_curriculum(data, tmp_path):
 # the decay -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_finish_anneals_a_copy_and_the_run_goes_on_as_if_it_had_not(data, tmp_path):
     run, untouched = tmp_path / "run", tmp_path / "untouched"
     train = [*TRAIN, *SETS, "--data", data, "--no-calibrate"]
