@@ -7,9 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from enum import IntEnum
 from typing import Any
 
-HALTING_RULES = ("residual", "q", "none")
+
+class Halt(IntEnum):
+    """When a trajectory ends before the whole depth; csrc/common/run_rules.h has the same numbers."""
+
+    residual = 1
+    """Its residual was at most tol for `patience` consecutive outer steps."""
+    q = 2
+    """q_halt was positive."""
+    none = 0
+
+
+HALTING_RULES = tuple(rule.name for rule in Halt)
 SELECTION_RULES = ("residual", "vote", "q", "first")
 
 

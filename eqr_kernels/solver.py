@@ -122,7 +122,7 @@ def solve(
         tokens: integers [N, S] in 0..V-1.
         depth: outer steps at most, for each trajectory.
         breadth: trajectories B a row, from different random starts.
-        halt: "residual" (r <= tol for `patience` consecutive steps), "q" (q_halt > 0) or "none" (the whole depth).
+        halt: a rule of `run_rules.Halt`: "residual" (r <= tol for `patience` steps in a row), "q" (q_halt > 0), "none".
         tol: for "residual"; "auto" takes the tolerance of the model's card.
         patience: see `halt`.
         select: "residual" (settled first, then the lowest score), "vote" (the most common answer, then the score),

@@ -16,8 +16,7 @@ from eqr_kernels.backends.triton.plan import Plan
 from eqr_kernels.backends.watch import new_control
 from eqr_kernels.modules import EqROperator
 from eqr_kernels.precision import Precision
-
-_HALT = {"none": 0, "residual": kernel.RESIDUAL, "q": kernel.Q}
+from eqr_kernels.run_rules import Halt
 
 
 class Weights(NamedTuple):
@@ -132,7 +131,7 @@ def arguments(
         breadth=p.breadth,
         depth=p.depth,
         seed=p.seed - (1 << 32) if p.seed >> 31 else p.seed,
-        halt=_HALT[p.halt],
+        halt=int(Halt[p.halt]),
         patience=min(p.patience, p.depth + 1),  # more than the depth never comes about, and fits an int32
         window=p.window,
         race=int(p.race),

@@ -13,6 +13,7 @@ from eqr_kernels.backends.triton.kernels.damped_update import start
 from eqr_kernels.backends.triton.kernels.heads import heads
 from eqr_kernels.backends.triton.kernels.outer_step import outer_step
 from eqr_kernels.backends.triton.kernels.record import begin, copy_logits, write_rows
+from eqr_kernels.run_rules import Halt
 from eqr_kernels.trajectory import Status
 
 _GOING = tl.constexpr(-1)
@@ -23,9 +24,8 @@ _CANCELLED = tl.constexpr(int(Status.CANCELLED))
 _DIVERGED = tl.constexpr(int(Status.DIVERGED))
 
 # Halting rules.
-RESIDUAL, Q = 1, 2
-_RESIDUAL = tl.constexpr(RESIDUAL)
-_Q = tl.constexpr(Q)
+_RESIDUAL = tl.constexpr(int(Halt.residual))
+_Q = tl.constexpr(int(Halt.q))
 
 # Of `counters`.
 _QUEUE = tl.constexpr(0)
@@ -112,7 +112,7 @@ def fixed_point(
     breadth: tl.tensor,
     depth: tl.tensor,
     seed: tl.tensor,  # the 32 bits as an int32
-    halt: tl.tensor,  # RESIDUAL, Q or 0
+    halt: tl.tensor,  # of Halt
     patience: tl.tensor,
     window: tl.tensor,
     race: tl.tensor,  # 1: cancel siblings that cannot be first
