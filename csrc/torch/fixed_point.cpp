@@ -114,7 +114,7 @@ FixedPointResult fixed_point(const Tensor& packed, const Tensor& tokens, const T
 // packed: uint8 [bytes] -> int64 []: bytes that a trajectory in flight takes
 Tensor trajectory_bytes(const Tensor& packed, int64_t window) {
   check_range("window", window, 1, (int64_t{1} << 24) - 1);
-  cpu::FixedPoint problem;
+  cpu::FixedPoint problem{};
   problem.engine = cpu::engine_of(packed);
   problem.window = problem.depth = window;  // a run as deep as the window at least
   return number(packed, cpu::FixedPointRun::bytes_per_trajectory(problem));

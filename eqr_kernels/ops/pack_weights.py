@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,8 +97,8 @@ def _check(
 
 
 @register_fake("pack_weights")
-def _(embedding: Tensor, *arguments: object) -> Tensor:
-    *described, precision, layout = arguments if len(arguments) == 12 else (*arguments, "")
-    operator = _check(embedding, *described)  # type: ignore[arg-type]
+def _(embedding: Tensor, *arguments: Any) -> Tensor:
+    *others, precision, layout = (*arguments, "")[:12]  # torch leaves out a last argument that is the default
+    operator = _check(embedding, *others)
     layout = layout if embedding.device.type == "cuda" else ""
     return embedding.new_empty(require().packed_bytes(*operator, precision, layout), dtype=torch.uint8)

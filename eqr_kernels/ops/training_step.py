@@ -61,10 +61,14 @@ def training_step(
     """
     require()
     *heads, layers = weights
-    arguments = (*heads, [tensor for block in layers for tensor in block], *batch, scratch, *operator[:2], noise_scale)
-    _check(*arguments[:-1])
+    flat = (*heads, [tensor for block in layers for tensor in block])
+    _check(flat, batch, scratch, operator)
     with torch.no_grad():
-        return TrainingStepOutput(*torch.ops.eqr_kernels.training_step.default(*arguments))
+        return TrainingStepOutput(
+            *torch.ops.eqr_kernels.training_step.default(
+                *flat, *batch, scratch, operator.sizes, operator.constants, noise_scale
+            )
+        )
 
 
 def scratch_bytes(operator: Operator) -> int:
@@ -74,7 +78,7 @@ def scratch_bytes(operator: Operator) -> int:
         RuntimeError: there is no extension.
         ValueError: the sizes or constants are out of range.
     """
-    return int(require().training_scratch_bytes(*operator[:2]))
+    return int(require().training_scratch_bytes(operator.sizes, operator.constants))
 
 
 def split_gradients(gradients: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
@@ -83,16 +87,12 @@ def split_gradients(gradients: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [part.view_as(tensor) for part, tensor in zip(parts, like, strict=True)]
 
 
-def _check(*arguments: Any) -> None:
-    *weights, sizes, constants = *arguments[:5], *arguments[-2:]
-    check.weights(Operator(sizes, constants, False), *weights)
+def _check(weights: Sequence[Any], batch: TrainingBatch, scratch: Tensor, operator: Operator) -> None:
+    check.weights(operator, *weights)
     check.on_cpu("embedding", weights[0])
-    if sizes[5] != 0:
-        raise ValueError(
-            f"sizes[5] (heads) must be 0: training_step takes token mixing by a SwiGLU only, got {sizes[5]}"
-        )
-    batch, scratch = TrainingBatch(*arguments[5:10]), arguments[10]
-    length, features = sizes[:2]
+    length, features, heads = operator.sizes[0], operator.sizes[1], operator.sizes[5]
+    if heads != 0:
+        raise ValueError(f"sizes[5] (heads) must be 0: training_step takes token mixing by a SwiGLU only, got {heads}")
     check.tensor("tokens", batch.tokens, torch.int64, ("n", length))
     n = batch.tokens.shape[0]
     check.tensor("labels", batch.labels, torch.int64, (n, length))
@@ -105,11 +105,10 @@ def _check(*arguments: Any) -> None:
 
 @register_fake("training_step")
 def _(*arguments: Any) -> tuple[Tensor, ...]:
-    _check(*arguments[:-1])
-    embedding, lm_head, q_weight, q_bias, blocks = arguments[:5]
-    batch = TrainingBatch(*arguments[5:10])
-    n = batch.tokens.shape[0]
-    weights = sum(math.prod(w.shape) for w in (embedding, lm_head, q_weight, q_bias, *blocks))
+    weights, batch, (scratch, sizes, constants, _) = arguments[:5], TrainingBatch(*arguments[5:10]), arguments[10:]
+    _check(weights, batch, scratch, Operator(sizes, constants, False))
+    *heads, blocks = weights
+    n, floats = batch.tokens.shape[0], sum(math.prod(w.shape) for w in (*heads, *blocks))
     q_halt = batch.z_H.new_empty(n)
     return (
         torch.empty_like(batch.z_H),
@@ -118,5 +117,5 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
         q_halt,
         torch.empty_like(q_halt),
         batch.z_H.new_empty(n, dtype=torch.bool),
-        batch.z_H.new_empty(weights),
+        batch.z_H.new_empty(floats),
     )

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eqr_kernels import EqRConfig, EquilibriumReasoner, SolveResult, Status, ops
+from eqr_kernels import EqRConfig, EquilibriumReasoner, SolveResult, Status, ops, selection
 from eqr_kernels.backends import cuda
 from eqr_kernels.backends.packing import PackArguments, operator_of
 from eqr_kernels.precision import Precision
@@ -19,6 +19,7 @@ from eqr_kernels.run_rules import RunRules
 from eqr_kernels.tasks import sudoku_generator
 from tests.support import oracle
 from tests.support.cuda import SMALL, TOL, same
+from tests.support.fixed_point_op import grids
 from tests.support.models import make_contractive
 from tests.support.oracle_cases import IDS, SEED, build, make_config, make_tokens, relative, to_numpy
 
@@ -278,6 +279,13 @@ def run_op(model: EquilibriumReasoner, tokens: Tensor, **changes: Any) -> ops.Fi
 
 def equal(a: ops.FixedPointOutput, b: ops.FixedPointOutput) -> bool:
     return all(torch.equal(x.nan_to_num(7), y.nan_to_num(7)) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("rule", selection.RULES)
+def test_the_winner_is_the_one_that_selection_chooses(model, tokens, rule):
+    out = run_op(model, tokens, breadth=16, depth=12, select=rule, checkpoints=())
+    assert torch.equal(out.winner, selection.select(rule, *grids(out, 16)))
+    assert torch.equal(out.logits.argmax(-1), out.preds.unflatten(0, (-1, 16))[range(len(tokens)), out.winner.tolist()])
 
 
 def test_another_thread_cancels(model, tokens):

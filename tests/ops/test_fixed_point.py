@@ -30,6 +30,7 @@ from tests.support.fixed_point_op import (
     V,
     call,
     endless,
+    grids,
     operator,
     pack,
     problem,
@@ -285,12 +286,6 @@ def test_what_is_not_packed_weights_is_refused() -> None:
 def test_no_rows_are_no_mistake() -> None:
     out = run(pack(**weights()), n=0)
     assert out.logits.shape == (0, S, V) and out.at_preds.shape == (2, 0, S) and out.residuals.shape == (0, 6)
-
-
-def grids(out: ops.FixedPointOutput, breadth: int) -> list[Tensor]:
-    """preds, status, score, q_halt, steps as `selection.select` takes them: [N, B, ...]."""
-    fields = (out.preds, out.status, out.score, out.q_halt, out.steps)
-    return [field.unflatten(0, (-1, breadth)) for field in fields]
 
 
 # How trajectories end: the rules of the run, whether a word is not a number, and the statuses that then occur.

@@ -100,5 +100,11 @@ def same(a: ops.FixedPointOutput, b: ops.FixedPointOutput) -> bool:
     return all(torch.equal(x.contiguous().view(torch.uint8), y.contiguous().view(torch.uint8)) for x, y in pairs)
 
 
+def grids(out: ops.FixedPointOutput, breadth: int) -> list[Tensor]:
+    """preds, status, score, q_halt, steps as `selection.select` takes them: [N, B, ...]."""
+    fields = (out.preds, out.status, out.score, out.q_halt, out.steps)
+    return [field.unflatten(0, (-1, breadth)) for field in fields]
+
+
 def endless(control: Tensor, **changes: Any) -> dict[str, Any]:
     return dict(depth=FOREVER, checkpoints=(), trace=False, control=control, **changes)
