@@ -57,7 +57,7 @@ solve: build
 
 # A file's tests stay in one process: they share what they build.
 PARALLEL = $(if $(filter-out 1,$(WORKERS)),$(shell $(PY) -c 'import xdist' 2>/dev/null && \
-  echo -n $(WORKERS) --dist loadfile --no-loadscope-reorder --benchmark-disable))
+  echo "-n $(WORKERS) --dist loadfile --no-loadscope-reorder --benchmark-disable"))
 
 test: build lint
 	$(PY) -m pytest $(PARALLEL) $(PYTEST_ARGS)

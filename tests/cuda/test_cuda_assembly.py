@@ -5,6 +5,7 @@ nvcc assembles csrc/cuda/*.cu for sm_80 and sm_90a; the code is read, not run, s
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import re
@@ -128,21 +129,29 @@ class Assembled:
         return [k for k in self.kernels if k.architecture == architecture and re.search(pattern, k.name)]
 
 
-def assemble(sources: list[Path], folder: Path) -> Assembled:
+def assemble(sources: list[Path]) -> Assembled:
+    """Assembles the sources, or takes what an earlier run made of the same ones."""
     nvcc, cuobjdump = find_tool("nvcc"), find_tool("cuobjdump")
     if nvcc is None:
         pytest.skip("needs nvcc: install the CUDA toolkit, or set CUDACXX")
     if cuobjdump is None:
         pytest.skip("needs cuobjdump, of the CUDA toolkit or of the package triton")
 
+    parts = [run(nvcc, "--version").encode(), Path(__file__).read_bytes()]
+    for path in sorted(path for path in CSRC.rglob("*") if path.is_file()):
+        parts += [str(path.relative_to(CSRC)).encode(), path.read_bytes()]
+    folder = REPOSITORY / "build" / "cubins" / hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+
     def one(job: tuple[Path, str]) -> tuple[str, list[Kernel]]:
         source, architecture = job
         cubin = folder / f"{source.stem}.{architecture}.cubin"
-        virtual = architecture.replace("sm_", "compute_")
-        text = run(
-            *(nvcc, "-std=c++17", "-O3", "-DNDEBUG", "-I", CSRC, f"-gencode=arch={virtual},code={architecture}"),
-            *("-Xptxas", "-v", "-cubin", "-o", cubin, source),
-        )
+        messages = cubin.with_suffix(".txt")
+        if not messages.exists():  # written when the assembler is done
+            virtual = architecture.replace("sm_", "compute_")
+            options = ("-std=c++17", "-O3", "-DNDEBUG", "-I", CSRC, f"-gencode=arch={virtual},code={architecture}")
+            messages.write_text(run(nvcc, *options, "-Xptxas", "-v", "-cubin", "-o", cubin, source))
+        text = messages.read_text()
         kernels = parse_assembler(text, architecture)
         disassembly = parse_disassembly(run(cuobjdump, "-sass", cubin))
         names = demangled(list(kernels))
@@ -161,11 +170,11 @@ def assemble(sources: list[Path], folder: Path) -> Assembled:
 
 
 @pytest.fixture(scope="session")
-def assembled(tmp_path_factory: pytest.TempPathFactory) -> Assembled:
+def assembled() -> Assembled:
     """All kernels of csrc/cuda."""
     if not SOURCES:
         pytest.skip("there are no CUDA sources in csrc/cuda")
-    result = assemble(SOURCES, tmp_path_factory.mktemp("cubins"))
+    result = assemble(SOURCES)
     for k in result.kernels:
         print(f"{k.architecture}: {k.registers} registers, {k.shared} bytes of static shared memory: {k.name}")
     return result
