@@ -239,7 +239,7 @@ def test_bare_trm_takes_its_config_from_preset_and_set(data, tmp_path):
     assert "does not say which config its weights were trained with" in refused and "give --preset" in refused
     wrong = fine_tune(data, tmp_path / "run", "--init", path, *NO_CHANGE, "--preset", "sudoku-small", code=2).stderr
     assert "embed_tokens.embedding_weight [11, 16] instead of [11, 128]" in " ".join(wrong.split())
-    arguments = ["--init", path, *NO_CHANGE, "--preset", "sudoku", *SIZES]
+    arguments = ["--init", path, *NO_CHANGE, "--preset", "sudoku-paper", *SIZES]
     note = fine_tune(data, tmp_path / "run", *arguments).stderr
     assert "H_init and L_init not used" in note and "config of --preset and --set, as the file has none" in note
     saved = load_checkpoint(tmp_path / "run")
@@ -293,6 +293,6 @@ OTHERS = {
 def test_other_models_are_refused(kind, data, tmp_path):
     state_dict, message = OTHERS[kind]
     path = bare(tmp_path / "step_1", state_dict)
-    refused = fine_tune(data, tmp_path / "run", "--init", path, *NO_CHANGE, "--preset", "sudoku", *SIZES, code=2)
+    refused = fine_tune(data, tmp_path / "run", "--init", path, *NO_CHANGE, "--preset", "sudoku-paper", *SIZES, code=2)
     told = " ".join(refused.stderr.split())
     assert re.search(message, told) and str(path) in told and not (tmp_path / "run").exists()
