@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
-from eqr_kernels import selection
+from eqr_kernels import selection, trajectory
 from eqr_kernels.studies.recording import Recording, check_counts
 from eqr_kernels.studies.types import Bools, Ints
 from eqr_kernels.trajectory import Status
@@ -48,13 +48,18 @@ def first_converged(residuals: npt.ArrayLike, tol: float, patience: int = 1) -> 
     return steps, converged
 
 
+def _fired(status: npt.NDArray[np.integer]) -> Bools:
+    fired: Bools = trajectory.settled(torch.from_numpy(status)).numpy()
+    return fired
+
+
 def settled(recording: Recording, tol: float) -> Bools:
     """Which trajectories have settled at each depth, their halting rule having fired: bool [N, B, K].
 
     In a recording without halting that is the rule "residual" at that very depth: a residual of at most the tolerance.
     """
     if recording.halt != "none":
-        return (recording.status == Status.CONVERGED) | (recording.status == Status.HALTED)
+        return _fired(recording.status)
     return ~recording.diverged & (recording.residual <= np.float32(tol))
 
 
@@ -78,7 +83,7 @@ class Ends:
     @property
     def settled(self) -> Bools:
         """bool [N, B], the halting rule fired."""
-        return (self.status == Status.CONVERGED) | (self.status == Status.HALTED)
+        return _fired(self.status)
 
 
 def ends_at(recording: Recording, depth: int, breadth: int | None = None) -> Ends:

@@ -225,7 +225,7 @@ def test_values_are_escaped() -> None:
         backend_reason=nasty,
         reproduce={"command": nasty, "versions": {nasty: nasty}},
         puzzles=Puzzles(3, 3, nasty, {nasty: 3}, None, None),
-        settling__groups=(GroupSteps(nasty, 3, (1,) * 64), *REPORT.settling.groups[1:]),
+        settling__groups=(GroupSteps(nasty, 3, (1, 1) + (0,) * 62), *REPORT.settling.groups[1:]),
         recommendation__arguments=nasty,
         recommendation__reason=nasty,
         settings__price__currency=nasty,

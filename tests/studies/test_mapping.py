@@ -372,7 +372,7 @@ def test_the_bend_of_a_model_that_is_never_right():
     found = map_points(told, policies([1, 2, 4], [1], [0.1]), COSTS)
     where = bend(found)
     cheapest = min(range(len(found)), key=lambda i: found[i].unit_seconds)
-    assert where.front == [cheapest] and where.best == where.cheapest_within == cheapest and where.knee is None
+    assert where.front == (cheapest,) and where.best == where.cheapest_within == cheapest and where.knee is None
     steps, settled = steps_to_settle(told, 0.1)
     assert steps.tolist() == [4] and settled.tolist() == [False]
 
