@@ -27,7 +27,7 @@ from eqr_kernels.training.processes import Process
 from eqr_kernels.training.run import TrainingRun
 from eqr_kernels.training.settings import TrainSettings
 from eqr_kernels.training.trainer import Trainer
-from tests.support.commands import TINY, eqr, make_copier, told
+from tests.support.commands import TINY, eqr, eqr_json, make_copier
 from tests.support.environment import REPOSITORY
 from tests.support.processes import free_ports, outputs_of
 
@@ -58,7 +58,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def test_solve_tells_what_became_of_each_puzzle_as_json(model):
-    report = told("solve", "-", "--model", model, "--depth", 32, input=f"{SOLUTION},{SOLUTION}\n{PUZZLE}\n")
+    report = eqr_json("solve", "-", "--model", model, "--depth", 32, input=f"{SOLUTION},{SOLUTION}\n{PUZZLE}\n")
     assert set(report) == {
         "command",
         "model",
@@ -104,7 +104,7 @@ def test_solve_tells_what_became_of_each_puzzle_as_json(model):
 
 
 def test_solve_agrees_with_the_library(model, data):
-    report = told("solve", data, "--model", model, "--depth", 12, "--breadth", 3, "--seed", 9, "--tol", 0.05)
+    report = eqr_json("solve", data, "--model", model, "--depth", 12, "--breadth", 3, "--seed", 9, "--tol", 0.05)
     tokens = torch.from_numpy(sudoku.load_csv(data).inputs).long()
     result = EquilibriumReasoner.from_pretrained(model).solve(tokens, depth=12, breadth=3, seed=9, tol=0.05)
     for name in ("steps", "restart", "nfe", "converged"):
@@ -124,14 +124,14 @@ def test_solve_reports_malformed_lines_and_solves_the_others(model, tmp_path):
     for expected in ("line 2: has 3 cells", "line 4: has '?' at cell 3", "line 5: the givens break the rules"):
         assert f"error: {expected}" in result.stderr
     assert "unreadable lines: 3" in result.stdout
-    report = told("solve", file, "--model", model, "--depth", 8, code=1)
+    report = eqr_json("solve", file, "--model", model, "--depth", 8, code=1)
     assert [error["line"] for error in report["errors"]] == [2, 4, 5]
     assert report["errors"][0]["text"] == "123" and "81" in report["errors"][0]["message"]
     assert [p["line"] for p in report["puzzles"]] == [1, 6] and report["summary"]["unread"] == 3
 
 
 def test_solve_with_only_malformed_lines_still_reports_them(model):
-    report = told("solve", "--model", model, input="12\n34\n", code=1)
+    report = eqr_json("solve", "--model", model, input="12\n34\n", code=1)
     assert report["puzzles"] == [] and [e["line"] for e in report["errors"]] == [1, 2]
     assert report["summary"]["mean_steps"] is None and report["backend"] is None
     assert "solved 0 of 0 (unreadable lines: 2)" in eqr("solve", "--model", model, input="12\n34\n", code=1).stdout
@@ -145,13 +145,15 @@ def test_solve_refuses_empty_input(model, lines):
 
 def test_solve_limit_leaves_out_what_comes_later(model):
     lines = f"{SOLUTION}\nbad\n{PUZZLE}\nworse\n{SOLUTION}\n"
-    report = told("solve", "--model", model, "--depth", 4, "--limit", 2, input=lines, code=1)
+    report = eqr_json("solve", "--model", model, "--depth", 4, "--limit", 2, input=lines, code=1)
     assert [p["line"] for p in report["puzzles"]] == [1, 3] and [e["line"] for e in report["errors"]] == [2]
 
 
 def test_solve_reveals_seeded_clues(model, data):
     def givens(*more: object) -> list[str]:
-        return [p["puzzle"] for p in told("solve", data, "--model", model, "--depth", 1, "--tol", 1, *more)["puzzles"]]
+        return [
+            p["puzzle"] for p in eqr_json("solve", data, "--model", model, "--depth", 1, "--tol", 1, *more)["puzzles"]
+        ]
 
     plain, revealed = givens(), givens("--reveal", 50)
     assert revealed == givens("--reveal", 50) != givens("--reveal", 50, "--seed", 1)
@@ -159,7 +161,7 @@ def test_solve_reveals_seeded_clues(model, data):
     assert all(
         p in (".", r) for text, more in zip(plain, revealed, strict=True) for p, r in zip(text, more, strict=True)
     )
-    report = told("solve", data, "--model", model, "--reveal", 81)
+    report = eqr_json("solve", data, "--model", model, "--reveal", 81)
     assert report["summary"]["solved"] == report["summary"]["correct"] == 8
     without_answers = eqr("solve", "--model", model, "--reveal", 40, input=PUZZLE, code=2)
     assert "--reveal shows clues of the answers" in without_answers.stderr
@@ -167,10 +169,10 @@ def test_solve_reveals_seeded_clues(model, data):
 
 def test_solve_by_depth_counts_as_shallower_runs_do(model, data):
     arguments = ["solve", data, "--model", model, "--reveal", 81, "--halt", "none"]
-    report = told(*arguments, "--depth", 9, "--by-depth", "9,1,3")
+    report = eqr_json(*arguments, "--depth", 9, "--by-depth", "9,1,3")
     assert [row["depth"] for row in report["by_depth"]] == [1, 3, 9]
     for row in report["by_depth"]:
-        summary = told(*arguments, "--depth", row["depth"])["summary"]
+        summary = eqr_json(*arguments, "--depth", row["depth"])["summary"]
         assert (row["valid"], row["correct"], row["nfe"]) == (summary["solved"], summary["correct"], summary["nfe"])
         assert row["puzzles"] == row["with_answers"] == 8
     assert report["by_depth"][0]["correct"] < report["by_depth"][2]["correct"] == 8
@@ -196,7 +198,7 @@ def test_grids_are_coloured_on_a_terminal(model, data, monkeypatch):
 
 
 def test_solve_demo_needs_no_file(model):
-    report = told("solve", "--demo", "--model", model, "--depth", 2, "--tol", 1)
+    report = eqr_json("solve", "--demo", "--model", model, "--depth", 2, "--tol", 1)
     puzzles = [sudoku.encode(p["puzzle"]) for p in report["puzzles"]]
     assert {p["source"] for p in report["puzzles"]} == {f"generated_{d}" for d in ("easy", "medium", "hard", "extreme")}
     assert len({p["answer"] for p in report["puzzles"]}) == len(puzzles) == 12
@@ -254,7 +256,7 @@ def test_an_interruption_leaves_no_half_written_output(model, tmp_path, monkeypa
 
 def test_output_holds_what_json_prints(model, tmp_path):
     output = tmp_path / "report.json"
-    printed = told("solve", "--model", model, "--output", output, input=PUZZLE)
+    printed = eqr_json("solve", "--model", model, "--output", output, input=PUZZLE)
     assert json.loads(output.read_text()) == printed
     text = eqr("solve", "--model", model, "-o", output, input=PUZZLE).stdout
     assert "solved 0 of 1" in text and json.loads(output.read_text())["command"] == "solve"
@@ -270,17 +272,17 @@ def test_progress_goes_to_stderr_and_only_when_asked_for(model):
 def test_solve_reads_npy_and_folders(model, tmp_path):
     grid = sudoku.encode(SOLUTION)
     np.save(tmp_path / "digits.npy", sudoku.encode(PUZZLE)[None] - 1)
-    assert told("solve", tmp_path / "digits.npy", "--model", model)["puzzles"][0]["puzzle"] == PUZZLE
+    assert eqr_json("solve", tmp_path / "digits.npy", "--model", model)["puzzles"][0]["puzzle"] == PUZZLE
     ambiguous = tmp_path / "ambiguous.npy"
     np.save(ambiguous, np.full((1, 81), 5) * 0 + 1)
     assert "values" in eqr("solve", ambiguous, "--model", model, code=2).stderr
-    assert told("solve", ambiguous, "--model", model, "--values", "tokens")["puzzles"][0]["puzzle"] == "." * 81
+    assert eqr_json("solve", ambiguous, "--model", model, "--values", "tokens")["puzzles"][0]["puzzle"] == "." * 81
     for split in ("train", "test"):
         folder = tmp_path / "set" / split
         folder.mkdir(parents=True)
         np.save(folder / "all__inputs.npy", grid[None])
         np.save(folder / "all__labels.npy", grid[None])
-    report = told("solve", tmp_path / "set", "--split", "test", "--model", model)
+    report = eqr_json("solve", tmp_path / "set", "--split", "test", "--model", model)
     assert report["puzzles"][0]["correct"]
 
 
@@ -289,7 +291,7 @@ def test_solve_takes_maze_models(tmp_path):
     model = make_copier(tmp_path / "model", config, tol=0.02)
     file = tmp_path / "mazes.txt"
     eqr("generate", "maze", "-n", 3, "--size", 9, "--answers", "-o", file)
-    report = told("solve", file, "--model", model)
+    report = eqr_json("solve", file, "--model", model)
     assert report["task"] == "maze" and [p["valid"] for p in report["puzzles"]] == [False] * 3
     assert "not solved" in eqr("solve", file, "--model", model, "--limit", 1).stdout
     eqr("generate", "maze", "-n", 1, "--size", 7, "-o", file)
@@ -306,7 +308,7 @@ def test_a_model_of_no_known_task_is_refused(tmp_path):
 
 
 def test_eval_measures_accuracy_by_depth_source_and_rating(model, data):
-    report = told("eval", data, "--model", model, "--reveal", 81, "--depths", "12,1")
+    report = eqr_json("eval", data, "--model", model, "--reveal", 81, "--depths", "12,1")
     assert report["depths"] == [1, 12] and report["puzzles"] == 8
     first, last = report["accuracy"]
     assert first["correct"] < 8 and last == {
@@ -317,7 +319,7 @@ def test_eval_measures_accuracy_by_depth_source_and_rating(model, data):
     }
     assert {k: v[1]["correct"] for k, v in report["by_source"].items()} == {"generated_easy": 4, "generated_medium": 4}
     assert {k: v[1]["total"] for k, v in report["by_rating"].items()} == {"0": 2, "1-9": 2, "10-29": 4}
-    halted = told("solve", data, "--model", model, "--reveal", 81, "--depth", 12)["summary"]
+    halted = eqr_json("solve", data, "--model", model, "--reveal", 81, "--depth", 12)["summary"]
     assert report["under_tolerance"] == {
         "tol": 0.02,
         "mean_steps": halted["mean_steps"],
@@ -330,7 +332,7 @@ def test_eval_measures_accuracy_by_depth_source_and_rating(model, data):
 
 def test_eval_does_not_count_puzzles_without_an_answer(model):
     lines = f"{SOLUTION},{SOLUTION}\n{PUZZLE}\nbad\n"
-    report = told("eval", "-", "--model", model, "--depths", "12", input=lines, code=1)
+    report = eqr_json("eval", "-", "--model", model, "--depths", "12", input=lines, code=1)
     assert report["accuracy"][0]["total"] == report["accuracy"][0]["correct"] == 1
     assert [(e["line"], e["message"].split(",")[0]) for e in report["errors"]][0] == (2, "has no answer")
     assert "no puzzle comes with its answer" in eqr("eval", "--model", model, input=PUZZLE, code=2).stderr
@@ -343,7 +345,7 @@ GRID = ["--model", "sudoku-small", "--reveal", 40, "--depths", "1,3,8", "--bread
 def test_eval_measures_a_grid_whose_cells_are_runs_of_their_own(data, tmp_path):
     """A shipped model, against `eqr solve` for each cell."""
     file = tmp_path / "report.json"
-    report = told("eval", data, *GRID, "--select", "residual,vote,q,any", "--output", file)
+    report = eqr_json("eval", data, *GRID, "--select", "residual,vote,q,any", "--output", file)
     assert json.loads(file.read_text()) == report
     assert report["breadths"] == [1, 3] and report["rules"] == ["residual", "vote", "q", "any"]
     cells = {(cell["depth"], cell["breadth"]): cell for cell in report["grid"]}
@@ -352,7 +354,7 @@ def test_eval_measures_a_grid_whose_cells_are_runs_of_their_own(data, tmp_path):
         solve = ["solve", data, *GRID[:4], "--seed", 4, "--halt", "none", "--depth", depth, "--breadth", breadth]
         assert cell["nfe"] == depth * breadth
         for rule in ("residual", "vote", "q"):
-            alone = told(*solve, "--select", rule)["summary"]["correct"]
+            alone = eqr_json(*solve, "--select", rule)["summary"]["correct"]
             assert cell["accuracy"][rule]["correct"] == alone, (depth, breadth, rule)
             assert cell["accuracy"][rule]["total"] == 8 and alone <= cell["accuracy"]["any"]["correct"]
     correct = [cell["accuracy"]["residual"]["correct"] for cell in cells.values()]
@@ -362,7 +364,7 @@ def test_eval_measures_a_grid_whose_cells_are_runs_of_their_own(data, tmp_path):
 
 
 def test_eval_tells_coupling_modes_and_how_to_get_them_again(data):
-    report = told("eval", data, *GRID, "--tol", 0.05, "--broad", 0.6)
+    report = eqr_json("eval", data, *GRID, "--tol", 0.05, "--broad", 0.6)
     first, *_, last = report["coupling"]
     assert [row["depth"] for row in report["coupling"]] == [1, 3, 8] and first["trajectories"] == 24
     assert first["right"] == 0 and first["residual_auroc"] is None  # NaN is no JSON
@@ -388,21 +390,21 @@ def test_eval_tells_coupling_modes_and_how_to_get_them_again(data):
 
 def test_eval_digests_follow_weights_and_data(model, data):
     def digests(*more: object) -> tuple[str, str]:
-        again = told("eval", data, "--model", model, "--depths", 1, *more)["reproduce"]
+        again = eqr_json("eval", data, "--model", model, "--depths", 1, *more)["reproduce"]
         return again["weights_sha256"], again["data_sha256"]
 
     assert digests() == digests("--seed", 1)
     assert digests("--limit", 7)[1] != digests()[1] != digests("--reveal", 81)[1]
     assert digests("--limit", 7)[0] == digests()[0]
-    shipped = told("eval", data, "--depths", 1)["reproduce"]
+    shipped = eqr_json("eval", data, "--depths", 1)["reproduce"]
     assert shipped["weights_sha256"] != digests()[0] and shipped["data_sha256"] == digests()[1]
 
 
 def test_eval_under_halting_spends_less_and_says_so(model, data):
-    report = told(
+    report = eqr_json(
         "eval", data, "--model", model, "--reveal", 81, "--depths", "2,30", "--breadth", 2, "--halt", "residual"
     )
-    halted = told("solve", data, "--model", model, "--reveal", 81, "--depth", 30, "--breadth", 2)["summary"]
+    halted = eqr_json("solve", data, "--model", model, "--reveal", 81, "--depth", 30, "--breadth", 2)["summary"]
     assert report["grid"][1]["nfe"] == halted["nfe"] / 8 < 60
     assert report["accuracy"][1]["correct"] == halted["correct"]
     assert report["under_tolerance"]["converged"] == 1.0 and report["diagnosis"]["counts"]["broad"] == 8
@@ -433,23 +435,23 @@ def test_eval_draws_a_table_for_each_rule(model, data):
 def test_eval_without_a_tolerance_has_no_modes_and_says_why(data, tmp_path):
     model = make_copier(tmp_path, EqRConfig.sudoku_paper(**TINY, noise_scale=0.0))
     arguments = ["eval", data, "--model", model, "--depths", "1,2", "--breadths", 2]
-    report = told(*arguments)
+    report = eqr_json(*arguments)
     assert report["diagnosis"] is None and report["under_tolerance"] is None and report["card"]["tol"] is None
     assert report["coupling"][0]["settled"] is None
     assert "no --tol, and the model's card has no calibrated tolerance" in eqr(*arguments).stdout
-    assert told(*arguments, "--tol", 0.1)["diagnosis"]["tol"] == 0.1
+    assert eqr_json(*arguments, "--tol", 0.1)["diagnosis"]["tol"] == 0.1
     assert "eqr calibrate" in eqr(*arguments, "--halt", "residual", code=2).stderr
 
 
 def test_eval_takes_a_fixed_subset(model, data):
-    report = told("eval", data, "--model", model, "--depths", 1, "--subset", 4)
+    report = eqr_json("eval", data, "--model", model, "--depths", 1, "--subset", 4)
     assert report["puzzles"] == 4 and report["subset"] == {"puzzles": 4, "of": 8, "seed": 20260605}
     assert {name: row[0]["total"] for name, row in report["by_source"].items()} == {
         "generated_easy": 2,
         "generated_medium": 2,
     }
     lines = [row["line"] for row in report["diagnosis"]["per_puzzle"]]
-    other = told("eval", data, "--depths", 1, "--subset", 4, "--seed", 3, "--reveal", 50)
+    other = eqr_json("eval", data, "--depths", 1, "--subset", 4, "--seed", 3, "--reveal", 50)
     assert lines == [row["line"] for row in other["diagnosis"]["per_puzzle"]] == sorted(lines)
     assert "4 of 8 puzzles" in eqr("eval", data, "--model", model, "--depths", 1, "--subset", 4).stdout
 
@@ -482,7 +484,7 @@ def test_calibrate_finds_a_tolerance_and_stores_it(tmp_path, data):
     model = make_copier(tmp_path / "model", config, notes="kept", extra={"mine": 1})
     weights = (model / "model.safetensors").read_bytes()
     arguments = ["calibrate", data, "--model", model, "--depth", 12, "--reveal", 81]
-    report = told(*arguments)
+    report = eqr_json(*arguments)
     chosen = report["chosen"]
     assert report["written"] is None and load_checkpoint(model).card.tol is None
     assert report["correct_at_full_depth"] == chosen["correct"] == 8 and chosen["mean_steps"] < 12
@@ -494,14 +496,14 @@ def test_calibrate_finds_a_tolerance_and_stores_it(tmp_path, data):
     assert card.tol == chosen["tol"] and card.noise_scale is None and card.notes == "kept"
     assert card.extra["mine"] == 1 and card.extra["calibration"]["puzzles"] == 8
     assert (model / "model.safetensors").read_bytes() == weights
-    solved = told("solve", data, "--model", model, "--depth", 12, "--reveal", 81)["summary"]
+    solved = eqr_json("solve", data, "--model", model, "--depth", 12, "--reveal", 81)["summary"]
     assert solved["correct"] == 8 and solved["mean_steps"] == chosen["mean_steps"]
 
 
 def test_calibrate_stores_the_noise_that_the_tolerance_is_for(tmp_path, data):
     model = make_copier(tmp_path / "model", EqRConfig.sudoku_paper(**TINY, noise_scale=0.0))
     arguments = ["calibrate", data, "--model", model / "model.safetensors", "--depth", 10, "--reveal", 81]
-    report = told(*arguments, "--noise-scale", 0.01, "--write")
+    report = eqr_json(*arguments, "--noise-scale", 0.01, "--write")
     assert all(c["tol"] >= 2**0.5 * 0.01 for c in report["candidates"])
     card = load_checkpoint(model).card
     assert (card.noise_scale, card.tol) == (0.01, report["chosen"]["tol"])
@@ -538,7 +540,7 @@ def test_generate_round_trip(name, tmp_path):
 def test_generate_to_stdout():
     lines = eqr("generate", "sudoku", "-n", 2, "--clues", "30-34").stdout.splitlines()
     assert len(lines) == 2 and all(30 <= 81 - line.count(".") <= 34 for line in lines)
-    rows = told("generate", "sudoku", "-n", 2, "--guesses", "0", "--answers")
+    rows = eqr_json("generate", "sudoku", "-n", 2, "--guesses", "0", "--answers")
     assert [set(row) for row in rows] == [{"puzzle", "answer", "source", "rating"}] * 2
     assert [row["rating"] for row in rows] == [0, 0]
     mazes = eqr("generate", "maze", "-n", 2, "--size", 9, "--path-length", "10-").stdout
@@ -565,7 +567,7 @@ def test_generate_names_bad_options(arguments, message):
 
 
 def test_info_tells_versions_backends_and_models():
-    report = told("info")
+    report = eqr_json("info")
     assert report["versions"]["torch"] == torch.__version__ and report["versions"]["eqr_kernels"]
     assert report["backends"]["reference"]["available"]
     assert not report["backends"]["cuda"]["available"] and report["backends"]["cuda"]["note"]
@@ -585,7 +587,7 @@ def test_info_shows_shipped_models_and_those_that_are_damaged(model, tmp_path, m
             (tmp_path / f"{name}{suffix}").write_bytes((model / f"model{suffix}").read_bytes())
     (tmp_path / "damaged.json").write_text("{")
     monkeypatch.setattr("eqr_kernels.checkpoint.sources.PRETRAINED", tmp_path)
-    damaged, sound = told("info")["models"]
+    damaged, sound = eqr_json("info")["models"]
     assert sound["tol"] == 0.02 and "d 16" in sound["size"]
     assert damaged["name"] == "damaged" and "not a JSON file" in damaged["error"]
     assert "tol 0.02" in eqr("info").stdout
@@ -917,7 +919,7 @@ def test_train_makes_a_maze_model(tmp_path):
         1,
     )
     assert load_checkpoint(tmp_path / "run").config.seq_len == 49
-    told("solve", file, "--model", tmp_path / "run", "--halt", "none", "--depth", 2)
+    eqr_json("solve", file, "--model", tmp_path / "run", "--halt", "none", "--depth", 2)
 
 
 @pytest.mark.slow

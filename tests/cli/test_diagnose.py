@@ -37,7 +37,7 @@ from eqr_kernels.studies.scoring import answer_codes
 from eqr_kernels.studies.statistics import Paired, Quartiles, mcnemar, pair
 from eqr_kernels.tasks import sudoku, sudoku_generator
 from eqr_kernels.trajectory import Status
-from tests.support.commands import TINY, eqr, make_copier, told
+from tests.support.commands import TINY, eqr, eqr_json, make_copier
 
 NAN, INF = math.nan, math.inf
 STEP = np.arange(1, 65)
@@ -472,7 +472,7 @@ def test_diverged_trajectories_are_counted_and_infect_nothing(model, puzzles):
 def test_diagnose_as_json(data, tmp_path):
     file = tmp_path / "report.json"
     options = ["--depth", 16, "--breadth", 3, "--seed", 7, "-o", file]
-    report = told("diagnose", data, *options)
+    report = eqr_json("diagnose", data, *options)
     assert set(report) == {
         "command",
         "model",
@@ -503,7 +503,7 @@ def test_diagnose_as_json(data, tmp_path):
     assert report["settings"]["tol"] == load_checkpoint(MODEL).card.tol
     assert report["settings"]["tol_from"] == "the model's card"
     assert "diagnose --depth 16 --breadth 3 --seed 7 " in report["reproduce"]["command"]
-    same = told(
+    same = eqr_json(
         "eval", data, "--depths", "1,2,4,8,16", "--breadths", "1,3", "--select", "residual,vote,q,any", "--seed", 7
     )
     assert report["accuracy"] == [{k: v for k, v in cell.items() if k != "nfe"} for cell in same["grid"]]
@@ -526,12 +526,12 @@ def test_diagnose_in_tables(data):
 
 def test_diagnose_without_a_calibrated_tolerance(data, tmp_path):
     noisy = make_copier(tmp_path / "noisy", EqRConfig.sudoku_paper(**TINY, noise_scale=0.02))
-    report = told("diagnose", data, "--model", noisy, "--depth", 16, "--breadth", 2, "--reveal", 81)
+    report = eqr_json("diagnose", data, "--model", noisy, "--depth", 16, "--breadth", 2, "--reveal", 81)
     assert report["settings"]["tol"] == pytest.approx(2 * math.sqrt(2) * 0.02)
     assert report["settings"]["tol_from"] == "twice the noise's floor, not calibrated"
     quiet = make_copier(tmp_path / "quiet", EqRConfig.sudoku_paper(**TINY, noise_scale=0.0))
     assert "give --tol, or find one with `eqr calibrate`" in eqr("diagnose", data, "--model", quiet, code=2).stderr
-    report = told("diagnose", data, "--model", quiet, "--tol", 0.02, "--depth", 16, "--breadth", 2, "--reveal", 81)
+    report = eqr_json("diagnose", data, "--model", quiet, "--tol", 0.02, "--depth", 16, "--breadth", 2, "--reveal", 81)
     assert report["settings"]["tol_from"] == "--tol" and report["convergence"]["settled"] == 10
     # No floor without noise: the whole fall counts, of which the residual at 8 and 16 shows how fast it is.
     depths = {row["depth"]: row["residual"]["median"] for row in report["residual_by_depth"] if row["group"] == "right"}
@@ -561,5 +561,5 @@ def test_diagnose_of_an_empty_file_and_of_lines_that_are_no_puzzles(data, tmp_pa
     file.write_text("\n".join(line.split(",")[1] for line in data.read_text().splitlines()[1:]) + "\n")
     assert "no puzzle comes with its answer" in eqr("diagnose", file, code=2).stderr
     file.write_text(data.read_text() + "x,123,456\n")
-    report = told("diagnose", file, "--depth", 2, "--breadth", 2, code=1)
+    report = eqr_json("diagnose", file, "--depth", 2, "--breadth", 2, code=1)
     assert report["puzzles"] == 5 and [error["line"] for error in report["errors"]] == [7]

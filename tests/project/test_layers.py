@@ -96,3 +96,13 @@ def test_the_layers_hold_and_an_upward_import_breaks_them(tmp_path, file, line, 
     done = layers_hold(tmp_path)
     assert (done.returncode == 0) == (file is None), done.stdout + done.stderr
     assert file is None or chain in done.stdout + done.stderr
+
+
+def test_what_tests_share_is_in_support():
+    """No test file imports another, or a conftest.py, whose fixtures come without an import."""
+    names = {}
+    for file in sorted((REPOSITORY / "tests").rglob("*.py")):
+        nodes = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Import | ast.ImportFrom)]
+        modules = {f"{getattr(n, 'module', None) or ''}.{alias.name}" for n in nodes for alias in n.names}
+        names[str(file)] = {m for m in modules if any(p == "conftest" or p.startswith("test_") for p in m.split("."))}
+    assert len(names) > 80 and not {file: found for file, found in names.items() if found}

@@ -130,22 +130,18 @@ ENVIRONMENT = """
 import sys, torch
 sys.path.insert(0, {repository!r})
 from tests.support.models import make_contractive, tiny_config
-try:
-    result = make_contractive(tiny_config()).solve(torch.ones(1, 6, dtype=torch.long), depth=1, halt="none")
-    print(result.backend_reason)
-except ValueError as error:
-    print(error)
+result = make_contractive(tiny_config()).solve(torch.ones(1, 6, dtype=torch.long), depth=1, halt="none")
+print(result.backend_reason)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("isa", [*ISAS, "avx1024"])
+@pytest.mark.parametrize("isa", ISAS)
 def test_the_environment_forces_an_instruction_set(isa):
     script = ENVIRONMENT.format(repository=str(REPOSITORY))
     environment = {**os.environ, "EQR_CPU_ISA": isa}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
-    expected = f"kernel, {isa} fp32" if isa in ISAS else "EQR_CPU_ISA is 'avx1024'"
-    assert expected in done.stdout, done.stderr
+    assert f"kernel, {isa} fp32" in done.stdout, done.stderr
 
 
 # ---- agreement with the reference ----------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -16,6 +15,7 @@ from typer.testing import CliRunner
 from eqr_kernels import EquilibriumReasoner, backends
 from eqr_kernels.cli import app, info
 from eqr_kernels.precision import Precision
+from tests.support.commands import eqr_json
 from tests.support.models import make_contractive, tiny_config
 
 NAMES = ("cuda", "triton", "cpu", "reference")
@@ -87,14 +87,8 @@ def test_neither_imports_nor_a_solve_on_the_cpu_wake_a_gpu():
 # ---- eqr info ------------------------------------------------------------------------------------------------------
 
 
-def told() -> dict[str, Any]:
-    result = CliRunner().invoke(app, ["info", "--json"])
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
-
-
 def test_info_tells_for_each_device_what_auto_takes(monkeypatch):
-    report = told()
+    report = eqr_json("info")
     assert set(report["auto"]) >= {"cpu"} and set(report["auto"]["cpu"]) == {"fp32", "bf16", "int8"}
     for backend in report["backends"].values():
         assert set(backend["on"]) == set(report["auto"]) and backend["note"]
@@ -102,8 +96,8 @@ def test_info_tells_for_each_device_what_auto_takes(monkeypatch):
     assert report["auto"]["cpu"]["fp32"].startswith("auto chose ")
     assert set(report["cuda"]) >= {"torch_runtime", "driver", "driver_takes", "compiled_with", "compiled_architectures"}
     monkeypatch.setenv("EQR_BACKEND", "reference")
-    assert told()["auto"]["cpu"]["bf16"].startswith("EQR_BACKEND='reference'")
-    assert told()["auto"]["cpu"]["int8"].startswith("none: EQR_BACKEND='reference' cannot run here")
+    assert eqr_json("info")["auto"]["cpu"]["bf16"].startswith("EQR_BACKEND='reference'")
+    assert eqr_json("info")["auto"]["cpu"]["int8"].startswith("none: EQR_BACKEND='reference' cannot run here")
 
 
 def test_info_describes_a_gpu_and_survives_one_that_cannot_be_used(monkeypatch):
@@ -119,7 +113,7 @@ def test_info_describes_a_gpu_and_survives_one_that_cannot_be_used(monkeypatch):
         raise RuntimeError("CUDA error: no kernel image is available\nmore")
 
     monkeypatch.setattr(EquilibriumReasoner, "to", refuse)
-    report = told()
+    report = eqr_json("info")
     assert report["gpus"] == [
         {
             "device": "cuda:0",
@@ -140,7 +134,7 @@ def test_info_describes_a_gpu_and_survives_one_that_cannot_be_used(monkeypatch):
         raise RuntimeError("the driver is too old")
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", broken)
-    assert told()["gpus"] == [{"device": "cuda:0", "error": "the driver is too old"}]
+    assert eqr_json("info")["gpus"] == [{"device": "cuda:0", "error": "the driver is too old"}]
     assert "cannot be asked: the driver is too old" in " ".join(CliRunner().invoke(app, ["info"]).stdout.split())
 
 
@@ -164,7 +158,7 @@ def test_info_reads_the_drivers_version(monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device that torch sees")
 def test_gpu_info_says_what_runs_on_it():
-    report = told()
+    report = eqr_json("info")
     gpu = report["gpus"][0]
     assert gpu["name"] == torch.cuda.get_device_name(0) and gpu["multiprocessors"] > 0 and gpu["memory"] > 1 << 30
     on = {name: backend["on"]["cuda:0"] for name, backend in report["backends"].items()}

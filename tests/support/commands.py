@@ -22,7 +22,7 @@ def eqr(*arguments: object, input: str | None = None, code: int = 0):
     return result
 
 
-def told(*arguments: object, input: str | None = None, code: int = 0):
+def eqr_json(*arguments: object, input: str | None = None, code: int = 0):
     """What the command prints with --json."""
     return json.loads(eqr(*arguments, "--json", input=input, code=code).stdout)
 

@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from eqr_kernels import EqRConfig, EquilibriumReasoner
 from eqr_kernels.checkpoint import PRETRAINED, ModelCard, load_checkpoint
-from eqr_kernels.cli import app
 from eqr_kernels.tasks import sudoku
+from tests.support.commands import eqr
 
 ANSWER = "534678912672195348198342567859761423426853791713924856961537284287419635345286179"
 EQR = EqRConfig.sudoku_paper(
@@ -24,13 +23,6 @@ EQR = EqRConfig.sudoku_paper(
 TRM = EqRConfig.from_dict({**EQR.to_dict(), "fixed_init": True, "lambda_": 1.0, "noise_scale": 0.0})
 SIZES = [f"--set={name}={getattr(EQR, name)}" for name in ("hidden_size", "num_heads", "L_layers")]
 NO_CHANGE = ["--lr", 0, "--steps", 1]
-
-
-def eqr(*arguments: object, code: int = 0):
-    """Runs the command and checks its exit code."""
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code, f"exit code {result.exit_code}\n{result.output}"
-    return result
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from eqr_kernels import EqRConfig, EquilibriumReasoner
 from eqr_kernels.checkpoint import ModelCard, load_checkpoint
-from eqr_kernels.cli import app
 from eqr_kernels.tasks import sudoku, sudoku_generator
 from eqr_kernels.tasks.common import PuzzleSet
 from eqr_kernels.tasks.registry import MAZE, SUDOKU
@@ -29,6 +27,7 @@ from eqr_kernels.training.objective import stablemax_cross_entropy
 from eqr_kernels.training.rate import training_operations
 from eqr_kernels.training.state import copy_state, load_state, read_manifest, save_state
 from eqr_kernels.training.trainer import Trainer
+from tests.support.commands import eqr
 from tests.support.environment import needs_extension
 from tests.support.models import copier
 from tests.support.training import keep, losses, make_trainer, states_equal, toy_puzzles
@@ -36,13 +35,6 @@ from tests.support.training import keep, losses, make_trainer, states_equal, toy
 TINY = dict(hidden_size=16, num_heads=2, H_cycles=1, L_cycles=1, L_layers=1, halt_max_steps=4)
 TRAIN = ["train", "--no-compile", "--batch-size", 4, "--warmup", 2, "--lr", 1e-3, "--slice-steps", 3, "--log-every", 2]
 SETS = [part for name, value in TINY.items() for part in ("--set", f"{name}={value}")]
-
-
-def eqr(*arguments: object, code: int = 0):
-    """Runs the command and checks its exit code."""
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code, f"exit code {result.exit_code}\n{result.output}"
-    return result
 
 
 def write_puzzles(path: Path, questions: np.ndarray, answers: np.ndarray, sources: list[str]) -> Path:
