@@ -18,7 +18,7 @@ from peers.workload import PRESETS, has_bf16
 from rich.table import Table
 
 from eqr_kernels import ops
-from eqr_kernels.training.rate import training_operations
+from eqr_kernels.training.throughput import training_operations
 
 OURS = "fused"
 KERNELS = (OURS, "recursions")

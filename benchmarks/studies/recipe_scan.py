@@ -31,8 +31,8 @@ from eqr_kernels.atomic import atomic_write
 from eqr_kernels.commit import code_commit
 from eqr_kernels.config import TRM_FIELDS
 from eqr_kernels.training.cycles import parse_cycles, stretches
-from eqr_kernels.training.rate import training_operations
 from eqr_kernels.training.state import has_state, read_manifest
+from eqr_kernels.training.throughput import training_operations
 
 CURRICULUM = ((0, 34, 50), (115_200, 30, 46), (384_000, 20, 40), (624_000, 17, 38))
 """Samples seen, and the least and the most clues to show from then on."""

@@ -6,8 +6,8 @@
 #include <string>
 #include <type_traits>
 
+#include "cuda/check.h"
 #include "cuda/kernels.h"
-#include "cuda/report.h"
 #include "cuda/runtime.h"
 
 namespace eqr::cuda {

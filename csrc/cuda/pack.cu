@@ -4,9 +4,9 @@
 
 #include <cassert>
 
+#include "cuda/check.h"
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
-#include "cuda/report.h"
 
 namespace eqr::cuda {
 namespace {

@@ -1,7 +1,7 @@
 #include "cuda/select_winners.h"
 
+#include "cuda/check.h"
 #include "cuda/launch.h"
-#include "cuda/report.h"
 
 namespace eqr::cuda {
 

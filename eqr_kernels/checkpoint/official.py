@@ -21,7 +21,7 @@ from torch import Tensor
 
 from eqr_kernels.checkpoint.card import ModelCard
 from eqr_kernels.checkpoint.errors import MissingConfigError
-from eqr_kernels.checkpoint.weights import START_BUFFERS, clean, some
+from eqr_kernels.checkpoint.state_dict import START_BUFFERS, clean, some
 from eqr_kernels.config import TRM_FIELDS, EqRConfig
 
 # Classes of the official training code and its dependencies: what an official file may name beside tensors.

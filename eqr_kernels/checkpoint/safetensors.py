@@ -16,7 +16,7 @@ from torch import Tensor
 from eqr_kernels.atomic import atomic_write
 from eqr_kernels.checkpoint.card import ModelCard
 from eqr_kernels.checkpoint.errors import MissingConfigError
-from eqr_kernels.checkpoint.weights import check, clean, some
+from eqr_kernels.checkpoint.state_dict import check, clean, some
 from eqr_kernels.config import EqRConfig
 
 MODEL_FILE = "model.safetensors"

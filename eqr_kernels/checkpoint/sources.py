@@ -17,7 +17,7 @@ from torch import Tensor
 from eqr_kernels.checkpoint.card import ModelCard
 from eqr_kernels.checkpoint.official import read_torch
 from eqr_kernels.checkpoint.safetensors import MODEL_FILE, read_safetensors
-from eqr_kernels.checkpoint.weights import START_BUFFERS, check
+from eqr_kernels.checkpoint.state_dict import START_BUFFERS, check
 from eqr_kernels.config import EqRConfig
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"

@@ -12,8 +12,9 @@ from eqr_kernels import studies
 from eqr_kernels.checkpoint import MODEL_FILE
 from eqr_kernels.cli import options as opt
 from eqr_kernels.cli import puzzles as puz
-from eqr_kernels.cli.console import INCOMPLETE, Bar, check_output, command, emit, percent
+from eqr_kernels.cli.console import INCOMPLETE, Bar, check_output, command, emit
 from eqr_kernels.cli.render import terminal as drawing
+from eqr_kernels.cli.render.wording import percent
 from eqr_kernels.solver import DEFAULT_DEPTH
 from eqr_kernels.studies.tolerance import noise_floor
 from eqr_kernels.studies.tolerance_card import store_tolerance

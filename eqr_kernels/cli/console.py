@@ -221,7 +221,3 @@ def parse_tolerance(text: str) -> float | str:
         return float(text)
     except ValueError:
         raise ValueError(f"--tol must be auto or a positive number, got {text!r}") from None
-
-
-def percent(share: float) -> str:
-    return "-" if math.isnan(share) else f"{100 * share:.1f} %"

@@ -19,7 +19,7 @@ from eqr_kernels.cli import render
 from eqr_kernels.cli.console import INCOMPLETE, Bar, command, complain
 from eqr_kernels.cli.provenance import device_name, reproduction, weights_digest
 from eqr_kernels.cli.render import require, terminal
-from eqr_kernels.cli.render.curve import draw_curve
+from eqr_kernels.cli.render.curve_terminal import draw_curve
 from eqr_kernels.config import EqRConfig
 from eqr_kernels.solver import DEFAULT_DEPTH
 from eqr_kernels.studies.costs import Price, UnitCosts

@@ -14,7 +14,7 @@ from eqr_kernels.cli import options as opt
 from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.cli.console import INCOMPLETE, Bar, check_output, command, emit, parse_tolerance
 from eqr_kernels.cli.provenance import reproduction
-from eqr_kernels.cli.render.scaling import draw_diagnosis
+from eqr_kernels.cli.render.diagnose_terminal import draw_diagnosis
 from eqr_kernels.solver import DEFAULT_DEPTH
 from eqr_kernels.studies.advice import advise
 from eqr_kernels.studies.attractors import BROAD, MODES

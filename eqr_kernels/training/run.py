@@ -26,12 +26,12 @@ from eqr_kernels.training.logs import Log, Report
 from eqr_kernels.training.optim import EMA
 from eqr_kernels.training.plan import RunPlan
 from eqr_kernels.training.processes import Process
-from eqr_kernels.training.rate import gemm_rate, training_operations
 from eqr_kernels.training.record import RunRecord, machine_record
 from eqr_kernels.training.resume import check_machine, check_resumed
 from eqr_kernels.training.settings import TrainSettings
 from eqr_kernels.training.slices import Slices, slice_steps_for
 from eqr_kernels.training.state import load_state, read_manifest, save_state
+from eqr_kernels.training.throughput import gemm_rate, training_operations
 from eqr_kernels.training.trainer import Trainer
 
 _log = logging.getLogger(__name__)

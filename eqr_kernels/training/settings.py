@@ -19,7 +19,7 @@ class TrainSettings:
 
     Attributes:
         batch_size: rows of this process; torchrun multiplies it by the number of processes.
-        lr, lr_warmup_steps, lr_min_ratio, decay_from: see `optim.learning_rate`; a ratio of 1 keeps the rate constant.
+        lr, lr_warmup_steps, lr_min_ratio, decay_from: see `learning_rate`; a ratio of 1 keeps it constant.
         beta1, beta2, weight_decay: of AdamATan2.
         ema_rate: of the averaged weights that are saved as the model; see `eqr_kernels.training.optim.EMA`.
         total_steps: where the cosine ends and training stops; None trains until the time limit.

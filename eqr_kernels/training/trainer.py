@@ -24,10 +24,11 @@ from eqr_kernels.tasks.prefetch import Prefetcher
 from eqr_kernels.tasks.stream import PuzzleStream
 from eqr_kernels.training.cycles import config_at, parse_cycles, stretches
 from eqr_kernels.training.fused import FusedAdamATan2, FusedStep, StepResult, why_not_fused
+from eqr_kernels.training.learning_rate import learning_rate
 from eqr_kernels.training.objective import objective
-from eqr_kernels.training.optim import EMA, AdamATan2, average_gradients, learning_rate
-from eqr_kernels.training.rate import training_operations
+from eqr_kernels.training.optim import EMA, AdamATan2, average_gradients
 from eqr_kernels.training.settings import TrainSettings
+from eqr_kernels.training.throughput import training_operations
 
 
 @dataclass

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from eqr_kernels.cli import load_command
-from eqr_kernels.training.rate import training_operations
 from eqr_kernels.training.recipes import RECIPES
 from eqr_kernels.training.state import FORMAT
+from eqr_kernels.training.throughput import training_operations
 
 scan = importlib.import_module("benchmarks.studies.recipe_scan")
 

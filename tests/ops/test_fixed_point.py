@@ -25,7 +25,6 @@ from tests.support.environment import BUILT, REPOSITORY, WHY_NOT_BUILT, needs_co
 from tests.support.fixed_point_op import (
     FOREVER,
     D,
-    K,
     S,
     V,
     call,
@@ -37,6 +36,7 @@ from tests.support.fixed_point_op import (
     run,
     same,
     weights,
+    with_size,
 )
 
 pytestmark = pytest.mark.skipif(not BUILT, reason=WHY_NOT_BUILT)
@@ -46,13 +46,6 @@ PRECISIONS = tuple(precision.name for precision in NAMED)
 
 
 # ---- torch's own checks --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("mixer, fixed_start", [("mlp_t", False), ("attention", True)])
-def test_opcheck_of_pack_weights(mixer: str, fixed_start: bool, precision: str) -> None:
-    arguments = weights(mixer, fixed_start, precision)
-    torch.library.opcheck(torch.ops.eqr_kernels.pack_weights.default, tuple(arguments.values()))
 
 
 @pytest.mark.parametrize(
@@ -115,86 +108,6 @@ def test_gradient_is_refused() -> None:
 
 
 # ---- arguments -----------------------------------------------------------------------------------------------------
-
-
-def changed(arguments: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    return {**arguments, **changes}
-
-
-def with_size(index: int, value: int) -> dict[str, Any]:
-    sizes = list(weights()["sizes"])
-    sizes[index] = value
-    return dict(sizes=sizes)
-
-
-BAD_WEIGHTS = [
-    (dict(embedding=torch.zeros(V, D).double()), TypeError, r"embedding must be a torch.float32 tensor \[7, 16\], got"),
-    (dict(lm_head=torch.zeros(V, D + 1)), ValueError, r"lm_head must have shape \[7, 16\], got \[7, 17\]"),
-    (dict(lm_head=torch.zeros(D, V).T), ValueError, r"lm_head must be contiguous.*use lm_head.contiguous\(\)"),
-    (dict(q_bias=torch.zeros(2, device="meta")), ValueError, r"q_bias is on meta.*move it with .cpu\(\)"),
-    (dict(blocks=[torch.zeros(1)]), ValueError, "blocks must be 4 tensors .* for each of the 1 layers, got 1"),
-    (dict(blocks=[torch.zeros(2 * K, S)] * 4), ValueError, r"blocks\[1\] must have shape \[6, 256\], got \[512, 6\]"),
-    (dict(rope_cos=torch.zeros(S, 8)), ValueError, "rope_cos and rope_sin must both be given or both be None"),
-    (dict(rope_cos=torch.zeros(S, 8), rope_sin=torch.zeros(S, 8)), ValueError, "where rope_parts is not 0 and only"),
-    (dict(H_start=torch.zeros(D)), ValueError, "H_start and L_start must both be given or both be None"),
-    (dict(H_start=torch.zeros(2), L_start=torch.zeros(D)), ValueError, r"H_start must have shape \[16\], got \[2\]"),
-    (dict(sizes=(1, 2)), ValueError, "sizes must be 10 integers .*rope_parts.*, got 2"),
-    (dict(constants=(1.0,)), ValueError, "constants must be 4 numbers .*lambda_.*, got 1"),
-    (dict(constants=(0.0, 1e-5, 1.0, 1.0)), ValueError, r"constants\[0\] \(lambda_\) must be in \(0, 1\], got 0"),
-    (dict(constants=(1.0, float("nan"), 1.0, 1.0)), ValueError, r"\(rms_norm_eps\) must be finite in float32 and"),
-    (dict(constants=(1.0, 1e-5, 1.0, -1.0)), ValueError, r"\(L_init_std\) must be finite in float32 and .*, got -1"),
-    (with_size(7, 0), ValueError, r"sizes\[7\] \(H_cycles\) must be in 1..2\*\*28, got 0"),
-    (with_size(8, 127), ValueError, r"H_cycles \* \(L_cycles \+ 1\) must be at most 254 .*, got 256"),
-    (with_size(9, 3), ValueError, "rope_cos and rope_sin must be given where rope_parts is not 0"),
-]
-
-
-@pytest.mark.parametrize(("change", "error", "message"), BAD_WEIGHTS)
-def test_bad_weights_are_named(change: dict[str, Any], error: type[Exception], message: str) -> None:
-    arguments = changed(weights(), **change)
-    with pytest.raises(error, match=message):
-        pack(**arguments)
-    # The op itself is safe to call without the wrapper. (No kernel of it runs on another device.)
-    if not any(isinstance(value, Tensor) and value.device.type != "cpu" for value in change.values()):
-        with pytest.raises(ValueError):
-            torch.ops.eqr_kernels.pack_weights(*arguments.values())
-
-
-def test_a_precision_that_does_not_exist_is_named() -> None:
-    with pytest.raises(ValueError, match="precision must be one of fp32, bf16, int8, got 'fp8'"):
-        torch.ops.eqr_kernels.pack_weights(*weights(precision="fp8").values())
-
-
-def test_a_start_state_goes_with_an_operator_that_has_one() -> None:
-    w = weights()
-    heads = (w["embedding"], w["lm_head"], w["q_weight"], w["q_bias"])
-    given = OperatorWeights(*heads, (BlockWeights(*w["blocks"]),))
-    with pytest.raises(ValueError, match="start must be given where fixed_start, and only there, got True"):
-        ops.pack_weights(given, ops.Operator(**operator(fixed_start=True)), Precision.fp32)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "message"),
-    [
-        ((S, D, V, 0, K, 0, 1, 2, 2, 0), "0 and the other not, got 0 and 0"),
-        ((S, D, V, K, K, 2, 1, 2, 2, 0), "0 and the other not, got 256 and 2"),
-        ((S, D, V, 0, K, 3, 1, 2, 2, 0), "features must be a multiple of heads, got 16 and 3"),
-        ((S, D, V, 0, K, 8, 1, 2, 2, 2), r"features / heads must be a multiple of 2 \* rope_parts, got 16 and 8"),
-        ((S, D, V, K + 1, K, 0, 1, 2, 2, 0), r"\(mixer_hidden\) must be a multiple of 256, got 257"),
-        ((S, D, V, K, 1, 0, 1, 2, 2, 0), r"\(hidden\) must be a multiple of 256, got 1"),
-        ((2**31, D, V, K, K, 0, 1, 2, 2, 0), r"\(tokens\) must be in 1..2\*\*28, got 2147483648"),
-    ],
-)
-def test_sizes_that_contradict_each_other_are_named(sizes: tuple[int, ...], message: str) -> None:
-    arguments = changed(weights(), sizes=sizes)
-    with pytest.raises(ValueError, match=message):
-        torch.ops.eqr_kernels.pack_weights(*arguments.values())
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode() as mode, pytest.raises(ValueError):
-        fake = {k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in arguments.items()}
-        fake["blocks"] = [mode.from_tensor(b) for b in arguments["blocks"]]
-        pack(**fake)
 
 
 BAD_PROBLEMS = [
@@ -320,19 +233,6 @@ def test_the_winner_is_the_one_that_selection_chooses(end: str, rule: str, resto
 # ---- packing -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_packed_weights_are_plain_data_of_their_instruction_set(isa: str, precision: str, restore: None) -> None:
-    ops.set_cpu_isa(isa)
-    packed = pack(**weights(precision=precision))
-    again = pack(**weights(precision=precision))
-    assert torch.equal(packed.data, again.data) and packed.data.data_ptr() % 64 == 0
-    expected = run(packed)
-    assert expected.residuals.isfinite().all() and (expected.steps == 6).all()
-    ops.set_cpu_isa(ISAS[-1])  # the packed weights know theirs
-    assert same(run(packed._replace(data=packed.data.clone())), expected)
-
-
 def test_trajectory_bytes_grow_with_the_window_alone() -> None:
     packed = pack(**weights())
     state = 2 * 4 * S * D
@@ -340,55 +240,6 @@ def test_trajectory_bytes_grow_with_the_window_alone() -> None:
     assert ops.trajectory_bytes(packed) < ops.trajectory_bytes(packed, 1000)
     with pytest.raises(ValueError, match="window must be in 1.."):
         ops.trajectory_bytes(packed, 0)
-
-
-def test_fingerprint_tells_contents_shapes_and_dtypes_apart() -> None:
-    x = torch.arange(101, dtype=torch.int16)
-    seen = {ops.fingerprint([x])}
-    assert ops.fingerprint([x.clone()]) in seen
-    others = [[x.view(101, 1)], [x.bfloat16()], [x.view(torch.float16)], [x, x], [x, x[:0]], [x[:100]], [x[:0]]]
-    others += [[x[:50], x[50:]], [x[:51], x[51:]], [x[51:], x[:51]], [x[0]], [x[:1]]]
-    for i in range(101):
-        flipped = x.clone()
-        flipped[i] ^= 1 << i % 15
-        others.append([flipped])
-    for tensors in others:
-        found = ops.fingerprint(tensors)
-        assert found not in seen, tensors
-        seen.add(found)
-
-
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        torch.bool,
-        torch.uint8,
-        torch.int64,
-        torch.float16,
-        torch.bfloat16,
-        torch.float64,
-        torch.complex64,
-        torch.float8_e4m3fn,
-        torch.uint16,
-    ],
-)
-def test_fingerprint_takes_any_dtype(dtype: torch.dtype) -> None:
-    x = torch.ones(3, 2).to(dtype)
-    y = x.clone()
-    y[2, 1] = 0
-    assert ops.fingerprint([x]) == ops.fingerprint([x.clone()]) != ops.fingerprint([y])
-
-
-def test_fingerprint_names_what_it_cannot_take() -> None:
-    for tensors, error, message in (
-        ([], ValueError, "tensors must hold at least one tensor"),
-        ([1], TypeError, r"tensors\[0\] must be a torch.Tensor, got int"),
-        ([torch.ones(1), torch.ones(2, 3).T], ValueError, r"tensors\[1\] must be contiguous.*\[3, 2\]"),
-        ([torch.ones(2, 3).to_sparse()], ValueError, r"tensors\[0\] must be contiguous"),
-        ([torch.ones(1, device="meta")], ValueError, r"tensors\[0\] is on meta"),
-    ):
-        with pytest.raises(error, match=message):
-            ops.fingerprint(tensors)  # type: ignore[arg-type]
 
 
 # ---- threads -------------------------------------------------------------------------------------------------------

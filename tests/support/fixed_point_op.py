@@ -108,3 +108,10 @@ def grids(out: ops.FixedPointOutput, breadth: int) -> list[Tensor]:
 
 def endless(control: Tensor, **changes: Any) -> dict[str, Any]:
     return dict(depth=FOREVER, checkpoints=(), trace=False, control=control, **changes)
+
+
+def with_size(index: int, value: int) -> dict[str, Any]:
+    """Arguments with one of the operator's sizes changed."""
+    sizes = list(weights()["sizes"])
+    sizes[index] = value
+    return dict(sizes=sizes)

@@ -17,8 +17,9 @@ import torch
 from eqr_kernels import EqRConfig, EquilibriumReasoner
 from eqr_kernels.tasks.common import PuzzleSet
 from eqr_kernels.tasks.stream import PuzzleStream, parse_curriculum
+from eqr_kernels.training.learning_rate import learning_rate
 from eqr_kernels.training.objective import objective, stablemax_cross_entropy
-from eqr_kernels.training.optim import EMA, AdamATan2, learning_rate
+from eqr_kernels.training.optim import EMA, AdamATan2
 from eqr_kernels.training.settings import TrainSettings
 from eqr_kernels.training.state import load_state, read_manifest, save_state
 from eqr_kernels.training.trainer import Trainer

@@ -24,8 +24,8 @@ from eqr_kernels.tasks.stream import PuzzleStream, parse_mix
 from eqr_kernels.training.cycles import CyclePoint, config_at, parse_cycles, stretches
 from eqr_kernels.training.evaluation import Evaluator, evaluation_sets
 from eqr_kernels.training.objective import stablemax_cross_entropy
-from eqr_kernels.training.rate import training_operations
 from eqr_kernels.training.state import copy_state, load_state, read_manifest, save_state
+from eqr_kernels.training.throughput import training_operations
 from eqr_kernels.training.trainer import Trainer
 from tests.support.commands import eqr
 from tests.support.environment import needs_extension

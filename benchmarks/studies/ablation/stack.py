@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from eqr_kernels import EqRConfig, EquilibriumReasoner, reference
 from eqr_kernels.reference import BlockWeights, Rope
 from eqr_kernels.tasks.stream import PuzzleStream
+from eqr_kernels.training.learning_rate import learning_rate
 from eqr_kernels.training.objective import objective
-from eqr_kernels.training.optim import EMA, AdamATan2, learning_rate
+from eqr_kernels.training.optim import EMA, AdamATan2
 from eqr_kernels.training.settings import TrainSettings
 from eqr_kernels.training.trainer import Progress
 

@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from eqr_kernels.cli.console import percent
+from eqr_kernels.cli.render.wording import percent
 
 if TYPE_CHECKING:
     from eqr_kernels.cli.puzzles import Task

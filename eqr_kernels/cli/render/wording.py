@@ -26,7 +26,7 @@ def significant(value: float | None, digits: int = 3) -> str:
 
 
 def percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f} %"
+    return "-" if math.isnan(share) else f"{100 * share:.{digits}f} %"
 
 
 def interval(ends: tuple[float, float]) -> str:

@@ -1,4 +1,4 @@
-// The kernels on the host as a C function, for tests/emulated_cuda.py.
+// The kernels on the host as a C function, for tests/support/emulated_cuda.py.
 #include <cstring>
 #include <exception>
 #include <string>

@@ -15,10 +15,9 @@ from eqr_kernels.backends.triton.kernels.philox import (
     normals_by_element,
     normals_by_four,
     truncated_normal,
+    update_counter,
     word_of_element,
 )
-
-_FIRST_UPDATE = tl.constexpr(2)  # stream of an outer step's first update
 
 
 @triton.jit
@@ -124,7 +123,7 @@ def damped_update(
     tokens += t // breadth * p.S
     id_low, id_high, restart = stream_of(ids, t, breadth)
     key = seed.to(tl.uint32, bitcast=True)
-    c1 = ((step << 8) + (m + _FIRST_UPDATE)).to(tl.uint32)
+    c1 = update_counter(step, m)
 
     change = tl.zeros((M, N), tl.float32)
     length = tl.zeros((M, N), tl.float32)

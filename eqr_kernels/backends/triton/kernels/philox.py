@@ -9,6 +9,7 @@ _M0 = tl.constexpr(0xD2511F53)
 _M1 = tl.constexpr(0xCD9E8D57)
 _W0 = tl.constexpr(0x9E3779B9)
 _W1 = tl.constexpr(0xBB67AE85)
+_FIRST_UPDATE = tl.constexpr(2)  # stream of an outer step's first update; 0 and 1 are the starts of z_H and z_L
 
 
 @triton.jit
@@ -30,6 +31,12 @@ def philox(c0: tl.tensor, c1: tl.tensor, c2: tl.tensor, c3: tl.tensor, k0: tl.te
         k0 = k0 + w0
         k1 = k1 + w1
     return c0, c1, c2, c3
+
+
+@triton.jit
+def update_counter(step: tl.tensor, m: tl.tensor) -> tl.tensor:
+    """The second word of the counter, step << 8 | stream, in the m-th update of an outer step: int32 scalars."""
+    return ((step << 8) + (m + _FIRST_UPDATE)).to(tl.uint32)
 
 
 @triton.jit

@@ -9,7 +9,7 @@ import torch
 
 from eqr_kernels import EqRConfig
 from eqr_kernels.training import rate as training_rate
-from eqr_kernels.training.rate import gemm_rate, training_operations
+from eqr_kernels.training.throughput import gemm_rate, training_operations
 
 
 def test_operations_of_the_presets():

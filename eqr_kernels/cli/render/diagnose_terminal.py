@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eqr_kernels.cli.console import percent
 from eqr_kernels.cli.render import terminal as drawing
+from eqr_kernels.cli.render.wording import percent
 
 if TYPE_CHECKING:
     import numpy.typing as npt
