@@ -638,6 +638,7 @@ def test_train_resumes_to_the_same_result(data, tmp_path):
     assert card.config == EqRConfig.sudoku_small(**TINY)
 
 
+@pytest.mark.slow
 def test_train_tells_its_rate_and_share_of_gemm(data, tmp_path, monkeypatch):
     monkeypatch.setattr("eqr_kernels.training.run.gemm_rate", lambda device, dtype: 2.5e9)
     monkeypatch.setattr("eqr_kernels.training.run.training_operations", lambda config: 3 * 10**12)

@@ -94,11 +94,13 @@ def test_the_map_of_the_shipped_model(data, tmp_path, monkeypatch):
     assert "curve" in report.reproduce["command"] and "--price 0.5" in report.reproduce["command"]
 
 
+@pytest.mark.slow
 def test_json_is_the_file(data, tmp_path):
     result, report = curve(tmp_path / "c", data, "--limit", 2, "--json")
     assert CurveReport.from_json(result.stdout) == report
 
 
+@pytest.mark.slow
 def test_a_backend_that_records_few_depths_is_asked_for_no_more(data, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         for backend in ("cpu.CpuBackend", "reference.ReferenceBackend"):

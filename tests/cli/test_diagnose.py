@@ -424,6 +424,7 @@ def data(tmp_path_factory, puzzles):
 SETTLED = 0.0282
 
 
+@pytest.mark.slow
 def test_dynamics_agree_with_solve_and_do_not_depend_on_chunks(model, puzzles):
     inputs, labels = (np.concatenate([getattr(p, name) for p in puzzles]) for name in ("inputs", "labels"))
     labels[1] = 0

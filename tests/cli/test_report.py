@@ -328,6 +328,7 @@ write_report(CurveReport.from_json(Path("curve.json").read_text()), Path("again"
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["matplotlib", "jinja2"])
 def test_missing_libraries_are_named(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module, None)

@@ -12,7 +12,11 @@ from tests.support.native import build, run
 
 SOURCE = REPOSITORY / "tests" / "cuda" / "emulator"
 TESTS = [
-    pytest.param(name, id=f"{file.stem.removeprefix('test_')}-{name}")
+    pytest.param(
+        name,
+        id=f"{file.stem.removeprefix('test_')}-{name}",
+        marks=[pytest.mark.slow] if name.endswith("under_every_schedule") else [],
+    )
     for file in sorted(SOURCE.glob("test_*.cpp"))
     for name in re.findall(r"^TEST\((\w+)\)", file.read_text(), re.MULTILINE)
 ]

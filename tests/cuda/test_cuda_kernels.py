@@ -99,6 +99,7 @@ RULES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 def test_halts_and_records_as_the_reference(model, tokens, kernel, rule):
     options = dict(depth=7, breadth=2, window=2, checkpoints=(1, 3), trace=True, return_all=True) | rule
@@ -126,6 +127,7 @@ def test_halts_and_records_as_the_reference(model, tokens, kernel, rule):
         torch.testing.assert_close(got.at[depth].all_score, at.all_score, rtol=0.05, atol=0.05, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_results_depend_on_nobody_else(model, tokens, kernel):
     """Bitwise the same for any slots, order, company and schedule, with noise."""
     options = dict(depth=6, tol=TOL, noise_scale=0.001)
@@ -140,6 +142,7 @@ def test_results_depend_on_nobody_else(model, tokens, kernel):
     assert torch.equal(turned.logits.flip(0), once.logits)
 
 
+@pytest.mark.slow
 def test_clusters_of_any_size_give_the_same(model, tokens, kernel):
     if kernel != "throughput_wgmma":
         pytest.skip("only throughput_wgmma has clusters")
@@ -149,6 +152,7 @@ def test_clusters_of_any_size_give_the_same(model, tokens, kernel):
         assert same(alone, solve(model, tokens, EmulatedCuda(kernel, slots, cluster=cluster), **options))
 
 
+@pytest.mark.slow
 def test_a_diverged_row_hurts_nobody(model, tokens, kernel):
     broken = make_contractive(model.config)
     broken.load_state_dict(model.state_dict())

@@ -68,6 +68,7 @@ def test_fp64_outer_step_matches_oracle(cfg):
     assert max(step_errors(model, w, cfg, n=2)) < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "cfg",
     [EqRConfig.sudoku_paper(), EqRConfig.sudoku_small(), EqRConfig.maze(H_cycles=1, L_cycles=1)],

@@ -32,6 +32,7 @@ def test_fp32_matches_the_oracle(isa, cfg):
     assert max(relative(*pair) for pair in zip(got, want, strict=True)) < 2e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "cfg",
     [EqRConfig.sudoku_paper(), EqRConfig.sudoku_small(), EqRConfig.maze(H_cycles=1, L_cycles=1)],

@@ -126,6 +126,7 @@ print(ops.cpu_isa())
     assert chosen == "portable"
 
 
+@pytest.mark.slow
 def test_wheel_without_extension(pure_wheel: Path, tmp_path: Path) -> None:
     assert pure_wheel.name == f"eqr_kernels-{eqr_kernels.__version__}-py3-none-any.whl"
     with zipfile.ZipFile(pure_wheel) as archive:

@@ -236,6 +236,7 @@ def test_malformed_line_is_reported_and_its_neighbours_live(line: str, message: 
     assert re.search(message, errors[0].message)
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.text(st.characters(exclude_characters="\n\r", codec="utf-8"), max_size=20), max_size=4))
 def test_no_line_costs_its_neighbours(rubbish: list[str]) -> None:

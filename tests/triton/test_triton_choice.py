@@ -102,6 +102,7 @@ print("triton" in sys.modules, torch.cuda.is_initialized())
 """
 
 
+@pytest.mark.slow
 def test_triton_is_not_imported_before_it_is_used():
     done = subprocess.run([sys.executable, "-c", LAZY], capture_output=True, text=True, timeout=120)
     assert done.stdout == "False False\n", done.stderr
