@@ -28,7 +28,7 @@ def _interpreted(item: pytest.Item) -> bool:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     if not _interpreted(item) or _REPORTS in os.environ:
         return None
     children = item.config.stash.setdefault(_CHILDREN, {})
@@ -39,6 +39,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in children[module].reports(item):
         item.ihook.pytest_runtest_logreport(report=report)
+    # Packages that the test before left set up, as this one is in them, need not be those of the next.
+    item.session._setupstate.teardown_exact(nextitem)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
 
