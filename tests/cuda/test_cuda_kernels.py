@@ -167,6 +167,7 @@ def test_a_diverged_row_hurts_nobody(model, tokens, kernel):
     assert torch.equal(got.logits[~bad], clean.logits[~bad]) and torch.equal(got.steps[~bad], clean.steps[~bad])
 
 
+@pytest.mark.slow
 def test_a_race_cancels_who_cannot_win(model, tokens, kernel):
     options, tokens = dict(depth=6, breadth=3, tol=TOL), tokens[:3]
     every = solve(model, tokens, kernel, **options)

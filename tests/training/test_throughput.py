@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from eqr_kernels import EqRConfig
-from eqr_kernels.training import rate as training_rate
+from eqr_kernels.training import throughput
 from eqr_kernels.training.throughput import gemm_rate, training_operations
 
 
@@ -40,7 +40,7 @@ def test_gemm_rate_is_the_median_of_the_largest_size_that_is_quick_enough(monkey
         # Every third call is disturbed.
         now[0] += 2 * len(a) ** 3 / speed * (5 if len(sizes) % 3 == 0 else 1)
 
-    monkeypatch.setattr(training_rate, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(torch, "matmul", matmul)
     assert gemm_rate(torch.device("cpu"), torch.bfloat16) == pytest.approx(speed, rel=1e-9)
     assert sizes[-1] == max(sizes) == size and now[0] < 10.0 + 1.2

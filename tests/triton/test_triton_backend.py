@@ -16,7 +16,10 @@ from tests.support.triton_tiles import with_tiles
 
 IN_INTERPRETER = True
 pytest_plugins = ["tests.support.triton_interpreter"]
-pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: pip install triton")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: pip install triton"),
+]
 
 TOL = 0.1
 FIELDS = (

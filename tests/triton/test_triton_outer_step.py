@@ -142,6 +142,7 @@ def bf16_errors(cfg, seed):
     return errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cfg", BF16_CONFIGS.values(), ids=BF16_CONFIGS.keys())
 def test_bf16_error_is_within_that_of_pytorch(cfg):
     ours, torchs = np.array([bf16_errors(cfg, seed) for seed in range(4)]).T
