@@ -208,6 +208,7 @@ def test_budgets_buy_all_where_they_are_large(data, tmp_path, budget):
     assert points[told.recommendation.index].accuracy == points[best].accuracy
 
 
+@pytest.mark.slow
 def test_a_model_that_never_converges(data, tmp_path):
     torch.manual_seed(0)
     model = EquilibriumReasoner(EqRConfig.sudoku_paper(**TINY)).eval()  # random weights do not contract
@@ -220,6 +221,7 @@ def test_a_model_that_never_converges(data, tmp_path):
     assert "no puzzle is answered right at any point of the map; `eqr diagnose` says why" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_model_without_a_tolerance_or_noise(data, tmp_path):
     make_copier(tmp_path / "m", EqRConfig.sudoku_paper(**TINY, noise_scale=0.0))
     result, told = curve(tmp_path / "c", data, "--model", tmp_path / "m", "--reveal", 81)
@@ -239,6 +241,7 @@ def test_the_recommended_call_has_what_was_asked_for(data, tmp_path):
     assert "seed" not in told.recommendation.arguments and "noise" not in told.recommendation.arguments
 
 
+@pytest.mark.slow
 def test_a_model_whose_states_all_diverge(data, tmp_path):
     model = make_contractive(EqRConfig.sudoku_paper(**TINY))
     with torch.no_grad():

@@ -217,6 +217,7 @@ def test_significant(value: float | None, want: str) -> None:
     assert say.significant(value) == want
 
 
+@pytest.mark.slow
 def test_values_are_escaped() -> None:
     nasty = '<script>alert("1")</script>&$\\frac{'
     report = changed(
@@ -239,6 +240,7 @@ def test_values_are_escaped() -> None:
         save(picture.draw(report), "png")
 
 
+@pytest.mark.slow
 def test_what_may_be_missing_is_left_out(tmp_path: Path) -> None:
     for name in ("memory.png", "memory.svg", "mine.png"):
         (tmp_path / name).touch()

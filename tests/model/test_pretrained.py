@@ -50,6 +50,7 @@ def test_easy_puzzles_are_solved_in_a_few_steps_and_hard_ones_need_more(model):
     assert steps["hard"] > 1.5 * steps["easy"]
 
 
+@pytest.mark.slow
 def test_five_puzzles_together_and_one_by_one(model):
     tokens = torch.from_numpy(sudoku_generator.generate(5, "medium", seed=2).inputs).long()
     together = model.solve(tokens, depth=32, breadth=2)

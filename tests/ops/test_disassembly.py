@@ -78,6 +78,7 @@ def levels() -> set[str]:
     return set(WIDTH) if ops.build_info().get("avx512") == "native" else {"portable", "avx2"}
 
 
+@pytest.mark.slow
 def test_every_level_has_its_tiles(tiles):
     x86 = any(key[0] == "avx2" for key in tiles)
     expected = {key for key in MULTIPLIES if key[0] in levels() and (x86 or key[0] == "portable")}

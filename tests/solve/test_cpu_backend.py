@@ -268,6 +268,7 @@ def test_weights_and_tokens_of_any_strides(contractive, puzzles):
     assert same(solve(contractive, puzzles.T.contiguous().T), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("hidden_size", [16, 20, 36])
 def test_a_row_that_diverges_leaves_its_neighbours_alone(puzzles, restore, isa, hidden_size):
@@ -379,6 +380,7 @@ CHANGES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES, ids=[c.__name__ for c in CHANGES])
 def test_every_change_of_the_weights_is_noticed(puzzles, change: Callable[[EquilibriumReasoner], None]):
     model = make_contractive(tiny_config(fixed_init=True))

@@ -49,6 +49,7 @@ def recording(model, puzzles):
 # recordings and policies ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_extension
 @pytest.mark.parametrize("policy", list(policies([3, 12], [1, 4], [0.03, 0.3])), ids=str)
 def test_a_replayed_policy_is_what_solve_answers(model, puzzles, recording, policy):
@@ -157,6 +158,7 @@ def few(monkeypatch):
         monkeypatch.setattr(f"eqr_kernels.backends.{backend}.max_checkpoints", 6)
 
 
+@pytest.mark.slow
 def test_no_more_depths_are_asked_for_than_the_backend_records(model, puzzles, recording, few):
     depths = recordable_depths(model, 12, [1, 4, 12])
     assert depths == (1, 2, 3, 4, 7, 12)

@@ -68,6 +68,7 @@ def slow_form(grid: np.ndarray) -> tuple[str, int]:
     return min(images), images.count(min(images))
 
 
+@pytest.mark.slow
 def test_form_is_the_least_of_all_images() -> None:
     grids = np.concatenate([walk(4, 1), walk(4, 2), [encode(OTHER)]])
     assert [decode(form) for form in canonical_form(grids)] == [slow_form(grid)[0] for grid in grids]
@@ -80,6 +81,7 @@ def test_form_of_the_most_symmetric_grid_by_hand() -> None:
     assert decode(canonical_form(symmetric(encode(MOST_SYMMETRIC)[None], 1))[0]).startswith(MOST_SYMMETRIC[:30])
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_form_and_invariant_are_those_of_every_image(seed: int) -> None:

@@ -138,6 +138,7 @@ def test_trm_becomes_eqr(kind, data, tmp_path):
     assert changed == {"fixed_init": [True, False], "lambda_": [1.0, 0.95], "noise_scale": [0.0, 0.01]}
 
 
+@pytest.mark.slow
 def test_set_keeps_or_adds_parts_of_trm(data, tmp_path):
     path, expected = made(tmp_path, "pth", TRM)
     keep = ["--set", "fixed_init=true", "--set", "lambda_=1", "--set", "noise_scale=0"]
@@ -164,6 +165,7 @@ def test_shipped_model_by_name_and_preset(data, tmp_path):
     assert load_checkpoint("sudoku-small").card.tol and saved.card.tol is None  # other weights settle at another one
 
 
+@pytest.mark.slow
 def test_resume_goes_on_without_init(data, tmp_path):
     path, _ = made(tmp_path, "pth", TRM)
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -137,6 +137,7 @@ def test_a_mix_of_another_form_is_refused(text):
         parse_mix(text)
 
 
+@pytest.mark.slow
 def test_a_mix_takes_the_place_of_the_curriculum(data, tmp_path):
     train = [*TRAIN, *SETS, "--data", data, "--steps", 2, "--no-calibrate"]
     eqr(*train, "--out", tmp_path / "mixed", "--mix", "easy=0.25,medium=0.75")
@@ -202,6 +203,7 @@ def test_what_would_spoil_a_run_is_refused(data, tmp_path, arguments, message):
     assert message in result.stderr.replace("\n", " ") and state_of(out) == before
 
 
+@pytest.mark.slow
 def test_a_copy_that_was_stopped_before_its_rate_fell_may_be_annealed_still(data, tmp_path, monkeypatch):
     eqr(*TRAIN, *SETS, "--data", data, "--no-calibrate", "--out", tmp_path, "--steps", 6)
     finish = ["train", "--no-compile", "--data", data, "--out", tmp_path, "--finish", 0.02, "--no-calibrate"]
@@ -221,6 +223,7 @@ def test_a_copy_that_was_stopped_before_its_rate_fell_may_be_annealed_still(data
     assert f"--out {tmp_path / 'annealed-000000006'} --resume" in eqr(*finish, code=2).stderr.replace("\n", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [4, 8])
 def test_what_an_evaluation_takes_is_not_taken_for_the_speed_of_training(data, tmp_path, monkeypatch, at):
     """A clock that goes on by a second with every step, and by a thousand with every evaluation."""
@@ -258,6 +261,7 @@ def test_finish_waits_for_the_warm_up_and_for_a_run(data, tmp_path):
     assert "step 1 of its warm-up of 2; train on first" in eqr(*train, code=2).stderr
 
 
+@pytest.mark.slow
 def test_a_resumed_run_may_be_told_to_decay_and_equals_one_that_was_told_before(data, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train = [*TRAIN, *SETS, "--data", data, "--no-calibrate"]
@@ -268,6 +272,7 @@ def test_a_resumed_run_may_be_told_to_decay_and_equals_one_that_was_told_before(
     assert "lr 1.00e-04" in text.splitlines()[-1] and state_of(whole) == state_of(parts)
 
 
+@pytest.mark.slow
 def test_schedules_of_the_steps_to_come_may_be_given_anew(data, tmp_path):
     out = tmp_path / "run"
     train = [*TRAIN, *SETS, "--data", data, "--no-calibrate", "--out", out]
@@ -372,6 +377,7 @@ def test_the_subset_has_as_many_of_each_source_as_there_are():
     assert len(evaluation_sets(MAZE, puzzles, 99)[0].puzzles) == 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("solved", "held_out"), [(True, False), (True, True), (False, False)])
 def test_a_trained_model_gets_its_tolerance_where_it_means_something(tmp_path, solved, held_out):
     config = EqRConfig.sudoku_paper(**TINY, noise_scale=0.0)
@@ -398,6 +404,7 @@ def test_a_trained_model_gets_its_tolerance_where_it_means_something(tmp_path, s
     assert result.converged.any() and torch.equal(result.preds, tokens)
 
 
+@pytest.mark.slow
 def test_a_run_too_short_for_its_averages_is_told_so(data, tmp_path):
     train = [*TRAIN, *SETS, "--data", data, "--no-calibrate", "--steps", 8]
     message = eqr(*train, "--out", tmp_path / "short").stderr

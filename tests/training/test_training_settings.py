@@ -113,6 +113,7 @@ OLD = """{"batch_size": 4, "lr": 0.001, "lr_warmup_steps": 2, "lr_min_ratio": 1.
 """The settings of a manifest as they were written before there was `TrainSettings`."""
 
 
+@pytest.mark.slow
 def test_a_state_of_an_older_version_is_resumed_to_the_same_result(tmp_path):
     data, whole, parts = (tmp_path / name for name in ("puzzles.csv", "whole", "parts"))
     eqr("generate", "sudoku", "-n", 4, "--answers", "--format", "csv", "-o", data)
