@@ -63,7 +63,7 @@ def swiglu_size(size: int, expansion: float) -> int:
 class EqRConfig:
     """Everything that fixes the operator of an Equilibrium Reasoner (EqR, arXiv 2605.21488).
 
-    The names are those of the official configuration. Defaults are the `sudoku` preset's.
+    The names are those of the official configuration. Defaults are the `sudoku-paper` preset's.
 
     Attributes:
         seq_len: tokens S of a row.

@@ -155,3 +155,11 @@ def _mix(x: Tensor) -> Tensor:
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
     x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
+
+
+def noise_floor(noise_scale: float) -> float:
+    """The residual that the injected noise leaves, about: sqrt(2) noise_scale.
+
+    Independent noise in the two states of a difference, relative to states whose components have a mean square of 1.
+    """
+    return math.sqrt(2) * noise_scale

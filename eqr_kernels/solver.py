@@ -237,8 +237,7 @@ def _tolerance(model: EqROperator, halt: str, tol: float | str, noise_scale: flo
     if isinstance(tol, str):
         raise ValueError(f'tol must be "auto" or a positive number, got {tol!r}')
     tol = _check_number("tol", tol)
-    # Two independent draws of the noise lie sqrt(2) noise_scale apart, on states of unit root mean square.
-    floor = math.sqrt(2) * noise_scale
+    floor = noise.noise_floor(noise_scale)
     if tol < floor:
         warnings.warn(
             f"tol={tol:g} is below {floor:g}, about the residual that noise_scale={noise_scale:g} alone leaves: no "

@@ -42,6 +42,7 @@ NEEDED = (
     "ninja",
     "typer",
     "rich",
+    "scipy",
     "safetensors",
     "pytest",
     "pytest_benchmark",

@@ -119,12 +119,13 @@ class CudaBackend:
             with nvtx_range("eqr pack weights"):
                 packed = PackArguments.of(model).pack(Precision.bf16, launched["kernel"])
             watch = Watch(model.device, proceed)
-            with watch.launching(), nvtx_range(f"eqr launch: {launched['kernel']}"):
+            with watch.launching():
                 rules = replace(p, slots=slots)
-                result = ops.fixed_point(packed, p.tokens.contiguous(), p.ids.contiguous(), watch.control, rules)
-            if not watch.captured:
-                with nvtx_range("eqr wait"):
-                    watch.follow(StreamLaunch())
+                with nvtx_range(f"eqr launch: {launched['kernel']}"):
+                    result = ops.fixed_point(packed, p.tokens.contiguous(), p.ids.contiguous(), watch.control, rules)
+                if not watch.captured:
+                    with nvtx_range("eqr wait"):
+                        watch.follow(StreamLaunch())
             hand_over(result, p, recorder)
             if not watch.captured:
                 proceed(p.trajectories, int(result.steps.sum()))

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 import eqr_kernels
-from eqr_kernels.cli.console import busy, show_tracebacks
+from eqr_kernels.cli.console import busy, errors_explained, show_tracebacks
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "solve": ("solve", "Solve puzzles, each until its own latent state has settled."),
@@ -47,7 +47,7 @@ class LazyGroup(TyperGroup):
 def load_command(name: str) -> Any:
     """The command of that name, with its options, as typer's group runs it."""
     module = COMMANDS[name][0]
-    with busy(f"loading eqr {name}"):
+    with errors_explained(), busy(f"loading eqr {name}"):
         function = getattr(import_module(f"eqr_kernels.cli.{module}"), module)
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     alone.command(name)(function)

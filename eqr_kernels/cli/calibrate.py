@@ -15,8 +15,8 @@ from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.cli.console import INCOMPLETE, Bar, check_output, command, emit
 from eqr_kernels.cli.render import terminal as drawing
 from eqr_kernels.cli.render.wording import percent
+from eqr_kernels.noise import noise_floor
 from eqr_kernels.solver import DEFAULT_DEPTH
-from eqr_kernels.studies.tolerance import noise_floor
 from eqr_kernels.studies.tolerance_card import store_tolerance
 
 _SHOWN = 24
@@ -31,7 +31,7 @@ def calibrate(
         float, typer.Option(help="Share of the puzzles that halting may lose; 0.01 is one in 100.")
     ] = 0.0,
     trust: Annotated[float, typer.Option(help="Least share of the settled puzzles that must be right.")] = 0.0,
-    patience: Annotated[int, typer.Option(help="Of the halting rule that the tolerance is for.")] = 1,
+    patience: Annotated[int, typer.Option(help="Consecutive steps at or below the tolerance.")] = 1,
     noise_scale: opt.NoiseScale = None,
     seed: opt.Seed = 0,
     slots: opt.Slots = None,

@@ -65,6 +65,23 @@ def _messages_shown() -> Iterator[None]:
         logger.setLevel(level)
 
 
+@contextmanager
+def errors_explained() -> Iterator[None]:
+    """Turns the library's errors, and an interruption, into a line on stderr and an exit code."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort, BrokenPipeError):
+        raise
+    except KeyboardInterrupt as interrupt:
+        complain(str(interrupt) or "interrupted; nothing was written")
+        raise typer.Exit(INTERRUPTED) from None
+    except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
+        if _settings["traceback"]:
+            raise
+        complain(str(error) or type(error).__name__)
+        raise typer.Exit(BAD_INPUT) from error
+
+
 def command(function: Callable[P, int | None]) -> Callable[P, None]:
     """Makes a command of a function that returns its exit code (None is 0) and raises the library's errors.
 
@@ -73,21 +90,8 @@ def command(function: Callable[P, int | None]) -> Callable[P, None]:
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        with _messages_shown():
-            try:
-                code = function(*args, **kwargs)
-            except (typer.Exit, typer.Abort):
-                raise
-            except KeyboardInterrupt as interrupt:
-                complain(str(interrupt) or "interrupted; nothing was written")
-                raise typer.Exit(INTERRUPTED) from None
-            except BrokenPipeError:
-                raise
-            except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
-                if _settings["traceback"]:
-                    raise
-                complain(str(error) or type(error).__name__)
-                raise typer.Exit(BAD_INPUT) from error
+        with _messages_shown(), errors_explained():
+            code = function(*args, **kwargs)
         raise typer.Exit(code or 0)
 
     return wrapped

@@ -60,9 +60,9 @@ def curve(
     ] = "auto",
     select: Annotated[str, typer.Option(help="Which trajectory answers: residual, vote or q.")] = "residual",
     price: Annotated[
-        float | None, typer.Option(help="Of an hour of this machine (of the GPU, where the model is on one).")
+        float | None, typer.Option(help="Price of an hour of this machine, or of the GPU where the model is on one.")
     ] = None,
-    currency: Annotated[str, typer.Option(help="Of --price.")] = "USD",
+    currency: Annotated[str, typer.Option(help="Currency of --price.")] = "USD",
     target: Annotated[
         float | None, typer.Option(help="Accuracy wanted, as in 0.95: recommends the cheapest settings.")
     ] = None,

@@ -129,6 +129,7 @@ def evaluate(
             depths=asked[0],
             breadth=asked[1][-1],
             progress=bar.update,
+            trace=halt == "none" and tolerance is not None,
             **given,
         )
     seconds = time.perf_counter() - begun

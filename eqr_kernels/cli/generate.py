@@ -35,7 +35,7 @@ class Written(StrEnum):
 @command
 def generate(
     what: Annotated[What, typer.Argument(help="Puzzles to make.")],
-    n: Annotated[int, typer.Option("-n", "--number", min=1, help="How many.")] = 10,
+    n: Annotated[int, typer.Option("-n", "--number", min=1, help="Number of puzzles.")] = 10,
     difficulty: Annotated[str | None, typer.Option(help="Sudoku: easy, medium (default), hard or extreme.")] = None,
     clues: Annotated[str | None, typer.Option(help="Sudoku, instead of --difficulty: as in 30 or 24-30.")] = None,
     guesses: Annotated[

@@ -73,6 +73,8 @@ def fixed_point(
     """
     extension = require()
     require_cuda(tokens)
+    if not isinstance(packed, PackedWeights):
+        raise TypeError(f"packed must be PackedWeights, got {type(packed).__name__}; make it with pack_weights")
     _check(packed, tokens, ids, control)
 
     def run() -> tuple[Tensor, ...]:

@@ -46,6 +46,8 @@ def pack_weights(
         TypeError, ValueError: an argument is not as above, or the CUDA kernels do not take the operator.
     """
     require()
+    if not isinstance(precision, Precision):
+        raise TypeError(f"precision must be a Precision, got {precision!r}; use Precision['bf16']")
     embedding, lm_head, q_weight, q_bias, layers = weights
     require_cuda(embedding)
     blocks = [tensor for block in layers for tensor in block]

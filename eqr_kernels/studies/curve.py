@@ -14,6 +14,7 @@ import torch
 
 import eqr_kernels
 from eqr_kernels import backends, ops
+from eqr_kernels.noise import noise_floor
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.solver import precision_of
 from eqr_kernels.studies.checking import check
@@ -86,7 +87,7 @@ class Request:
 
 def usual_tolerances(model: EquilibriumReasoner, noise_scale: float | None) -> tuple[float, ...]:
     """Some around the card's tolerance, or what the noise leaves; rising."""
-    floor = math.sqrt(2) * (model.inference_noise_scale if noise_scale is None else noise_scale)
+    floor = noise_floor(model.inference_noise_scale if noise_scale is None else noise_scale)
     middle = (model.card.tol if model.card else None) or 2 * floor or 0.01
     # Below the noise's own residual a tolerance never fires.
     middle = middle if middle * _TOLERANCES[-1] > floor else 2 * floor

@@ -40,7 +40,7 @@ class Settings:
         depth, breadth: of the recording. depths, breadths, tols: of the points.
         recorded_depths: where halting is looked at; None: at every outer step.
         card_tol: the model's own tolerance.
-        noise_scale, window, precision, instruction_set, config, versions: what decides the answers.
+        noise_scale, window, precision, instruction_set, config: what decides the answers.
     """
 
     depth: int

@@ -20,6 +20,7 @@ from eqr_kernels.studies.types import Bools, Codes, Floats, Ints, Progress
 from eqr_kernels.trajectory import Status
 
 _CHUNK_BYTES = 128 << 20
+_MOST_PUZZLES = 1024  # at a time: the logits of their winners are held too
 _PARTS = 16
 _FULL = {"cpu": 64, "cuda": 4224}
 
@@ -38,7 +39,8 @@ class Recording:
         answer: uint64 [N, B, K], see `answer_codes`.
         score, q_halt: float32 [N, B, K]; score as `solve` has it after that step (the mean over a window).
         steps: int64 [N, B, K], outer steps spent. status: int8 [N, B, K], of `Status`.
-        residuals: float32 [N, B, D], of every outer step; NaN after a trajectory's end.
+        residuals: float32 [N, B, D], of every outer step; NaN after a trajectory's end. Without a trace [N, B, K], at
+            the depths.
         halt: the rule under which they ran; only without ("none") can others be replayed.
         backend, backend_reason: what ran, and why.
     """
@@ -75,6 +77,11 @@ class Recording:
         """Whether each outer step is among the depths."""
         return len(self.depths) == self.depth
 
+    @property
+    def traced(self) -> bool:
+        """Whether `residuals` has every outer step."""
+        return self.residuals.shape[2] == self.depth
+
     @cached_property
     def labelled(self) -> Bools:
         """bool [N], the puzzle has labels."""
@@ -83,7 +90,7 @@ class Recording:
     @cached_property
     def residual(self) -> Floats:
         """float32 [N, B, K], at the depths."""
-        return np.take_along_axis(self.residuals, self.steps - 1, 2)
+        return np.take_along_axis(self.residuals, self.steps - 1, 2) if self.traced else self.residuals
 
     @cached_property
     def diverged(self) -> Bools:
@@ -185,6 +192,7 @@ def record(
     progress: Progress | None = None,
     observe: Observer | None = None,
     halt: str = "none",
+    trace: bool = True,
     **options: Any,
 ) -> Recording:
     """Runs all puzzles once, to the greatest of the depths.
@@ -203,6 +211,7 @@ def record(
         progress: called with (outer steps spent or found in `parts`, outer steps in all).
         observe: called with the labels and the result of each chunk that is run, in order, before it is dropped.
         halt: as for `solve`, but without halting where nothing is said.
+        trace: keep the residual of every outer step, which replays need; else those at the depths.
         options: further arguments of `solve` (tol, window, seed, noise_scale, slots, backend, precision).
 
     Raises:
@@ -236,7 +245,7 @@ def record(
 
             tokens = torch.from_numpy(questions[rows].astype(np.int64))
             settings: dict[str, Any] = dict(depth=depths[-1], breadth=breadth, halt=halt, **options)
-            result = model.solve(tokens, checkpoints=depths, trace=True, progress=shown, **settings)
+            result = model.solve(tokens, checkpoints=depths, trace=trace, progress=shown, **settings)
             part = _recorded(result, answers[rows], halt)
             if observe is not None:
                 observe(answers[rows], result)
@@ -278,7 +287,7 @@ def chunk_size(
     if resumable:
         busy = -(-_FULL.get(device, _FULL["cuda"]) // breadth)
         fits = min(fits, max(-(-puzzles // _PARTS), busy))
-    return max(1, fits)
+    return max(1, min(fits, _MOST_PUZZLES))
 
 
 def join(parts: Sequence[Recording]) -> Recording:
@@ -297,10 +306,10 @@ def _recorded(result: SolveResult, labels: npt.NDArray[np.integer], halt: str) -
         at = result.at[depth]
         preds = at.all_preds.cpu().numpy()  # [n, B, S]
         judged = exact_match(preds, labels), token_accuracy(preds, labels), answer_codes(preds)
-        numbers = (x.cpu().numpy() for x in (at.all_score, at.all_q_halt, at.all_steps, at.all_status))
+        numbers = (x.cpu().numpy() for x in (at.all_score, at.all_q_halt, at.all_residual, at.all_steps, at.all_status))
         rows.append((*judged, *numbers))
-    correct, accuracy, answer, score, q_halt, steps, status = (np.stack(field, 2) for field in zip(*rows, strict=True))
-    assert result.residuals is not None
+    stacked = (np.stack(field, 2) for field in zip(*rows, strict=True))
+    correct, accuracy, answer, score, q_halt, residual, steps, status = stacked
     return Recording(
         tuple(sorted(result.at)),
         correct,
@@ -310,7 +319,7 @@ def _recorded(result: SolveResult, labels: npt.NDArray[np.integer], halt: str) -
         q_halt,
         steps,
         status.astype(np.int8),
-        result.residuals.cpu().numpy(),
+        residual if result.residuals is None else result.residuals.cpu().numpy(),
         halt,
         result.backend,
         result.backend_reason,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from eqr_kernels.noise import noise_floor
 from eqr_kernels.studies.agreement import Agreement, agreement
 from eqr_kernels.studies.attractors import BROAD, Modes, modes
 from eqr_kernels.studies.coupling import Coupling, couple
@@ -15,7 +16,6 @@ from eqr_kernels.studies.recording import Recording
 from eqr_kernels.studies.replay import correct_grid, first_converged, settled
 from eqr_kernels.studies.scoring import Accuracy
 from eqr_kernels.studies.statistics import Paired, Quartiles, pair, quartiles
-from eqr_kernels.studies.tolerance import noise_floor
 
 COMPARED = ("residual", "vote", "q", "any")
 """Rules of selection that are compared."""

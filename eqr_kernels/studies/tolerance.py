@@ -10,18 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from eqr_kernels.noise import noise_floor
 from eqr_kernels.studies.recording import Recording
 from eqr_kernels.studies.replay import at_ends, ends_when_halted
 
 NOISE_MULTIPLE = 2.0
-
-
-def noise_floor(noise_scale: float) -> float:
-    """The residual that the injected noise leaves, about: sqrt(2) noise_scale.
-
-    Independent noise in the two states of a difference, relative to states whose components have a mean square of 1.
-    """
-    return math.sqrt(2) * noise_scale
 
 
 def provisional_tolerance(noise_scale: float) -> float:

@@ -2,5 +2,5 @@
 
 `settings` and `recipes` say how; `trainer` takes the steps with `objective`, `optim`, `fused` and `cycles`; `state`,
 `slices`, `record` and `resume` make a run that may be stopped and continued to the same bits; `evaluation`, `logs` and
-`rate` measure it as it goes.
+`throughput` measure it as it goes.
 """

@@ -17,9 +17,9 @@ import torch
 
 from eqr_kernels import studies
 from eqr_kernels.checkpoint import MODEL_FILE
+from eqr_kernels.noise import noise_floor
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.solver import DEFAULT_DEPTH, SolveResult
-from eqr_kernels.studies.tolerance import noise_floor
 from eqr_kernels.studies.tolerance_card import store_tolerance
 from eqr_kernels.tasks import sudoku
 from eqr_kernels.tasks.common import PuzzleSet
@@ -115,7 +115,13 @@ class Evaluator:
             losses.append(stablemax_cross_entropy(result.logits, answers).cpu().numpy())
 
         recording = studies.record(
-            model, puzzles.inputs, puzzles.labels, depths=self.depths, precision=self.precision, observe=observe
+            model,
+            puzzles.inputs,
+            puzzles.labels,
+            depths=self.depths,
+            trace=False,
+            precision=self.precision,
+            observe=observe,
         )
         loss = np.concatenate(losses)
         groups = {name: puzzles.source == name for name in sorted(set(puzzles.source.tolist()))}

@@ -17,10 +17,10 @@ from eqr_kernels.backends.base import Proceed
 from eqr_kernels.backends.packing import PackArguments
 from eqr_kernels.precision import Precision
 from eqr_kernels.reasoner import EquilibriumReasoner
+from eqr_kernels.run_rules import Halt
 from tests.support.native import build
 
 KERNELS = ("throughput_mma", "throughput_wgmma", "latency")
-_HALT = {"none": 0, "residual": 1, "q": 2}
 
 
 @functools.cache
@@ -83,7 +83,7 @@ class EmulatedCuda:
         if not proceed(0, 0):
             control[0] = 1
         rules = _integers(
-            p.tokens.shape[0], p.breadth, p.depth, p.seed, _HALT[p.halt], p.patience, int(p.race), p.window
+            p.tokens.shape[0], p.breadth, p.depth, p.seed, int(Halt[p.halt]), p.patience, int(p.race), p.window
         )
         tokens, ids = p.tokens.contiguous(), p.ids.contiguous()
         error = library().eqr_emulated_fixed_point(

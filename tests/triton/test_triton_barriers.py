@@ -60,7 +60,7 @@ def _place() -> str:
     """The line of the kernel that is being interpreted."""
     import traceback
 
-    lines = [f for f in traceback.extract_stack() if "eqr_kernels/triton/" in f.filename]
+    lines = [f for f in traceback.extract_stack() if "backends/triton/kernels/" in f.filename]
     return f"{lines[-1].filename.rsplit('/', 1)[1]} in {lines[-1].name}, line {lines[-1].lineno}" if lines else "?"
 
 

@@ -77,15 +77,16 @@ class TritonBackend:
                     launch.launch(values, plan, programs)
 
             running: Launch
-            with watch.launching(), nvtx_range("eqr launch: fixed_point"):
-                if device.type == "cuda":
-                    launch.launch(values, plan, programs)
-                    running = StreamLaunch()
-                else:
-                    running = ThreadLaunch(interpret, "eqr_kernels-triton")
-            if not watch.captured:
-                with nvtx_range("eqr wait"):
-                    watch.follow(running)
+            with watch.launching():
+                with nvtx_range("eqr launch: fixed_point"):
+                    if device.type == "cuda":
+                        launch.launch(values, plan, programs)
+                        running = StreamLaunch()
+                    else:
+                        running = ThreadLaunch(interpret, "eqr_kernels-triton")
+                if not watch.captured:
+                    with nvtx_range("eqr wait"):
+                        watch.follow(running)
             _deliver(p, tables, recorder)
             if not watch.captured:
                 finished, spent = tables.counters[2:].tolist()

@@ -136,7 +136,7 @@ def first_that_fits(plans: tuple[Plan, ...], fits: Callable[[Plan], object]) -> 
         try:
             fits(plan)
         except Exception as error:  # Triton's errors have no common class
-            reasons.append(_told(plan, error))
+            reasons.append(_left_out(plan, error))
         else:
             return plan
     raise RuntimeError(_nothing_fits(reasons))
@@ -164,18 +164,18 @@ def fastest(plans: tuple[Plan, ...], dtype: torch.dtype, time: Callable[[Plan], 
             if not error <= _AGREEMENT[dtype]:
                 raise RuntimeError(f"its logits differ from the first candidate's by {error:.2g} of their norm")
         except Exception as error_of_plan:
-            reasons.append(_told(plan, error_of_plan))
+            reasons.append(_left_out(plan, error_of_plan))
         else:
             times[plan] = milliseconds
-            _log.info("%.3f ms with tiles %s", milliseconds, plan.tile)
+            _log.debug("%.3f ms with tiles %s", milliseconds, plan.tile)
     if not times:
         raise RuntimeError(_nothing_fits(reasons))
     return min(times, key=times.__getitem__)
 
 
-def _told(plan: Plan, error: Exception) -> str:
+def _left_out(plan: Plan, error: Exception) -> str:
     message = f"{plan.tile}: {type(error).__name__}: {str(error)[:300]}"
-    _log.info("tiles are left out: %s", message)
+    _log.debug("tiles are left out: %s", message)
     return message
 
 

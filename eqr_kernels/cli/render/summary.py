@@ -55,7 +55,7 @@ def cards(report: CurveReport) -> list[Card]:
         ("recommended", asked.index if asked else None, asked.reason if asked else ""),
         ("best", bend.best, ""),
         (f"bend: cheapest within {bend.within_points:g} points of the best", bend.cheapest_within, ""),
-        ("knee", bend.knee, "from here on the next factor of cost starts to buy least"),
+        ("knee", bend.knee, "from here on the next factor of cost begins to buy less"),
     ]
     made = []
     for index in dict.fromkeys(index for _, index, _ in wanted if index is not None):
