@@ -14,6 +14,10 @@ from eqr_kernels import EquilibriumReasoner, ops
 from tests.support.environment import BUILT, REPOSITORY, needs_extension
 from tests.support.models import make_contractive, tiny_config
 
+# Some tests run pytest in a process of its own, which must not take itself for a worker of this run.
+for _name in [name for name in os.environ if name.startswith("PYTEST_XDIST_")]:
+    del os.environ[_name]
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the tests of benchmarks/, and puts the files with most slow tests first: at the end no process waits."""

@@ -158,8 +158,8 @@ def jittered(found, seed, slow=None):
 @pytest.mark.parametrize(
     ("file", "row"),
     [
-        ("outer_step.json", "test_outer_step[sudoku-1] cpu bf16"),
-        ("outer_step.json", "test_outer_step[sudoku-8] cpu int8"),
+        ("outer_step.json", "test_outer_step[sudoku-paper-1] cpu bf16"),
+        ("outer_step.json", "test_outer_step[sudoku-paper-8] cpu int8"),
         ("solve.json", "test_solve[easy-1] cpu bf16, full depth"),
         ("training_step-quick.json", "test_training_step[sudoku-small] fused bf16"),
     ],

@@ -248,7 +248,7 @@ def test_the_subset_mixes_as_the_whole_does_whatever_the_order(total, seed, data
 def test_the_subset_of_the_real_puzzles_is_pinned(sudoku_data):
     from eqr_kernels.tasks import sudoku
 
-    puzzles, _ = sudoku.load(sudoku_data / "dcsv.gz")
+    puzzles, _ = sudoku.load(sudoku_data / "dev.csv.gz")
     part = puzzles.subset(stratified_subset(puzzles.inputs, puzzles.source, puzzles.rating, 200))
     assert digest(part.inputs, part.labels) == "ba45309dcae3eb6ec4e25afd46d564dd727306e1d082efc6541f7654add22902"
     counts = {str(name): int((part.source == name).sum()) for name in np.unique(part.source)}
