@@ -120,7 +120,7 @@ def _read_rows(
 
 def _is_json(line: str) -> bool:
     """Whether a text that begins with this line is JSON: "[Puzzle]" is not."""
-    return re.match(r"\s*(\{|\[\s*($|[\[{\"\d]))", line) is not None
+    return re.match(r"""\s*(\{|\[\s*($|[\[{"]|\d+\s*(,|\]|$)))""", line) is not None
 
 
 def _lines_as_they_are(lines: Iterable[tuple[int, str]], name: str, errors: ParseErrors) -> list[Row]:

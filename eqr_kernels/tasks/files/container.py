@@ -95,7 +95,7 @@ def _gunzip(stream: BinaryIO) -> tuple[BinaryIO, bytes]:
             return stream, b""
         if not head.startswith(_GZIP):
             return stream, head
-        stream = cast(BinaryIO, gzip.GzipFile(fileobj=stream))
+        stream = cast(BinaryIO, gzip.GzipFile(fileobj=stream, mode="rb"))
     raise ValueError("the file is gzip within gzip, five times or more: unpack it")
 
 

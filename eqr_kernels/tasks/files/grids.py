@@ -46,7 +46,7 @@ def field_cells(text: str, codec: Codec) -> str:
         return text
     alphabet = codec.alphabet
     if text.lstrip().startswith("["):
-        text = re.sub(r"[\[\](),\s]+", " ", text)
+        text = re.sub(r"""[\[\](),'"\s]+""", " ", text)
     runs = alphabet.grid.findall(text)
     return runs[0] if len(runs) == 1 and len(text) < 2 * len(runs[0]) else written_grid(text, codec)
 

@@ -17,6 +17,9 @@ def spaced_rows(texts: Sequence[str], alphabet: Alphabet) -> list[str]:
     """
     if any("\t" in text for text in texts):
         raise ValueError(f"has tabs among the spaces that stand for blanks: {_REMEDY}")
+    if any(text.endswith(" ") for text in texts) and len({len(text) for text in texts}) > 1:
+        # where ends were not trimmed, a shorter row has lost a cell
+        raise ValueError(f"has spaces for blanks, and its rows differ in length: {_REMEDY}")
     blank = alphabet.blanks[0]
     if any("|" in text for text in texts):
         rows = [_between_bars(text, alphabet) for text in texts]
