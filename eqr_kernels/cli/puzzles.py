@@ -14,7 +14,7 @@ import torch
 from eqr_kernels.cli.console import busy, complain
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.studies.subset import stratified_subset
-from eqr_kernels.tasks import sudoku
+from eqr_kernels.tasks import sudoku, sudoku_generator
 from eqr_kernels.tasks.common import KEPT_ERRORS, ParseError, ParseErrors, PuzzleSet
 from eqr_kernels.tasks.registry import MAZE, SUDOKU, Task, task_of
 
@@ -29,6 +29,7 @@ __all__ = [
     "read_puzzles",
     "report_errors",
     "reveal_clues",
+    "solutions",
     "stratified",
     "task_of",
     "with_answers",
@@ -115,6 +116,18 @@ def reveal_clues(task: Task, puzzles: PuzzleSet, clues: int | None, seed: int) -
         raise ValueError("--reveal shows clues of the answers, and the puzzles come without; give a CSV with answers")
     inputs = sudoku.reveal(puzzles.inputs, puzzles.labels, clues, np.random.default_rng(seed))
     return dataclasses.replace(puzzles, inputs=inputs)
+
+
+def solutions(task: Task, puzzles: PuzzleSet, show: bool | None = None) -> list[str]:
+    """How many solutions each puzzle has, by the exact solver: "none", "one" or "several".
+
+    Raises:
+        ValueError: not Sudoku.
+    """
+    if task.name != "sudoku":
+        raise ValueError(f"--check is for Sudoku, and this model solves the {task.name} task; leave it out")
+    with busy("counting solutions", show):
+        return [("none", "one", "several")[sudoku_generator.count_solutions(grid)] for grid in puzzles.inputs]
 
 
 def read_answered(task: Task, seq_len: int, file: str | None, **reading: Any) -> tuple[PuzzleSet, ParseErrors]:

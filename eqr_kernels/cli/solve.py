@@ -59,6 +59,9 @@ def solve(
     demo: Annotated[bool, typer.Option("--demo", help="Solve generated puzzles, some easy, some hard.")] = False,
     limit: opt.Limit = None,
     reveal: opt.Reveal = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Sudoku: also count the solutions of each puzzle: none, one or several.")
+    ] = False,
     by_depth: Annotated[
         str | None, typer.Option(metavar="DEPTHS", help="Also count right answers after these steps, as in 1,2,4,8,16.")
     ] = None,
@@ -124,6 +127,9 @@ def solve(
     if settings["tol"] == "auto" and halt == "residual" and card is not None:
         settings["tol"] = card.tol
     rows = _rows(task, puzzles, result)
+    if check:
+        for row, solutions in zip(rows, puz.solutions(task, puzzles, progress), strict=True):
+            row["solutions"] = solutions
     at = _by_depth(task, puzzles, result)
     report: dict[str, Any] = {
         "command": "solve",
