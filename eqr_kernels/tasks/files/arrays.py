@@ -16,6 +16,7 @@ import numpy.typing as npt
 from eqr_kernels.tasks.common import UNKNOWN_RATING, ParseErrors, PuzzleSet
 from eqr_kernels.tasks.files.assemble import checked
 from eqr_kernels.tasks.files.codec import Codec
+from eqr_kernels.tasks.files.container import printable
 from eqr_kernels.tasks.files.tables import roles
 
 IntArray = npt.NDArray[np.integer]
@@ -56,15 +57,14 @@ def read_array(stream: BinaryIO, name: str) -> IntArray:
 
 def _load(stream: BinaryIO, name: str) -> Any:
     """An array, or arrays by name."""
-    data = stream.read()
     try:
-        loaded = np.load(io.BytesIO(data), allow_pickle=False)
+        loaded = np.load(io.BytesIO(stream.read()), allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return loaded
         with loaded:
             return {key: loaded[key] for key in loaded.files}
     except _BROKEN as problem:
-        reason = str(problem).split("\n")[0][:200] or type(problem).__name__
+        reason = printable(problem) or type(problem).__name__
         raise ValueError(f"{name} is not a .npy array of plain numbers ({reason}): save it with numpy.save") from None
 
 

@@ -83,6 +83,12 @@ def lines_of(container: Container) -> io.TextIOWrapper:
     return io.TextIOWrapper(container.stream, encoding=container.encoding, errors="replace", newline=None)
 
 
+def printable(value: object) -> str:
+    """What can be shown and kept of a name or a message out of a file: its first 200 characters, none a control."""
+    text = str(value)[:200]
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
 def _gunzip(stream: BinaryIO) -> tuple[BinaryIO, bytes]:
     """The bytes behind any number of gzip layers, and the first of them (b"" where they are damaged)."""
     for _ in range(4):

@@ -149,7 +149,7 @@ def _part_of_grid(number: int, text: str, body: str, alphabet: Alphabet) -> Line
     if set(body) <= set(alphabet.digits + " " + _BARS) and len(cells) < side:
         return Line(number, text, Kind.SPACED, cells)
     if set(cells) <= set(alphabet.cells):
-        return Line(number, text, Kind.PARTIAL, "." * (len(groups) if max(map(len, groups)) <= 2 else len(cells)))
+        return Line(number, text, Kind.PARTIAL, "." * (len(groups) if max(map(len, groups), default=0) <= 2 else len(cells)))
     damaged = side - 2 <= len(cells) <= side + 2 and sum(c in alphabet.cells for c in cells) >= 0.6 * len(cells)
     if damaged:
         return Line(number, text, Kind.PARTIAL, "." * len(cells))

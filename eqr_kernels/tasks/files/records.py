@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 from eqr_kernels.tasks.common import ParseError, ParseErrors
 from eqr_kernels.tasks.files.codec import Codec, Row
+from eqr_kernels.tasks.files.container import DAMAGED, printable
 from eqr_kernels.tasks.files.tables import QUESTION_NAMES, roles, table_row
 
 
@@ -80,11 +81,12 @@ def read_parquet(stream: BinaryIO, name: str, codec: Codec, errors: ParseErrors)
             f"{name} is a Parquet table, and reading it needs pyarrow: pip install 'eqr_kernels[data]', or save the "
             "table as CSV"
         ) from None
+    broken = (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError, *DAMAGED)
     try:
         table = pyarrow.parquet.ParquetFile(stream)
         names = table.schema_arrow.names
-    except (pyarrow.ArrowException, OSError) as problem:
-        raise ValueError(f"{name} is no whole Parquet table ({_first_line(problem)}): fetch it again") from None
+    except broken as problem:
+        raise ValueError(f"{name} is no whole Parquet table ({printable(problem)}): fetch it again") from None
     columns = {role: names[i] for role, i in roles(names).items() if i >= 0}
     if "question" not in columns:
         raise ValueError(
@@ -100,10 +102,6 @@ def read_parquet(stream: BinaryIO, name: str, codec: Codec, errors: ParseErrors)
                     yield _row(number, str(record[columns["question"]]), record, name, codec)
                 except ValueError as problem:
                     errors.append(ParseError(number, str(record), str(problem)))
-    except (pyarrow.ArrowException, OSError) as problem:
-        message = f"the table cannot be read from here on ({_first_line(problem)}): fetch it again"
+    except broken as problem:
+        message = f"the table cannot be read from here on ({printable(problem)}): fetch it again"
         errors.append(ParseError(number + 1, "", message))
-
-
-def _first_line(problem: BaseException) -> str:
-    return str(problem).split("\n")[0][:200]

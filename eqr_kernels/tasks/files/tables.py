@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from eqr_kernels.tasks.common import UNKNOWN_RATING, ParseError, ParseErrors
 from eqr_kernels.tasks.files.codec import Codec, Row
+from eqr_kernels.tasks.files.container import printable
 from eqr_kernels.tasks.files.grids import field_cells
 from eqr_kernels.tasks.files.lines import is_comment, is_grid_row
 
@@ -159,7 +160,7 @@ def table_row(
         text,
         field_cells(cell_text(question), codec),
         field_cells(cell_text(answer), codec),
-        source_name(source),
+        printable(source),
         parse_rating(rating, words),
     )
 
@@ -186,12 +187,6 @@ def _flat(value: Any) -> Iterator[str]:
     else:
         text = str(value)
         yield text if len(text) == 1 or isinstance(value, str) else f"[{text}]"  # a number of two digits is no cell
-
-
-def source_name(value: Any) -> str:
-    """A name that can be shown and kept: printable, of 200 characters at most."""
-    name = str(value)[:200]
-    return name if name.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in name)
 
 
 def parse_rating(value: Any, words: bool = False) -> float:
