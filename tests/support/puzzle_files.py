@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from eqr_kernels.tasks import sudoku
 
 A = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
@@ -69,9 +71,19 @@ FORMS = {
     "spaces for blanks, tight bars": "\n".join(
         "|".join(row[i : i + 3] for i in (0, 3, 6)).replace(".", " ") for row in rows_of(A)
     ),
+    "rules with corners": banded([barred(row, edge=True) for row in rows_of(A)], ":-------+-------+-------:").join(
+        (".-------.-------.-------.\n", "\n'-------'-------'-------'\n")
+    ),
+    "underscores": plain(A).replace(".", "_"),
+    "lists of numbers": "[" + ",\n ".join(str([int(c) for c in row.replace(".", "0")]) for row in rows_of(A)) + "]",
+    "rows in brackets": "\n".join(str([int(c) for c in row.replace(".", "0")]) for row in rows_of(A)),
+    "braces": "{\n" + "\n".join("{" + ",".join(row.replace(".", "0")) + "}," for row in rows_of(A)) + "\n};\n",
+    "an array as NumPy prints it": str(np.array([[int(c) for c in row.replace(".", "0")] for row in rows_of(A)])),
+    "rows in quotes": "\n".join(f'"{row}",' for row in rows_of(A)),
     "comments at the ends": "\n".join(f"{row}  # row {i}" for i, row in enumerate(rows_of(A))),
     "a title": "Easy, no. 12\n" + plain(A),
-    "a title that is a column's name": "Puzzle\n" + plain(A),
+    "a title that is a column's name": "Puzzle\n\n" + plain(A),
+    "a title of two column names": "Sudoku, puzzle\n" + plain(A),
     "a title and a word behind": "Sudoku Mk. 7\n\n" + plain(A) + "\n\nGood luck!\n",
     "SudoCue (.sdk)": "#ARuud\n#DA random puzzle\n#B03-08-2006\n#LEasy\n" + plain(A),
     "SadMan (.sdk)": f"[Puzzle]\n{plain(A)}\n[State]\n{plain(A_ANSWER)}\n",

@@ -345,6 +345,11 @@ JSON = [
             {"puzzle": [None if c == "." else int(c) for c in B], "rating": 3},
         ]
     ),
+    json.dumps({"quizzes": [A, B], "solutions": [A_ANSWER, None], "rating": [2.5, 3]}),
+    json.dumps(
+        {"puzzle": {"0": A, "1": B}, "answer": {"0": A_ANSWER, "1": ""}, "rating": {"0": 2.5, "1": 3}}, indent=2
+    ),
+    json.dumps({"data": [{"puzzle": A, "answer": A_ANSWER, "rating": 2.5}, {"puzzle": B, "rating": 3}], "n": 2}),
 ]
 
 

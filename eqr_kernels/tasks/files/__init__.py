@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,12 +20,13 @@ from eqr_kernels.tasks.common import UNKNOWN_RATING, ParseError, ParseErrors, Pu
 from eqr_kernels.tasks.files.arrays import ArrayReader, IntArray, load_arrays
 from eqr_kernels.tasks.files.assemble import from_rows
 from eqr_kernels.tasks.files.codec import Codec, Row, encode_texts
+from eqr_kernels.tasks.files.columns import QUESTION_NAMES
 from eqr_kernels.tasks.files.container import DAMAGED, lines_of, open_container
 from eqr_kernels.tasks.files.folder import load_folder
 from eqr_kernels.tasks.files.grids import read_grids, written_grid
 from eqr_kernels.tasks.files.lines import is_comment
-from eqr_kernels.tasks.files.records import read_json, read_parquet
-from eqr_kernels.tasks.files.tables import QUESTION_NAMES, find_header, read_csv, starts_table
+from eqr_kernels.tasks.files.records import json_values, read_json, read_parquet
+from eqr_kernels.tasks.files.tables import find_header, read_csv, starts_table
 
 __all__ = ["FORMATS", "ArrayReader", "Codec", "IntArray", "Source", "encode_texts", "load_puzzles", "written_grid"]
 
@@ -99,28 +100,37 @@ def _read_rows(
         first = next(lines, None)
     if first is None:
         return []
-    second = list(islice(lines, 1))
-    rest = chain(second, lines)
+    ahead = [first]
+    while len(ahead) == 1 or not ahead[-1][1].strip():
+        following = next(lines, None)
+        if following is None:
+            break
+        ahead.append(following)
+    second = ahead[-1][1] if len(ahead) > 1 else ""
     if format == "json" or (format == "auto" and _is_json(first[1])):
-        return list(read_json(chain([first], rest), name, codec, errors))
+        ahead += lines
+        values = json_values(ahead)
+        if values is not None:
+            return list(read_json(values, name, codec, errors))
+        if format == "json" or not re.match(r"[\s\[{(]*\d", first[1] + second):  # which may be rows in brackets
+            raise ValueError(f"{name} begins like JSON, and is neither JSON lines nor one JSON document")
     if format in ("auto", "csv"):
-        header = starts_table(first[1], second[0][1] if second else "", codec) if format == "auto" else None
-        header = header or (find_header(first[1]) if format == "csv" else None)
+        header = starts_table(first[1], second, codec) if format == "auto" else find_header(first[1])
         if header is not None:
-            return list(read_csv(rest, header, name, codec, errors))
+            return list(read_csv(chain(ahead[1:], lines), header, name, codec, errors))
         if format == "csv":
             raise ValueError(
                 f"the CSV header on line {first[0]} has the columns {first[1][:200]!r}, none of which is the puzzle: "
                 f"name one of them {QUESTION_NAMES}"
             )
     if not codec.blanks:
-        return _lines_as_they_are(chain([first], rest), name, errors)
-    return read_grids(chain(before, [first], rest), name, codec, errors, format)
+        return _lines_as_they_are(chain(ahead, lines), name, errors)
+    return read_grids(chain(before, ahead, lines), name, codec, errors, format)
 
 
 def _is_json(line: str) -> bool:
-    """Whether a text that begins with this line is JSON: "[Puzzle]" is not."""
-    return re.match(r"""\s*(\{|\[\s*($|[\[{"]|\d+\s*(,|\]|$)))""", line) is not None
+    """Whether a text that begins with this line should be JSON: neither "[Puzzle]" nor "[53..7..." is."""
+    return re.match(r"""\s*(\{\s*($|["}])|\[\s*($|[\[{"\]]))""", line) is not None
 
 
 def _lines_as_they_are(lines: Iterable[tuple[int, str]], name: str, errors: ParseErrors) -> list[Row]:

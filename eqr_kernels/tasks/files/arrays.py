@@ -16,8 +16,8 @@ import numpy.typing as npt
 from eqr_kernels.tasks.common import UNKNOWN_RATING, ParseErrors, PuzzleSet
 from eqr_kernels.tasks.files.assemble import checked
 from eqr_kernels.tasks.files.codec import Codec
+from eqr_kernels.tasks.files.columns import roles
 from eqr_kernels.tasks.files.container import printable
-from eqr_kernels.tasks.files.tables import roles
 
 IntArray = npt.NDArray[np.integer]
 # integers as found and their answers' -> tokens of both, and what was allowed

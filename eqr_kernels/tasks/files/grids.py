@@ -6,12 +6,12 @@ stretch that has a row too few or too many is refused whole, because its cells c
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from math import isqrt
 
 from eqr_kernels.tasks.common import UNKNOWN_RATING, ParseError, ParseErrors
 from eqr_kernels.tasks.files.codec import Alphabet, Codec, Row, encode_texts
+from eqr_kernels.tasks.files.columns import QUESTION_NAMES
 from eqr_kernels.tasks.files.lines import Kind, Line, classify, joined, long_fields
 from eqr_kernels.tasks.files.spaced import spaced_rows
 
@@ -41,12 +41,10 @@ def written_grid(text: str, codec: Codec) -> str:
 
 
 def field_cells(text: str, codec: Codec) -> str:
-    """The cells in a field of a table: of a grid with a name beside it, a list in brackets, or a `written_grid`."""
+    """The cells in a field of a table: of a grid with a name beside it, or a `written_grid`."""
     if not codec.blanks or len(text) == codec.seq_len or not text:
         return text
     alphabet = codec.alphabet
-    if text.lstrip().startswith("["):
-        text = re.sub(r"""[\[\](),'"\s]+""", " ", text)
     runs = alphabet.grid.findall(text)
     return runs[0] if len(runs) == 1 and len(text) < 2 * len(runs[0]) else written_grid(text, codec)
 
@@ -270,6 +268,9 @@ def _what_is_wrong(line: Line, codec: Codec) -> str:
     message = encode_texts(["".join(text.split())], codec, codec.seq_len)[1][0]
     if wrong and len(body.split()) > 1:
         return f"{message} (they begin at column {wrong[0].start() + 1} of the line)"
+    if "," in body and set(body).isdisjoint("123456789"):
+        message = f"has no {codec.seq_len} cells in a row"
+        return f"{message}; a header needs a column for the puzzle, named {QUESTION_NAMES} or the like"
     if len(body.split()) > 1 or not message:
         return f"has no {codec.seq_len} cells in a row ({codec.cells})"
     return message

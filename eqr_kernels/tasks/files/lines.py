@@ -12,8 +12,9 @@ from typing import NamedTuple
 from eqr_kernels.tasks.files.codec import FENCE, Alphabet
 
 _BARS = "|\u00a6!:" + "".join(map(chr, range(0x2500, 0x2580)))
-_NO_BARS = str.maketrans(dict.fromkeys(_BARS, " "))
+_SEPARATORS = str.maketrans(dict.fromkeys(_BARS + "[](){},;'\"", " "))
 _RULE = frozenset("-+*|=_~ \t\u2014\u2013" + _BARS)
+_CORNERED_RULE = re.compile(rf"[-+*|=_~\s.'`,{_BARS}]*[-=_~\u2500-\u257f]{{3}}[-+*|=_~\s.'`,{_BARS}]*")
 FIELD = rf"[^{FENCE}]+"
 _SECTION = re.compile(r"\[\s*([A-Za-z][A-Za-z ]*?)\s*\]")
 
@@ -61,7 +62,7 @@ def classify(number: int, text: str, alphabet: Alphabet) -> Line:
     section = _SECTION.fullmatch(stripped)
     if section:
         return Line(number, text, Kind.SECTION, section[1].lower())
-    if set(stripped) <= _RULE:
+    if set(stripped) <= _RULE or _CORNERED_RULE.fullmatch(stripped):
         return _rule(number, text, stripped, alphabet)
     return _puzzle(number, text, body, alphabet) or _part_of_grid(number, text, body, alphabet)
 
@@ -73,7 +74,7 @@ def joined(text: str, alphabet: Alphabet) -> str:
         cells = _fields(text, delimiter, alphabet, size)
         if cells:
             return cells
-    groups = text.translate(_NO_BARS).split()
+    groups = text.translate(_SEPARATORS).split()
     return _equal_groups(groups, alphabet, size)
 
 
@@ -95,9 +96,11 @@ def _equal_groups(groups: list[str], alphabet: Alphabet, count: int) -> str:
 
 def _rule(number: int, text: str, stripped: str, alphabet: Alphabet) -> Line:
     """Rules never count as blanks; one of as many cells as a row keeps them for a grid that shows it is none."""
-    marks = "".join(stripped.translate(_NO_BARS).split())
+    marks = "".join(stripped.translate(_SEPARATORS).split())
     if not marks:
         return Line(number, text, Kind.BARS)
+    if marks == "_" * alphabet.side:
+        return Line(number, text, Kind.ROW, marks)
     cells = marks if len(marks) == alphabet.side and set(marks) <= set(alphabet.blanks) else ""
     return Line(number, text, Kind.RULE, cells)
 
@@ -139,17 +142,21 @@ def _part_of_grid(number: int, text: str, body: str, alphabet: Alphabet) -> Line
         cells = _fields(body, delimiter, alphabet, side)
         if cells:
             return Line(number, text, Kind.ROW, cells)
-    groups = re.sub("[,;]", " ", body.translate(_NO_BARS)).split()
+    groups = body.translate(_SEPARATORS).split()
     cells = "".join(groups)
     row = _equal_groups(groups, alphabet, side)
     if row:
         return Line(number, text, Kind.ROW, row)
+    if not groups and not set(body).isdisjoint("[](){}"):
+        return Line(number, text, Kind.RULE)
     if len(groups) == side and all(set(g) <= set(alphabet.cells) for g in groups) and cells.strip(alphabet.blanks):
         return Line(number, text, Kind.CANDIDATES)
     if set(body) <= set(alphabet.digits + " " + _BARS) and len(cells) < side:
         return Line(number, text, Kind.SPACED, cells)
     if set(cells) <= set(alphabet.cells):
-        return Line(number, text, Kind.PARTIAL, "." * (len(groups) if max(map(len, groups), default=0) <= 2 else len(cells)))
+        return Line(
+            number, text, Kind.PARTIAL, "." * (len(groups) if max(map(len, groups), default=0) <= 2 else len(cells))
+        )
     damaged = side - 2 <= len(cells) <= side + 2 and sum(c in alphabet.cells for c in cells) >= 0.6 * len(cells)
     if damaged:
         return Line(number, text, Kind.PARTIAL, "." * len(cells))

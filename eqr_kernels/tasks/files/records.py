@@ -8,33 +8,35 @@ from typing import Any, BinaryIO
 
 from eqr_kernels.tasks.common import ParseError, ParseErrors
 from eqr_kernels.tasks.files.codec import Codec, Row
+from eqr_kernels.tasks.files.columns import QUESTION_NAMES, roles
 from eqr_kernels.tasks.files.container import DAMAGED, printable
-from eqr_kernels.tasks.files.tables import QUESTION_NAMES, roles, table_row
+from eqr_kernels.tasks.files.tables import table_row
+
+Value = tuple[int, str, Any]  # line (of a document: number), text, parsed
 
 
-def read_json(lines: Iterable[tuple[int, str]], name: str, codec: Codec, errors: ParseErrors) -> Iterator[Row]:
-    """The rows of JSON lines (an object, or a puzzle, a line) or of one JSON document (a list of such, or one).
-
-    Raises:
-        ValueError: it is neither.
-    """
-    numbered = [(number, line) for number, line in lines if line.strip()]
-    values = [(number, line, _parsed(line)) for number, line in numbered]
-    whole = values[0][2] if len(values) == 1 else None
-    if len(values) > 1 and not isinstance(values[0][2], dict | list | str):  # no JSON lines
-        whole = _parsed("\n".join(line for _, line in numbered))
-        if whole is None:
-            raise ValueError(f"{name} begins like JSON, and is neither JSON lines nor one JSON document")
-    if isinstance(whole, list) and whole and isinstance(whole[0], dict | list | str) and not _is_grid(whole):
-        # of an element of a document there is no line, so it is counted
-        values = [(number, json.dumps(value), value) for number, value in enumerate(whole, 1)]
-    elif isinstance(whole, dict):
-        values = [(numbered[0][0], json.dumps(whole), whole)]
+def read_json(values: list[Value], name: str, codec: Codec, errors: ParseErrors) -> Iterator[Row]:
+    """The rows that the values of `json_values` are."""
     for number, text, value in values:
         try:
             yield _row(number, text, value, name, codec)
         except ValueError as problem:
             errors.append(ParseError(number, text, str(problem)))
+
+
+def json_values(lines: Iterable[tuple[int, str]]) -> list[Value] | None:
+    """The puzzles of JSON lines (an object, or a puzzle, a line) or of one document; None where it is neither.
+
+    A document is a list of objects or puzzles, such a list by a name, an object of columns, or one puzzle.
+    """
+    numbered = [(number, line) for number, line in lines if line.strip()]
+    first = _parsed(numbered[0][1])
+    if len(numbered) > 1 and isinstance(first, dict | list | str):
+        return [(number, line, _parsed(line)) for number, line in numbered]
+    document = _parsed("\n".join(line for _, line in numbered))
+    if document is None:
+        return None
+    return [(number, json.dumps(value), value) for number, value in enumerate(_elements(document), 1)]
 
 
 def _parsed(text: str) -> Any:
@@ -45,9 +47,25 @@ def _parsed(text: str) -> Any:
         return None
 
 
+def _elements(document: Any) -> list[Any]:
+    if isinstance(document, list) and document and isinstance(document[0], dict | list | str):
+        return [document] if _is_grid(document) else document
+    if not isinstance(document, dict):
+        return [document]
+    columns = {key: list(value.values()) if isinstance(value, dict) else value for key, value in document.items()}
+    named = roles(list(columns))["question"]
+    puzzles = list(columns.values())[named] if named >= 0 else None
+    if isinstance(puzzles, list) and puzzles and isinstance(puzzles[0], str) and len(puzzles[0]) > 9:
+        lists = {key: value for key, value in columns.items() if isinstance(value, list) and len(value) == len(puzzles)}
+        return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+    records = [value for value in columns.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    return records[0] if len(records) == 1 else [document]
+
+
 def _is_grid(value: list[Any]) -> bool:
-    """Whether a list of lists is one grid, and not several puzzles."""
-    return isinstance(value[0], list) and all(isinstance(cell, int | None) for cell in value[0]) and len(value) == 9
+    """Whether a list is the nine rows of one grid, and not several puzzles."""
+    rows = len(value) == 9 and all(isinstance(row, list | str) and len(row) == 9 for row in value)
+    return rows and not any(isinstance(cell, list | dict) for row in value for cell in row)
 
 
 def _row(number: int, text: str, value: Any, name: str, codec: Codec) -> Row:

@@ -4,34 +4,17 @@ from __future__ import annotations
 
 import csv
 import math
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from eqr_kernels.tasks.common import UNKNOWN_RATING, ParseError, ParseErrors
 from eqr_kernels.tasks.files.codec import Codec, Row
+from eqr_kernels.tasks.files.columns import roles
 from eqr_kernels.tasks.files.container import printable
 from eqr_kernels.tasks.files.grids import field_cells
 from eqr_kernels.tasks.files.lines import is_comment, is_grid_row
 
 Numbered = tuple[int, str]  # line number, text without its line end
-
-COLUMNS = {
-    "question": (
-        *("question", "puzzle", "quizzes", "initial_board", "questions", "puzzles", "quiz", "problem", "problems"),
-        *("input", "inputs", "initial", "board", "sudoku", "unsolved", "puzzle_string", "givens"),
-    ),
-    "answer": (
-        *("answer", "answers", "solution", "solutions", "label", "labels", "solved", "solved_board", "solution_board"),
-        *("solution_string", "output", "target"),
-    ),
-    "source": ("source",),
-    "rating": ("rating", "ratings", "difficulty", "difficulty_rating"),
-}
-"""Names of columns by role, the preferred first; capitals do not count, and blanks and hyphens are as underscores."""
-
-QUESTION_NAMES = ", ".join(COLUMNS["question"][:4])
-"""The commonest, for messages."""
 
 _DELIMITERS = ",\t;|"
 _LONGEST_RECORD = 200  # lines, after which an open quote is a stray one
@@ -48,12 +31,6 @@ class Header(NamedTuple):
     source: int
     rating: int
     words: bool
-
-
-def roles(names: Sequence[str]) -> dict[str, int]:
-    """Column numbers by role, -1 where none."""
-    plain = [re.sub(r"[\s-]+", "_", name.strip().lower()) for name in names]
-    return {role: next((plain.index(n) for n in known if n in plain), -1) for role, known in COLUMNS.items()}
 
 
 def find_header(line: str, delimiters: str = _DELIMITERS) -> Header | None:
@@ -82,8 +59,8 @@ def split(line: str, delimiter: str) -> list[str]:
 def read_csv(lines: Iterable[Numbered], header: Header, name: str, codec: Codec, errors: ParseErrors) -> Iterator[Row]:
     """The rows behind the header. A stray quote spoils its own line, not those that follow."""
     for number, text, fields in _records(lines, header, codec):
-        if not any(field.strip() for field in fields) and codec.blanks:
-            continue
+        if codec.blanks and not text.strip(header.delimiter + " "):
+            continue  # a spreadsheet's empty row
         while len(fields) > header.width and not fields[-1].strip():
             fields.pop()
         try:
@@ -140,11 +117,10 @@ def _joined(taken: list[Numbered], header: Header) -> list[str] | None:
 
 
 def starts_table(line: str, following: str, codec: Codec) -> Header | None:
-    """The header that the first line of a file is; a lone word over a written grid is its title and no header."""
+    """The header that the first line of a file is; a name over a written grid is its title and no header."""
     header = find_header(line)
-    if header is not None and header.width == 1 and codec.blanks and is_grid_row(following, codec.alphabet):
-        return None
-    return header
+    titled = header is not None and codec.blanks and is_grid_row(following, codec.alphabet)
+    return None if titled else header
 
 
 def table_row(
