@@ -168,6 +168,9 @@ def check(path: Path, name: str, changes: list[Mutation], format: str, counts: C
         text = _text_of(path)
         if text is not None:
             _check_digits(puzzles, text)
+            if not set(name.split()) & {"empty", "spaces", "semicolons"}:
+                _check_cells(puzzles, text)
+                counts["grids found cell for cell"] += len(puzzles)
         if source.text and len(changes) == 1 and name not in UNSEEN_SHIFTS:
             _check_nearness(puzzles, changes[0], counts)
 
@@ -208,6 +211,16 @@ def _check_digits(puzzles: PuzzleSet, text: str) -> None:
     for grid in puzzles.inputs:
         digits = "".join(c for c in sudoku.decode(grid) if c != ".")
         assert any(digits in each for each in in_text), f"{sudoku.decode(grid)} is not in the file"
+
+
+def _check_cells(puzzles: PuzzleSet, text: str) -> None:
+    """The cells of each grid, blanks and all, stand in the text one after the other, but for rules and comments."""
+    blanks = str.maketrans("0_*-xX", "......")
+    variants = []
+    for pattern in ("(?!)", "#.*", r"(?m)^[^1-9.0xX\n]*$|#.*", r"(?m)^[^1-9\n]*[-=─═]{3}[^1-9\n]*$|#.*"):
+        variants.append(re.sub("[^1-9.]", "", re.sub(pattern, "", text).translate(blanks)))
+    for grid in puzzles.inputs:
+        assert any(sudoku.decode(grid) in each for each in variants), f"{sudoku.decode(grid)} is not in the file"
 
 
 def _check_nearness(puzzles: PuzzleSet, change: Mutation, counts: Counter[str]) -> None:

@@ -139,6 +139,7 @@ def test_two_lost_rows_that_make_up_for_each_other() -> None:
         ("\n".join([" ".join(["1", ".", "16", "12"] * 4)] * 16), "a 16x16 grid"),
         ("\n".join(row.replace(".", " ").lstrip() for row in rows_of(A)), "spaces for blanks"),
         (plain(A).replace(".", " ").replace("8   6", "8 6"), "its rows differ in length"),
+        (FORMS["commas"].replace("5,3", ",3").replace(".", "0"), "both empty fields and characters for blanks"),
         (f"[State]\n{plain(A)}", r"\[State\] without a \[Puzzle\]"),
     ],
 )

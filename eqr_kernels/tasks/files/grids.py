@@ -12,7 +12,7 @@ from math import isqrt
 from eqr_kernels.tasks.common import UNKNOWN_RATING, ParseError, ParseErrors
 from eqr_kernels.tasks.files.codec import Alphabet, Codec, Row, encode_texts
 from eqr_kernels.tasks.files.columns import QUESTION_NAMES
-from eqr_kernels.tasks.files.lines import Kind, Line, classify, joined, long_fields
+from eqr_kernels.tasks.files.lines import Kind, Line, classify, filled, joined, long_fields
 from eqr_kernels.tasks.files.spaced import spaced_rows
 
 Grid = tuple[int, str]  # number of its first line, cells
@@ -200,7 +200,7 @@ def _grids_of(stretch: list[Line], alphabet: Alphabet, aside: list[Line]) -> lis
         raise _Refused(rows[0], f"begins a grid of rows of {side} cells, but {reason}: no cell is guessed")
     if len(rows) < side == len(stretch) and _are_rows(stretch, alphabet):
         rows = stretch
-    grids = _cut(stretch, rows, side)
+    grids = [_filled(grid, rows[0], alphabet) for grid in _cut(stretch, rows, side)]
     aside += above
     return grids
 
@@ -216,6 +216,13 @@ def _cut(stretch: list[Line], rows: list[Line], side: int) -> list[Grid]:
         what = f"begins {len(rows)} rows of {side} cells" + ("" if straight else ", with a rule within three of them")
         raise _Refused(rows[0], f"{what}; a grid has {side}: no cell is guessed")
     return [(rows[i].number, "".join(row.cells for row in rows[i : i + side])) for i in range(0, len(rows), side)]
+
+
+def _filled(grid: Grid, line: Line, alphabet: Alphabet) -> Grid:
+    cells = filled(grid[1], alphabet)
+    if not cells:
+        raise _Refused(line, "begins a grid that has both empty fields and characters for blanks: no cell is guessed")
+    return grid[0], cells
 
 
 def _are_rows(stretch: list[Line], alphabet: Alphabet) -> bool:

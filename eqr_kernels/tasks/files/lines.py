@@ -73,18 +73,25 @@ def joined(text: str, alphabet: Alphabet) -> str:
     for delimiter in ",;\t":
         cells = _fields(text, delimiter, alphabet, size)
         if cells:
-            return cells
+            return filled(cells, alphabet)
     groups = text.translate(_SEPARATORS).split()
     return _equal_groups(groups, alphabet, size)
 
 
 def _fields(text: str, delimiter: str, alphabet: Alphabet, count: int) -> str:
-    """The cells of `count` fields, an empty one a blank; "" when the text has another number, or no such fields."""
+    """The cells of `count` fields, ' ' for an empty one; "" when the text has another number, or no such fields."""
     if text.count(delimiter) != count - 1:
         return ""
     fields = [field.strip() for field in text.split(delimiter)]
     fit = all(len(field) <= 1 and field in alphabet.cells for field in fields)
-    return "".join(field or alphabet.blanks[0] for field in fields) if fit else ""
+    return "".join(field or " " for field in fields) if fit else ""
+
+
+def filled(cells: str, alphabet: Alphabet) -> str:
+    """The cells with blanks for empty fields; "" where blanks are written too: an empty field has lost its digit."""
+    if " " not in cells:
+        return cells
+    return cells.replace(" ", alphabet.blanks[0]) if set(cells).isdisjoint(alphabet.blanks) else ""
 
 
 def _equal_groups(groups: list[str], alphabet: Alphabet, count: int) -> str:
