@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from eqr_kernels import EqRConfig
-from tests.support.commands import TINY, eqr, make_copier, told
+from tests.support.commands import TINY, eqr, eqr_json, make_copier
 
 SOLUTION = "534678912672195348198342567859761423426853791713924856961537284287419635345286179"
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
@@ -52,7 +52,7 @@ FILES = [
 def test_the_exit_code_says_whether_all_some_or_nothing_was_read(model, tmp_path, text, code, solved, unread):
     file = tmp_path / "puzzles.csv"
     file.write_bytes(gzip.compress(text.encode()) if code == 1 else text.encode())
-    report = told("solve", file, "--model", model, "--depth", 4, code=code)
+    report = eqr_json("solve", file, "--model", model, "--depth", 4, code=code)
     assert (report["summary"]["puzzles"], report["summary"]["unread"]) == (solved, unread)
     assert len(report["errors"]) == unread
 
@@ -90,7 +90,7 @@ def test_commands_that_need_answers_say_that_nothing_could_be_read(model, tmp_pa
 
 @pytest.mark.parametrize("data", [gzip.compress(PUZZLE.encode()), PUZZLE.encode("utf-16"), GRID.encode()])
 def test_a_pipe_may_hold_what_a_file_may(model, data):
-    assert told("solve", "-", "--model", model, "--depth", 2, input=data)["summary"]["puzzles"] == 1
+    assert eqr_json("solve", "-", "--model", model, "--depth", 2, input=data)["summary"]["puzzles"] == 1
 
 
 def test_ratings_print_as_they_were_given(model, tmp_path):
@@ -111,7 +111,7 @@ def test_thousands_of_bad_lines_are_counted(model, tmp_path):
     result = eqr("solve", file, "--model", model, "--depth", 2, code=1)
     assert "and 2980 more lines (--json lists the first 1000)" in result.stderr
     assert len(result.stderr.splitlines()) == 21 and "unreadable lines: 3000" in result.stdout
-    report = told("solve", file, "--model", model, "--depth", 2, code=1)
+    report = eqr_json("solve", file, "--model", model, "--depth", 2, code=1)
     assert report["summary"]["unread"] == 3000 and len(report["errors"]) == 1000
 
 
@@ -125,10 +125,10 @@ IMPROPER = {
 
 
 def test_improper_puzzles_are_never_called_solved_and_check_tells_why(model):
-    report = told("solve", "--model", model, "--depth", 4, "--check", input="\n".join(IMPROPER))
+    report = eqr_json("solve", "--model", model, "--depth", 4, "--check", input="\n".join(IMPROPER))
     assert [row["solutions"] for row in report["puzzles"]] == list(IMPROPER.values())
     assert not any(row["valid"] for row in report["puzzles"] if row["solutions"] == "none")
     assert report["summary"]["solved"] == 0
     text = eqr("solve", "--model", model, "--depth", 4, "--check", "--no-grids", input="\n".join(IMPROPER)).stdout
     assert text.count("it has no solution") == 1 and text.count("it has several solutions") == 1
-    assert "solutions" not in told("solve", "--model", model, "--depth", 4, input=PUZZLE)["puzzles"][0]
+    assert "solutions" not in eqr_json("solve", "--model", model, "--depth", 4, input=PUZZLE)["puzzles"][0]
