@@ -163,6 +163,8 @@ def test_no_cell_is_guessed(text: str, message: str) -> None:
         f"{A}\t7.2\tme",
         f'"{A}", "easy"',
         f"Nr. 17: {A}",
+        f"#17 {A} # hard",
+        f" #3. {A}",
         f"name={A}",
         f"| {A} | 7.1 |",
         f"[{A}]",
@@ -231,6 +233,11 @@ def test_a_line_that_is_no_puzzle_says_why(line: str, message: str) -> None:
     puzzles, errors = read(f"{A}\n{line}\n{B}\n")
     assert grids(puzzles) == [A, B]
     assert [error.line for error in errors] == [2] and re.search(message, errors[0].message), errors[0].message
+
+
+def test_comments_are_passed_over() -> None:
+    puzzles, errors = read(f"# {A}\n#{A}\n#DA, 17 {A}\n{B} # {A}\n#5 easy\n//\n")
+    assert grids(puzzles) == [B] and [error.line for error in errors] == [6]
 
 
 def test_a_line_of_81_dashes_is_a_rule() -> None:

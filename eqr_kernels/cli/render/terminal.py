@@ -66,6 +66,8 @@ def _outcome(row: dict[str, Any]) -> list[str]:
     counted = {"none": ["it has no solution"], "several": ["it has several solutions"]}.get(
         row.get("solutions", ""), []
     )
+    if counted and row["valid"]:
+        verdict = "filled by the rules"  # solved is what has one solution
     return [f"{verdict}, {steps}", f"residual {row['residual']:.4f}", row["status"].replace("_", " "), *counted]
 
 

@@ -99,7 +99,7 @@ def _read_rows(
         before.append(first)
         first = next(lines, None)
     if first is None:
-        return []
+        return read_grids(before, name, codec, errors, format) if codec.blanks else []
     ahead = [first]
     while len(ahead) == 1 or not ahead[-1][1].strip():
         following = next(lines, None)

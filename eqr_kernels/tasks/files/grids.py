@@ -196,7 +196,8 @@ def _grids_of(stretch: list[Line], alphabet: Alphabet, aside: list[Line]) -> lis
     stretch, above = _without_numbers(stretch, side)
     partial = [line for line in stretch if line.kind in (Kind.PARTIAL, Kind.SPACED)]
     if partial:
-        reason = f"line {partial[0].number} has {len(partial[0].cells)} cells"
+        count = len(partial[0].cells)
+        reason = f"line {partial[0].number} has " + (f"{count} cells" if count != side else "other characters")
         raise _Refused(rows[0], f"begins a grid of rows of {side} cells, but {reason}: no cell is guessed")
     if len(rows) < side == len(stretch) and _are_rows(stretch, alphabet):
         rows = stretch

@@ -16,6 +16,7 @@ _SEPARATORS = str.maketrans(dict.fromkeys(_BARS + "[](){},;'\"", " "))
 _RULE = frozenset("-+*|=_~ \t\u2014\u2013" + _BARS)
 _CORNERED_RULE = re.compile(rf"[-+*|=_~\s.'`,{_BARS}]*[-=_~\u2500-\u257f]{{3}}[-+*|=_~\s.'`,{_BARS}]*")
 FIELD = rf"[^{FENCE}]+"
+_NUMBERED = re.compile(r"\s*#\d{1,7}[.:)]?\s")
 _SECTION = re.compile(r"\[\s*([A-Za-z][A-Za-z ]*?)\s*\]")
 
 
@@ -54,8 +55,11 @@ def is_grid_row(line: str, alphabet: Alphabet) -> bool:
 
 
 def classify(number: int, text: str, alphabet: Alphabet) -> Line:
-    """What a line is. What follows a '#' is a comment."""
-    body = text.partition("#")[0].rstrip(" \r\n") if "#" in text else text
+    """What a line is. What follows a '#' is a comment, but "#12 53..7..." is the twelfth puzzle."""
+    body = text
+    if "#" in text:
+        numbered = _NUMBERED.match(text) and alphabet.grid.search(text)
+        body = (text.replace("#", " ", 1) if numbered else text).partition("#")[0].rstrip(" \r\n")
     stripped = body.strip()
     if not stripped:
         return Line(number, text, Kind.COMMENT if text.strip() else Kind.BLANK)
