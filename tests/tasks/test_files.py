@@ -10,6 +10,7 @@ import pickle
 import re
 import sqlite3
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,13 @@ def test_a_lost_row_never_shifts_the_next_grid(lost: int, separator: str) -> Non
     for damaged in (rows[:lost] + rows[lost + 1 :], rows[:lost] + [rows[lost][:-1]] + rows[lost + 1 :]):
         puzzles, errors = read("\n".join(damaged) + separator + plain(B) + "\n\n" + plain(C))
         assert set(grids(puzzles)) <= {B, C} and C in grids(puzzles) and errors
+
+
+@pytest.mark.parametrize("separator", ["========", "---------", "~~~", "\n", "Grid", "# next"])
+@pytest.mark.parametrize("damage", [lambda rows: rows[:8], lambda rows: [*rows[:4], rows[4][1:], *rows[5:]]])
+def test_a_damaged_grid_costs_no_neighbour(separator: str, damage: Callable[[list[str]], list[str]]) -> None:
+    puzzles, errors = read(f"\n{separator}\n".join([plain(A), "\n".join(damage(rows_of(B))), plain(C)]))
+    assert grids(puzzles) == [A, C] and errors.total == 1
 
 
 def test_two_lost_rows_that_make_up_for_each_other() -> None:
