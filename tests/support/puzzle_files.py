@@ -80,6 +80,14 @@ FORMS = {
     "braces": "{\n" + "\n".join("{" + ",".join(row.replace(".", "0")) + "}," for row in rows_of(A)) + "\n};\n",
     "an array as NumPy prints it": str(np.array([[int(c) for c in row.replace(".", "0")] for row in rows_of(A)])),
     "rows in quotes": "\n".join(f'"{row}",' for row in rows_of(A)),
+    "bars between all cells": "\n".join("| " + " | ".join(row) + " |" for row in rows_of(A)),
+    "bars between all cells, empty ones": "\n".join("|" + "|".join(row).replace(".", " ") + "|" for row in rows_of(A)),
+    "rules between all rows, empty cells": "+---" * 9
+    + "+\n"
+    + "\n".join("| " + " | ".join(row).replace(".", " ") + " |\n" + "+---" * 9 + "+" for row in rows_of(A)),
+    "spaces for blanks, indented": "\n".join("    " + row.replace(".", " ") for row in rows_of(A)),
+    "a quotation": "\n".join("> " + row for row in rows_of(A)),
+    "a program": 'grid = """\n' + plain(A) + '\n"""\n',
     "comments at the ends": "\n".join(f"{row}  # row {i}" for i, row in enumerate(rows_of(A))),
     "a title": "Easy, no. 12\n" + plain(A),
     "a title that is a column's name": "Puzzle\n\n" + plain(A),

@@ -69,6 +69,17 @@ def test_rules_never_count_as_blanks(rule: str, form: str) -> None:
     assert grids(read(whole)[0]) == [A]
 
 
+@pytest.mark.parametrize("separator", ["\t", ",", ";"])
+def test_empty_rows_of_a_sheet(separator: str) -> None:
+    sheets = [separator.join(row).replace(".", "") for grid in (A, C, B) for row in rows_of(grid)]
+    parting = separator * 8
+    barred = ["| " + " | ".join(row.replace(".", " ")) + " |" for row in rows_of(C)]
+    assert grids(read("\n".join(barred))[0]) == [C]
+    assert grids(read("\n".join(sheets))[0]) == [A, C, B], "the fourth row of C is empty"
+    assert grids(read("\n".join([*sheets[:9], parting, *sheets[18:], parting]))[0]) == [A, B], "parted by empty rows"
+    assert len(read("\n".join([*sheets[:13], parting, *sheets[13:]]))[0]) == 0
+
+
 def test_an_empty_row_of_dashes_among_rows_with_dashes() -> None:
     text = plain(C).replace(".", "-")
     assert text.split("\n")[3] == "---------" and grids(read(text)[0]) == [C]

@@ -12,7 +12,8 @@ from typing import NamedTuple
 from eqr_kernels.tasks.files.codec import FENCE, Alphabet
 
 _BARS = "|\u00a6!:" + "".join(map(chr, range(0x2500, 0x2580)))
-_SEPARATORS = str.maketrans(dict.fromkeys(_BARS + "[](){},;'\"", " "))
+_SEPARATORS = str.maketrans(dict.fromkeys(_BARS + "[](){}>,;'\"`", " "))
+_ONE_BAR = str.maketrans(dict.fromkeys(_BARS, "|"))
 _RULE = frozenset("-+*|=_~ \t\u2014\u2013" + _BARS)
 _CORNERED_RULE = re.compile(rf"[-+*|=_~\s.'`,{_BARS}]*[-=_~\u2500-\u257f]{{3}}[-+*|=_~\s.'`,{_BARS}]*")
 FIELD = rf"[^{FENCE}]+"
@@ -62,6 +63,8 @@ def classify(number: int, text: str, alphabet: Alphabet) -> Line:
         body = (text.replace("#", " ", 1) if numbered else text).partition("#")[0].rstrip(" \r\n")
     stripped = body.strip()
     if not stripped:
+        if body.count("\t") == alphabet.side - 1:
+            return Line(number, text, Kind.ROW, " " * alphabet.side)
         return Line(number, text, Kind.COMMENT if text.strip() else Kind.BLANK)
     section = _SECTION.fullmatch(stripped)
     if section:
@@ -109,6 +112,10 @@ def _rule(number: int, text: str, stripped: str, alphabet: Alphabet) -> Line:
     """Rules never count as blanks; one of as many cells as a row keeps them for a grid that shows it is none."""
     marks = "".join(stripped.translate(_SEPARATORS).split())
     if not marks:
+        bars = stripped.translate(_ONE_BAR)
+        count = bars.count("|") - (bars[0] == bars[-1] == "|" and len(bars) > 1) * 2 + 1
+        if count == alphabet.side:  # with a bar between any two of them, all empty
+            return Line(number, text, Kind.ROW, " " * count)
         return Line(number, text, Kind.BARS)
     if marks == "_" * alphabet.side:
         return Line(number, text, Kind.ROW, marks)
@@ -149,8 +156,10 @@ def long_fields(body: str, alphabet: Alphabet) -> list[re.Match[str]]:
 
 def _part_of_grid(number: int, text: str, body: str, alphabet: Alphabet) -> Line:
     side = alphabet.side
-    for delimiter in ",;\t":
-        cells = _fields(body, delimiter, alphabet, side)
+    bars = body.strip().translate(_ONE_BAR)
+    framed = bars[1:-1] if bars[0] == bars[-1] == "|" else bars
+    for fields, delimiter in ((body, ","), (body, ";"), (body, "\t"), (framed, "|")):
+        cells = _fields(fields, delimiter, alphabet, side)
         if cells:
             return Line(number, text, Kind.ROW, cells)
     groups = body.translate(_SEPARATORS).split()
@@ -158,7 +167,7 @@ def _part_of_grid(number: int, text: str, body: str, alphabet: Alphabet) -> Line
     row = _equal_groups(groups, alphabet, side)
     if row:
         return Line(number, text, Kind.ROW, row)
-    if not groups and not set(body).isdisjoint("[](){}"):
+    if not groups and not set(body).isdisjoint("[](){}'\"`"):
         return Line(number, text, Kind.RULE)
     if len(groups) == side and all(set(g) <= set(alphabet.cells) for g in groups) and cells.strip(alphabet.blanks):
         return Line(number, text, Kind.CANDIDATES)

@@ -34,6 +34,9 @@ def _columns(texts: Sequence[str], alphabet: Alphabet) -> tuple[int, int]:
     places = {i for text in texts for i, c in enumerate(text) if c != " "}
     width, side = max(places) + 1, alphabet.side
     even = len({place % 2 for place in places}) == 1
+    margin = min(places)
+    if width > side == width - margin and any(text[margin : margin + 1] == " " for text in texts):
+        return margin, 1
     # two columns a cell, the first at 0 or 1
     step = 1 if width <= side else 2
     start = 0 if step == 1 else min(places) % 2

@@ -110,6 +110,7 @@ def grids_of(stretch: list[Line], alphabet: Alphabet, aside: list[Line]) -> list
         raise Refused(rows[0], f"begins a grid of rows of {side} cells, but {reason}: no cell is guessed")
     if len(rows) < side == len(stretch) and _are_rows(stretch, alphabet):
         rows = stretch
+    stretch, rows = _without_empty(stretch, rows, side)
     grids = [_filled(grid, rows[0], alphabet) for grid in _cut(stretch, rows, side)]
     aside += above
     return grids
@@ -118,14 +119,31 @@ def grids_of(stretch: list[Line], alphabet: Alphabet, aside: list[Line]) -> list
 def _cut(stretch: list[Line], rows: list[Line], side: int) -> list[Grid]:
     """Rows in grids of `side` each; rules may stand between bands only."""
     numbers = {row.number for row in rows}
-    band, count, straight = isqrt(side), 0, True
+    band, count = isqrt(side), 0
+    ruled = set()  # numbers of rows above a rule
     for line in stretch:
         count += line.number in numbers
-        straight = straight and not (line.kind is Kind.RULE and line.number not in numbers and count % band)
+        if line.kind is Kind.RULE and line.number not in numbers:
+            ruled.add(count)
+    straight = not any(above % band for above in ruled) or ruled >= set(range(1, len(rows)))
     if rows and (len(rows) % side or not straight):
         what = f"begins {len(rows)} rows of {side} cells" + ("" if straight else ", with a rule within three of them")
         raise Refused(rows[0], f"{what}; a grid has {side}: no cell is guessed")
     return [(rows[i].number, "".join(row.cells for row in rows[i : i + side])) for i in range(0, len(rows), side)]
+
+
+def _without_empty(stretch: list[Line], rows: list[Line], side: int) -> tuple[list[Line], list[Line]]:
+    """Without the rows of empty fields only where these part whole grids, as the empty rows of a sheet do."""
+    full: list[Line] = []
+    between = True  # whether all empty rows stand between whole grids
+    for row in rows:
+        if row.cells.isspace():
+            between = between and len(full) % side == 0
+        else:
+            full.append(row)
+    if not full or len(full) % side or not between:
+        return stretch, rows
+    return [line for line in stretch if line.kind is not Kind.ROW or not line.cells.isspace()], full
 
 
 def _filled(grid: Grid, line: Line, alphabet: Alphabet) -> Grid:
