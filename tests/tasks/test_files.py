@@ -54,9 +54,31 @@ def test_encode_takes_written_grids_too(name: str) -> None:
 
 @pytest.mark.parametrize(
     "rule",
-    ["---------", "-------+-------+------", "*********", "===", "+++++++++", "|-|-|", "- - - - - - - - -", "─" * 9],
+    [
+        *(
+            "---------",
+            "-------+-------+------",
+            "*********",
+            "===",
+            "+++++++++",
+            "|-|-|",
+            "- - - - - - - - -",
+            "-" * 81,
+        ),
+        *(
+            "─" * 9,
+            "═" * 8,
+            "━" * 10,
+            "||||||||",
+            "||||||||||",
+            "├───┼───┼───┤",
+            ".-------.-------.",
+            "[",
+            "~~~",
+        ),
+    ],
 )
-@pytest.mark.parametrize("form", ["plain", "spaced"])
+@pytest.mark.parametrize("form", ["plain", "spaced", "commas", "tabs with empty cells", "spaces for blanks"])
 def test_rules_never_count_as_blanks(rule: str, form: str) -> None:
     lines = FORMS[form].split("\n")
     # the same eight rows with a rule in place of the one that is missing, and rules all around
@@ -78,6 +100,13 @@ def test_empty_rows_of_a_sheet(separator: str) -> None:
     assert grids(read("\n".join(sheets))[0]) == [A, C, B], "the fourth row of C is empty"
     assert grids(read("\n".join([*sheets[:9], parting, *sheets[18:], parting]))[0]) == [A, B], "parted by empty rows"
     assert len(read("\n".join([*sheets[:13], parting, *sheets[13:]]))[0]) == 0
+
+
+@pytest.mark.parametrize("form", ["plain", "spaced", "bars and dashes"])
+def test_bars_alone_are_no_row_where_blanks_are_written(form: str) -> None:
+    lines = FORMS[form].split("\n")
+    assert grids(read("\n".join(["|   |   |   |", *lines, "|   |   |   |"]))[0]) == [A]
+    assert len(read("\n".join([*lines[:-1], "|   |   |   |"]))[0]) == 0
 
 
 def test_an_empty_row_of_dashes_among_rows_with_dashes() -> None:

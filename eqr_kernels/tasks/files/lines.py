@@ -13,7 +13,8 @@ from eqr_kernels.tasks.files.codec import FENCE, Alphabet
 
 _BARS = "|\u00a6!:" + "".join(map(chr, range(0x2500, 0x2580)))
 _SEPARATORS = str.maketrans(dict.fromkeys(_BARS + "[](){}>,;'\"`", " "))
-_ONE_BAR = str.maketrans(dict.fromkeys(_BARS, "|"))
+_UPRIGHT = "|\u00a6!:\u2502\u2503\u2551"
+_ONE_BAR = str.maketrans(dict.fromkeys(_UPRIGHT, "|"))
 _RULE = frozenset("-+*|=_~ \t\u2014\u2013" + _BARS)
 _CORNERED_RULE = re.compile(rf"[-+*|=_~\s.'`,{_BARS}]*[-=_~\u2500-\u257f]{{3}}[-+*|=_~\s.'`,{_BARS}]*")
 FIELD = rf"[^{FENCE}]+"
@@ -26,7 +27,7 @@ class Kind(Enum):
     ROW = "a row of a written grid"
     SPACED = "digits and spaces: a row where spaces are the blanks, or too few cells"
     RULE = "a line drawn between rows"
-    BARS = "bars and spaces only"
+    BARS = "upright bars and spaces only: between rows, or a row where spaces are the blanks"
     BLANK = "nothing"
     COMMENT = "a comment"
     SECTION = "a name in brackets"
@@ -112,11 +113,11 @@ def _rule(number: int, text: str, stripped: str, alphabet: Alphabet) -> Line:
     """Rules never count as blanks; one of as many cells as a row keeps them for a grid that shows it is none."""
     marks = "".join(stripped.translate(_SEPARATORS).split())
     if not marks:
-        bars = stripped.translate(_ONE_BAR)
-        count = bars.count("|") - (bars[0] == bars[-1] == "|" and len(bars) > 1) * 2 + 1
-        if count == alphabet.side:  # with a bar between any two of them, all empty
-            return Line(number, text, Kind.ROW, " " * count)
-        return Line(number, text, Kind.BARS)
+        empty = [field for field in stripped.translate(_ONE_BAR).split("|") if field]
+        if len(empty) == alphabet.side and all(map(str.isspace, empty)):  # cells with a bar between any two
+            return Line(number, text, Kind.ROW, " " * alphabet.side)
+        drawn = "||" in stripped or not set(stripped) <= set(_UPRIGHT + " \t")
+        return Line(number, text, Kind.RULE if drawn else Kind.BARS)
     if marks == "_" * alphabet.side:
         return Line(number, text, Kind.ROW, marks)
     cells = marks if len(marks) == alphabet.side and set(marks) <= set(alphabet.blanks) else ""

@@ -179,8 +179,8 @@ def _grids_with_spaces(stretch: list[Line], alphabet: Alphabet) -> list[Grid]:
     lines = [line for line in stretch if line.kind is not Kind.RULE]
     side = alphabet.side
     if len(lines) % side:
-        if not any(line.kind is Kind.ROW for line in lines) and len(lines) < side:
-            raise Refused(lines[0])
+        if not any(line.kind is Kind.ROW or " " in line.text.strip() for line in lines):
+            raise Refused(lines[0])  # numbers, rather than a grid
         raise Refused(lines[0], f"begins {len(lines)} rows; a grid has {side}: no cell is guessed")
     try:
         rows = spaced_rows([line.text for line in lines], alphabet)
