@@ -261,6 +261,7 @@ def test_81_more_are_the_answer(line: str) -> None:
         (f"x{A[1:]}5", "has 82 cells"),
         (f"Hardest-{A}", "has 89 cells"),
         (f"{A}{A_ANSWER}", "has 162 cells"),
+        (f"17  5{A[:-1]} 7.1", r"the givens break the rules.* \(its cells begin at column 5 of the line\)"),
         (f"{A},{A_ANSWER[:-1]}", "answer has 80 cells"),
         (f"{A} {A_ANSWER[:-1]}?", r"answer has '\?' at cell 81"),
         (f"{A[:-1]},{A_ANSWER}", "has 80 cells"),

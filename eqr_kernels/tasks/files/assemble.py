@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -27,17 +27,22 @@ def from_rows(rows: list[Row], codec: Codec, errors: ParseErrors) -> tuple[Puzzl
         np.array([row.rating for row in rows], np.float64),
         np.array([row.line for row in rows], np.int64),
     )
-    return checked(puzzles, wrong, [row.text for row in rows], errors, codec)
+    return checked(puzzles, wrong, [row.text for row in rows], errors, codec, lambda i: _place(rows[i]))
 
 
 def checked(
-    puzzles: PuzzleSet, wrong: list[str], texts: Sequence[str], errors: ParseErrors, codec: Codec
+    puzzles: PuzzleSet,
+    wrong: list[str],
+    texts: Sequence[str],
+    errors: ParseErrors,
+    codec: Codec,
+    place: Callable[[int], str] = lambda row: "",
 ) -> tuple[PuzzleSet, ParseErrors]:
-    """The rows that are well-formed and keep the rules; the others join `errors`."""
+    """The rows that are well-formed and keep the rules; the others join `errors`, with their `place` in the line."""
     assert puzzles.labels is not None and puzzles.line is not None
     whole = np.flatnonzero([not message for message in wrong])
-    for i, message in zip(whole, codec.check(puzzles.inputs[whole], puzzles.labels[whole]), strict=True):
-        wrong[i] = message
+    for i, message in zip(whole.tolist(), codec.check(puzzles.inputs[whole], puzzles.labels[whole]), strict=True):
+        wrong[i] = message and message + place(i)
     for row, message in enumerate(wrong):
         if message:
             errors.append(ParseError(int(puzzles.line[row]), texts[row], message))
@@ -47,6 +52,13 @@ def checked(
     if not kept.labels.any():
         kept = PuzzleSet(kept.inputs, None, kept.source, kept.rating, kept.line)
     return kept, errors
+
+
+def _place(row: Row) -> str:
+    """Where the cells of a puzzle stand among other fields of its line."""
+    if row.text in (row.question, f"{row.question},{row.answer}") or row.question not in row.text:
+        return ""
+    return f" (its cells begin at column {row.text.index(row.question) + 1} of the line)"
 
 
 def _usual_length(rows: list[Row]) -> int:
