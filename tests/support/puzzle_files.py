@@ -82,6 +82,9 @@ FORMS = {
     "rows in quotes": "\n".join(f'"{row}",' for row in rows_of(A)),
     "bars between all cells": "\n".join("| " + " | ".join(row) + " |" for row in rows_of(A)),
     "bars between all cells, empty ones": "\n".join("|" + "|".join(row).replace(".", " ") + "|" for row in rows_of(A)),
+    "bars between all cells, no outer ones, empty ones": "\n".join(
+        "|".join(row).replace(".", " ") for row in rows_of(A)
+    ),
     "rules between all rows, empty cells": "+---" * 9
     + "+\n"
     + "\n".join("| " + " | ".join(row).replace(".", " ") + " |\n" + "+---" * 9 + "+" for row in rows_of(A)),

@@ -95,8 +95,9 @@ def test_rules_never_count_as_blanks(rule: str, form: str) -> None:
 def test_empty_rows_of_a_sheet(separator: str) -> None:
     sheets = [separator.join(row).replace(".", "") for grid in (A, C, B) for row in rows_of(grid)]
     parting = separator * 8
-    barred = ["| " + " | ".join(row.replace(".", " ")) + " |" for row in rows_of(C)]
-    assert grids(read("\n".join(barred))[0]) == [C]
+    for left, right in (("| ", " |"), (" ", " ")):
+        barred = [left + " | ".join(row.replace(".", " ")) + right for row in rows_of(C)]
+        assert grids(read("\n".join(barred))[0]) == [C]
     assert grids(read("\n".join(sheets))[0]) == [A, C, B], "the fourth row of C is empty"
     assert grids(read("\n".join([*sheets[:9], parting, *sheets[18:], parting]))[0]) == [A, B], "parted by empty rows"
     assert len(read("\n".join([*sheets[:13], parting, *sheets[13:]]))[0]) == 0
@@ -187,6 +188,7 @@ def test_two_lost_rows_that_make_up_for_each_other() -> None:
         ("\n".join([" ".join(["1", ".", "16", "12"] * 4)] * 16), "a 16x16 grid"),
         ("\n".join(row.replace(".", " ").lstrip() for row in rows_of(A)), "spaces for blanks"),
         (plain(A).replace(".", " ").replace("8   6", "8 6"), "its rows differ in length"),
+        (FORMS["bars between all cells, empty ones"][3:], "cells in a row|other characters|[0-9] cells"),
         (FORMS["commas"].replace("5,3", ",3").replace(".", "0"), "both empty fields and characters for blanks"),
         (f"[State]\n{plain(A)}", r"\[State\] without a \[Puzzle\]"),
     ],

@@ -95,6 +95,15 @@ def _fields(text: str, delimiter: str, alphabet: Alphabet, count: int) -> str:
     return "".join(field or " " for field in fields) if fit else ""
 
 
+def _between_bars(body: str, side: int) -> str:
+    """What stands between upright bars, without the outer ones; "" where a cell has not even its space: it is lost."""
+    bars = body.translate(_ONE_BAR)
+    inner = bars.strip()
+    if inner.startswith("|") and inner.endswith("|") and inner.count("|") == side + 1:
+        bars = inner[1:-1]
+    return "" if "||" in bars or bars.startswith("|") or bars.endswith("|") else bars
+
+
 def filled(cells: str, alphabet: Alphabet) -> str:
     """The cells with blanks for empty fields; "" where blanks are written too: an empty field has lost its digit."""
     if " " not in cells:
@@ -113,8 +122,8 @@ def _rule(number: int, text: str, stripped: str, alphabet: Alphabet) -> Line:
     """Rules never count as blanks; one of as many cells as a row keeps them for a grid that shows it is none."""
     marks = "".join(stripped.translate(_SEPARATORS).split())
     if not marks:
-        empty = [field for field in stripped.translate(_ONE_BAR).split("|") if field]
-        if len(empty) == alphabet.side and all(map(str.isspace, empty)):  # cells with a bar between any two
+        empty = _between_bars(text, alphabet.side)  # cells with a bar between any two
+        if empty and empty.count("|") == alphabet.side - 1:
             return Line(number, text, Kind.ROW, " " * alphabet.side)
         drawn = "||" in stripped or not set(stripped) <= set(_UPRIGHT + " \t")
         return Line(number, text, Kind.RULE if drawn else Kind.BARS)
@@ -157,9 +166,7 @@ def long_fields(body: str, alphabet: Alphabet) -> list[re.Match[str]]:
 
 def _part_of_grid(number: int, text: str, body: str, alphabet: Alphabet) -> Line:
     side = alphabet.side
-    bars = body.strip().translate(_ONE_BAR)
-    framed = bars[1:-1] if bars[0] == bars[-1] == "|" else bars
-    for fields, delimiter in ((body, ","), (body, ";"), (body, "\t"), (framed, "|")):
+    for fields, delimiter in ((body, ","), (body, ";"), (body, "\t"), (_between_bars(body, side), "|")):
         cells = _fields(fields, delimiter, alphabet, side)
         if cells:
             return Line(number, text, Kind.ROW, cells)
