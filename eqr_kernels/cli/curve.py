@@ -28,7 +28,7 @@ from eqr_kernels.studies.curve_report import CurveReport, Puzzles
 from eqr_kernels.studies.store import OtherRecording
 from eqr_kernels.studies.subset import SUBSET_SEED
 from eqr_kernels.tasks import maze, sudoku_generator
-from eqr_kernels.tasks.common import ParseError, PuzzleSet, join
+from eqr_kernels.tasks.common import ParseErrors, PuzzleSet, join
 from eqr_kernels.tasks.registry import Task
 
 _GENERATED = ("easy", "medium", "hard", "extreme")
@@ -124,7 +124,7 @@ def curve(
     task = puz.task_of(reasoner.config)
     if file is None:
         puzzles = _generated(task, reasoner.config, limit or sizes["puzzles"], progress)
-        errors: list[ParseError] = []
+        errors = ParseErrors()
     else:
         reading: dict[str, Any] = dict(format=format, split=split, limit=limit, show=progress)
         puzzles, errors = puz.read_answered(task, reasoner.config.seq_len, file, **reading)

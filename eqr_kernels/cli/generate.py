@@ -16,7 +16,7 @@ from eqr_kernels.atomic import atomic_write
 from eqr_kernels.cli import options as opt
 from eqr_kernels.cli.console import Bar, check_output, command, parse_range, to_json
 from eqr_kernels.tasks import maze, sudoku, sudoku_generator
-from eqr_kernels.tasks.common import PuzzleSet
+from eqr_kernels.tasks.common import PuzzleSet, rating_number
 from eqr_kernels.tasks.registry import MAZE, SUDOKU, Task
 
 
@@ -112,7 +112,8 @@ def _text(task: Task, puzzles: PuzzleSet, format: Written, answers: bool) -> str
     assert puzzles.labels is not None
     questions = [task.decode(row) for row in puzzles.inputs]
     solutions = [task.decode(row) for row in puzzles.labels]
-    rows = list(zip(questions, solutions, puzzles.source.tolist(), puzzles.rating.tolist(), strict=True))
+    ratings = [rating_number(rating) for rating in puzzles.rating.tolist()]
+    rows = list(zip(questions, solutions, puzzles.source.tolist(), ratings, strict=True))
     if format is Written.json:
         return to_json(
             [

@@ -34,7 +34,10 @@ Reveal = Annotated[
     int | None,
     typer.Option(min=0, max=81, metavar="CLUES", help="Sudoku: show random clues until there are so many."),
 ]
-Format = Annotated[str, typer.Option("--format", help="Form of the puzzles: auto, lines, csv, npy or folder.")]
+Format = Annotated[
+    str,
+    typer.Option("--format", help="Form of the puzzles: auto, lines, grids, csv, json, parquet, npy, npz or folder."),
+]
 Values = Annotated[str, typer.Option(help="What a Sudoku .npy holds: auto, digits (0 blank) or tokens (1 blank).")]
 Split = Annotated[str | None, typer.Option(help="train or test, of a folder that has both.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,13 @@ import torch
 from eqr_kernels.cli.console import busy, complain
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.studies.subset import stratified_subset
-from eqr_kernels.tasks import sudoku
-from eqr_kernels.tasks.common import ParseError, PuzzleSet
+from eqr_kernels.tasks import sudoku, sudoku_generator
+from eqr_kernels.tasks.common import KEPT_ERRORS, ParseError, ParseErrors, PuzzleSet
 from eqr_kernels.tasks.registry import MAZE, SUDOKU, Task, task_of
 
 __all__ = [
     "MAZE",
+    "ParseErrors",
     "SUDOKU",
     "Task",
     "errors_as_json",
@@ -27,6 +29,7 @@ __all__ = [
     "read_puzzles",
     "report_errors",
     "reveal_clues",
+    "solutions",
     "stratified",
     "task_of",
     "with_answers",
@@ -57,11 +60,12 @@ def read_puzzles(
     split: str | None = None,
     limit: int | None = None,
     show: bool | None = None,
-) -> tuple[PuzzleSet, list[ParseError]]:
+) -> tuple[PuzzleSet, ParseErrors]:
     """The puzzles of `file` ("-" or, when it is piped, None: stdin), and the rows up to there that are none.
 
     Raises:
-        OSError, ValueError, TypeError: the file as a whole cannot be read, is empty, or holds puzzles of another size.
+        OSError, ValueError, TypeError, ImportError: the file as a whole cannot be read, is empty, or holds puzzles of
+            another size.
     """
     if file is None and sys.stdin.isatty():
         raise ValueError("no puzzles: name a FILE, or - for those on stdin; `eqr generate sudoku` makes some")
@@ -81,19 +85,20 @@ def read_puzzles(
     if limit is not None and limit < len(puzzles):
         puzzles = puzzles.subset(slice(limit))
         assert puzzles.line is not None
-        errors = [error for error in errors if error.line < puzzles.line[-1]]
+        errors = errors.before(int(puzzles.line[-1]))
     return puzzles, errors
 
 
-def report_errors(errors: list[ParseError]) -> None:
+def report_errors(errors: ParseErrors) -> None:
     """Names the rows that could not be used, on stderr."""
     for error in errors[:_SHOWN_ERRORS]:
         complain(str(error))
-    if len(errors) > _SHOWN_ERRORS:
-        complain(f"and {len(errors) - _SHOWN_ERRORS} more lines (--json lists all)")
+    if errors.total > _SHOWN_ERRORS:
+        listed = f"the first {KEPT_ERRORS}" if errors.omitted else "all"
+        complain(f"and {errors.total - _SHOWN_ERRORS} more lines (--json lists {listed})")
 
 
-def errors_as_json(errors: list[ParseError]) -> list[dict[str, Any]]:
+def errors_as_json(errors: ParseErrors) -> list[dict[str, Any]]:
     return [dataclasses.asdict(error) for error in errors]
 
 
@@ -113,7 +118,19 @@ def reveal_clues(task: Task, puzzles: PuzzleSet, clues: int | None, seed: int) -
     return dataclasses.replace(puzzles, inputs=inputs)
 
 
-def read_answered(task: Task, seq_len: int, file: str | None, **reading: Any) -> tuple[PuzzleSet, list[ParseError]]:
+def solutions(task: Task, puzzles: PuzzleSet, show: bool | None = None) -> list[str]:
+    """How many solutions each puzzle has, by the exact solver: "none", "one" or "several".
+
+    Raises:
+        ValueError: not Sudoku.
+    """
+    if task.name != "sudoku":
+        raise ValueError(f"--check is for Sudoku, and this model solves the {task.name} task; leave it out")
+    with busy("counting solutions", show):
+        return [("none", "one", "several")[sudoku_generator.count_solutions(grid)] for grid in puzzles.inputs]
+
+
+def read_answered(task: Task, seq_len: int, file: str | None, **reading: Any) -> tuple[PuzzleSet, ParseErrors]:
     """The puzzles of `file` that come with their answers, and the rows that are none, which are named on stderr.
 
     Args:
@@ -134,7 +151,7 @@ def stratified(puzzles: PuzzleSet, subset: int | None) -> PuzzleSet:
     return puzzles.subset(stratified_subset(puzzles.inputs, puzzles.source, puzzles.rating, subset))
 
 
-def with_answers(puzzles: PuzzleSet, errors: list[ParseError], task: Task) -> tuple[PuzzleSet, list[ParseError]]:
+def with_answers(puzzles: PuzzleSet, errors: ParseErrors, task: Task) -> tuple[PuzzleSet, ParseErrors]:
     """The puzzles whose answers are known; the others join the errors, in the order of their lines.
 
     Raises:
@@ -142,13 +159,15 @@ def with_answers(puzzles: PuzzleSet, errors: list[ParseError], task: Task) -> tu
     """
     known = np.zeros(len(puzzles), bool) if puzzles.labels is None else puzzles.labels.any(1)
     if not known.any():
+        if not len(puzzles) and errors:
+            raise ValueError(f"none of {errors.total} rows could be read, the first on {errors[0]}")
         first = f"; the first unreadable row is {errors[0]}" if errors else ""
         raise ValueError(f"no puzzle comes with its answer, which accuracy needs; give a CSV question,answer{first}")
-    missing = [
+    missing = (
         ParseError(_line(puzzles, i), task.decode(puzzles.inputs[i]), "has no answer, which accuracy needs")
         for i in np.flatnonzero(~known).tolist()
-    ]
-    return puzzles.subset(known), sorted([*errors, *missing], key=lambda error: error.line)
+    )
+    return puzzles.subset(known), ParseErrors(chain(errors, missing), errors.omitted)
 
 
 def _line(puzzles: PuzzleSet, row: int) -> int:

@@ -12,13 +12,23 @@ import typer
 
 from eqr_kernels.cli import options as opt
 from eqr_kernels.cli import puzzles as puz
-from eqr_kernels.cli.console import INCOMPLETE, Bar, busy, check_output, command, emit, parse_counts, parse_tolerance
+from eqr_kernels.cli.console import (
+    BAD_INPUT,
+    INCOMPLETE,
+    Bar,
+    busy,
+    check_output,
+    command,
+    emit,
+    parse_counts,
+    parse_tolerance,
+)
 from eqr_kernels.cli.render import terminal as drawing
 from eqr_kernels.config import EqRConfig
 from eqr_kernels.solver import DEFAULT_DEPTH, SolveResult
 from eqr_kernels.studies import exact_match
 from eqr_kernels.tasks import maze, sudoku_generator
-from eqr_kernels.tasks.common import ParseError, PuzzleSet, join
+from eqr_kernels.tasks.common import ParseErrors, PuzzleSet, join, rating_number
 from eqr_kernels.tasks.registry import Task
 from eqr_kernels.trajectory import Status
 
@@ -30,7 +40,7 @@ _DEMO_SEED = 2026
 def solve(
     file: Annotated[
         str | None,
-        typer.Argument(help="81 characters a line, CSV (question, answer), .npy, a folder of them, or - for stdin."),
+        typer.Argument(help="Puzzles: a line each, grids, CSV, JSON, .npy, ..., a folder of them, or - for stdin."),
     ] = None,
     model: opt.Model = opt.MODEL,
     depth: opt.Depth = DEFAULT_DEPTH,
@@ -49,6 +59,9 @@ def solve(
     demo: Annotated[bool, typer.Option("--demo", help="Solve generated puzzles, some easy, some hard.")] = False,
     limit: opt.Limit = None,
     reveal: opt.Reveal = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Sudoku: also count the solutions of each puzzle: none, one or several.")
+    ] = False,
     by_depth: Annotated[
         str | None, typer.Option(metavar="DEPTHS", help="Also count right answers after these steps, as in 1,2,4,8,16.")
     ] = None,
@@ -89,7 +102,7 @@ def solve(
     reasoner = puz.load_model(model, device, progress)
     config, card = reasoner.config, reasoner.card
     task = puz.task_of(config)
-    errors: list[ParseError] = []
+    errors = ParseErrors()
     if demo:
         with busy("generating puzzles", progress):
             puzzles = _demo(task, config)
@@ -114,6 +127,9 @@ def solve(
     if settings["tol"] == "auto" and halt == "residual" and card is not None:
         settings["tol"] = card.tol
     rows = _rows(task, puzzles, result)
+    if check:
+        for row, solutions in zip(rows, puz.solutions(task, puzzles, progress), strict=True):
+            row["solutions"] = solutions
     at = _by_depth(task, puzzles, result)
     report: dict[str, Any] = {
         "command": "solve",
@@ -125,7 +141,7 @@ def solve(
         "puzzles": rows,
         "errors": puz.errors_as_json(errors),
         "by_depth": at,
-        "summary": _summary(rows, depth * breadth, len(errors), seconds),
+        "summary": _summary(rows, depth * breadth, errors.total, seconds),
     }
     emit(report, as_json, output)
     if not as_json:
@@ -133,7 +149,9 @@ def solve(
             drawing.puzzles(task, puzzles, result, rows, grids)
         drawing.by_depth(at)
         drawing.summary(report["summary"])
-    return INCOMPLETE if errors else 0
+    if errors:
+        return INCOMPLETE if len(puzzles) else BAD_INPUT
+    return 0
 
 
 def _demo(task: Task, config: EqRConfig) -> PuzzleSet:
@@ -163,7 +181,7 @@ def _rows(task: Task, puzzles: PuzzleSet, result: SolveResult | None) -> list[di
             "number": i + 1,
             "line": None if puzzles.line is None else int(puzzles.line[i]),
             "source": str(puzzles.source[i]),
-            "rating": int(puzzles.rating[i]) if puzzles.rating[i] >= 0 else None,
+            "rating": rating_number(puzzles.rating[i]),
             "puzzle": task.decode(puzzles.inputs[i]),
             "prediction": task.decode(preds[i]),
             "answer": None if correct[i] is None or puzzles.labels is None else task.decode(puzzles.labels[i]),

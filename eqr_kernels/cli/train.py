@@ -285,6 +285,6 @@ def _answered(task: Task, config: EqRConfig, data: str, part: str, *, whole: boo
     read = read_puzzles(task, config.seq_len, data, split=part if both else None)
     puzzles, errors = with_answers(*read, task)
     if errors and whole:
-        raise ValueError(f"{data}: {len(errors)} rows cannot be trained on, the first on {errors[0]}; remove them")
+        raise ValueError(f"{data}: {errors.total} rows cannot be trained on, the first on {errors[0]}; remove them")
     report_errors(errors)
     return puzzles

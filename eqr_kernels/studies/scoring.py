@@ -111,8 +111,8 @@ def by_group(exact: Bools, groups: Sequence[str] | npt.NDArray[np.str_]) -> dict
 
 
 def rating_bands(rating: npt.ArrayLike) -> list[str]:
-    """The name in `RATING_BANDS` of each rating, integers [N]."""
+    """The name in `RATING_BANDS` of each rating, numbers [N]; a decimal one counts by its whole part."""
     return [
-        next(name for name, (low, high) in RATING_BANDS.items() if low <= value <= high)
+        next(name for name, (low, high) in RATING_BANDS.items() if low <= math.floor(value) <= high)
         for value in np.asarray(rating).tolist()
     ]

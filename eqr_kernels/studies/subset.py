@@ -27,7 +27,7 @@ def stratified_subset(
 
     Args:
         inputs: tokens, integers 0..255 [N, S], as published: before clues are revealed.
-        source: [N]. rating: integers [N].
+        source: [N]. rating: numbers [N].
         n: 1 to N.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 Tokens = npt.NDArray[np.uint8]
 
 UNKNOWN_RATING = -1
+KEPT_ERRORS = 1000
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class PuzzleSet:
         labels: the answers' tokens, uint8 [N, S], or None when no answer is known; 0 = pad, never scored, so a row of
             zeros is a puzzle without a known answer.
         source: where each puzzle comes from, str [N].
-        rating: how hard each puzzle is on its source's own scale, int64 [N]; -1 = unknown.
+        rating: how hard each puzzle is on its source's own scale, float64 [N]; -1 = unknown.
         line: 1-based line of the file (or row of the array) that each puzzle came from, int64 [N]; None when the set
             was not read from a file.
     """
@@ -31,7 +32,7 @@ class PuzzleSet:
     inputs: Tokens
     labels: Tokens | None
     source: npt.NDArray[np.str_]
-    rating: npt.NDArray[np.int64]
+    rating: npt.NDArray[np.float64]
     line: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
@@ -66,9 +67,16 @@ def join(parts: Sequence[PuzzleSet]) -> PuzzleSet:
     return PuzzleSet(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
 
+def rating_number(rating: float) -> int | float | None:
+    """A rating as it is written and printed: whole numbers without a point, None when it is unknown (negative)."""
+    if rating < 0:
+        return None
+    return int(rating) if float(rating).is_integer() else float(rating)
+
+
 @dataclass(frozen=True)
 class ParseError:
-    """A row that could not be read: its 1-based line (or array row), its text, and what is wrong with it."""
+    """A row that could not be read: its 1-based line (or array row), its text (cut when very long), what is wrong."""
 
     line: int
     text: str
@@ -77,6 +85,45 @@ class ParseError:
     def __str__(self) -> str:
         shown = self.text if len(self.text) <= 100 else self.text[:97] + "..."
         return f"line {self.line}: {self.message}" + (f": {shown!r}" if shown else "")
+
+
+class ParseErrors(list[ParseError]):
+    """The rows that could not be read, by line: the first `KEPT_ERRORS` of them, and how many more there were.
+
+    Attributes:
+        omitted: errors that were counted and not kept; all come after those that were.
+    """
+
+    def __init__(self, errors: Iterable[ParseError] = (), omitted: int = 0) -> None:
+        super().__init__()
+        self.omitted = omitted
+        for error in errors:
+            self.append(error)
+        self.cut()
+
+    @property
+    def total(self) -> int:
+        """Kept or not."""
+        return len(self) + self.omitted
+
+    def append(self, error: ParseError) -> None:
+        if len(error.text) > 1000:
+            error = ParseError(error.line, error.text[:997] + "...", error.message)
+        super().append(error)
+        # errors may come out of order, so they are cut now and then instead of at the first one too many
+        if len(self) >= 2 * KEPT_ERRORS:
+            self.cut()
+
+    def cut(self) -> None:
+        """Sorts by line and keeps the first."""
+        self.sort(key=lambda error: error.line)
+        self.omitted += max(0, len(self) - KEPT_ERRORS)
+        del self[KEPT_ERRORS:]
+
+    def before(self, line: int) -> ParseErrors:
+        """Those of earlier lines; errors that were not kept count when `line` comes after all that were."""
+        reaches_omitted = bool(self) and self[-1].line < line
+        return ParseErrors((error for error in self if error.line < line), self.omitted if reaches_omitted else 0)
 
 
 def as_tokens(name: str, value: npt.ArrayLike, vocab_size: int, seq_len: int | None = None, ndim: int = 2) -> Tokens:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eqr_kernels.tasks.common import (
-    ParseError,
+    ParseErrors,
     PuzzleSet,
     Tokens,
     as_pair,
@@ -134,7 +134,7 @@ CODEC = Codec(
     vocab_size=VOCAB_SIZE,
     cells="# wall, space open, S start, G goal, o path",
     seq_len=None,
-    spaces_are_cells=True,
+    blanks="",
     check=_broken_rules,
 )
 
@@ -171,18 +171,20 @@ def format_grid(tokens: npt.ArrayLike, mark: Callable[[int, str], str] | None = 
     return "\n".join("".join(shown[row * side : (row + 1) * side]) for row in range(side))
 
 
-def load(source: Source, *, format: str = "auto", split: str | None = None) -> tuple[PuzzleSet, list[ParseError]]:
+def load(source: Source, *, format: str = "auto", split: str | None = None) -> tuple[PuzzleSet, ParseErrors]:
     """Read mazes of one size; a row that cannot be read, or is no maze, is reported and the others are kept.
 
     Args:
-        source: a path (text may be gzipped, *.gz) or a text stream such as sys.stdin.
+        source: a path or a text stream such as sys.stdin. Files may be gzipped, and in UTF-8 or UTF-16.
         format: "lines": a maze a line, S characters "# SGo", or maze,answer (no comments: '#' is a wall). "csv": a
-            header with the column question, and optionally answer, source, rating. "npy": tokens [N, S], [N, side,
-            side] or [S]. "folder": the HRM/EqR layout. "auto" goes by the path and, for text, by the first line. In
-            text the commonest square size counts; mazes of another size are reported.
+            header with the column question, and optionally answer, source, rating. "json", "parquet": tables with the
+            same names. "npy", "npz": tokens [N, S], [N, side, side] or [S]. "folder": the HRM/EqR layout. "auto" goes
+            by the first bytes of a file and the first line of a text. In text the commonest square size counts; mazes
+            of another size are reported.
         split: "train" or "test" of a folder that has both.
     Returns:
-        the puzzles in the file's order, `line` naming each one's line or row (1-based), and the errors by line.
+        the puzzles in the file's order, `line` naming each one's line or row (1-based), and the errors by line, of
+        which the first 1,000 are kept and the others counted (`ParseErrors`).
     Raises:
         OSError, ValueError, TypeError: the file as a whole cannot be read.
     """
@@ -258,7 +260,7 @@ def generate(
         )
     inputs = np.zeros((n, size * size), np.uint8)
     labels = np.zeros_like(inputs)
-    rating = np.zeros(n, np.int64)
+    rating = np.zeros(n, np.float64)
     for i in range(n):
         way, grid = _generate_one(size, low_end, high_end, np.random.default_rng([seed, i]), attempts)
         grid[way[0]], grid[way[-1]] = START, GOAL

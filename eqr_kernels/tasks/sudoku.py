@@ -12,8 +12,8 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
-from eqr_kernels.tasks.common import ParseError, PuzzleSet, Tokens, as_pair, as_tokens, check_rng, concise
-from eqr_kernels.tasks.files import Codec, IntArray, Source, encode_texts, load_puzzles
+from eqr_kernels.tasks.common import ParseErrors, PuzzleSet, Tokens, as_pair, as_tokens, check_rng, concise
+from eqr_kernels.tasks.files import Codec, IntArray, Source, encode_texts, load_puzzles, written_grid
 
 SEQ_LEN = 81
 VOCAB_SIZE = 11
@@ -119,7 +119,7 @@ CODEC = Codec(
     vocab_size=VOCAB_SIZE,
     cells=f"the digits 1-9, and {' '.join(BLANK_CHARACTERS)} for a blank",
     seq_len=SEQ_LEN,
-    spaces_are_cells=False,
+    blanks=BLANK_CHARACTERS,
     check=_broken_rules,
 )
 
@@ -127,14 +127,17 @@ CODEC = Codec(
 
 
 def encode(text: str) -> Tokens:
-    """Tokens [81] of one grid: 81 of the digits 1-9 and, for a blank, any of `. 0 _ * - x X`; white space is skipped.
+    """Tokens [81] of one grid: 81 of the digits 1-9 and, for a blank, any of `. 0 _ * - x X`.
+
+    They stand in one line, or are written as a grid of nine: with white space, bars and rules (such as `format_grid`
+    draws), or commas; blanks may be spaces where the columns are clear.
 
     Raises:
         ValueError: another number of cells, or another character (its place is named).
     """
     if not isinstance(text, str):
         raise TypeError(f"text is a {type(text).__name__}; it must be a str of 81 cells")
-    tokens, wrong = encode_texts([text], CODEC, SEQ_LEN)
+    tokens, wrong = encode_texts([written_grid(text, CODEC)], CODEC, SEQ_LEN)
     if wrong[0]:
         raise ValueError(f"text {wrong[0]}")
     grid: Tokens = tokens[0]
@@ -166,41 +169,57 @@ def format_grid(tokens: npt.ArrayLike, mark: Callable[[int, str], str] | None = 
 
 def load(
     source: Source, *, format: str = "auto", values: str = "auto", split: str | None = None
-) -> tuple[PuzzleSet, list[ParseError]]:
+) -> tuple[PuzzleSet, ParseErrors]:
     """Read puzzles; a row that cannot be read, or breaks the rules, is reported and the others are kept.
 
     Args:
-        source: a path (text may be gzipped, *.gz) or a text stream such as sys.stdin.
-        format: "lines": 81 characters a line as for `encode`, or puzzle,answer; blank lines and what follows a '#' are
-            skipped. "csv": a header with the column question (or puzzle, quizzes, ...), and optionally answer (or
-            solution, solutions, ...), source, rating. "npy": integers [N, 81], [N, 9, 9] or [81]. "folder": the
-            HRM/EqR layout (dataset.json, all__inputs.npy, all__labels.npy, tokens as here). "auto" goes by the path
-            and, for text, by the first line.
-        values: what a lone .npy holds: "digits" (0 blank, 1..9), "tokens" (1 blank, 2..10), or "auto": digits when
+        source: a path or a text stream such as sys.stdin. Files may be gzipped, and in UTF-8 or UTF-16.
+        format: what the source holds; "auto" goes by the first bytes of a file and the first line of a text.
+            "lines": a puzzle a line, 81 characters as for `encode` among any other fields; 81 more are its answer.
+            "grids": the same, or grids of nine lines, one or many (also .sdk, of which only [Puzzle] is read, and .ss),
+            with or without titles.
+            "csv": a header with the column question (or puzzle, quizzes, initial_board, ...), and optionally answer
+            (or solution, ...), source, rating (or difficulty, whose words are passed over); between commas, tabs,
+            semicolons or bars.
+            "json": JSON lines, or one JSON document, with the same names.
+            "parquet": a table with the same columns; needs pyarrow.
+            "npy": integers [N, 81], [N, 9, 9] or [81]. "npz": one such array, or two by the names of the columns.
+            "folder": the HRM/EqR layout (dataset.json, all__inputs.npy, all__labels.npy, tokens as here).
+            Blank lines and what follows a '#' are skipped.
+        values: what a lone array holds: "digits" (0 blank, 1..9), "tokens" (1 blank, 2..10), or "auto": digits when
             more rows hold a 0 than hold a 10, tokens when more hold a 10; a tie raises.
         split: "train" or "test" of a folder that has both.
     Returns:
-        the puzzles in the file's order, `line` naming each one's line or row (1-based), and the errors by line. An
-        answer that is missing is a row of zeros in labels; labels is None when all are missing.
+        the puzzles in the file's order, `line` naming each one's (first) line or row (1-based), and the errors by
+        line, of which the first 1,000 are kept and the others counted (`ParseErrors`). An answer that is missing is a
+        row of zeros in labels; labels is None when all are missing.
     Raises:
-        OSError, ValueError, TypeError: the file as a whole cannot be read.
+        OSError, ValueError, TypeError: the file as a whole cannot be read; the message names what it is.
+        ImportError: it is a Parquet table, and pyarrow is not there.
     """
     if values not in ("auto", "digits", "tokens"):
         raise ValueError(f"values is {values!r}; allowed are 'auto', 'digits', 'tokens'")
-    return load_puzzles(source, CODEC, format=format, split=split, from_array=lambda array: _tokens(array, values))
+
+    def from_array(inputs: IntArray, labels: IntArray | None) -> tuple[IntArray, IntArray | None, str]:
+        return _tokens(inputs, labels, values)
+
+    return load_puzzles(source, CODEC, format=format, split=split, from_array=from_array)
 
 
 def load_csv(path: str | os.PathLike[str]) -> PuzzleSet:
     """All puzzles of a .csv or .csv.gz; unlike `load`, one bad row raises ValueError (training data must be whole)."""
     puzzles, errors = load(path, format="csv")
     if errors:
-        raise ValueError(f"{path}: {len(errors)} rows cannot be used, the first on {errors[0]}")
+        raise ValueError(f"{path}: {errors.total} rows cannot be used, the first on {errors[0]}")
     return puzzles
 
 
-def _tokens(array: IntArray, values: str) -> tuple[IntArray, str]:
-    """Tokens of an .npy array of digits or tokens (see `load`), and what it may hold; others become no token."""
-    zeros, tens = int((array == 0).any(1).sum()), int((array == VOCAB_SIZE - 1).any(1).sum())
+def _tokens(inputs: IntArray, labels: IntArray | None, values: str) -> tuple[IntArray, IntArray | None, str]:
+    """Tokens of arrays of digits or tokens (see `load`), and what they may hold; others become no token.
+
+    An answer's 0 is a cell that is not known, as digit and as token.
+    """
+    zeros, tens = int((inputs == 0).any(1).sum()), int((inputs == VOCAB_SIZE - 1).any(1).sum())
     if values == "auto":
         if zeros == tens:
             raise ValueError(
@@ -209,8 +228,13 @@ def _tokens(array: IntArray, values: str) -> tuple[IntArray, str]:
             )
         values = "digits" if zeros > tens else "tokens"
     if values == "tokens":
-        return array, "tokens 1 (blank) .. 10"
-    return np.where((array >= 0) & (array <= 9), array.astype(np.int64) + 1, 255), "digits 0 (blank) .. 9"
+        return inputs, labels, "tokens 1 (blank) .. 10"
+
+    def shifted(array: IntArray, zero: int) -> IntArray:
+        tokens = np.where((array >= 0) & (array <= 9), array.astype(np.int64) + 1, 255)
+        return np.where(array == 0, zero, tokens)
+
+    return shifted(inputs, BLANK), None if labels is None else shifted(labels, 0), "digits 0 (blank) .. 9"
 
 
 # symmetries and clues ------------------------------------------------------------------------------------------------

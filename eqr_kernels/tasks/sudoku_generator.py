@@ -237,7 +237,7 @@ def generate(
     name, level = _level(difficulty, clues, guesses)
     inputs = np.zeros((n, SEQ_LEN), np.uint8)
     labels = np.zeros((n, SEQ_LEN), np.uint8)
-    rating = np.zeros(n, np.int64)
+    rating = np.zeros(n, np.float64)
     for i in range(n):
         inputs[i], labels[i], rating[i] = _generate_one(level, np.random.default_rng([seed, i]), attempts)
         if progress is not None:

@@ -131,10 +131,10 @@ def test_solve_reports_malformed_lines_and_solves_the_others(model, tmp_path):
 
 
 def test_solve_with_only_malformed_lines_still_reports_them(model):
-    report = eqr_json("solve", "--model", model, input="12\n34\n", code=1)
+    report = eqr_json("solve", "--model", model, input="12\n34\n", code=2)
     assert report["puzzles"] == [] and [e["line"] for e in report["errors"]] == [1, 2]
     assert report["summary"]["mean_steps"] is None and report["backend"] is None
-    assert "solved 0 of 0 (unreadable lines: 2)" in eqr("solve", "--model", model, input="12\n34\n", code=1).stdout
+    assert "solved 0 of 0 (unreadable lines: 2)" in eqr("solve", "--model", model, input="12\n34\n", code=2).stdout
 
 
 @pytest.mark.parametrize("lines", ["", "\n\n# only a comment\n"])

@@ -91,6 +91,10 @@ def test_rating_bands_hold_every_rating_once():
     wanted = "unknown 0 1-9 1-9 10-29 10-29 30-99 30-99 100-299 100-299 300-999 300-999 1000+ 1000+".split()
     assert rating_bands(np.array(ratings)) == wanted
     assert set(wanted) == set(RATING_BANDS)
+    assert (
+        rating_bands(np.array([-0.5, 0.4, 2.2, 9.5, 11.9, 999.9, 1e9]))
+        == "unknown 0 1-9 1-9 10-29 300-999 1000+".split()
+    )
 
 
 # recordings ----------------------------------------------------------------------------------------------------------

@@ -222,7 +222,7 @@ MALFORMED = [
     (f"{EASY},{EASY_ANSWER[:-1]}", "answer has 80 cells"),
     (f"{EASY},{EASY}", "the answer does not solve the puzzle: 51 cells are not filled"),
     (f"{HARDEST},{EASY_ANSWER}", "the answer does not solve the puzzle: it changes the givens at cells 1, 2, 4"),
-    (f"{EASY},{EASY_ANSWER},3", "has 3 fields; a line is one puzzle or puzzle,answer"),
+    (f"{EASY},{EASY_ANSWER},{EASY}", "has 3 grids \\(at columns 1 and 83 and 165\\)"),
     (f"{'.' * 81},{'1' * 81}", "row 1 has the digit 1 more than once"),
     ("\x00" * 81, r"has '\\x00' at cell 1 \(row 1, column 1\)"),
 ]

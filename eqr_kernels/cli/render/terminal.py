@@ -63,7 +63,12 @@ def _outcome(row: dict[str, Any]) -> list[str]:
     verdict = "solved" if row["valid"] else "not solved"
     if row["valid"] and row["correct"] is False:
         verdict = "another solution"
-    return [f"{verdict}, {steps}", f"residual {row['residual']:.4f}", row["status"].replace("_", " ")]
+    counted = {"none": ["it has no solution"], "several": ["it has several solutions"]}.get(
+        row.get("solutions", ""), []
+    )
+    if counted and row["valid"]:
+        verdict = "filled by the rules"  # solved is what has one solution
+    return [f"{verdict}, {steps}", f"residual {row['residual']:.4f}", row["status"].replace("_", " "), *counted]
 
 
 def _grid(task: Task, inputs: Tokens, answer: Tokens) -> str:
