@@ -291,7 +291,7 @@ def test_wishes_that_make_no_sense(data, tmp_path, arguments, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "holds no puzzles"), ("question,answer\n", "holds no puzzles"), ("hello\n", "no puzzle comes")],
+    [("", "holds no puzzles"), ("question,answer\n", "holds no puzzles"), ("hello\n", "none of 1 rows could be read")],
 )
 def test_files_without_puzzles(tmp_path, text, message):
     (tmp_path / "empty.csv").write_text(text)
