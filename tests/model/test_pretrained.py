@@ -61,6 +61,7 @@ def test_five_puzzles_together_and_one_by_one(model):
             assert torch.equal(getattr(alone, field)[0], getattr(together, field)[i]), (i, field)
 
 
+@pytest.mark.slow
 def test_real_puzzles_gain_from_depth(name, model, sudoku_data):
     puzzles = sudoku.load_csv(sudoku_data / "dev.csv.gz").subset(slice(0, 2500, 50))
     inputs = sudoku.reveal(puzzles.inputs, puzzles.labels, CLUES[name], np.random.default_rng(0))

@@ -207,6 +207,7 @@ def test_selects_and_halts_as_the_reference_does(contractive, puzzles, select, h
         assert torch.equal(got.all_preds, want.all_preds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [2, 3])
 @pytest.mark.parametrize("slots", [1, 2, 64])
 def test_races_and_their_checkpoints_on_several_threads(contractive, puzzles, threads, slots, restore):

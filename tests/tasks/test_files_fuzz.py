@@ -15,6 +15,8 @@ from eqr_kernels.tasks import sudoku
 from tests.support.puzzle_files import A_ANSWER, A
 from tests.tasks import fuzz_files
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", sorted(fuzz_files.SOURCES))
 def test_an_undamaged_file_passes_its_own_check(name: str, tmp_path: Path) -> None:

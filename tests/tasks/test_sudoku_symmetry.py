@@ -163,6 +163,7 @@ def test_what_is_no_solution_is_refused(function) -> None:
         function(good[None].astype(float))
 
 
+@pytest.mark.slow
 def test_no_held_out_solution_is_trained_on(sudoku_data: Path) -> None:
     """The split of the real puzzles, under all symmetries; planted leaks show that the comparison would tell."""
     train, dev = (load_csv(sudoku_data / f"{name}.csv.gz").labels for name in ("train", "dev"))
