@@ -442,14 +442,14 @@ TEXT = f"puzzle,solution\n{A},{A_ANSWER}\n{B},{B_ANSWER}\n"
     "data",
     [
         TEXT.encode(),
-        gzip.compress(TEXT.encode()),
-        gzip.compress(gzip.compress(TEXT.encode())),
+        gzip.compress(TEXT.encode(), mtime=0),
+        gzip.compress(gzip.compress(TEXT.encode(), mtime=0), mtime=0),
         TEXT.encode("utf-8-sig"),
         TEXT.encode("utf-16"),
         b"\xfe\xff" + TEXT.encode("utf-16-be"),
         TEXT.encode("utf-16-le"),
         TEXT.encode("utf-32"),
-        gzip.compress(TEXT.encode("utf-16")),
+        gzip.compress(TEXT.encode("utf-16"), mtime=0),
         TEXT.replace("\n", "\r\n").encode(),
         TEXT.replace("\n", "\r").encode(),
         TEXT.encode() + b"\x1a",
@@ -506,7 +506,7 @@ NO_PUZZLES = {
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a pointer of Git LFS.*git lfs pull"),
     "rtf": (b"{\\rtf1\\ansi}", "is an RTF document"),
     "noise": (bytes(np.random.default_rng(0).integers(0, 256, 500_000, np.uint8)), "is no text, nor of a format"),
-    "gzipped zip": (gzip.compress(archive({"a.csv": b"1"})), "is a zip archive"),
+    "gzipped zip": (gzip.compress(archive({"a.csv": b"1"}), mtime=0), "is a zip archive"),
     "parquet, cut": (b"PAR1" + bytes(100), "is no whole Parquet table"),
     "npy, cut": (b"\x93NUMPY\x01\x00v\x00", "is not a .npy array"),
 }
@@ -618,7 +618,7 @@ def test_mazes_in_tables_and_files(tmp_path: Path) -> None:
         "\n".join(json.dumps({"question": q, "answer": a, "rating": 1.5}) for q, a in rows),
     ]
     for text in texts:
-        for data in (text.encode(), gzip.compress(text.encode()), text.encode("utf-16")):
+        for data in (text.encode(), gzip.compress(text.encode(), mtime=0), text.encode("utf-16")):
             (tmp_path / "m").write_bytes(data)
             puzzles, errors = maze.load(tmp_path / "m")
             assert errors == [] and np.array_equal(puzzles.inputs, made.inputs)
@@ -629,7 +629,7 @@ def test_mazes_in_tables_and_files(tmp_path: Path) -> None:
 
 def test_gzip_that_is_damaged_at_once(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    path.write_bytes(gzip.compress(TEXT.encode())[:12])
+    path.write_bytes(gzip.compress(TEXT.encode(), mtime=0)[:12])
     puzzles, errors = sudoku.load(path)
     assert len(puzzles) == 0 and "cannot be read from here on" in errors[0].message
     with open(path, "rb") as file:
