@@ -654,6 +654,7 @@ def test_train_tells_its_rate_and_share_of_gemm(data, tmp_path, monkeypatch):
     assert float(percent) == pytest.approx(120_000 * float(samples), abs=6001)
 
 
+@pytest.mark.slow
 def test_train_state_equals_uninterrupted_bit_for_bit_in_the_library(data, tmp_path):
     settings = TrainSettings(
         batch_size=4, lr_warmup_steps=2, compile=False, seed=3, curriculum="0:40-60", lr=1e-3, total_steps=None

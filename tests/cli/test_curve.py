@@ -193,6 +193,7 @@ def test_another_model_seed_or_size_in_the_same_folder_is_refused(data, tmp_path
         assert f"{name} was" in told and "--fresh starts afresh, --out names another folder" in told
 
 
+@pytest.mark.slow
 def test_a_target_beyond_reach_is_said_and_the_map_is_written(data, tmp_path):
     result, told = curve(tmp_path / "c", data, "--target", 1.0, "--budget", "1 nfe", code=1)
     assert told.recommendation.index is None and told.recommendation.arguments is None

@@ -317,6 +317,7 @@ def test_a_state_that_gives_way_while_it_is_copied_is_copied_anew(tmp_path, monk
 # what is measured ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_evaluation_adds_a_curve_and_changes_nothing_else(data, tmp_path):
     plain, measured = tmp_path / "plain", tmp_path / "measured"
     train = [*TRAIN, *SETS, "--data", data, "--no-calibrate", "--steps", 7]
