@@ -85,10 +85,7 @@ def curve(
     precision: opt.Precision = "auto",
     device: opt.Device = "auto",
     limit: opt.Limit = None,
-    subset: Annotated[
-        int | None,
-        typer.Option(min=1, help="Only so many puzzles, always the same, with the whole's mix of sources and ratings."),
-    ] = None,
+    subset: opt.Subset = None,
     reveal: opt.Reveal = None,
     format: opt.Format = "auto",
     split: opt.Split = None,

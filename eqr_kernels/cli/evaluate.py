@@ -47,12 +47,7 @@ def evaluate(
         str, typer.Option(help="none (all run to the full depth), residual (settled trajectories stop) or q.")
     ] = "none",
     tol: Annotated[str, typer.Option(help="Residual that counts as settled; auto takes the card's, if any.")] = "auto",
-    broad: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of restarts settled on the right answer that makes a broad basin.", show_default="0.95"
-        ),
-    ] = None,
+    broad: opt.Broad = None,
     window: opt.Window = None,
     noise_scale: opt.NoiseScale = None,
     seed: opt.Seed = 0,
@@ -61,10 +56,7 @@ def evaluate(
     precision: opt.Precision = "auto",
     device: opt.Device = "auto",
     limit: opt.Limit = None,
-    subset: Annotated[
-        int | None,
-        typer.Option(min=1, help="Only so many puzzles, always the same, with the whole's mix of sources and ratings."),
-    ] = None,
+    subset: opt.Subset = None,
     reveal: opt.Reveal = None,
     format: opt.Format = "auto",
     split: opt.Split = None,

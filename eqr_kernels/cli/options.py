@@ -30,6 +30,14 @@ AnsweredFile = Annotated[
 Precision = Annotated[str, typer.Option(help="auto (of the weights), fp32, bf16 or int8.")]
 Device = Annotated[str, typer.Option(help="auto (the GPU if there is one), cpu, cuda, ...")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Take the first puzzles only.")]
+Subset = Annotated[
+    int | None,
+    typer.Option(min=1, help="Only so many puzzles, always the same, with the whole's mix of sources and ratings."),
+]
+Broad = Annotated[
+    float | None,
+    typer.Option(help="Share of restarts settled on the right answer that makes a broad basin.", show_default="0.95"),
+]
 Reveal = Annotated[
     int | None,
     typer.Option(min=0, max=81, metavar="CLUES", help="Sudoku: show random clues until there are so many."),

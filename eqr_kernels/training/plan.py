@@ -14,7 +14,7 @@ from eqr_kernels.config import EqRConfig
 from eqr_kernels.tasks.registry import SUDOKU, Task, task_of
 from eqr_kernels.training.initial_weights import InitialWeights, initial_weights
 from eqr_kernels.training.processes import Process
-from eqr_kernels.training.recipes import DEFAULT_PRESET, OLD_PRESETS, PRESETS, RENAMED
+from eqr_kernels.training.recipes import DEFAULT_PRESET, PRESETS, RENAMED
 from eqr_kernels.training.record import RunRecord
 from eqr_kernels.training.resume import copy_to_anneal
 from eqr_kernels.training.settings import TrainSettings, choose_settings, complete_schedule
@@ -51,9 +51,8 @@ class RunRequest:
             if value is not None and not value > 0:
                 raise ValueError(f"--{name} must be positive, got {value:g}")
         if self.preset in RENAMED:
-            warnings.warn(f"--preset {self.preset} {RENAMED[self.preset]}", stacklevel=2)
-        if self.preset in OLD_PRESETS:
-            preset, fields = OLD_PRESETS[self.preset]
+            preset, fields, note = RENAMED[self.preset]
+            warnings.warn(f"--preset {self.preset} {note}", stacklevel=2)
             object.__setattr__(self, "preset", preset)
             object.__setattr__(self, "config_fields", {**fields, **self.config_fields})
         if self.preset is not None and self.preset not in PRESETS:

@@ -30,13 +30,19 @@ RECIPES = {
 
 PRESETS = {name: name.replace("-", "_") for name in RECIPES}
 """The method of `EqRConfig` that makes each preset."""
-RENAMED = {
-    "sudoku": "is the size of the shipped model `sudoku`; the published size, which had this name, is sudoku-paper",
-    "sudoku-medium": "is now --preset sudoku with --set H_cycles=1 and the fields of a TRM",
+RENAMED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "sudoku": (
+        "sudoku",
+        {},
+        "is the size of the shipped model `sudoku`; the published size, which had this name, is sudoku-paper",
+    ),
+    "sudoku-medium": (
+        "sudoku",
+        {"H_cycles": 1, **TRM_FIELDS},
+        "is now --preset sudoku with --set H_cycles=1 and the fields of a TRM",
+    ),
 }
-"""What to say of presets whose name meant another size in version 0.1."""
-OLD_PRESETS: dict[str, tuple[str, dict[str, Any]]] = {"sudoku-medium": ("sudoku", {"H_cycles": 1, **TRM_FIELDS})}
-"""Names of version 0.1 that are presets no more: the preset and the fields that differ."""
+"""Names that meant another size in version 0.1: the preset, the fields that differ, and what to say of it."""
 DEFAULT_PRESET = "sudoku-small"
 COMMON: dict[str, Any] = dict(
     lr_min_ratio=1.0,

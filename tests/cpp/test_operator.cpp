@@ -28,25 +28,6 @@ Buffer zeroed(int64_t bytes) {
   return Buffer(std::memset(p, 0, size));
 }
 
-Shape mlp_shape(int64_t S, int64_t d, int64_t V, int64_t layers = 1, int64_t H = 1, int64_t L = 1) {
-  return {.tokens = S,
-          .features = d,
-          .vocabulary = V,
-          .mixer_hidden = 256,
-          .hidden = 256,
-          .heads = 0,
-          .layers = layers,
-          .H_cycles = H,
-          .L_cycles = L,
-          .rope_parts = 0,
-          .fixed_start = 0,
-          .lambda = 0.95f,
-          .keep = 0.05f,
-          .norm_eps = 1e-5f,
-          .H_std = 1.0f,
-          .L_std = 1.0f};
-}
-
 Shape attention_shape(int64_t S, int64_t heads, int64_t head_dim, int64_t V, int64_t rope_parts) {
   Shape s = mlp_shape(S, heads * head_dim, V);
   s.mixer_hidden = 0, s.heads = heads, s.rope_parts = rope_parts;

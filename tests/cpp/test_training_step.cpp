@@ -29,22 +29,9 @@ std::unique_ptr<char, Free> buffer(int64_t bytes, int fill) {
 
 // One outer step is one latent recursion, so that all of it carries the gradient.
 Shape shape_of(int64_t S, int64_t d, int64_t V, int64_t layers, int64_t L) {
-  return {.tokens = S,
-          .features = d,
-          .vocabulary = V,
-          .mixer_hidden = 256,
-          .hidden = 256,
-          .heads = 0,
-          .layers = layers,
-          .H_cycles = 1,
-          .L_cycles = L,
-          .rope_parts = 0,
-          .fixed_start = 0,
-          .lambda = 0.9f,
-          .keep = 0.1f,
-          .norm_eps = 1e-5f,
-          .H_std = 1.0f,
-          .L_std = 1.0f};
+  Shape s = mlp_shape(S, d, V, layers, 1, L);
+  s.lambda = 0.9f, s.keep = 0.1f;
+  return s;
 }
 
 struct Example {

@@ -21,7 +21,7 @@ from eqr_kernels.backends.packing import operator_of
 from eqr_kernels.precision import Precision
 from eqr_kernels.reference import BlockWeights, OperatorWeights
 from eqr_kernels.run_rules import RunRules
-from tests.support.environment import BUILT, WHY_NOT_BUILT
+from tests.support.environment import BUILT, REPOSITORY, WHY_NOT_BUILT
 from tests.support.fixed_point_op import pack, problem, weights
 from tests.support.models import make_contractive, tiny_config
 
@@ -338,3 +338,8 @@ def test_the_operator_is_told_without_its_weights():
     assert told == SUDOKU
     maze = operator_of(EquilibriumReasoner(EqRConfig.maze(seq_len=4)))
     assert maze.sizes[5] == 8 and maze.sizes[3] == 0 and maze.sizes[9] == 1
+
+
+def test_as_many_depths_are_recorded_as_the_kernel_has_room_for():
+    header = (REPOSITORY / "csrc" / "cuda" / "problem.h").read_text()
+    assert f"constexpr int kMostCheckpoints = {CudaBackend.max_checkpoints};" in header

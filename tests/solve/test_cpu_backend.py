@@ -21,41 +21,18 @@ from eqr_kernels.backends import cpu
 from eqr_kernels.precision import NAMED, Precision
 from tests.support.environment import BUILT, REPOSITORY, WHY_NOT_BUILT
 from tests.support.models import make_contractive, tiny_config
+from tests.support.results import FIELDS, same
 
 pytestmark = pytest.mark.skipif(not BUILT, reason=WHY_NOT_BUILT)
 
 ISAS = ops.cpu_isas() if BUILT else []
 TOL = 0.02
-FIELDS = (
-    "preds",
-    "logits",
-    "q_halt",
-    "residual",
-    "score",
-    "steps",
-    "restart",
-    "nfe",
-    "all_steps",
-    "all_residual",
-    "all_score",
-    "all_q_halt",
-    "all_status",
-)
 
 
 def solve(model: EquilibriumReasoner, tokens: Tensor, **options: Any) -> SolveResult:
     result = model.solve(tokens, **{"tol": TOL, "backend": "cpu", "depth": 30, **options})
     assert result.backend == "cpu"
     return result
-
-
-def same(a: SolveResult, b: SolveResult) -> bool:
-    """Equal bit for bit, NaN included."""
-
-    def bits(t: Tensor) -> Tensor:
-        return t.contiguous().view(torch.uint8)
-
-    return all(torch.equal(bits(getattr(a, field)), bits(getattr(b, field))) for field in FIELDS)
 
 
 # ---- the choice ----------------------------------------------------------------------------------------------------

@@ -129,3 +129,15 @@ BF16 = {
     ),
     "attention, an outer step": make_config(seq_len=9, hidden_size=32, mlp_t=False, pos_encodings="rope"),
 }
+
+
+def bf16_errors(cfg: EqRConfig, seed: int, backend: str) -> list[float]:
+    """Of an outer step's logits in bf16 against float64: the backend's and the reference's."""
+    model, _ = build_open(cfg, seed)
+    model = model.bfloat16()
+    w = {key: to_numpy(value) for key, value in model.state_dict().items()}
+    errors = []
+    for name in (backend, "reference"):
+        got, want = one_step(model, w, name, "bf16")
+        errors.append(relative(got[0], want[0]))
+    return errors

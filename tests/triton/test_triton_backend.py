@@ -12,6 +12,7 @@ from torch import Tensor
 from eqr_kernels import EquilibriumReasoner, SolveResult, Status, backends
 from eqr_kernels.precision import Precision
 from tests.support.models import make_contractive, tiny_config
+from tests.support.results import FIELDS, same
 from tests.support.triton_tiles import with_tiles
 
 IN_INTERPRETER = True
@@ -22,21 +23,6 @@ pytestmark = [
 ]
 
 TOL = 0.1
-FIELDS = (
-    "preds",
-    "logits",
-    "q_halt",
-    "residual",
-    "score",
-    "steps",
-    "restart",
-    "nfe",
-    "all_steps",
-    "all_residual",
-    "all_score",
-    "all_q_halt",
-    "all_status",
-)
 
 
 def small_config(**changes: Any):
@@ -58,15 +44,6 @@ def solve(model: EquilibriumReasoner, tokens: Tensor, **options: Any) -> SolveRe
     result = model.solve(tokens, **{"tol": TOL, "backend": "triton", "depth": 10, **options})
     assert result.backend == "triton"
     return result
-
-
-def same(a: SolveResult, b: SolveResult, rows: Any = slice(None)) -> bool:
-    """Equal bit for bit, NaN included; `rows` of b."""
-
-    def bits(t: Tensor) -> Tensor:
-        return t.clone(memory_format=torch.contiguous_format).view(torch.uint8)
-
-    return all(torch.equal(bits(getattr(a, field)), bits(getattr(b, field)[rows])) for field in FIELDS)
 
 
 def assert_agree(got: SolveResult, want: SolveResult) -> None:

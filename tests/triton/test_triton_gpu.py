@@ -16,6 +16,7 @@ from eqr_kernels.tasks import sudoku_generator
 from tests.support import oracle
 from tests.support.models import make_contractive, tiny_config
 from tests.support.oracle_cases import BF16, IDS, ROPE2D, SEED, build_open, make_config, make_tokens, relative, to_numpy
+from tests.support.results import FIELDS, same
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,21 +25,6 @@ pytestmark = [
 ]
 
 TOL = 0.02
-FIELDS = (
-    "preds",
-    "logits",
-    "q_halt",
-    "residual",
-    "score",
-    "steps",
-    "restart",
-    "nfe",
-    "all_steps",
-    "all_residual",
-    "all_score",
-    "all_q_halt",
-    "all_status",
-)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -53,15 +39,6 @@ def solve(model: EquilibriumReasoner, tokens: Tensor, **options: Any) -> SolveRe
     result = model.solve(tokens.to(model.device), **{"tol": TOL, "backend": "triton", "depth": 30, **options})
     assert result.backend == "triton"
     return result
-
-
-def same(a: SolveResult, b: SolveResult, rows: Any = slice(None)) -> bool:
-    """Equal bit for bit, NaN included; `rows` of b."""
-
-    def bits(t: Tensor) -> Tensor:
-        return t.clone(memory_format=torch.contiguous_format).view(torch.uint8).cpu()
-
-    return all(torch.equal(bits(getattr(a, field)), bits(getattr(b, field)[rows])) for field in FIELDS)
 
 
 @pytest.fixture

@@ -15,7 +15,16 @@ import torch
 from eqr_kernels import noise
 from eqr_kernels.backends.triton import adapter
 from tests.support import oracle
-from tests.support.oracle_cases import BF16, ROPE2D, build_open, make_config, make_tokens, one_step, relative, to_numpy
+from tests.support.oracle_cases import (
+    BF16,
+    ROPE2D,
+    bf16_errors,
+    build_open,
+    make_config,
+    make_tokens,
+    one_step,
+    relative,
+)
 from tests.support.triton_tiles import with_tiles
 
 IN_INTERPRETER = True
@@ -131,21 +140,10 @@ BF16_CONFIGS = {
 }
 
 
-def bf16_errors(cfg, seed):
-    model, _ = build_open(cfg, seed)
-    model = model.bfloat16()
-    w = {key: to_numpy(value) for key, value in model.state_dict().items()}
-    errors = []
-    for backend in ("triton", "reference"):
-        got, want = one_step(model, w, backend, "bf16")
-        errors.append(relative(got[0], want[0]))
-    return errors
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("cfg", BF16_CONFIGS.values(), ids=BF16_CONFIGS.keys())
 def test_bf16_error_is_within_that_of_pytorch(cfg):
-    ours, torchs = np.array([bf16_errors(cfg, seed) for seed in range(4)]).T
+    ours, torchs = np.array([bf16_errors(cfg, seed, "triton") for seed in range(4)]).T
     assert np.sqrt((ours**2).mean()) <= 1.1 * np.sqrt((torchs**2).mean()), (ours, torchs)
     assert ours.min() > 1e-3, "not computed in bf16"
 

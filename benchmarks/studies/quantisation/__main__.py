@@ -23,9 +23,7 @@ def main(
     depth: opt.Depth = DEFAULT_DEPTH,
     breadth: opt.Breadth = 8,
     tol: Annotated[str, typer.Option(help="Residual that counts as settled; auto takes the card's.")] = "auto",
-    subset: Annotated[
-        int | None, typer.Option(min=1, help="Only so many puzzles, with the whole's mix of sources and ratings.")
-    ] = None,
+    subset: opt.Subset = None,
     reveal: opt.Reveal = None,
     limit: opt.Limit = None,
     noise_scale: opt.NoiseScale = None,

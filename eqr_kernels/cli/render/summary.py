@@ -122,8 +122,8 @@ def explanations(report: CurveReport) -> list[tuple[str, str]]:
         (
             "The front and its bend",
             "A point is on the front when no other is as accurate for less, or more accurate for as much. The bend is "
-            "the cheapest point whose accuracy is close to the best; the knee is where the next factor of cost starts "
-            "to buy least.",
+            "the cheapest point whose accuracy is close to the best; the knee is where the next factor of cost "
+            "begins to buy less.",
         ),
         (
             "Points that were run",
