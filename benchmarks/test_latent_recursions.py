@@ -38,12 +38,12 @@ def in_pytorch(work: Workload, z_H: Tensor, z_L: Tensor, eps: Tensor, dtype: tor
     z_H, z_L, eps = z_H.to(dtype), z_L.to(dtype), eps.to(dtype)
     if rope is not None:
         rope = tuple(table.to(torch.promote_types(dtype, torch.float32)) for table in rope)  # type: ignore[assignment]
-    e = reference.embed(work.tokens, weights)
+    e, blocks = reference.embed(work.tokens, weights), reference.all_blocks(weights, rope, config)
 
     def update(z: Tensor, u: Tensor, number: int) -> Tensor:
         return reference.damped_update(z, u, eps[number], config.lambda_, config.noise_scale)
 
-    return lambda: reference.latent_recursion(z_H, z_L, e, weights, rope, config, update, 0)
+    return lambda: reference.latent_recursion(z_H, z_L, e, blocks, config, update, 0)
 
 
 def check(work: Workload, precision: str) -> dict[str, float]:

@@ -8,19 +8,31 @@ if TYPE_CHECKING:
     from eqr_kernels.config import EqRConfig
     from eqr_kernels.modules import LatentState
     from eqr_kernels.reasoner import EquilibriumReasoner
-    from eqr_kernels.solver import Recorded, SolveResult, solve
-    from eqr_kernels.trajectory import Status
+    from eqr_kernels.results import Recorded, SolveResult
+    from eqr_kernels.solver import solve
+    from eqr_kernels.trajectory import FinishedTrajectory, Status
 
 __version__ = "0.1.0"
-__all__ = ["EqRConfig", "EquilibriumReasoner", "LatentState", "ModelCard", "Recorded", "SolveResult", "Status", "solve"]
+__all__ = [
+    "EqRConfig",
+    "EquilibriumReasoner",
+    "FinishedTrajectory",
+    "LatentState",
+    "ModelCard",
+    "Recorded",
+    "SolveResult",
+    "Status",
+    "solve",
+]
 
 _HOMES = {
     "EqRConfig": "config",
     "EquilibriumReasoner": "reasoner",
     "LatentState": "modules",
     "ModelCard": "checkpoint",
-    "Recorded": "solver",
-    "SolveResult": "solver",
+    "FinishedTrajectory": "trajectory",
+    "Recorded": "results",
+    "SolveResult": "results",
     "Status": "trajectory",
     "solve": "solver",
 }

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from eqr_kernels import noise, reference
 from eqr_kernels.checkpoint import ModelCard
@@ -37,7 +40,7 @@ class LatentState(NamedTuple):
 
 def _linear(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
     # Skips nn.Linear's own initialisation: reset_parameters below draws the official one.
-    return nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)
+    return nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias, device=torch.get_default_device())
 
 
 class SwiGLU(nn.Module):
@@ -51,7 +54,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., size] -> [..., size]."""
-        return reference.swiglu(x, self.gate_up_proj.weight, self.down_proj.weight)
+        return self.down_proj(reference.gated(self.gate_up_proj(x)))
 
 
 class Attention(nn.Module):
@@ -59,8 +62,13 @@ class Attention(nn.Module):
 
     def __init__(self, config: EqRConfig) -> None:
         super().__init__()
+        self.config = config
         self.qkv_proj = _linear(config.hidden_size, 3 * config.hidden_size)
         self.o_proj = _linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor, rope: Rope | None = None) -> Tensor:
+        """x [n, S, d] -> [n, S, d]."""
+        return self.o_proj(reference.attend(self.qkv_proj(x), rope, self.config))
 
 
 class ReasoningBlock(nn.Module):
@@ -84,7 +92,8 @@ class ReasoningBlock(nn.Module):
 
     def forward(self, u: Tensor, rope: Rope | None = None) -> Tensor:
         """u [n, S, d] -> [n, S, d]."""
-        return reference.block(u, self.weights(), rope, self.config)
+        mixer = self.mlp_t if self.config.mlp_t else partial(self.self_attn, rope=rope)
+        return reference.mix(u, mixer, self.mlp, self.config)
 
 
 class ReasoningModule(nn.Module):
@@ -94,6 +103,12 @@ class ReasoningModule(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(ReasoningBlock(config) for _ in range(config.L_layers))
 
+    def forward(self, u: Tensor, rope: Rope | None = None) -> Tensor:
+        """u [n, S, d] -> [n, S, d]."""
+        for layer in self.layers:
+            u = layer(u, rope)
+        return u
+
 
 class TokenEmbedding(nn.Module):
     """`embedding_weight` [V, d]."""
@@ -101,6 +116,10 @@ class TokenEmbedding(nn.Module):
     def __init__(self, config: EqRConfig) -> None:
         super().__init__()
         self.embedding_weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens int64 [n, S] -> [n, S, d]."""
+        return F.embedding(tokens, self.embedding_weight)
 
 
 class EqROperator(nn.Module):
@@ -119,16 +138,36 @@ class EqROperator(nn.Module):
         if not isinstance(config, EqRConfig):
             kind = type(config).__name__
             raise TypeError(f"config must be an EqRConfig, got {kind}; use EqRConfig.from_dict for a dict")
-        self.config = config
         self.card = card
-        self.embed_tokens = TokenEmbedding(config)
-        self.lm_head = _linear(config.hidden_size, config.vocab_size)
-        self.q_head = _linear(config.hidden_size, 2, bias=True)
-        self.L_level = ReasoningModule(config)
-        for name in ("H_init", "L_init"):
-            self.register_buffer(name, torch.empty(config.hidden_size) if config.fixed_init else None)
-        self._rope_cache: dict[tuple[torch.device, torch.dtype], Rope | None] = {}
-        self.reset_parameters()
+        # Weights made in inference mode could never be trained.
+        with torch.inference_mode(False):
+            self.embed_tokens = TokenEmbedding(config)
+            self.lm_head = _linear(config.hidden_size, config.vocab_size)
+            self.q_head = _linear(config.hidden_size, 2, bias=True)
+            self.L_level = ReasoningModule(config)
+            for name in ("H_init", "L_init"):
+                self.register_buffer(name, torch.empty(config.hidden_size) if config.fixed_init else None)
+            self._rope_cache: dict[tuple[torch.device, torch.dtype], Rope | None] = {}
+            self.config = config
+            self.reset_parameters()
+
+    @property
+    def config(self) -> EqRConfig:
+        """The operator's config; a new one of the same sizes may be set, and holds for every module."""
+        return self._config
+
+    @config.setter
+    def config(self, config: EqRConfig) -> None:
+        self._config = config
+        self._rope_cache.clear()
+        for module in self.modules():
+            if isinstance(module, (ReasoningBlock, Attention)):
+                module.config = config
+
+    def _apply(self, fn: Any, recurse: bool = True) -> EqROperator:
+        # As in the constructor: `model.to(...)` in inference mode.
+        with torch.inference_mode(False):
+            return super()._apply(fn, recurse)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -139,7 +178,8 @@ class EqROperator(nn.Module):
         """
 
         def draw(tensor: Tensor, std: float) -> None:
-            uniform = torch.rand(tensor.shape, dtype=torch.float32).clamp(2.0**-24, 1 - 2.0**-24)
+            # On the CPU, so that a seed gives the same weights on every device.
+            uniform = torch.rand(tensor.shape, dtype=torch.float32, device="cpu").clamp(2.0**-24, 1 - 2.0**-24)
             tensor.copy_(noise.truncated_normal(uniform) * std)
 
         for module in self.modules():
@@ -155,12 +195,18 @@ class EqROperator(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights, and so of the latent state."""
-        return self.lm_head.weight.dtype
+        return self._first_weight.dtype
 
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
-        return self.lm_head.weight.device
+        return self._first_weight.device
+
+    @property
+    def _first_weight(self) -> Tensor:
+        # Of the embedding, which is a plain weight even where linear layers were quantised.
+        weight = getattr(self.embed_tokens, "embedding_weight", None)
+        return weight if isinstance(weight, Tensor) else next(self.parameters())
 
     def weights(self) -> OperatorWeights:
         """The weights as `eqr_kernels.reference` takes them; shares memory with the parameters."""
@@ -173,11 +219,22 @@ class EqROperator(nn.Module):
         """Rotary angles [S, head_dim] in float32 (float64 for a float64 model), or None."""
         dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         key = (self.device, dtype)
-        if key not in self._rope_cache:
-            # An inference tensor in the cache would spoil every later backward pass.
-            with torch.inference_mode(False):
-                self._rope_cache[key] = reference.rope_angles(self.config, *key)
-        return self._rope_cache[key]
+        if key in self._rope_cache:
+            return self._rope_cache[key]
+        # An inference tensor in the cache would spoil every later backward pass, a fake one every later pass.
+        with torch.inference_mode(False):
+            rope = reference.rope_angles(self.config, *key)
+        if rope is None or not isinstance(rope.cos, FakeTensor):
+            self._rope_cache[key] = rope
+        return rope
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The input injection of tokens [n, S] -> [n, S, d]."""
+        return reference.scaled(self.embed_tokens(tokens))
+
+    def heads(self, z_H: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [n, S, V] and the halting logit q_halt [n], in float32 (float64 stays float64), of z_H [n, S, d]."""
+        return self.lm_head(z_H), reference.wide(self.q_head(z_H[:, 0]))[:, 0]
 
     def initial_state(
         self, n: int | Tensor, seed: int = 0, *, ids: Tensor | None = None, restart: int | Tensor = 0
@@ -185,7 +242,7 @@ class EqROperator(nn.Module):
         """Start states: random ones (RI), or the buffers `H_init`, `L_init` of a model with `fixed_init`.
 
         Args:
-            n: number of rows, or the tokens [n, S] themselves, from which ids are hashed as `solve` does.
+            n: number of rows, or the tokens [n, S] themselves, from which ids are hashed as `solve` does; may be 0.
             seed: 0 to 2**32 - 1.
             ids: int64 [n], key the random stream; default 0..n-1, or the hash of the tokens.
             restart: int or int64 [n], number of the trajectory of its puzzle.
@@ -201,14 +258,15 @@ class EqROperator(nn.Module):
         else:
             if isinstance(n, bool) or not isinstance(n, int):
                 raise TypeError(f"n must be an int or a tokens tensor [n, S], got {type(n).__name__}")
-            if n < 1:
-                raise ValueError(f"n must be at least 1, got {n}")
+            if n < 0:
+                raise ValueError(f"n must not be negative, got {n}")
             count, default = n, torch.arange(n, device=self.device)
         if ids is None:
             ids = default
         ids = check_ids(ids, count).to(self.device)
         if isinstance(restart, Tensor):
-            noise.check_words("restart", restart, 32)
+            if has_values(restart):
+                noise.check_words("restart", restart, 32)
             if restart.shape not in ((), (count,)):
                 raise ValueError(f"restart must be an int or have shape [{count}], got {list(restart.shape)}")
             restart = restart.to(self.device).expand(count)
@@ -230,35 +288,39 @@ class EqROperator(nn.Module):
         z_L = noise.start(rng, noise.START_L, shape, high) * self.config.L_init_std
         return z_H.to(self.dtype), z_L.to(self.dtype)
 
-    def forward(self, tokens: Tensor, state: LatentState) -> tuple[LatentState, Tensor, Tensor]:
+    def forward(
+        self, tokens: Tensor, state: LatentState, *, noise_scale: float | None = None
+    ) -> tuple[LatentState, Tensor, Tensor]:
         """One outer step; the state that comes back is detached, as in segmented online training.
 
-        The noise is the config's; `solve` takes the card's recommendation where there is one.
+        It runs through the modules as they are, so hooks are called and replaced layers are used.
 
         Args:
             tokens: integers [n, S] in 0..V-1.
             state: of the same n rows.
+            noise_scale: of the noise injection; None takes the config's. (`solve` takes the card's recommendation where
+                there is one.)
 
         Returns:
             The next state, logits [n, S, V] in the dtype of the weights, q_halt [n] in float32 (float64 for a float64
             model). Gradients flow through the last latent recursion only.
 
         Raises:
-            TypeError, ValueError: tokens or state have the wrong dtype, shape or (outside torch.compile) range.
+            TypeError, ValueError: tokens or state have the wrong dtype, shape or (where tensors have values: not under
+                torch.compile, on the meta device or in a FakeTensorMode) range.
         """
-        tokens = check_tokens(tokens, self.config, values=not torch.compiler.is_compiling())
+        tokens = check_tokens(tokens, self.config)
         self._check_state(state, tokens.shape[0])
-        config, weights, rng = self.config, self.weights(), state.rng
+        config, rng = self.config, state.rng
+        scale = config.noise_scale if noise_scale is None else noise_scale
 
         def update(z: Tensor, u: Tensor, number: int) -> Tensor:
-            eps = None
-            if config.noise_scale:
-                eps = noise.normal(rng, noise.FIRST_UPDATE + number, tuple(z.shape[1:]), z.dtype)
-            return reference.damped_update(z, u, eps, config.lambda_, config.noise_scale)
+            eps = noise.normal(rng, noise.FIRST_UPDATE + number, tuple(z.shape[1:]), z.dtype) if scale else None
+            return reference.damped_update(z, u, eps, config.lambda_, scale)
 
-        e = reference.embed(tokens, weights)
-        z_H, z_L = reference.outer_step(state.z_H, state.z_L, e, weights, self.rope(), config, update)
-        logits, q_halt = reference.heads(z_H, weights)
+        blocks = partial(self.L_level, rope=self.rope())
+        z_H, z_L = reference.outer_step(state.z_H, state.z_L, self.embed(tokens), blocks, config, update)
+        logits, q_halt = self.heads(z_H)
         return state._replace(z_H=z_H.detach(), z_L=z_L.detach(), step=state.step + 1), logits, q_halt
 
     def _check_state(self, state: LatentState, n: int) -> None:
@@ -269,9 +331,10 @@ class EqROperator(nn.Module):
                     f"state.{name} must be {self.dtype} of shape {list(shape)} for these tokens and this model, "
                     f"got {z.dtype} {list(z.shape)}; start from initial_state"
                 )
-        if not torch.compiler.is_compiling():
-            for name, bits in (("seed", 32), ("restart", 32), ("step", 24)):
-                noise.check_words(f"state.{name}", getattr(state, name), bits)
+        for name, bits in (("seed", 32), ("restart", 32), ("step", 24)):
+            words = getattr(state, name)
+            if has_values(words):
+                noise.check_words(f"state.{name}", words, bits)
 
     @property
     def inference_noise_scale(self) -> float:
@@ -285,22 +348,27 @@ class EqROperator(nn.Module):
         return (self.card.window if self.card else 0) or 3
 
 
-def check_tokens(tokens: Tensor, config: EqRConfig, *, values: bool = True) -> Tensor:
+def has_values(tensor: Tensor) -> bool:
+    """Whether its numbers can be looked at: not under torch.compile, on the meta device or in a FakeTensorMode."""
+    return not (torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, FakeTensor))
+
+
+def check_tokens(tokens: Tensor, config: EqRConfig) -> Tensor:
     """`tokens` [n, S] as int64.
 
     Raises:
         TypeError: not an integer tensor.
-        ValueError: wrong shape, or (with `values`) a token outside 0..V-1.
+        ValueError: wrong shape, or (where it has values) a token outside 0..V-1.
     """
     if not isinstance(tokens, Tensor):
         kind = type(tokens).__name__
         raise TypeError(f"tokens must be a torch.Tensor [n, {config.seq_len}], got {kind}; use torch.as_tensor")
     if tokens.dtype.is_floating_point or tokens.dtype.is_complex or tokens.dtype == torch.bool:
         raise TypeError(f"tokens must be an integer tensor, got {tokens.dtype}; use tokens.long()")
-    if tokens.ndim != 2 or tokens.shape[1] != config.seq_len or tokens.shape[0] < 1:
-        raise ValueError(f"tokens must have shape [n >= 1, {config.seq_len}], got {list(tokens.shape)}")
+    if tokens.ndim != 2 or tokens.shape[1] != config.seq_len:
+        raise ValueError(f"tokens must have shape [n, {config.seq_len}], got {list(tokens.shape)}")
     tokens = tokens.to(torch.int64)
-    if values:
+    if has_values(tokens) and tokens.numel():
         low, high = (int(v) for v in tokens.aminmax())
         if low < 0 or high >= config.vocab_size:
             row = int(((tokens < 0) | (tokens >= config.vocab_size)).any(1).nonzero()[0])

@@ -67,7 +67,7 @@ def check_words(name: str, values: Tensor, bits: int) -> None:
     """
     if values.dtype != torch.int64:
         raise TypeError(f"{name} must be int64, got {values.dtype}; use {name}.long()")
-    low, high = (int(v) for v in values.aminmax())
+    low, high = (int(v) for v in values.aminmax()) if values.numel() else (0, 0)
     if low < 0 or high >= 1 << bits:
         raise ValueError(f"{name} must be in 0..2**{bits} - 1, got {low if low < 0 else high}")
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import Any
 
-from torch import Tensor
+import torch
 
-from eqr_kernels.checkpoint import load_checkpoint, save_checkpoint
+from eqr_kernels import solver
+from eqr_kernels.checkpoint import expected_shapes, load_checkpoint, save_checkpoint
 from eqr_kernels.config import EqRConfig
+from eqr_kernels.modifications import modification
 from eqr_kernels.modules import EqROperator
-from eqr_kernels.solver import SolveResult, solve
 
 
 class EquilibriumReasoner(EqROperator):
@@ -33,9 +33,7 @@ class EquilibriumReasoner(EqROperator):
         (torch.Size([2, 81, 11]), torch.Size([2]))
     """
 
-    def solve(self, tokens: Tensor, **options: Any) -> SolveResult:
-        """Iterates each row to its fixed point; see `eqr_kernels.solver.solve` for the options."""
-        return solve(self, tokens, **options)
+    solve = solver.solve
 
     @classmethod
     def from_pretrained(
@@ -43,13 +41,26 @@ class EquilibriumReasoner(EqROperator):
     ) -> EquilibriumReasoner:
         """A model, in eval mode, from a shipped name, an official `.pth`, a `.safetensors`, a folder or a hub id.
 
-        See `eqr_kernels.checkpoint.load_checkpoint` for what each may hold and for the errors.
+        It is on the CPU, in the dtype of the file, and can be trained, whatever torch's default device, default dtype
+        and inference mode are. See `eqr_kernels.checkpoint.load_checkpoint` for what each source may hold and for the
+        errors.
         """
-        loaded = load_checkpoint(source, config, revision=revision)
-        model = cls(loaded.config, card=loaded.card).to(loaded.dtype)
-        model.load_state_dict(loaded.state_dict)
+        with torch.inference_mode(False), torch.device("cpu"):
+            loaded = load_checkpoint(source, config, revision=revision)
+            model = cls(loaded.config, card=loaded.card).to(loaded.dtype)
+            model.load_state_dict(loaded.state_dict)
         return model.eval()
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
-        """Writes weights (safetensors) and card (JSON) to a folder or a `.safetensors` path, atomically."""
+        """Writes weights (safetensors) and card (JSON) to a folder or a `.safetensors` path, atomically.
+
+        Raises:
+            RuntimeError: the model is not made of the plain operator's weights any more, or they are not finite.
+        """
+        if set(self.state_dict()) != set(expected_shapes(self.config)) and (why := modification(self)):
+            raise RuntimeError(
+                f"{why}, so that its weights are not those of the plain operator; merge or remove it first (adapters: "
+                "merge_and_unload, pruning: prune.remove, weight norm: remove_weight_norm or "
+                "parametrize.remove_parametrizations), or save model.state_dict() with torch.save"
+            )
         save_checkpoint(path, self.state_dict(), self.config, self.card)

@@ -21,6 +21,9 @@ from eqr_kernels.config import EqRConfig
 Update = Callable[[Tensor, Tensor, int], Tensor]
 """(z [n, S, d], u [n, S, d], number of the update in its outer step) -> the next z [n, S, d]."""
 
+Layer = Callable[[Tensor], Tensor]
+"""x -> y of the same shape: a mixer on the last axis, or all blocks of the module on [n, S, d]."""
+
 
 class BlockWeights(NamedTuple):
     """Weights of one block. `mixer_in`, `mixer_out` belong to the token SwiGLU or to the attention."""
@@ -65,10 +68,15 @@ def rms_norm(x: Tensor, eps: float) -> Tensor:
     return (high * torch.rsqrt(high.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
+def gated(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up: [..., 2k], the gates first -> [..., k]."""
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate) * up
+
+
 def swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """W_down (silu(gate) * up) over the last axis: x [..., m], gate_up [2k, m], down [m, k] -> [..., m]."""
-    gate, up = F.linear(x, gate_up).chunk(2, -1)
-    return F.linear(F.silu(gate) * up, down)
+    return F.linear(gated(F.linear(x, gate_up)), down)
 
 
 def rope_angles(
@@ -107,71 +115,93 @@ def _rotate(x: Tensor, rope: Rope, config: EqRConfig) -> Tensor:
     return (high * cos + half * sin).to(x.dtype)
 
 
-def attention(x: Tensor, weights: BlockWeights, rope: Rope | None, config: EqRConfig) -> Tensor:
-    """Non-causal self-attention of x [n, S, d] -> [n, S, d]."""
-    n, tokens, _ = x.shape
-    qkv = F.linear(x, weights.mixer_in).view(n, tokens, 3, config.num_heads, config.head_dim)
-    q, k, v = qkv.unbind(2)  # [n, S, h, head_dim] each
+def attend(qkv: Tensor, rope: Rope | None, config: EqRConfig) -> Tensor:
+    """Non-causal attention of packed queries, keys and values [n, S, 3d] -> [n, S, d]."""
+    n, tokens, _ = qkv.shape
+    q, k, v = qkv.view(n, tokens, 3, config.num_heads, config.head_dim).unbind(2)  # [n, S, h, head_dim] each
     if rope is not None:
         q, k = _rotate(q, rope, config), _rotate(k, rope, config)
     y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-    return F.linear(y.transpose(1, 2).reshape(n, tokens, -1), weights.mixer_out)
+    return y.transpose(1, 2).reshape(n, tokens, -1)
 
 
-def block(u: Tensor, weights: BlockWeights, rope: Rope | None, config: EqRConfig) -> Tensor:
-    """One block: token mixing, then channel mixing, each with its residual and RMS-norm. u [n, S, d] -> [n, S, d]."""
+def attention(x: Tensor, weights: BlockWeights, rope: Rope | None, config: EqRConfig) -> Tensor:
+    """Self-attention of x [n, S, d] -> [n, S, d]."""
+    return F.linear(attend(F.linear(x, weights.mixer_in), rope, config), weights.mixer_out)
+
+
+def mix(u: Tensor, mixer: Layer, mlp: Layer, config: EqRConfig) -> Tensor:
+    """Token mixing, then channel mixing, each with its residual and RMS-norm. u [n, S, d] -> [n, S, d].
+
+    Args:
+        mixer: on [n, d, S] where `mlp_t`, else on [n, S, d].
+        mlp: on [n, S, d].
+    """
     eps = config.rms_norm_eps
     if config.mlp_t:
         t = u.transpose(1, 2).contiguous()  # [n, d, S]
-        u = rms_norm(t + swiglu(t, weights.mixer_in, weights.mixer_out), eps).transpose(1, 2).contiguous()
+        u = rms_norm(t + mixer(t), eps).transpose(1, 2).contiguous()
     else:
-        u = rms_norm(u + attention(u, weights, rope, config), eps)
-    return rms_norm(u + swiglu(u, weights.gate_up, weights.down), eps)
+        u = rms_norm(u + mixer(u), eps)
+    return rms_norm(u + mlp(u), eps)
+
+
+def block(u: Tensor, weights: BlockWeights, rope: Rope | None, config: EqRConfig) -> Tensor:
+    """One block of `mix` with its weights. u [n, S, d] -> [n, S, d]."""
+
+    def mixer(x: Tensor) -> Tensor:
+        if config.mlp_t:
+            return swiglu(x, weights.mixer_in, weights.mixer_out)
+        return attention(x, weights, rope, config)
+
+    return mix(u, mixer, lambda x: swiglu(x, weights.gate_up, weights.down), config)
+
+
+def all_blocks(weights: OperatorWeights, rope: Rope | None, config: EqRConfig) -> Layer:
+    """The blocks of the module one after another, as `outer_step` takes them."""
+
+    def apply(u: Tensor) -> Tensor:
+        for layer in weights.blocks:
+            u = block(u, layer, rope, config)
+        return u
+
+    return apply
 
 
 def latent_recursion(
-    z_H: Tensor,
-    z_L: Tensor,
-    e: Tensor,
-    weights: OperatorWeights,
-    rope: Rope | None,
-    config: EqRConfig,
-    update: Update,
-    first: int,
+    z_H: Tensor, z_L: Tensor, e: Tensor, blocks: Layer, config: EqRConfig, update: Update, first: int
 ) -> tuple[Tensor, Tensor]:
     """`L_cycles` updates of z_L, then one of z_H. All [n, S, d]; `first` numbers the first update in its outer step."""
-
-    def module(z: Tensor, injection: Tensor, number: int) -> Tensor:
-        u = z + injection
-        for layer in weights.blocks:
-            u = block(u, layer, rope, config)
-        return update(z, u, number)
-
     for cycle in range(config.L_cycles):
-        z_L = module(z_L, z_H + e, first + cycle)
-    return module(z_H, z_L, first + config.L_cycles), z_L
+        z_L = update(z_L, blocks(z_L + (z_H + e)), first + cycle)
+    return update(z_H, blocks(z_H + z_L), first + config.L_cycles), z_L
 
 
 def outer_step(
-    z_H: Tensor, z_L: Tensor, e: Tensor, weights: OperatorWeights, rope: Rope | None, config: EqRConfig, update: Update
+    z_H: Tensor, z_L: Tensor, e: Tensor, blocks: Layer, config: EqRConfig, update: Update
 ) -> tuple[Tensor, Tensor]:
     """One outer step, z_H and z_L [n, S, d] -> the next; only its last latent recursion carries a gradient."""
     with torch.no_grad():
         for cycle in range(config.H_cycles - 1):
-            z_H, z_L = latent_recursion(z_H, z_L, e, weights, rope, config, update, cycle * (config.L_cycles + 1))
-    return last_recursion(z_H, z_L, e, weights, rope, config, update)
+            z_H, z_L = latent_recursion(z_H, z_L, e, blocks, config, update, cycle * (config.L_cycles + 1))
+    return last_recursion(z_H, z_L, e, blocks, config, update)
 
 
 def last_recursion(
-    z_H: Tensor, z_L: Tensor, e: Tensor, weights: OperatorWeights, rope: Rope | None, config: EqRConfig, update: Update
+    z_H: Tensor, z_L: Tensor, e: Tensor, blocks: Layer, config: EqRConfig, update: Update
 ) -> tuple[Tensor, Tensor]:
     """The latent recursion that ends an outer step, and alone carries its gradient. All states [n, S, d]."""
-    return latent_recursion(z_H, z_L, e, weights, rope, config, update, (config.H_cycles - 1) * (config.L_cycles + 1))
+    return latent_recursion(z_H, z_L, e, blocks, config, update, (config.H_cycles - 1) * (config.L_cycles + 1))
+
+
+def scaled(embedding: Tensor) -> Tensor:
+    """Input injection e = sqrt(d) * embedding of the tokens: [n, S, d] -> the same."""
+    return math.sqrt(embedding.shape[-1]) * embedding
 
 
 def embed(tokens: Tensor, weights: OperatorWeights) -> Tensor:
-    """Input injection e = sqrt(d) * embedding: tokens [n, S] -> [n, S, d]."""
-    return math.sqrt(weights.embedding.shape[1]) * F.embedding(tokens, weights.embedding)
+    """Input injection of tokens [n, S] -> [n, S, d]."""
+    return scaled(F.embedding(tokens, weights.embedding))
 
 
 def heads(z_H: Tensor, weights: OperatorWeights) -> tuple[Tensor, Tensor]:

@@ -64,7 +64,8 @@ class RunRules:
 
     def in_order(self) -> tuple[Any, ...]:
         """The rules alone, in the order of the op's schema."""
-        return tuple(getattr(self, name) for name in _NAMES)
+        return tuple(getattr(self, name) for name in RULES)
 
 
-_NAMES = tuple(field.name for field in fields(RunRules))
+RULES = tuple(field.name for field in fields(RunRules))
+"""Their names, in the order of the op's schema."""

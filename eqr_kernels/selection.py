@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -60,6 +62,8 @@ def select(rule: str, preds: Tensor, status: Tensor, score: Tensor, q_halt: Tens
 def _votes(preds: Tensor, status: Tensor) -> Tensor:
     """How many trajectories that neither diverged nor were cancelled give the same answer, float64 [N, B]."""
     counts = (status != Status.DIVERGED) & (status != Status.CANCELLED)  # [N, B]
+    if not len(preds):
+        return counts.double()
     rows = []
     for answers, valid in zip(preds, counts, strict=True):  # [B, S], [B]
         same = torch.unique(answers, dim=0, return_inverse=True)[1]  # [B]
@@ -68,8 +72,16 @@ def _votes(preds: Tensor, status: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-class WinnerLogits:
-    """Keeps the logits of the trajectories that may still win, so that memory does not grow with breadth.
+class Kept(NamedTuple):
+    """What is kept of a trajectory that may win."""
+
+    logits: Tensor  # float32 [S, V]
+    z_H: Tensor | None  # float32 [S, d], or None where states are not kept
+    z_L: Tensor | None
+
+
+class Candidates:
+    """Keeps the logits and states of the trajectories that may still win, so that memory does not grow with breadth.
 
     Under "vote" that is the best of each distinct answer, under the other rules one trajectory a puzzle.
 
@@ -80,7 +92,7 @@ class WinnerLogits:
 
     def __init__(self, rule: str, breadth: int) -> None:
         self.rule, self.breadth = rule, breadth
-        self._kept: dict[int, dict[bytes, tuple[list[float], Tensor]]] = {}
+        self._kept: dict[int, dict[bytes, tuple[list[float], Kept]]] = {}
 
     def offer(self, rows: Snapshot) -> None:
         """Takes in trajectories that have ended, with their logits."""
@@ -92,13 +104,12 @@ class WinnerLogits:
             candidates = self._kept.setdefault(puzzle, {})
             entry = [*keys[i], restart]
             if answer not in candidates or entry < candidates[answer][0]:
-                candidates[answer] = (entry, rows.logits[i].clone())
+                fields: list[Any] = [None if f is None else f[i].clone() for f in (rows.logits, rows.z_H, rows.z_L)]
+                candidates[answer] = (entry, Kept(*fields))
 
-    def winner(self, puzzle: int, restart: int) -> Tensor:
-        """Logits [S, V] of the trajectory that `select` chose."""
-        for entry, logits in self._kept[puzzle].values():
+    def winner(self, puzzle: int, restart: int) -> Kept:
+        """Of the trajectory that `select` chose."""
+        for entry, kept in self._kept[puzzle].values():
             if entry[-1] == restart:
-                return logits
-        raise RuntimeError(
-            f"puzzle {puzzle}: the logits of restart {restart} were dropped; selection and keeping disagree"
-        )
+                return kept
+        raise RuntimeError(f"puzzle {puzzle}: restart {restart} was dropped; selection and keeping disagree")

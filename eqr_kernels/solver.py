@@ -6,18 +6,18 @@ import math
 import numbers
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from eqr_kernels import backends, noise, selection
 from eqr_kernels._nvtx import nvtx_range
-from eqr_kernels.backends import FixedPointProblem, Snapshot, Status
-from eqr_kernels.modules import EqROperator, check_ids, check_tokens
+from eqr_kernels.backends import FixedPointProblem
+from eqr_kernels.modules import EqROperator, LatentState, check_ids, check_tokens, has_values
+from eqr_kernels.ops import StartStates
 from eqr_kernels.precision import NAMED, Precision, names
+from eqr_kernels.results import Collector, OnFinished, SolveResult
 from eqr_kernels.run_rules import HALTING_RULES
-from eqr_kernels.trajectory import settled
 
 DEFAULT_DEPTH = 64
 """Outer steps at most, of `solve` and of the commands."""
@@ -25,68 +25,6 @@ DEFAULT_SLOTS = 64
 
 Progress = Callable[[int, int, int], "bool | None"]
 """(trajectories finished, trajectories, outer steps spent) -> False to cancel what is left."""
-
-
-@dataclass
-class Recorded:
-    """All trajectories at one checkpoint: as they were after that many outer steps, or as they ended before.
-
-    Attributes:
-        preds: int64 [N, S], the answer selected at this depth; restart: int64 [N], the trajectory it comes from.
-        converged: bool [N], its halting rule had fired.
-        all_preds: int64 [N, B, S]. all_score, all_q_halt, all_residual: float32 [N, B]. all_steps: int64 [N, B].
-        all_status: int64 [N, B]; one that was still going counts as MAX_DEPTH.
-    """
-
-    preds: Tensor
-    restart: Tensor
-    converged: Tensor
-    all_preds: Tensor
-    all_score: Tensor
-    all_q_halt: Tensor
-    all_residual: Tensor
-    all_steps: Tensor
-    all_status: Tensor
-
-
-@dataclass
-class SolveResult:
-    """Answers of N puzzles from B trajectories each. S tokens, V vocabulary; on the model's device.
-
-    Attributes:
-        preds: int64 [N, S], the selected answers.
-        logits: float32 [N, S, V] of the selected trajectories.
-        q_halt, residual, score: float32 [N], of the selected trajectories when they ended.
-        steps: int64 [N], outer steps of the selected trajectories.
-        restart: int64 [N], which trajectory was selected.
-        converged: bool [N], its halting rule had fired.
-        nfe: int64 [N], outer steps really spent on each puzzle, all trajectories together.
-        backend, backend_reason: what ran, and why.
-        all_steps, all_status: int64 [N, B]; all_residual, all_score, all_q_halt: float32 [N, B].
-        all_preds: int64 [N, B, S] with `return_all`, else None.
-        at: for each of `checkpoints`, all trajectories at that depth.
-        residuals: float32 [N, B, depth] with `trace`, NaN after a trajectory's end; else None.
-    """
-
-    preds: Tensor
-    logits: Tensor
-    q_halt: Tensor
-    residual: Tensor
-    score: Tensor
-    steps: Tensor
-    restart: Tensor
-    converged: Tensor
-    nfe: Tensor
-    backend: str
-    backend_reason: str
-    all_steps: Tensor
-    all_residual: Tensor
-    all_score: Tensor
-    all_q_halt: Tensor
-    all_status: Tensor
-    all_preds: Tensor | None = None
-    at: dict[int, Recorded] = field(default_factory=dict)
-    residuals: Tensor | None = None
 
 
 def solve(
@@ -109,6 +47,9 @@ def solve(
     precision: str = "auto",
     return_all: bool = False,
     trace: bool = False,
+    return_state: bool = False,
+    initial_state: LatentState | None = None,
+    on_finished: OnFinished | None = None,
     progress: Progress | None = None,
 ) -> SolveResult:
     """Iterates `breadth` trajectories of every row until each has settled, and selects one answer a row.
@@ -118,8 +59,9 @@ def solve(
     section 4). Memory does not grow with depth, and only `slots` trajectories are in flight at a time.
 
     Args:
-        model: the reasoner; its mode (train or eval) does not matter, no gradient is taken.
-        tokens: integers [N, S] in 0..V-1.
+        model: the reasoner; no gradient is taken. Where its user overrode a method, registered a hook or replaced a
+            layer it is called as it is, in its mode (train or eval) and dtype; `SolveResult.backend_reason` says so.
+        tokens: integers [N, S] in 0..V-1. N may be 0: the result is empty then, and nothing is called.
         depth: outer steps at most, for each trajectory.
         breadth: trajectories B a row, from different random starts.
         halt: a rule of `run_rules.Halt`: "residual" (r <= tol for `patience` steps in a row), "q" (q_halt > 0), "none".
@@ -140,14 +82,22 @@ def solve(
             output channel and activations per row; the rest as in "bf16").
         return_all: also return every trajectory's answer.
         trace: also return every residual (the one thing that grows with depth).
+        return_state: also return the state of the selected trajectories.
+        initial_state: where trajectories start instead of at random, and what keys their noise: a state of N * breadth
+            rows, those of a puzzle together. `depth` counts the steps from there. Such a state comes from
+            `initial_state()`, from calling the model, or from `SolveResult.z_H`, `z_L` with counters of your own.
+        on_finished: called with each trajectory as it ends (by the cuda and triton backends: when all have ended), in
+            the calling thread. What it raises cancels what is left, and comes out of here.
         progress: called with (trajectories finished, of how many, outer steps spent) at the beginning, now and then (by
             the reference backend at every step), and at the end; returning False cancels what is left, and the result
             holds what there is.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or is out of range; the message says what is allowed.
-        RuntimeError: no calibrated tolerance for tol="auto", non-finite weights, or a backend that cannot run here.
+        RuntimeError: no calibrated tolerance for tol="auto", weights that are not finite or hold no values (meta,
+            fake), or a backend that cannot run here.
     """
+    _check_has_values(model, tokens)
     tokens = check_tokens(tokens, model.config).to(model.device)
     n = tokens.shape[0]
     for name, value in (("depth", depth), ("breadth", breadth), ("patience", patience)):
@@ -171,8 +121,10 @@ def solve(
         raise ValueError(f"checkpoints must be at most depth={depth}, got {checkpoints[-1]}; raise depth")
     computed_in = precision_of(model, precision)
     _check_finite(model)
+    start = None if initial_state is None else _start(model, initial_state, n, breadth, depth, seed, ids)
     ids = noise.hash_tokens(tokens) if ids is None else check_ids(ids, n).to(model.device)
-    chosen, reason = backends.choose(backend, model, computed_in)
+    states = start is not None or return_state
+    chosen, reason = backends.choose(backend, model, computed_in, states=states)
     problem = FixedPointProblem(
         tokens=tokens,
         ids=ids,
@@ -186,21 +138,66 @@ def solve(
         window=min(window, depth),
         noise_scale=noise_scale,
         checkpoints=checkpoints,
-        slots=min(slots or DEFAULT_SLOTS, n * breadth),
+        slots=max(1, min(slots or DEFAULT_SLOTS, n * breadth)),
         trace=trace,
         precision=computed_in,
         slots_asked=slots is not None,
+        start=start,
+        keep_states=return_state,
+        tell_ends=on_finished is not None,
     )
-    collector = _Collector(problem)
+    collector = Collector(problem, model.config, on_finished)
 
     def proceed(finished: int, spent: int) -> bool:
         return progress is None or progress(finished, problem.trajectories, spent) is not False
 
     with nvtx_range(f"eqr solve: {n} x {breadth} trajectories, {chosen.name}"):
-        with nvtx_range(f"eqr fixed point: {chosen.name}"):
-            chosen.fixed_point(model, problem, collector, proceed)
+        if n:
+            with nvtx_range(f"eqr fixed point: {chosen.name}"):
+                chosen.fixed_point(model, problem, collector, proceed)
         with nvtx_range("eqr selection"):
             return collector.result(chosen.name, "; ".join([reason, *collector.notes]), return_all)
+
+
+def _check_has_values(model: EqROperator, tokens: object) -> None:
+    if model.device.type == "meta":
+        raise RuntimeError(
+            "the model's weights are on the meta device and hold no values; load some with load_state_dict(..., "
+            "assign=True), or take model.to_empty(device=...) and reset_parameters()"
+        )
+    fake = (*model.parameters(), *([tokens] if isinstance(tokens, Tensor) else []))
+    if not all(has_values(tensor) for tensor in fake):
+        raise RuntimeError(
+            "solve looks at residuals to decide when to stop, and tensors of a FakeTensorMode or of the meta device "
+            "have no values; call the model itself for shapes"
+        )
+
+
+def _start(
+    model: EqROperator, state: LatentState, n: int, breadth: int, depth: int, seed: int, ids: Tensor | None
+) -> StartStates:
+    """`initial_state` as the backends take it: of all n * breadth trajectories."""
+    if not isinstance(state, LatentState):
+        raise TypeError(f"initial_state must be a LatentState, got {type(state).__name__}; see model.initial_state")
+    if seed or ids is not None:
+        given = "seed" if seed else "ids"
+        raise ValueError(f"initial_state has seed and ids of its own, and {given} was given too; leave it out")
+    shape = (n * breadth, model.config.seq_len, model.config.hidden_size)
+    for name, z in (("z_H", state.z_H), ("z_L", state.z_L)):
+        if tuple(z.shape) != shape or not z.is_floating_point():
+            raise ValueError(
+                f"initial_state.{name} must be of floats and of shape {list(shape)}, a row for each of the {n} "
+                f"puzzles' {breadth} trajectories, got {z.dtype} {list(z.shape)}"
+            )
+    for name, values, bits in (("seed", state.seed, 32), ("restart", state.restart, 32), ("step", state.step, 24)):
+        if tuple(values.shape) != shape[:1]:
+            raise ValueError(f"initial_state.{name} must have shape [{shape[0]}], got {list(values.shape)}")
+        noise.check_words(f"initial_state.{name}", values, bits)
+    check_ids(state.ids, shape[0])
+    if n and int(state.step.max()) + depth >= 1 << 24:
+        raise ValueError(f"initial_state.step and depth must stay below 2**24 together, got {int(state.step.max())}")
+    z_H, z_L = (z.detach().to(model.device, torch.float32).contiguous() for z in (state.z_H, state.z_L))
+    return StartStates(z_H, z_L, state.rng.to(model.device).contiguous())
 
 
 def _check_count(name: str, value: object) -> int:
@@ -264,105 +261,11 @@ def precision_of(model: EqROperator, name: str) -> Precision:
 
 def _check_finite(model: EqROperator) -> None:
     for name, weight in model.state_dict().items():
+        # Quantised layers keep other things there, which their own code has checked.
+        if not isinstance(weight, Tensor) or not weight.is_floating_point() or not weight.numel():
+            continue
         # One pass, and no copy: NaN and infinities are among the extremes.
         if not torch.stack(weight.aminmax()).isfinite().all():
             raise RuntimeError(
                 f"weight {name} holds {int((~weight.isfinite()).sum())} non-finite values; load a sound checkpoint"
             )
-
-
-class _Table:
-    """What is known of every trajectory, flat [N * B, ...]."""
-
-    def __init__(self, problem: FixedPointProblem) -> None:
-        t, device = problem.trajectories, problem.tokens.device
-        self.preds = torch.zeros(t, problem.tokens.shape[1], dtype=torch.int64, device=device)
-        self.q_halt, self.residual, self.score = torch.full((3, t), torch.nan, device=device)
-        self.steps = torch.zeros(t, dtype=torch.int64, device=device)
-        self.status = torch.full((t,), int(Status.MAX_DEPTH), dtype=torch.int64, device=device)
-
-    def put(self, rows: Snapshot) -> None:
-        for name in ("preds", "q_halt", "residual", "score", "steps", "status"):
-            getattr(self, name)[rows.number] = getattr(rows, name)
-
-
-class _Collector:
-    """Records trajectories as they come, and selects at the end."""
-
-    def __init__(self, problem: FixedPointProblem) -> None:
-        self.problem = problem
-        self.table = _Table(problem)
-        self.at = {depth: _Table(problem) for depth in problem.checkpoints}
-        self.logits = selection.WinnerLogits(problem.select, problem.breadth)
-        self.won: tuple[Tensor, Tensor] | None = None  # restart [N] and logits [N, S, V], where the backend chose
-        self.notes: list[str] = []
-        self.residuals = None
-        if problem.trace:
-            self.residuals = torch.full((problem.trajectories, problem.depth), torch.nan, device=problem.tokens.device)
-
-    def finished(self, rows: Snapshot) -> None:
-        self.table.put(rows)
-        if rows.logits is not None:
-            self.logits.offer(rows)
-
-    def checkpoint(self, depth: int, rows: Snapshot) -> None:
-        # One that is cancelled at this very depth had reached it, as a run of this depth would have.
-        here = (rows.status < 0) | ((rows.status == Status.CANCELLED) & (rows.steps == depth))
-        status = torch.where(here, int(Status.MAX_DEPTH), rows.status)
-        self.at[depth].put(rows._replace(status=status))
-
-    def residual(self, index: Tensor, step: Tensor, residual: Tensor) -> None:
-        assert self.residuals is not None
-        self.residuals[index, step] = residual
-
-    def winners(self, restart: Tensor, logits: Tensor) -> None:
-        self.won = restart, logits
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def _grid(self, flat: Tensor) -> Tensor:
-        return flat.unflatten(0, (-1, self.problem.breadth))
-
-    def _select(self, table: _Table) -> Tensor:
-        fields = (table.preds, table.status, table.score, table.q_halt, table.steps)
-        return selection.select(self.problem.select, *(self._grid(f) for f in fields))
-
-    def result(self, backend: str, reason: str, return_all: bool) -> SolveResult:
-        table, b = self.table, self.problem.breadth
-        restart, logits = self.won or self._choose()
-        puzzles = torch.arange(len(restart), device=restart.device)
-        row = puzzles * b + restart
-        return SolveResult(
-            preds=table.preds[row],
-            logits=logits,
-            q_halt=table.q_halt[row],
-            residual=table.residual[row],
-            score=table.score[row],
-            steps=table.steps[row],
-            restart=restart,
-            converged=settled(table.status[row]),
-            nfe=self._grid(table.steps).sum(1),
-            backend=backend,
-            backend_reason=reason,
-            all_steps=self._grid(table.steps),
-            all_residual=self._grid(table.residual),
-            all_score=self._grid(table.score),
-            all_q_halt=self._grid(table.q_halt),
-            all_status=self._grid(table.status),
-            all_preds=self._grid(table.preds) if return_all else None,
-            at={depth: self._recorded(at) for depth, at in self.at.items()},
-            residuals=None if self.residuals is None else self._grid(self.residuals),
-        )
-
-    def _choose(self) -> tuple[Tensor, Tensor]:
-        """The selected trajectories, restart [N], and their logits [N, S, V], where the backend leaves that to us."""
-        restart = self._select(self.table)
-        return restart, torch.stack([self.logits.winner(p, r) for p, r in enumerate(restart.tolist())])
-
-    def _recorded(self, table: _Table) -> Recorded:
-        restart = self._select(table)
-        row = torch.arange(len(restart), device=restart.device) * self.problem.breadth + restart
-        fields = (table.preds, table.score, table.q_halt, table.residual, table.steps, table.status)
-        grids = (self._grid(f) for f in fields)
-        return Recorded(table.preds[row], restart, settled(table.status[row]), *grids)

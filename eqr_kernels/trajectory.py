@@ -28,6 +28,19 @@ def settled(status: Tensor) -> Tensor:
     return (status == Status.CONVERGED) | (status == Status.HALTED)
 
 
+class FinishedTrajectory(NamedTuple):
+    """One trajectory that has ended, as `solve` tells it to `on_finished`."""
+
+    puzzle: int  # row of the tokens
+    restart: int
+    status: Status
+    steps: int
+    residual: float
+    score: float
+    q_halt: float
+    preds: Tensor  # int64 [S], on the CPU
+
+
 class Snapshot(NamedTuple):
     """m trajectories at some depth. Scores and residuals are float32."""
 
@@ -39,6 +52,8 @@ class Snapshot(NamedTuple):
     score: Tensor  # [m]
     steps: Tensor  # int64 [m]
     status: Tensor  # int64 [m]
+    z_H: Tensor | None = None  # float32 [m, S, d]; None where states are not kept, or as with the logits
+    z_L: Tensor | None = None
 
     def take(self, rows: Tensor) -> Snapshot:
         """Those of `rows`, a mask bool [m] or indices."""

@@ -76,7 +76,7 @@ def in_pytorch(trainer: Trainer, eps: Tensor, dtype: torch.dtype, rows: Tensor) 
 
     e = reference.embed(at.tokens[rows], weights)
     start = at.z_H[rows].to(dtype), at.z_L[rows].to(dtype)
-    z_H, _ = reference.outer_step(*start, e, weights, model.rope(), config, update)
+    z_H, _ = reference.outer_step(*start, e, reference.all_blocks(weights, model.rope(), config), config, update)
     logits, q_halt = reference.heads(z_H, weights)
     loss = objective(logits, q_halt, at.labels[rows])[0]
     gradients = torch.autograd.grad(loss, list(model.parameters()))

@@ -130,7 +130,9 @@ def expected_logits(model: EquilibriumReasoner, tokens: Tensor, ids: Tensor, dty
         return reference.damped_update(z, u, None, config.lambda_, 0.0)
 
     e = reference.embed(tokens, weights)
-    z_H, _ = reference.outer_step(state.z_H, state.z_L, e, weights, cast.rope(), config, update)
+    z_H, _ = reference.outer_step(
+        state.z_H, state.z_L, e, reference.all_blocks(weights, cast.rope(), config), config, update
+    )
     return reference.heads(z_H, weights)[0]
 
 

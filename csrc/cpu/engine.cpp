@@ -19,13 +19,18 @@ Engine engine(const Packed* packed, int64_t bytes) {
   if (!runs(packed->isa))
     throw std::invalid_argument(std::string("packed was made for ") + isa_name(packed->isa) +
                                 ", which this machine does not run; pack the weights here");
-  Engine e = {packed, packed->shape.tokens, packed->shape.vocabulary, 0, nullptr, nullptr, &packed->shape, nullptr};
+  Engine e{.packed = packed,
+           .tokens = packed->shape.tokens,
+           .vocabulary = packed->shape.vocabulary,
+           .shape = &packed->shape};
   e.workspace_bytes = EQR_DISPATCH_TO(packed->isa, workspace_bytes, packed);
 #define EQR_TAKE_KERNELS(level) \
   case Isa::level: \
     e.start = level::start; \
     e.outer_step = level::outer_step; \
     e.recur = level::recur; \
+    e.put_state = level::put_state; \
+    e.get_state = level::get_state; \
     break;
   switch (packed->isa) {
 #ifdef EQR_X86

@@ -47,7 +47,10 @@ struct Engine {
   void (*start)(const Packed*, void* workspace, const StepInput&, const Member&);  // rng[3] is 0
   void (*outer_step)(const Packed*, void* workspace, const StepInput&, const Member&);
   const Shape* shape;
-  void (*recur)(const Packed*, void* workspace, const Recursions&);  // by one thread alone
+  // By one thread alone; z_H, z_L [S, d].
+  void (*recur)(const Packed*, void* workspace, const Recursions&);
+  void (*put_state)(const Packed*, void* workspace, const float* z_H, const float* z_L);  // in place of `start`
+  void (*get_state)(const Packed*, const void* workspace, float* z_H, float* z_L);
 };
 
 int64_t packed_bytes(const Shape&, Precision, Isa);
@@ -63,7 +66,9 @@ Engine engine(const Packed* packed, int64_t bytes);
   int64_t workspace_bytes(const Packed*); \
   void start(const Packed*, void*, const StepInput&, const Member&); \
   void outer_step(const Packed*, void*, const StepInput&, const Member&); \
-  void recur(const Packed*, void*, const Recursions&);
+  void recur(const Packed*, void*, const Recursions&); \
+  void put_state(const Packed*, void*, const float*, const float*); \
+  void get_state(const Packed*, const void*, float*, float*);
 EQR_FOR_EACH_ISA(EQR_OPERATOR_KERNELS)
 #undef EQR_OPERATOR_KERNELS
 

@@ -6,11 +6,15 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cpu/loop/fixed_point.h"
+#include "cpu/loop/selection.h"
 #include "torch/checks.h"
+#include "torch/ended.h"
 #include "torch/fixed_point.h"
 #include "torch/floating_point.h"
 #include "torch/number.h"
@@ -34,6 +38,12 @@ void check_operator(const Shape& given, const Shape& packed) {
     fail("constants must be those of the packed weights, ", list(numbers(packed)), ", got ", list(numbers(given)));
   if (given.fixed_start != packed.fixed_start)
     fail("fixed_start must be that of the packed weights, ", packed.fixed_start, ", got ", given.fixed_start);
+}
+
+void push_ended(void* queue, const cpu::Ended& t) {
+  std::vector<int64_t> preds(t.preds, t.preds + t.tokens);
+  static_cast<EndedQueue*>(queue)->push(
+      {t.puzzle, t.restart, t.status, t.steps, t.residual, t.score, t.q_halt, std::move(preds)});
 }
 
 }  // namespace
@@ -64,6 +74,20 @@ FixedPointResult fixed_point_on_cpu(const RunArguments& run) {
   problem.winner = results.winner.mutable_data_ptr<int64_t>();
   problem.logits = results.logits.mutable_data_ptr<float>();
   problem.control = run.control.mutable_data_ptr<int64_t>();
+  problem.state_size = S * run.shape.features;
+  if (run.keep_states) {
+    problem.z_H = results.z_H.mutable_data_ptr<float>();
+    problem.z_L = results.z_L.mutable_data_ptr<float>();
+  }
+  if (run.start) {
+    problem.start_H = run.start->z_H.const_data_ptr<float>();
+    problem.start_L = run.start->z_L.const_data_ptr<float>();
+    problem.start_rng = run.start->rng.const_data_ptr<int64_t>();
+  }
+  if (ended_queue) {
+    problem.on_end = &push_ended;
+    problem.on_end_context = ended_queue;
+  }
   const int workers = int(torch::stable::get_num_threads());
   cpu::FixedPointRun team(problem, workers);
   torch::stable::parallel_for(0, workers, 1, [&](int64_t, int64_t) {
@@ -78,12 +102,17 @@ namespace {
 
 // packed: uint8 [bytes] of pack_weights; tokens: int64 [N, S], ids: int64 [N], control: int64 [3]; T = N * breadth, C
 // checkpoints -> logits float32 [N, S, V], winner int64 [N], preds int64 [T, S], q_halt, residual, score float32 [T],
-// steps, status int64 [T], the same six with [C, ...] at the checkpoints, residuals float32 [T, depth] or [0]
+// steps, status int64 [T], the same six with [C, ...] at the checkpoints, residuals float32 [T, depth] or [0], the
+// winners' states z_H, z_L float32 [N, S, d] or [0]. start_H, start_L: float32 [T, S, d], start_rng: int64 [T, 4], of
+// all trajectories; or none of them.
 FixedPointResult fixed_point(const Tensor& packed, const Tensor& tokens, const Tensor& ids, const Tensor& control,
                              std::vector<int64_t> sizes, std::vector<double> constants, bool fixed_start, int64_t seed,
                              int64_t breadth, int64_t depth, std::string halt, double tol, int64_t patience,
                              std::string select, int64_t window, double noise_scale, std::vector<int64_t> checkpoints,
-                             int64_t slots, bool trace) {
+                             int64_t slots, bool trace, std::optional<Tensor> start_H, std::optional<Tensor> start_L,
+                             std::optional<Tensor> start_rng, bool keep_states) {
+  if (start_H.has_value() != start_L.has_value() || start_H.has_value() != start_rng.has_value())
+    fail("start_H, start_L and start_rng must all be given or all be None");
   const RunArguments run{
       .packed = packed,
       .tokens = tokens,
@@ -104,7 +133,9 @@ FixedPointResult fixed_point(const Tensor& packed, const Tensor& tokens, const T
            .noise_scale = float(noise_scale)},
       .checkpoints = checkpoints,
       .slots = slots,
-      .trace = trace};
+      .trace = trace,
+      .start = start_H ? std::optional<StartStates>({*start_H, *start_L, *start_rng}) : std::nullopt,
+      .keep_states = keep_states};
 #ifdef EQR_HAVE_CUDA
   if (place_of(tokens).cuda) return fixed_point_on_cuda(run);
 #endif
@@ -126,10 +157,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(eqr_kernels, m) {
   m.def(
       "fixed_point(Tensor packed, Tensor tokens, Tensor ids, Tensor(a!) control, int[] sizes, "
       "float[] constants, bool fixed_start, int seed, int breadth, int depth, str halt, float tol, int patience, "
-      "str select, int window, float noise_scale, int[] checkpoints, int slots, bool trace) -> (Tensor logits, "
+      "str select, int window, float noise_scale, int[] checkpoints, int slots, bool trace, Tensor? start_H=None, "
+      "Tensor? start_L=None, Tensor? start_rng=None, bool keep_states=False) -> (Tensor logits, "
       "Tensor winner, Tensor preds, Tensor q_halt, Tensor residual, Tensor score, Tensor steps, Tensor status, "
       "Tensor at_preds, Tensor at_q_halt, Tensor at_residual, Tensor at_score, Tensor at_steps, Tensor at_status, "
-      "Tensor residuals)");
+      "Tensor residuals, Tensor z_H, Tensor z_L)");
   m.def("trajectory_bytes(Tensor packed, int window) -> Tensor");
 }
 

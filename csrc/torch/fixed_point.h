@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -20,6 +21,12 @@ namespace eqr {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// Where the trajectories of a run start, and what they draw their noise from. T trajectories.
+struct StartStates {
+  Tensor z_H, z_L;  // float32 [T, S, d]
+  Tensor rng;       // int64 [T, 4]
+};
+
 // A run as fixed_point is asked for it.
 struct RunArguments {
   const Tensor& packed;   // uint8 [bytes]
@@ -31,6 +38,8 @@ struct RunArguments {
   std::vector<int64_t> checkpoints;
   int64_t slots;
   bool trace;
+  std::optional<StartStates> start;
+  bool keep_states;
 
   int64_t puzzles() const { return tokens.size(0); }
   int64_t trajectories() const { return puzzles() * rules.breadth; }
@@ -58,6 +67,12 @@ struct RunArguments {
     for (size_t i = 0; i < checkpoints.size(); ++i)
       if (checkpoints[i] < 1 || checkpoints[i] > depth || (i && checkpoints[i] <= checkpoints[i - 1]))
         fail("checkpoints must rise and be in 1..depth=", depth, ", got ", list(checkpoints));
+    if (start) {
+      const int64_t T = trajectories();
+      check_tensor("start_H", start->z_H, ScalarType::Float, {T, S, shape.features}, place);
+      check_tensor("start_L", start->z_L, ScalarType::Float, {T, S, shape.features}, place);
+      check_tensor("start_rng", start->rng, ScalarType::Long, {T, 4}, place);
+    }
     if (is_race(rules) && halt == Halt::none)
       fail("select='first' needs a halting rule, got halt='none'; use halt='residual' or halt='q'");
   }
@@ -87,7 +102,7 @@ struct Recording {  // of T trajectories of S tokens, at C checkpoints (or once,
 };
 
 using FixedPointResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
-                                    Tensor, Tensor, Tensor, Tensor, Tensor>;
+                                    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // What fixed_point gives, where the tokens are. T = N * breadth, C checkpoints.
 struct RunResults {
@@ -96,6 +111,7 @@ struct RunResults {
   Recording end;     // [T]
   Recording at;      // [C, T]
   Tensor residuals;  // float32 [T, depth], NaN so far, or [0]
+  Tensor z_H, z_L;   // float32 [N, S, d], or [0]
 
   explicit RunResults(const RunArguments& run)
       : logits(torch::stable::new_empty(run.tokens, {run.puzzles(), run.shape.tokens, run.shape.vocabulary},
@@ -105,13 +121,21 @@ struct RunResults {
         at(run.tokens, {int64_t(run.checkpoints.size()), run.trajectories()}, run.shape.tokens),
         residuals(torch::stable::new_empty(
             run.tokens, run.trace ? std::vector{run.trajectories(), run.rules.depth} : std::vector{int64_t{0}},
-            ScalarType::Float)) {
+            ScalarType::Float)),
+        z_H(states(run)),
+        z_L(states(run)) {
     torch::stable::fill_(residuals, std::numeric_limits<double>::quiet_NaN());
   }
 
   FixedPointResult all() const {
-    return {logits,   winner,    end.preds,   end.q_halt, end.residual, end.score, end.steps, end.status,
-            at.preds, at.q_halt, at.residual, at.score,   at.steps,     at.status, residuals};
+    return {logits,    winner,      end.preds, end.q_halt, end.residual, end.score, end.steps, end.status, at.preds,
+            at.q_halt, at.residual, at.score,  at.steps,   at.status,    residuals, z_H,       z_L};
+  }
+
+ private:
+  static Tensor states(const RunArguments& run) {
+    const std::vector<int64_t> sizes{run.puzzles(), run.shape.tokens, run.shape.features};
+    return torch::stable::new_empty(run.tokens, run.keep_states ? sizes : std::vector{int64_t{0}}, ScalarType::Float);
   }
 };
 

@@ -59,6 +59,8 @@ FixedPointResult fixed_point_on_cuda(const RunArguments& run) {
   if (run.checkpoints.size() > size_t(cuda::kMostCheckpoints))
     fail("checkpoints must be at most ", cuda::kMostCheckpoints, " on a CUDA device, got ", run.checkpoints.size(),
          "; leave some to another run, or use backend='triton' or backend='reference'");
+  if (run.start || run.keep_states)
+    fail("start_H and keep_states are for runs on CPU, and tokens are on ", place.name());
   const On device(place);
   int64_t* const seen = control_data(run.control, place);
   const cuda::Plan plan = plan_for(run, place);

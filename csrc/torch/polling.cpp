@@ -2,6 +2,7 @@
 #include "torch/polling.h"
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <atomic>
 #include <chrono>
@@ -9,6 +10,7 @@
 #include <thread>
 #include <utility>
 
+#include "torch/ended.h"
 #include "torch/module.h"
 
 namespace py = pybind11;
@@ -18,7 +20,8 @@ namespace {
 
 // One call of with_poll; the innermost of this thread is `polled`.
 struct Polled {
-  py::object ask;
+  py::object ask, ended;
+  EndedQueue queue;
   std::optional<py::error_already_set> error;  // what a signal handler or `ask` raised
 };
 
@@ -36,6 +39,13 @@ void stop_polling() {
   for (int ms = 0; polling && ms < 5000; ++ms) std::this_thread::sleep_for(std::chrono::milliseconds(1));
 }
 
+// Hands over the trajectories that have ended since the last time.
+void hand_over(Polled& p) {
+  if (p.ended.is_none()) return;
+  for (const EndedTrajectory& t : p.queue.take())
+    p.ended(t.puzzle, t.restart, t.status, t.steps, t.residual, t.score, t.q_halt, py::cast(t.preds));
+}
+
 // Runs in the middle of an op, which has released the GIL.
 bool poll_python() {
   Polled& p = *polled;
@@ -48,6 +58,7 @@ bool poll_python() {
   const py::gil_scoped_acquire gil;
   try {
     if (PyErr_CheckSignals()) throw py::error_already_set();
+    hand_over(p);
     return p.ask.is_none() || !p.ask().is(py::bool_(false));
   } catch (py::error_already_set& error) {
     p.error.emplace(error);
@@ -55,18 +66,23 @@ bool poll_python() {
   }
 }
 
-py::object with_poll(const py::function& run, py::object ask) {
-  Polled call{.ask = std::move(ask), .error = std::nullopt};
+py::object with_poll(const py::function& run, py::object ask, py::object ended) {
+  Polled call;
+  call.ask = std::move(ask);
+  call.ended = std::move(ended);
   struct Restore {
     Polled* outer = polled;
     bool (*outer_poll)() = poll;
+    EndedQueue* outer_queue = ended_queue;
     ~Restore() {
       polled = outer;
       poll = outer_poll;
+      ended_queue = outer_queue;
     }
   } restore;
   polled = &call;
   poll = &poll_python;
+  ended_queue = call.ended.is_none() ? nullptr : &call.queue;
   py::object result;
   try {
     result = run();
@@ -75,15 +91,18 @@ py::object with_poll(const py::function& run, py::object ask) {
     PyException_SetContext(call.error->value().ptr(), error.value().inc_ref().ptr());
   }
   if (call.error) throw *call.error;
+  hand_over(call);
   return result;
 }
 
 }  // namespace
 
 void add_polling(py::module_& m) {
-  m.def("with_poll", &with_poll, py::arg("run"), py::arg("ask"),
+  m.def("with_poll", &with_poll, py::arg("run"), py::arg("ask"), py::arg("ended") = py::none(),
         "run(), whose ops handle signals now and then, call ask() (unless None), and cancel what is left where that "
-        "returns False or raises; what it or a signal handler raises is raised again when run() has returned.");
+        "returns False or raises; what it or a signal handler raises is raised again when run() has returned. "
+        "ended(puzzle, restart, status, steps, residual, score, q_halt, preds) is called for each trajectory of "
+        "fixed_point soon after its end, and raising does as with ask.");
   py::module_::import("atexit").attr("register")(py::cpp_function(&stop_polling));
 }
 

@@ -9,6 +9,7 @@ from eqr_kernels.backends.cpu import CpuBackend
 from eqr_kernels.backends.cuda import CudaBackend
 from eqr_kernels.backends.reference import ReferenceBackend
 from eqr_kernels.backends.triton.adapter import TritonBackend
+from eqr_kernels.modifications import modification
 from eqr_kernels.modules import EqROperator
 from eqr_kernels.precision import Precision
 from eqr_kernels.trajectory import Snapshot, Status
@@ -19,16 +20,35 @@ __all__ = ["Backend", "FixedPointProblem", "Recorder", "Snapshot", "Status", "av
 _BACKENDS: tuple[Backend, ...] = (CudaBackend(), TritonBackend(), CpuBackend(), ReferenceBackend())
 
 
-def available(model: EqROperator, precision: Precision) -> dict[str, str | None]:
-    """Every backend's name, with None where it can run `model` in `precision`, else the reason why not."""
-    return {b.name: b.why_not(model, precision) for b in _BACKENDS}
+def available(model: EqROperator, precision: Precision, *, states: bool = False) -> dict[str, str | None]:
+    """Every backend's name, with None where it can run `model` in `precision`, else the reason why not.
+
+    Args:
+        states: it must take start states and give final ones.
+    """
+    modified = modification(model)
+
+    def why_not(backend: Backend) -> str | None:
+        if modified is not None and not backend.runs_modules:
+            return (
+                f"{modified}, and the kernels compute the plain operator; undo it (merge an adapter, remove a hook) "
+                "or use backend='reference'"
+            )
+        why = backend.why_not(model, precision)
+        if why is None and states and not backend.keeps_states:
+            keeping = " or ".join(repr(b.name) for b in _BACKENDS if b.keeps_states)
+            return f"it takes no initial_state and gives no final one (return_state); use backend={keeping}"
+        return why
+
+    return {b.name: why_not(b) for b in _BACKENDS}
 
 
-def choose(name: str, model: EqROperator, precision: Precision) -> tuple[Backend, str]:
+def choose(name: str, model: EqROperator, precision: Precision, *, states: bool = False) -> tuple[Backend, str]:
     """The backend for `model` and the reason for it.
 
     Args:
         name: a backend, or "auto": the environment variable EQR_BACKEND where it is set, else the fastest that can run.
+        states: see `available`.
 
     Raises:
         ValueError: no such backend.
@@ -39,11 +59,13 @@ def choose(name: str, model: EqROperator, precision: Precision) -> tuple[Backend
     if name == "auto" and preferred != "auto":
         name = preferred
         request = f"EQR_BACKEND={name!r}"
-    reasons = available(model, precision)
+    reasons = available(model, precision, states=states)
     if name == "auto":
         for backend in _BACKENDS:
             if reasons[backend.name] is None:
-                passed = [f"{other}: {why}" for other, why in reasons.items() if why]
+                # What makes it run through its modules is told once, not by every kernel.
+                others = {} if modification(model) else reasons
+                passed = [f"{other}: {why}" for other, why in others.items() if why]
                 return backend, "; ".join([f"auto chose {backend.name}: {backend.describe(model, precision)}", *passed])
         listed = "; ".join(f"{other}: {why}" for other, why in reasons.items())
         raise RuntimeError(f"{request} finds no backend that can run here: {listed}")

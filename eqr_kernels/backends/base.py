@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from eqr_kernels.modules import EqROperator
+from eqr_kernels.ops import StartStates
 from eqr_kernels.precision import Precision
 from eqr_kernels.run_rules import RunRules
-from eqr_kernels.trajectory import Snapshot
+from eqr_kernels.trajectory import FinishedTrajectory, Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,9 @@ class FixedPointProblem(RunRules):
     ids: Tensor  # int64 [N], key the random stream
     precision: Precision
     slots_asked: bool = True  # else `slots` is a default, and a backend may have a better one
+    start: StartStates | None = None  # of all trajectories; None: each draws its own
+    keep_states: bool = False  # of the winners
+    tell_ends: bool = False  # `Recorder.ended` wants each trajectory soon after its end
 
     @property
     def trajectories(self) -> int:
@@ -39,6 +43,9 @@ class FixedPointProblem(RunRules):
 class Recorder(Protocol):
     """Takes the results, as they come or all at once."""
 
+    def ended(self, trajectory: FinishedTrajectory) -> None:
+        """One that has ended, from a backend that can tell so before it gives it to `finished`."""
+
     def finished(self, rows: Snapshot) -> None:
         """Trajectories that have ended; each is given once."""
 
@@ -48,8 +55,9 @@ class Recorder(Protocol):
     def residual(self, number: Tensor, step: Tensor, residual: Tensor) -> None:
         """Residuals [m] of outer steps numbered from 0 (only for `trace`); or any shapes that broadcast."""
 
-    def winners(self, restart: Tensor, logits: Tensor) -> None:
-        """The restart [N] that `select` chooses for each puzzle and its logits, float32 [N, S, V].
+    def winners(self, restart: Tensor, logits: Tensor, states: tuple[Tensor, Tensor] | None = None) -> None:
+        """The restart [N] that `select` chooses for each puzzle, its logits float32 [N, S, V] and, with `keep_states`,
+        its z_H and z_L, float32 [N, S, d].
 
         From a backend that hands over trajectories without their logits, and from no other.
         """
@@ -69,6 +77,11 @@ class Backend(Protocol):
     name: str
     max_checkpoints: int | None
     """How many depths it records in one run at most; None: any number."""
+    keeps_states: bool
+    """Whether it takes start states and gives final ones."""
+    runs_modules: bool
+    """Whether it runs a model through its modules where these are not those of the plain operator any more, see
+    `modifications`; the other backends are given no such model."""
 
     @property
     def precisions(self) -> tuple[Precision, ...]:

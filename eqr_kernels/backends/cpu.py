@@ -13,6 +13,7 @@ from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder
 from eqr_kernels.backends.packing import PackArguments, hand_over, wrong_dtype
 from eqr_kernels.modules import EqROperator
 from eqr_kernels.precision import Precision, names
+from eqr_kernels.trajectory import FinishedTrajectory, Status
 
 
 class _Packs:
@@ -77,6 +78,8 @@ class CpuBackend:
     name = "cpu"
     precisions = (Precision.fp32, Precision.bf16, Precision.int8)
     max_checkpoints: int | None = None
+    keeps_states = True
+    runs_modules = False
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -103,7 +106,7 @@ class CpuBackend:
 
     @torch.no_grad()
     def fixed_point(self, model: EqROperator, problem: FixedPointProblem, recorder: Recorder, proceed: Proceed) -> None:
-        p, control = problem, torch.zeros(3, dtype=torch.int64)
+        p, control = problem, torch.zeros(3, dtype=torch.int64, device="cpu")
         packed = self.packed(model, p.precision)
 
         def ask() -> bool:
@@ -112,6 +115,31 @@ class CpuBackend:
 
         if not ask():
             control[0] = 1
-        result = ops.fixed_point(packed, p.tokens.contiguous(), p.ids.contiguous(), control, p, ask=ask)
+
+        def ended(
+            puzzle: int,
+            restart: int,
+            status: int,
+            steps: int,
+            residual: float,
+            score: float,
+            q_halt: float,
+            preds: list[int],
+        ) -> None:
+            answer = torch.tensor(preds, device="cpu")
+            numbers = (puzzle, restart, Status(status), steps, residual, score, q_halt)
+            recorder.ended(FinishedTrajectory(*numbers, answer))
+
+        result = ops.fixed_point(
+            packed,
+            p.tokens.contiguous(),
+            p.ids.contiguous(),
+            control,
+            p,
+            start=p.start,
+            keep_states=p.keep_states,
+            ask=ask,
+            ended=ended if p.tell_ends else None,
+        )
         hand_over(result, p, recorder)
         ask()

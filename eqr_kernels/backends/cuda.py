@@ -57,6 +57,8 @@ class CudaBackend:
     name = "cuda"
     precisions = (Precision.bf16,)
     max_checkpoints: int | None = 64  # kMostCheckpoints of csrc/cuda/problem.h
+    keeps_states = False
+    runs_modules = False
 
     def why_not(self, model: EqROperator, precision: Precision) -> str | None:
         if why := ops.why_not_cuda():

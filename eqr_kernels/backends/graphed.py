@@ -20,7 +20,7 @@ class StepInputs(NamedTuple):
 
     z_H: Tensor  # [n, S, d]
     z_L: Tensor  # [n, S, d]
-    e: Tensor  # [n, S, d], the input injection
+    injection: Tensor  # [n, S, d], of the input; or the tokens int64 [n, S] of a model that runs through its modules
     rng: Tensor  # int64 [n, 4], see `eqr_kernels.noise`
 
 

@@ -96,7 +96,7 @@ def hand_over(result: ops.FixedPointOutput, problem: FixedPointProblem, recorder
         steps = torch.arange(problem.depth, device=number.device)
         recorder.residual(number[:, None], steps, result.residuals)
     recorder.finished(_snapshot(number, *result[2:8]))
-    recorder.winners(result.winner, result.logits)
+    recorder.winners(result.winner, result.logits, (result.z_H, result.z_L) if problem.keep_states else None)
 
 
 def _snapshot(

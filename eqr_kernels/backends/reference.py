@@ -1,5 +1,7 @@
 """The reference backend: the fixed-point loop in plain PyTorch, with dynamic scheduling over slots.
 
+A model whose modules are not those of the plain operator any more is called as it is, see `modifications`.
+
 On a CUDA device outer steps are replayed as graphs, and the host waits once in a step, to learn which trajectories have
 ended; it waits a few times more only where some end or are recorded.
 """
@@ -12,13 +14,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from eqr_kernels import noise, ops, reference
+from eqr_kernels import noise
 from eqr_kernels._nvtx import nvtx_range
 from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder
-from eqr_kernels.backends.graphed import GraphedStep, Graphs, Step, StepInputs, StepOutputs, cuda_graphs
+from eqr_kernels.backends.graphed import GraphedStep, Graphs, Step, StepInputs, cuda_graphs
+from eqr_kernels.backends.steps import ModuleStep, OuterStep, PlainStep, no_damped_update
+from eqr_kernels.modifications import modification
 from eqr_kernels.modules import EqROperator
 from eqr_kernels.precision import Precision
-from eqr_kernels.reference import OperatorWeights, Rope
 from eqr_kernels.trajectory import Snapshot, Status, settled
 
 
@@ -26,29 +29,21 @@ class _Rows(NamedTuple):
     """The n trajectories in flight, one a row."""
 
     number: Tensor  # int64 [n], of the trajectories
-    rng: Tensor  # int64 [n, 4]: seed, restart, id, outer steps done
-    e: Tensor  # [n, S, d] input injection
+    rng: Tensor  # int64 [n, 4]: seed, restart, id, outer steps done, those of a given start state included
+    injection: Tensor  # [n, S, ...], see `OuterStep.injection`
     z_H: Tensor  # [n, S, d]
     z_L: Tensor  # [n, S, d]
     logits: Tensor  # float32 [n, S, V] of the step before
+    q_halt: Tensor  # float32 [n] of the step before
     changes: Tensor  # float32 [n, window], the last changes of the logits, newest last
     streak: Tensor  # int64 [n], consecutive steps at or below the tolerance
+    steps: Tensor  # int64 [n], outer steps done in this run
 
     def take(self, rows: Tensor) -> _Rows:
         return _Rows(*(field[rows] for field in self))
 
     def join(self, other: _Rows) -> _Rows:
         return _Rows(*(torch.cat(pair) for pair in zip(self, other, strict=True)))
-
-
-def _no_damped_update(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why `ops.damped_update` cannot serve here, or None when it can."""
-    built, reason = ops.extension_status()
-    if not built:
-        return reason
-    if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
-        return f"damped_update is compiled for float32 and bfloat16 on CPU, not for {dtype} on {device.type}"
-    return None
 
 
 def bucket(n: int) -> int:
@@ -77,47 +72,66 @@ class ReferenceBackend:
     name = "reference"
     precisions = (Precision.fp32, Precision.bf16, Precision.fp16, Precision.fp64)
     max_checkpoints: int | None = None
+    keeps_states = True
+    runs_modules = True
 
     def __init__(self, graphs: Callable[[torch.device], Graphs | None] = cuda_graphs) -> None:
         self._graphs = graphs
 
     def why_not(self, model: EqROperator, precision: Precision) -> str | None:
+        if precision.dtype != model.dtype and modification(model):
+            return (
+                f"{modification(model)}, so that the model is run through its modules, which compute in their own "
+                f"{model.dtype} and not in {precision.name}; use precision='auto', or convert the model"
+            )
         if precision not in self.precisions:
             cpu = "backend='cpu'" if model.device.type == "cpu" else "backend='cpu' after model.cpu()"
             return f"plain PyTorch has no int8 arithmetic for this operator; use {cpu}, or precision='bf16'"
         return None
 
     def describe(self, model: EqROperator, precision: Precision) -> str:
+        if modified := modification(model):
+            return f"the model through its modules in PyTorch, since {modified}"
         if model.device.type == "cuda":
             return f"plain PyTorch in CUDA graphs on {torch.cuda.get_device_name(model.device)}"
-        why_not = _no_damped_update(model.device, precision.dtype)
+        why_not = no_damped_update(model.device, precision.dtype)
         if why_not is None:
             return "plain PyTorch with the compiled damped_update"
         return f"plain PyTorch throughout ({why_not})"
 
     @torch.no_grad()
     def fixed_point(self, model: EqROperator, problem: FixedPointProblem, recorder: Recorder, proceed: Proceed) -> None:
-        loop = _Loop(model, problem, recorder, proceed)
-        graphs = self._graphs(model.device)
-        # Not kept in the loop, whose method it calls: a cycle would hold the graphs' memory until Python collects it.
-        step = loop.outer_step
-        loop.run(step if graphs is None else GraphedStep(step, graphs, bucket(problem.slots), recorder.note))
+        modified = modification(model) is not None
+        # What the user's autocast does elsewhere must not change a precision that was asked for.
+        with torch.autocast(model.device.type, enabled=False):
+            step = ModuleStep(model, problem) if modified else PlainStep(model, problem)
+            # A captured graph would not call hooks; and who looks at a module must see no row twice.
+            graphs = None if modified else self._graphs(model.device)
+            loop = _Loop(model, problem, step, recorder, proceed, padded=not modified)
+            loop.run(step if graphs is None else GraphedStep(step, graphs, bucket(problem.slots), recorder.note))
 
 
 class _Loop:
-    def __init__(self, model: EqROperator, problem: FixedPointProblem, recorder: Recorder, proceed: Proceed) -> None:
+    def __init__(
+        self,
+        model: EqROperator,
+        problem: FixedPointProblem,
+        step: OuterStep,
+        recorder: Recorder,
+        proceed: Proceed,
+        padded: bool,
+    ) -> None:
         self.model, self.problem, self.recorder, self.proceed = model, problem, recorder, proceed
-        self.weights: OperatorWeights = model.weights().to(problem.dtype)
-        self.rope: Rope | None = model.rope()
-        self.compiled = _no_damped_update(model.device, problem.dtype) is None
+        self.injection, self.padded = step.injection, padded
+        self.one_step = torch.tensor([0, 0, 0, 1], device=model.device)
         self.queued = 0  # trajectories taken from the queue so far
         self.finished = 0
         self.spent = 0  # outer steps of all trajectories
         # For a race: the fewest steps in which a trajectory of the puzzle has halted so far, and its restart. Like all
         # that decides, on the host: no decision then waits for the device.
         n = problem.tokens.shape[0]
-        self.best_steps = torch.full((n,), problem.depth + 1, dtype=torch.int64)
-        self.best_restart = torch.full((n,), problem.breadth, dtype=torch.int64)
+        self.best_steps = torch.full((n,), problem.depth + 1, dtype=torch.int64, device="cpu")
+        self.best_restart = torch.full((n,), problem.breadth, dtype=torch.int64, device="cpu")
 
     def run(self, outer_step: Step) -> None:
         """Iterates all trajectories to their ends, by `outer_step` or by what stands for it."""
@@ -143,7 +157,7 @@ class _Loop:
     def _admit(self, free: int) -> _Rows:
         """The next trajectories of the queue, at their starts."""
         p = self.problem
-        number = torch.arange(self.queued, min(self.queued + free, p.trajectories))
+        number = torch.arange(self.queued, min(self.queued + free, p.trajectories), device="cpu")
         self.queued += len(number)
         if p.race:
             hopeless = self._cannot_win(number, torch.zeros_like(number))
@@ -155,56 +169,32 @@ class _Loop:
         p, c = self.problem, self.model.config
         n, device = len(number), number.device
         puzzle, restart = number // p.breadth, number % p.breadth
-        rng = noise.make_rng(p.seed, restart, p.ids[puzzle], 0)
-        z_H, z_L = self.model.start(rng)
+        if p.start is not None:
+            z_H, z_L, rng = (field[number] for field in p.start)
+        else:
+            rng = noise.make_rng(p.seed, restart, p.ids[puzzle], 0)
+            z_H, z_L = self.model.start(rng)
         return _Rows(
             number,
             rng,
-            reference.embed(p.tokens[puzzle], self.weights),
+            self.injection(p.tokens[puzzle]),
             z_H.to(p.dtype),
             z_L.to(p.dtype),
-            torch.zeros(n, c.seq_len, c.vocab_size, device=device),
-            torch.full((n, p.window), torch.nan, device=device),
+            torch.zeros(n, c.seq_len, c.vocab_size, dtype=torch.float32, device=device),
+            torch.full((n,), torch.nan, dtype=torch.float32, device=device),
+            torch.full((n, p.window), torch.nan, dtype=torch.float32, device=device),
+            torch.zeros(n, dtype=torch.int64, device=device),
             torch.zeros(n, dtype=torch.int64, device=device),
         )
-
-    def outer_step(self, rows: StepInputs) -> StepOutputs:
-        """One outer step and its heads. Work on the device alone, so that it can be captured."""
-        c, p = self.model.config, self.problem
-        last = c.updates_per_step - 1
-        parked = {last: rows.z_H, last - 1: rows.z_L}  # the last updates of z_H and of z_L close the outer step
-        squares = []
-
-        def update(z: Tensor, u: Tensor, m: int) -> Tensor:
-            z_prev = parked.get(m)
-            stream = noise.FIRST_UPDATE + m
-            if self.compiled:
-                out, change, size = ops.damped_update(z, u, rows.rng, stream, c.lambda_, p.noise_scale, z_prev)
-            else:
-                eps = noise.normal(rows.rng, stream, tuple(z.shape[1:]), z.dtype) if p.noise_scale else None
-                out = reference.damped_update(z, u, eps, c.lambda_, p.noise_scale)
-                if z_prev is not None:
-                    change = (reference.wide(out) - reference.wide(z_prev)).square().sum((1, 2))
-                    size = reference.wide(out).square().sum((1, 2))
-            if z_prev is not None:
-                squares.append((change, size))
-            return out
-
-        z_H, z_L = reference.outer_step(rows.z_H, rows.z_L, rows.e, self.weights, self.rope, c, update)
-        change, size = squares[0][0] + squares[1][0], squares[0][1] + squares[1][1]
-        # A state that is zero and stays so has settled: 0 / 0 counts as 0.
-        residual = torch.sqrt(change / size).masked_fill((change == 0) & (size == 0), 0.0)
-        logits, q_halt = reference.heads(z_H, self.weights)
-        return StepOutputs(z_H, z_L, residual.float(), logits.float(), q_halt.float())
 
     def _step(self, rows: _Rows, outer_step: Step) -> _Rows:
         """One outer step of every row in flight; records those that end and returns the others."""
         p, n = self.problem, len(rows.number)
-        padded = _pad(rows)
-        outputs = outer_step(StepInputs(padded.z_H, padded.z_L, padded.e, padded.rng))
+        padded = _pad(rows) if self.padded else rows
+        outputs = outer_step(StepInputs(padded.z_H, padded.z_L, padded.injection, padded.rng))
         z_H, z_L, residual, logits, q_halt = (output[:n] for output in outputs)
         self.spent += n
-        done = rows.rng[:, 3]
+        done = rows.steps
         if p.trace:
             self.recorder.residual(rows.number, done, residual)
         change = torch.where(done == 0, residual, (logits - rows.logits).norm(dim=-1).mean(-1))
@@ -215,8 +205,8 @@ class _Loop:
         finite = residual.isfinite() & logits.isfinite().all(-1).all(-1) & q_halt.isfinite()
         streak = (rows.streak + 1).masked_fill(~(residual <= p.tol), 0)
         kept = torch.where(finite[:, None, None], logits, rows.logits)
-        rng = torch.cat([rows.rng[:, :3], steps[:, None]], 1)
-        after = _Rows(rows.number, rng, rows.e, z_H, z_L, kept, changes, streak)
+        rng = rows.rng + self.one_step
+        after = _Rows(rows.number, rng, rows.injection, z_H, z_L, kept, q_halt, changes, streak, steps)
 
         going = -1
         status = torch.full_like(steps, going).masked_fill(steps == p.depth, int(Status.MAX_DEPTH))
@@ -233,7 +223,8 @@ class _Loop:
 
         def snapshot() -> Snapshot:
             score, statuses = changes.nanmean(1), self._to_device(status)
-            return Snapshot(rows.number, kept.argmax(-1), kept, q_halt, residual, score, steps, statuses)
+            states = (z_H.float(), z_L.float()) if p.keep_states else ()
+            return Snapshot(rows.number, kept.argmax(-1), kept, q_halt, residual, score, steps, statuses, *states)
 
         self._record(snapshot, steps_now, ended, stepped=True)
         return after.take(self._to_device((~ended).nonzero()[:, 0])) if ended.any() else after
@@ -284,28 +275,40 @@ class _Loop:
         if not len(number):
             return
         m, c, device = len(number), self.model.config, self.model.device
-        nan = torch.full((m,), torch.nan, device=device)
-        steps = torch.zeros(m, dtype=torch.int64)
-        logits = torch.zeros(m, c.seq_len, c.vocab_size, device=device)
+        nan = torch.full((m,), torch.nan, dtype=torch.float32, device=device)
+        steps = torch.zeros(m, dtype=torch.int64, device="cpu")
+        logits = torch.zeros(m, c.seq_len, c.vocab_size, dtype=torch.float32, device=device)
         preds = torch.zeros(m, c.seq_len, dtype=torch.int64, device=device)
         status = torch.full((m,), int(Status.CANCELLED), dtype=torch.int64, device=device)
         zeros, numbers = self._to_device(steps), self._to_device(number)
-        rows = Snapshot(numbers, preds, logits, nan, nan, nan, zeros, status)
-        self._record(lambda: rows, steps, torch.ones(m, dtype=torch.bool))
+        states = torch.zeros(2, m, c.seq_len, c.hidden_size, dtype=torch.float32, device=device)
+        kept = tuple(states) if self.problem.keep_states else ()
+        rows = Snapshot(numbers, preds, logits, nan, nan, nan, zeros, status, *kept)
+        self._record(lambda: rows, steps, torch.ones(m, dtype=torch.bool, device="cpu"))
 
     def _cancel_all(self, rows: _Rows) -> None:
         """The caller wants no more: rows in flight keep the answers that they have."""
-        number, steps = torch.stack([rows.number, rows.rng[:, 3]]).cpu()
+        number, steps = torch.stack([rows.number, rows.steps]).cpu()
         self._cancel_unstarted(number[steps == 0])
         rows, steps = rows.take(self._to_device(steps.nonzero()[:, 0])), steps[steps > 0]
         if len(rows.number):
-            nan = torch.full((len(rows.number),), torch.nan, device=rows.number.device)
+            nan = torch.full_like(rows.q_halt, torch.nan)
             status = torch.full_like(rows.number, Status.CANCELLED)
-            q_halt = reference.heads(rows.z_H, self.weights)[1].float()
             score = rows.changes.nanmean(1)
-            fields = (rows.number, rows.logits.argmax(-1), rows.logits, q_halt, nan, score, rows.rng[:, 3], status)
+            states = (rows.z_H.float(), rows.z_L.float()) if self.problem.keep_states else ()
+            fields = (
+                rows.number,
+                rows.logits.argmax(-1),
+                rows.logits,
+                rows.q_halt,
+                nan,
+                score,
+                rows.steps,
+                status,
+                *states,
+            )
             self._record(lambda: Snapshot(*fields), steps, torch.ones_like(steps, dtype=torch.bool))
-        left = torch.arange(self.queued, self.problem.trajectories)
+        left = torch.arange(self.queued, self.problem.trajectories, device="cpu")
         self.queued = self.problem.trajectories
         # In parts, or the rows that never ran would take more memory than those that did.
         for part in left.split(self.problem.slots):

@@ -25,7 +25,8 @@ from eqr_kernels.cli.console import (
 )
 from eqr_kernels.cli.render import terminal as drawing
 from eqr_kernels.config import EqRConfig
-from eqr_kernels.solver import DEFAULT_DEPTH, SolveResult
+from eqr_kernels.results import SolveResult
+from eqr_kernels.solver import DEFAULT_DEPTH
 from eqr_kernels.studies import exact_match
 from eqr_kernels.tasks import maze, sudoku_generator
 from eqr_kernels.tasks.common import ParseErrors, PuzzleSet, join, rating_number

@@ -7,7 +7,7 @@ why. The ops have no autograd formula: they serve inference, and `training_step`
 from eqr_kernels.ops.adam_atan2 import adam_atan2_
 from eqr_kernels.ops.damped_update import damped_update
 from eqr_kernels.ops.fingerprint import fingerprint
-from eqr_kernels.ops.fixed_point import FixedPointOutput, fixed_point, trajectory_bytes
+from eqr_kernels.ops.fixed_point import FixedPointOutput, StartStates, fixed_point, trajectory_bytes
 from eqr_kernels.ops.latent_recursions import latent_recursions
 from eqr_kernels.ops.library import build_info, cpu_isa, cpu_isas, extension_status, set_cpu_isa, why_not_cuda
 from eqr_kernels.ops.operator import Operator, PackedWeights
@@ -25,6 +25,7 @@ __all__ = [
     "FixedPointOutput",
     "Operator",
     "PackedWeights",
+    "StartStates",
     "TrainingBatch",
     "TrainingStepOutput",
     "adam_atan2_",

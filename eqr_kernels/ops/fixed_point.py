@@ -11,7 +11,7 @@ from torch import Tensor
 from eqr_kernels.ops import checks as check
 from eqr_kernels.ops.library import register_fake, require, require_cuda
 from eqr_kernels.ops.operator import Operator, PackedWeights
-from eqr_kernels.run_rules import RunRules
+from eqr_kernels.run_rules import RULES, RunRules
 
 
 class FixedPointOutput(NamedTuple):
@@ -36,6 +36,20 @@ class FixedPointOutput(NamedTuple):
     at_steps: Tensor  # int64 [C, T]
     at_status: Tensor  # int64 [C, T]
     residuals: Tensor  # float32 [T, depth] with trace, NaN after a trajectory's end; else [0]
+    z_H: Tensor  # float32 [N, S, d], the winner's state with keep_states, zero where it never ran; else [0]
+    z_L: Tensor  # the same
+
+
+class StartStates(NamedTuple):
+    """Where the T trajectories of a run start, and what they draw their noise from."""
+
+    z_H: Tensor  # float32 [T, S, d]
+    z_L: Tensor  # float32 [T, S, d]
+    rng: Tensor  # int64 [T, 4], see `eqr_kernels.noise`: seed, restart, id, outer steps done
+
+
+Ended = Callable[[int, int, int, int, float, float, float, list[int]], object]
+"""(puzzle, restart, status, steps, residual, score, q_halt, preds [S]) of a trajectory that has ended."""
 
 
 def fixed_point(
@@ -45,7 +59,10 @@ def fixed_point(
     control: Tensor,
     rules: RunRules,
     *,
+    start: StartStates | None = None,
+    keep_states: bool = False,
     ask: Callable[[], object] | None = None,
+    ended: Ended | None = None,
 ) -> FixedPointOutput:
     """Iterates T = N * breadth trajectories, each to its end, in one call on torch's threads or on a CUDA device.
 
@@ -63,13 +80,16 @@ def fixed_point(
             a run on a CUDA device in page-locked memory (`pin_memory=True`), or on the device where nobody looks at it;
             its counts may then come out of order.
         rules: at most 64 checkpoints on a CUDA device.
+        start: contiguous, where the tokens are; None draws each trajectory's start. On CPU only.
+        keep_states: also give the winners' states. On CPU only.
         ask: called now and then from this thread while the op runs; returning False cancels what is left. On CPU only.
+        ended: called from this thread for each trajectory, soon after it has ended. On CPU only.
 
     Raises:
         RuntimeError: there is no extension, or none for this device.
         TypeError, ValueError: an argument is not as above.
-        BaseException: whatever `ask` or the handler of a signal raised (KeyboardInterrupt on Ctrl-C) once the op has
-            stopped, which takes an outer step. Not under torch.compile, where the op runs to its end.
+        BaseException: whatever `ask`, `ended` or the handler of a signal raised (KeyboardInterrupt on Ctrl-C) once the
+            op has stopped, which takes an outer step. Not under torch.compile, where the op runs to its end.
     """
     extension = require()
     require_cuda(tokens)
@@ -79,14 +99,19 @@ def fixed_point(
 
     def run() -> tuple[Tensor, ...]:
         result: tuple[Tensor, ...] = torch.ops.eqr_kernels.fixed_point.default(
-            packed.data, tokens, ids, control, *packed.operator, *rules.in_order()
+            packed.data, tokens, ids, control, *packed.operator, *rules.in_order(), *(start or _NO_START), keep_states
         )
         return result
 
     on_cpu = tokens.device.type == "cpu"
-    if ask is not None and not on_cpu:
-        raise ValueError("ask is for runs on CPU: on a CUDA device the op returns at once; look at control meanwhile")
-    return FixedPointOutput(*(extension.with_poll(run, ask) if on_cpu and not torch.compiler.is_compiling() else run()))
+    if (ask is not None or ended is not None) and not on_cpu:
+        name = "ask" if ended is None else "ended"
+        raise ValueError(f"{name} is for runs on CPU: a CUDA op returns at once; look at control meanwhile")
+    polled = on_cpu and not torch.compiler.is_compiling()
+    return FixedPointOutput(*(extension.with_poll(run, ask, ended) if polled else run()))
+
+
+_NO_START = (None, None, None)
 
 
 def trajectory_bytes(packed: PackedWeights, window: int = 3) -> int:
@@ -124,9 +149,11 @@ def _(
     sizes: Sequence[int],
     constants: Sequence[float],
     fixed_start: bool,
-    *in_order: Any,
+    *arguments: Any,
 ) -> tuple[Tensor, ...]:
     _check(PackedWeights(packed, Operator(sizes, constants, fixed_start)), tokens, ids, control)
+    in_order, given = arguments[: len(RULES)], arguments[len(RULES) :]
+    keep_states = len(given) == 4 and given[3]  # torch leaves out last arguments that are the defaults
     rules, puzzles, length, vocabulary = RunRules(*in_order), tokens.shape[0], sizes[0], sizes[2]
     trajectories, depths = puzzles * rules.breadth, len(rules.checkpoints)
 
@@ -138,7 +165,8 @@ def _(
     logits = tokens.new_empty((puzzles, length, vocabulary), dtype=torch.float32)
     residuals = tokens.new_empty((trajectories, rules.depth) if rules.trace else 0, dtype=torch.float32)
     end, at = recorded(trajectories), recorded(depths, trajectories)
-    return logits, tokens.new_empty(puzzles), *end, *at, residuals
+    z_H, z_L = (tokens.new_empty((puzzles, length, sizes[1]) if keep_states else 0, dtype=torch.float32) for _ in "HL")
+    return logits, tokens.new_empty(puzzles), *end, *at, residuals, z_H, z_L
 
 
 @register_fake("trajectory_bytes")

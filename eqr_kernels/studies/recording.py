@@ -14,7 +14,8 @@ import torch
 
 from eqr_kernels import backends
 from eqr_kernels.reasoner import EquilibriumReasoner
-from eqr_kernels.solver import SolveResult, precision_of
+from eqr_kernels.results import SolveResult
+from eqr_kernels.solver import precision_of
 from eqr_kernels.studies.scoring import answer_codes, exact_match, token_accuracy
 from eqr_kernels.studies.types import Bools, Codes, Floats, Ints, Progress
 from eqr_kernels.trajectory import Status

@@ -19,7 +19,8 @@ from eqr_kernels import studies
 from eqr_kernels.checkpoint import MODEL_FILE
 from eqr_kernels.noise import noise_floor
 from eqr_kernels.reasoner import EquilibriumReasoner
-from eqr_kernels.solver import DEFAULT_DEPTH, SolveResult
+from eqr_kernels.results import SolveResult
+from eqr_kernels.solver import DEFAULT_DEPTH
 from eqr_kernels.studies.tolerance_card import store_tolerance
 from eqr_kernels.tasks import sudoku
 from eqr_kernels.tasks.common import PuzzleSet

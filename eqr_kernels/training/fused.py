@@ -39,11 +39,11 @@ class FusedStep:
     Args:
         model: float32, on CPU.
         workers: parts in which the gradients are summed, which decides their last bits; as many as threads are best.
-        seed: of the noise.
+        seed: of the noise, 0 to 2**32 - 1.
     """
 
     def __init__(self, model: EqROperator, workers: int, seed: int) -> None:
-        self.model, self.seed, self.operator = model, seed % 2**32, operator_of(model)
+        self.model, self.seed, self.operator = model, seed, operator_of(model)
         shape = (workers, ops.scratch_bytes(self.operator))
         self.scratch = torch.zeros(shape, dtype=torch.uint8)
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from eqr_kernels import noise, reference
 from eqr_kernels.backends.cpu import latent_recursions, why_not_cpu
 from eqr_kernels.config import EqRConfig
+from eqr_kernels.modifications import modification
+from eqr_kernels.modules import LatentState
 from eqr_kernels.precision import Precision
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.tasks.prefetch import Prefetcher
@@ -37,9 +39,9 @@ class Rows:
 
     tokens: Tensor  # int64 [n, S]
     labels: Tensor  # int64 [n, S], 0 is padding
-    z_H: Tensor  # [n, S, d] in the dtype of the states: float32 in the fused kernels, else the forward dtype
+    z_H: Tensor  # [n, S, d] in the dtype of the states: float32 where rows have ids, else the forward dtype
     z_L: Tensor  # [n, S, d] in the same
-    ids: Tensor  # int64 [n], key the noise of the fused outer step
+    ids: Tensor  # int64 [n], key the noise of an outer step that is fused or runs through the model's modules
     steps: Tensor  # int64 [n], outer steps since the row was replaced
     halted: Tensor  # bool [n], to be replaced before the next step
 
@@ -104,20 +106,28 @@ class Trainer:
         self._sums = self._fresh_sums()
 
     def _prepare(self) -> None:
-        """Takes the kernel and compiles what the model's config, with its present cycles, asks for."""
+        """Takes the kernel and compiles what the model, with its present cycles and modules, asks for."""
         self.fused_step: FusedStep | None = None
         self.fused_recursions = False
+        self.modified = modification(self.model, training=True)
         self.kernel = self._choose_kernel()
+        compiled = self.settings.compile and self.modified is None
         self._loss: Callable[..., Any] = (
-            torch.compile(self._loss_of_step, dynamic=False) if self.settings.compile else self._loss_of_step
+            torch.compile(self._loss_of_step, dynamic=False) if compiled else self._loss_of_step
         )
 
-    def _take_cycles(self) -> None:
-        """Gives the model the config of the step to come."""
+    def _take_changes(self) -> None:
+        """Gives the model the config of the step to come, and takes in what the user made of its modules."""
         config = config_at(self._cycles, self._base, self.step)
+        modified = modification(self.model, training=True)
+        if config == self.model.config and modified == self.modified:
+            return
         if config != self.model.config:
             self.model.config = config
-            self._prepare()
+        begin = (modified is None) != (self.modified is None)
+        self._prepare()
+        if begin:
+            self.rows = self._empty_rows()
 
     @property
     def trained_config(self) -> EqRConfig:
@@ -138,14 +148,14 @@ class Trainer:
     def _choose_kernel(self) -> str:
         """Takes a fused kernel where there is one; a text that says which, or why none."""
         model, settings = self.model, self.settings
+        if self.modified:
+            return f"the model through its modules in PyTorch, not compiled, since {self.modified}"
         if not settings.fused:
             return "PyTorch, as fused is off"
         if self.forward_dtype == torch.bfloat16:
             reason = why_not_fused(model)
             if reason is None:
-                # Each process needs noise of its own.
-                seed = settings.seed * 1_000_003 + self.rank
-                self.fused_step = FusedStep(model, settings.workers or torch.get_num_threads(), seed)
+                self.fused_step = FusedStep(model, settings.workers or torch.get_num_threads(), self._noise_seed)
                 return "fused CPU kernel, forward and backward"
         elif model.config.H_cycles == 1:
             return "PyTorch: every latent recursion carries a gradient"
@@ -156,9 +166,19 @@ class Trainer:
                 return "fused CPU kernel for the latent recursions without gradient, else PyTorch"
         return f"PyTorch: {reason}"
 
+    @property
+    def _noise_seed(self) -> int:
+        """Of noise that is keyed by ids; each process needs noise of its own."""
+        return (self.settings.seed * 1_000_003 + self.rank) % 2**32
+
+    @property
+    def _keyed(self) -> bool:
+        """Rows have float32 states, and ids that key their noise."""
+        return self.fused_step is not None or self.modified is not None
+
     def _empty_rows(self) -> Rows:
         n, c, device = self.settings.batch_size, self.model.config, self.model.device
-        dtype = self.forward_dtype if self.fused_step is None else torch.float32
+        dtype = torch.float32 if self._keyed else self.forward_dtype
         z = torch.zeros(n, c.seq_len, c.hidden_size, dtype=dtype, device=device)
         tokens = torch.zeros(n, c.seq_len, dtype=torch.int64, device=device)
         ids = torch.zeros(n, dtype=torch.int64, device=device)
@@ -193,9 +213,11 @@ class Trainer:
                 fresh[name] = init.to(z.dtype)
             else:
                 shape = (*tokens.shape, c.hidden_size)
-                uniform = torch.rand(shape, generator=self.generator, device=z.device).clamp_(2.0**-24, 1 - 2.0**-24)
+                uniform = torch.rand(shape, generator=self.generator, device=z.device, dtype=torch.float32).clamp_(
+                    2.0**-24, 1 - 2.0**-24
+                )
                 fresh[name] = (noise.truncated_normal(uniform) * std).to(z.dtype)
-        if self.fused_step is not None:
+        if self._keyed:
             fresh["ids"] = torch.randint(2**62, tokens.shape[:1], generator=self.generator, device=tokens.device)
         return fresh
 
@@ -213,19 +235,22 @@ class Trainer:
         eps [updates, n, S, d] or None; recurred: z_H and z_L as only the last latent recursion is left, or None.
         """
         model, config = self.model, self.model.config
-        weights = model.weights().to(self.forward_dtype)
-
-        def update(z: Tensor, u: Tensor, number: int) -> Tensor:
-            return reference.damped_update(
-                z, u, None if eps is None else eps[number], config.lambda_, config.noise_scale
-            )
-
-        e = reference.embed(tokens, weights)
-        if recurred is None:
-            new_H, new_L = reference.outer_step(z_H, z_L, e, weights, model.rope(), config, update)
+        if self.modified is not None:
+            new_H, new_L, logits, q_halt = self._through_modules(z_H, z_L, tokens)
         else:
-            new_H, new_L = reference.last_recursion(*recurred, e, weights, model.rope(), config, update)
-        logits, q_halt = reference.heads(new_H, weights)
+            weights = model.weights().to(self.forward_dtype)
+
+            def update(z: Tensor, u: Tensor, number: int) -> Tensor:
+                return reference.damped_update(
+                    z, u, None if eps is None else eps[number], config.lambda_, config.noise_scale
+                )
+
+            e, blocks = reference.embed(tokens, weights), reference.all_blocks(weights, model.rope(), config)
+            if recurred is None:
+                new_H, new_L = reference.outer_step(z_H, z_L, e, blocks, config, update)
+            else:
+                new_H, new_L = reference.last_recursion(*recurred, e, blocks, config, update)
+            logits, q_halt = reference.heads(new_H, weights)
         loss, exact = objective(logits, q_halt, labels)
         new_H, new_L = new_H.detach(), new_L.detach()
         changes = new_H.float() - z_H.float(), new_L.float() - z_L.float()
@@ -233,13 +258,22 @@ class Trainer:
         residual = torch.sqrt((squares[0] + squares[1]) / (squares[2] + squares[3]))
         return loss, new_H, new_L, q_halt.detach(), exact, residual
 
+    def _through_modules(self, z_H: Tensor, z_L: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The model called as it is, on all rows: the next z_H and z_L [n, S, d], logits [n, S, V], q_halt [n]."""
+        rows, dtype = self.rows, self.forward_dtype
+        seed, restart = torch.full_like(rows.ids, self._noise_seed), torch.zeros_like(rows.ids)
+        state = LatentState(z_H, z_L, seed, rows.ids, restart, rows.steps)
+        with torch.autocast(tokens.device.type, dtype, enabled=dtype != torch.float32):
+            state, logits, q_halt = self.model(tokens, state)
+        return state.z_H, state.z_L, logits, q_halt
+
     def _outer_step(self) -> StepResult:
         """One outer step of every row; leaves the gradients of its loss with the parameters."""
         rows = self.rows
         if self.fused_step is not None:
             return self.fused_step(rows.tokens, rows.labels, rows.z_H, rows.z_L, rows.ids, rows.steps)
         eps = None
-        if self.model.config.noise_scale:
+        if self.model.config.noise_scale and self.modified is None:
             shape = (self.model.config.updates_per_step, *rows.z_H.shape)
             eps = torch.randn(shape, generator=self.generator, device=rows.z_H.device, dtype=self.forward_dtype)
         recurred = None
@@ -253,7 +287,7 @@ class Trainer:
     def train_step(self) -> None:
         """One training step: one outer step of every row, one update of the weights."""
         settings, rows = self.settings, self.rows
-        self._take_cycles()
+        self._take_changes()
         self._replace_halted()
         loss, rows.z_H, rows.z_L, q_halt, exact, residual = self._outer_step()
         if self.world > 1:
@@ -380,4 +414,4 @@ class Trainer:
         self.rows = self._empty_rows()
         self.generator.set_state(state["generator"].cpu())
         self.step = self.ema.updates = step
-        self._take_cycles()
+        self._take_changes()

@@ -15,7 +15,7 @@ using cpu::Packed;
 using cpu::StepInput;
 using cpu::StepOutput;
 
-constexpr int64_t kState = 96, kChunk = 8, kTeam = 64;
+constexpr int64_t kState = 2 * kMockState, kChunk = 8, kTeam = 64;
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN(), kInfinity = std::numeric_limits<float>::infinity();
 
 struct Workspace {
@@ -64,7 +64,7 @@ void start(const Packed* packed, void* workspace, const StepInput& in, const Mem
   Workspace& w = *static_cast<Workspace*>(workspace);
   sleep_a_little(mock);
   check_team(mock, w, in, member);
-  if (in.rng[3]) ++mock.mistakes;
+  if (in.rng[3]) ++mock.mistakes;  // a given state comes by put_state
   if (member.rank == 0 && w.starts++ == 0) ++mock.workspaces;
   for (int64_t i = member.begin(kState); i < member.end(kState); ++i)
     w.z[i] = mock.zero ? 0 : uniform(key(in), uint64_t(i));
@@ -132,6 +132,17 @@ void outer_step(const Packed* packed, void* workspace, const StepInput& in, cons
   member.sync();
 }
 
+void put_state(const Packed* packed, void* workspace, const float* z_H, const float* z_L) {
+  Workspace& w = *static_cast<Workspace*>(workspace);
+  if (w.starts++ == 0) ++unwrap(packed).workspaces;
+  for (int64_t i = 0; i < kMockState; ++i) w.z[2 * i] = z_H[i], w.z[2 * i + 1] = z_L[i];
+}
+
+void get_state(const Packed*, const void* workspace, float* z_H, float* z_L) {
+  const Workspace& w = *static_cast<const Workspace*>(workspace);
+  for (int64_t i = 0; i < kMockState; ++i) z_H[i] = w.z[2 * i], z_L[i] = w.z[2 * i + 1];
+}
+
 }  // namespace
 
 cpu::Engine Mock::engine() const {
@@ -140,7 +151,9 @@ cpu::Engine Mock::engine() const {
           .vocabulary = vocabulary,
           .workspace_bytes = sizeof(Workspace),
           .start = start,
-          .outer_step = outer_step};
+          .outer_step = outer_step,
+          .put_state = put_state,
+          .get_state = get_state};
 }
 
 }  // namespace eqr::test

@@ -30,6 +30,6 @@ struct Mock {
   cpu::Engine engine() const;
 };
 
-constexpr int64_t kMockTokens = 8, kMockVocabulary = 8;
+constexpr int64_t kMockTokens = 8, kMockVocabulary = 8, kMockState = 48;  // kMockState: of z_H, and of z_L
 
 }  // namespace eqr::test

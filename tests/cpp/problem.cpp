@@ -75,13 +75,17 @@ cpu::FixedPoint Result::fixed_point(const Problem& p) {
   return run;
 }
 
-void solve_into(Result& result, const Problem& p, int threads, bool (*poll)()) {
-  cpu::FixedPointRun run(result.fixed_point(p), threads);
+void run_on(const cpu::FixedPoint& problem, int threads, bool (*poll)()) {
+  cpu::FixedPointRun run(problem, threads);
   std::vector<std::thread> pool;
   for (int i = 1; i < threads; ++i) pool.emplace_back([&run] { run.work(nullptr); });
   run.work(poll);
   for (std::thread& thread : pool) thread.join();
   run.finish();
+}
+
+void solve_into(Result& result, const Problem& p, int threads, bool (*poll)()) {
+  run_on(result.fixed_point(p), threads, poll);
 }
 
 Result solve(const Problem& p, int threads) {

@@ -60,9 +60,10 @@ struct Result {
   std::vector<Records> at_records_;
 };
 
-// Runs it on `threads` threads, each of which calls `work` once.
+// Runs it on `threads` threads, each of which calls `work` once: `poll` for the last one.
+void run_on(const cpu::FixedPoint&, int threads, bool (*poll)() = nullptr);
 Result solve(const Problem&, int threads);
-// `poll` for the last thread; `result` may be watched while it runs.
+// `result` may be watched while it runs.
 void solve_into(Result&, const Problem&, int threads, bool (*poll)());
 
 // Bitwise, NaN included.

@@ -1,6 +1,7 @@
 // Halting, recording and selection of the fixed-point loop, against the oracle.
 #include <algorithm>
 #include <cmath>
+#include <mutex>
 #include <set>
 #include <thread>
 #include <vector>
@@ -161,6 +162,91 @@ TEST(any_threads_slots_and_order_give_the_same_bits) {
       CHECK(reversed.end.steps[t] == alone.end.steps[u] && reversed.end.score[t] == alone.end.score[u], t);
     }
   }
+}
+
+TEST(a_run_goes_on_from_the_states_of_another) {
+  constexpr int64_t kFirst = 7, kThen = 12, N = 5;
+  Problem p(N);
+  p.halt = Halt::none, p.breadth = 1, p.depth = kFirst + kThen;
+  const Result whole = solve(p, 1);
+  p.depth = kFirst;
+  std::vector<float> z_H(N * kMockState), z_L(N * kMockState);
+  Result first(p);
+  eqr::cpu::FixedPoint run = first.fixed_point(p);
+  run.z_H = z_H.data(), run.z_L = z_L.data(), run.state_size = kMockState;
+  run_on(run, 2);
+  // Three trajectories of each puzzle, all from its state: each is what the first one was.
+  p.depth = kThen, p.breadth = 3;
+  std::vector<float> start_H, start_L;
+  std::vector<int64_t> rng;
+  for (int64_t t = 0; t < p.trajectories(); ++t) {
+    const auto n = t / p.breadth * kMockState;
+    start_H.insert(start_H.end(), &z_H[n], &z_H[n] + kMockState);
+    start_L.insert(start_L.end(), &z_L[n], &z_L[n] + kMockState);
+    rng.insert(rng.end(), {p.seed, 0, p.ids[t / p.breadth], kFirst});
+  }
+  for (int threads : {1, 4}) {
+    Result then(p);
+    run = then.fixed_point(p);
+    run.start_H = start_H.data(), run.start_L = start_L.data(), run.start_rng = rng.data();
+    run.state_size = kMockState;
+    run_on(run, threads);
+    for (int64_t t = 0; t < p.trajectories(); ++t) {
+      const int64_t n = t / p.breadth, S = p.mock.tokens;
+      CHECK(then.end.residual[t] == whole.end.residual[n] && then.end.q_halt[t] == whole.end.q_halt[n], threads, t);
+      CHECK(std::equal(&whole.end.preds[n * S], &whole.end.preds[n * S] + S, &then.end.preds[t * S]), threads, t);
+      CHECK(then.end.steps[t] == kThen, threads, t);
+    }
+  }
+}
+
+TEST(the_state_kept_is_that_of_the_winner) {
+  for (Select select : {Select::residual, Select::vote}) {
+    Problem p(4);
+    p.select = select, p.depth = 9, p.mock.answers = 2;
+    const int64_t N = p.puzzles();
+    std::vector<float> z_H(N * kMockState), z_L(N * kMockState);
+    Result result(p);
+    eqr::cpu::FixedPoint run = result.fixed_point(p);
+    run.z_H = z_H.data(), run.z_L = z_L.data(), run.state_size = kMockState;
+    run_on(run, 3);
+    CHECK(same(result, solve(p, 1)));
+    const std::set<int64_t> winners(result.winner.begin(), result.winner.end());
+    CHECK(winners.size() > 1, winners.size());
+    // The mock's logits are sums of two of the state's numbers, three times the first.
+    for (int64_t n = 0; n < N; ++n)
+      CHECK(result.logits[n * p.mock.tokens * p.mock.vocabulary] == 3 * z_H[n * kMockState] + z_H[n * kMockState], n);
+  }
+}
+
+TEST(each_end_is_told_once_with_what_is_recorded) {
+  Problem p(6);
+  p.mock.sleep_us = 100;
+  struct Seen {
+    std::mutex mutex;
+    std::vector<eqr::cpu::Ended> ended;
+    std::vector<std::vector<int64_t>> preds;
+  } seen;
+  Result result(p);
+  eqr::cpu::FixedPoint run = result.fixed_point(p);
+  run.on_end_context = &seen;
+  run.on_end = [](void* context, const eqr::cpu::Ended& t) {
+    Seen& s = *static_cast<Seen*>(context);
+    const std::lock_guard lock(s.mutex);
+    s.ended.push_back(t);
+    s.preds.emplace_back(t.preds, t.preds + t.tokens);
+  };
+  run_on(run, 4);
+  std::set<int64_t> numbers;
+  for (size_t i = 0; i < seen.ended.size(); ++i) {
+    const eqr::cpu::Ended& e = seen.ended[i];
+    const int64_t t = e.puzzle * p.breadth + e.restart, S = p.mock.tokens;
+    numbers.insert(t);
+    CHECK(e.status == result.end.status[t] && e.steps == result.end.steps[t] && e.score == result.end.score[t], t);
+    CHECK(e.residual == result.end.residual[t] && e.q_halt == result.end.q_halt[t], t);
+    CHECK(std::equal(seen.preds[i].begin(), seen.preds[i].end(), &result.end.preds[t * S]), t);
+  }
+  CHECK(seen.ended.size() == size_t(p.trajectories()) && numbers.size() == seen.ended.size(), seen.ended.size());
 }
 
 // Drawn problems, with everything that can be asked for at once.

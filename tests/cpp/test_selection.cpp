@@ -41,14 +41,30 @@ const std::vector<Case> kCases = {
     {"diverged with a majority's answer", "aaab", {D, M, M, M}, {0, 5, 4, 1}, {0, 0, 1, 0}, {1, 9, 9, 9}, "3232"},
 };
 
+// Puzzles of two tokens and a vocabulary of one.
+cpu::FixedPoint selected(Select rule, int64_t puzzles, int64_t* winner, float* logits) {
+  cpu::FixedPoint run(RunRules{.select = rule});
+  run.engine = {.tokens = 2, .vocabulary = 1};
+  run.puzzles = puzzles, run.winner = winner, run.logits = logits;
+  return run;
+}
+
 int64_t winner(const Case& c, Select rule, const std::vector<int>& order, float* logit) {
   int64_t winner[2] = {-1, -1};
   float logits[4] = {-1, -1, -1, -1};  // [2, S = 2, V = 1]
-  Selection selection(rule, 2, 2, 1, winner, logits);
+  const cpu::FixedPoint run = selected(rule, 2, winner, logits);
+  Selection selection(run);
   for (int i : order) {
     const int64_t preds[2] = {c.answers[i], 1};
     const float own[2] = {float(i), float(i)};
-    selection.offer({1, i, c.status[i], c.score[i], c.q_halt[i], c.steps[i], preds, own});
+    selection.offer({.puzzle = 1,
+                     .restart = i,
+                     .status = c.status[i],
+                     .score = c.score[i],
+                     .q_halt = c.q_halt[i],
+                     .steps = c.steps[i],
+                     .preds = preds,
+                     .logits = own});
   }
   selection.finish();
   CHECK(winner[0] == -1 && logits[1] == -1, c.name);
@@ -76,12 +92,18 @@ TEST(offers_from_many_threads) {
   for (Select rule : {Select::residual, Select::vote}) {
     int64_t winner = -1;
     float logits[2] = {};
-    Selection selection(rule, 1, 2, 1, &winner, logits);
+    const cpu::FixedPoint run = selected(rule, 1, &winner, logits);
+    Selection selection(run);
     const auto offer = [&](int first) {
       for (int i = first; i < kThreads * kEach; i += kThreads) {
         const int64_t preds[2] = {i % 3, i % 2};
         const float own[2] = {float(i), float(i)};
-        selection.offer({0, i, C, float((i * 37 + 11) % 800), 0, 1, preds, own});
+        selection.offer({.restart = i,
+                         .status = C,
+                         .score = float((i * 37 + 11) % 800),
+                         .steps = 1,
+                         .preds = preds,
+                         .logits = own});
       }
     };
     std::vector<std::thread> threads;

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from eqr_kernels import EqRConfig, EquilibriumReasoner, Status, backends
-from eqr_kernels.solver import SolveResult
+from eqr_kernels.results import SolveResult
 from eqr_kernels.tasks import sudoku_generator
 from tests.support.cuda import SMALL, TOL, same
 from tests.support.emulated_cuda import KERNELS, EmulatedCuda

@@ -58,7 +58,7 @@ def test_initial_state_keys():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (dict(n=0), ValueError, "n must be at least 1"),
+        (dict(n=-1), ValueError, "n must not be negative, got -1"),
         (dict(n=1.5), TypeError, "n must be an int or a tokens tensor"),
         (dict(n=2, seed=-1), ValueError, "seed"),
         (dict(n=2, restart=-1), ValueError, "restart"),

@@ -63,7 +63,8 @@ def in_pytorch(model, dtype, tokens, labels, z_H, z_L, rng):
 
     w = model.weights().to(dtype)
     e = reference.embed(tokens, w)
-    z_H, z_L = reference.outer_step(z_H.to(dtype), z_L.to(dtype), e, w, model.rope(), cfg, update)
+    blocks = reference.all_blocks(w, model.rope(), cfg)
+    z_H, z_L = reference.outer_step(z_H.to(dtype), z_L.to(dtype), e, blocks, cfg, update)
     logits, q_halt = reference.heads(z_H, w)
     loss, exact = objective(logits, q_halt, labels)
     return z_H, z_L, q_halt, loss, exact, torch.autograd.grad(loss, parameters)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from eqr_kernels.backends import Snapshot, Status
-from eqr_kernels.selection import WinnerLogits, select
+from eqr_kernels.selection import Candidates, select
 
 C, H, M, X, D = (int(s) for s in (Status.CONVERGED, Status.HALTED, Status.MAX_DEPTH, Status.CANCELLED, Status.DIVERGED))
 NAN = float("nan")
@@ -48,13 +48,13 @@ def test_kept_logits_are_the_winners_in_whatever_order_they_come(answers, status
     logits = torch.arange(b).float()[:, None, None]
     for rule, winner in by_rule(winners):
         for shift in range(b):
-            keeper = WinnerLogits(rule, b)
+            keeper = Candidates(rule, b)
             for i in [(shift + j) % b for j in range(b)]:
                 row = slice(i, i + 1)
                 number = torch.tensor([b + i])  # puzzle 1
                 fields = (q[0, row], scores[0, row], scores[0, row], step[0, row], statuses[0, row])
                 keeper.offer(Snapshot(number, preds[0, row], logits[row], *fields))
-            assert keeper.winner(1, winner).item() == winner, rule
+            assert keeper.winner(1, winner).logits.item() == winner, rule
 
 
 def test_many_puzzles_at_once():

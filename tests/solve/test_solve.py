@@ -305,9 +305,8 @@ def test_bad_options_name_the_argument_and_the_remedy(contractive, puzzles, opti
     [
         (torch.zeros(2, 6), TypeError, "tokens must be an integer tensor, got torch.float32"),
         ([[1] * 6], TypeError, "tokens must be a torch.Tensor"),
-        (torch.ones(2, 7, dtype=torch.long), ValueError, r"shape \[n >= 1, 6\], got \[2, 7\]"),
+        (torch.ones(2, 7, dtype=torch.long), ValueError, r"shape \[n, 6\], got \[2, 7\]"),
         (torch.ones(6, dtype=torch.long), ValueError, r"got \[6\]"),
-        (torch.ones(0, 6, dtype=torch.long), ValueError, r"got \[0, 6\]"),
         (torch.full((2, 6), 7), ValueError, r"0..6, got 7 in row 0"),
         (torch.full((2, 6), -1), ValueError, r"got -1 in row 0"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from eqr_kernels.solver import SolveResult
+from eqr_kernels.results import SolveResult
 
 # The contractive model's residuals lie around it after four outer steps, none as near as bf16 moves them.
 TOL = 0.1104

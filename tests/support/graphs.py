@@ -44,5 +44,5 @@ def inputs(n: int, value: float) -> StepInputs:
 
 
 def step(rows: StepInputs) -> StepOutputs:
-    total = rows.z_H + 2 * rows.z_L + 3 * rows.e + rows.rng[:, :1, None]
+    total = rows.z_H + 2 * rows.z_L + 3 * rows.injection + rows.rng[:, :1, None]
     return StepOutputs(total, total + 1, total.sum((1, 2)), 2 * total, 3 * total.sum((1, 2)))

@@ -129,14 +129,15 @@ def _kernel_step(model: EquilibriumReasoner, precision: str) -> Any:
 
 def _plain_step(model: EquilibriumReasoner, precision: str) -> Any:
     c, dtype = model.config, Precision[precision].dtype
-    weights, rope = model.weights().to(dtype), model.rope()
+    weights = model.weights().to(dtype)
+    blocks = reference.all_blocks(weights, model.rope(), c)
 
     def step(tokens: Tensor, z_H: Tensor, z_L: Tensor, eps: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
         def update(z: Tensor, u: Tensor, number: int) -> Tensor:
             return reference.damped_update(z, u, None if eps is None else eps[number].to(dtype), c.lambda_, scale)
 
         e = reference.embed(tokens, weights)
-        return reference.outer_step(z_H.to(dtype), z_L.to(dtype), e, weights, rope, c, update)
+        return reference.outer_step(z_H.to(dtype), z_L.to(dtype), e, blocks, c, update)
 
     return step
 

@@ -2,6 +2,7 @@
 // heads; or recursions alone. Built once per instruction set, with EQR_ISA naming the namespace.
 #include "cpu/kernels/mixers.h"
 #include "cpu/kernels/normal_block.h"
+#include "cpu/kernels/state.h"
 
 namespace eqr::cpu::EQR_ISA {
 namespace {
@@ -37,8 +38,8 @@ class OuterStep {
 
   void run(const Recursions& r) {
     given_ = &r;
-    take(r.z_H, w_.z_H);
-    take(r.z_L, w_.z_L);
+    to_panels(z_, r.z_H, w_.z_H);
+    to_panels(z_, r.z_L, w_.z_L);
     uint32_t update = 0;
     for (int64_t h = 0; h < r.count; ++h) {
       for (int64_t l = 0; l < shape_.L_cycles; ++l)
@@ -46,8 +47,8 @@ class OuterStep {
       module(update++, Next::L_from_H, false);
     }
     finish_all();
-    give(w_.z_H, r.z_H);
-    give(w_.z_L, r.z_L);
+    from_panels(z_, w_.z_H, r.z_H);
+    from_panels(z_, w_.z_L, r.z_L);
   }
 
  private:
@@ -116,25 +117,6 @@ class OuterStep {
     memcpy(w_.old_H + at, w_.z_H + at, panel);
     memcpy(w_.old_L + at, w_.z_L + at, panel);
     for (int64_t t = 0; t < z_.S; t += 2) put_u_pair(p, t, [&](int64_t row, int j) { return injected_L(p, row, j); });
-  }
-
-  // A state [S, d] to panels, whose padding is zero, and back.
-  void take(const float* from, float* state) const {
-    for (int64_t p = 0; p < z_.panels; ++p)
-      for (int64_t t = 0; t < z_.S; ++t) {
-        float* to = state + (p * z_.S + t) * kPanel;
-        memset(to, 0, 4 * kPanel);
-        memcpy(to, from + t * z_.d + p * kPanel, panel_bytes(p));
-      }
-  }
-  void give(const float* state, float* to) const {
-    for (int64_t p = 0; p < z_.panels; ++p)
-      for (int64_t t = 0; t < z_.S; ++t)
-        memcpy(to + t * z_.d + p * kPanel, state + (p * z_.S + t) * kPanel, panel_bytes(p));
-  }
-  size_t panel_bytes(int64_t p) const {
-    const int64_t left = z_.d - p * kPanel;
-    return size_t(4 * (left < kPanel ? left : kPanel));
   }
 
   void draw_noise(uint32_t update) {

@@ -1,6 +1,8 @@
-// A trajectory's start state. Built once per instruction set, with EQR_ISA naming the namespace.
+// A trajectory's start state, and any other that it is given or asked for. Built once per instruction set, with EQR_ISA
+// naming the namespace.
 #include "cpu/kernels/layout.h"
 #include "cpu/kernels/normal_block.h"
+#include "cpu/kernels/state.h"
 
 namespace eqr::cpu::EQR_ISA {
 namespace {
@@ -63,6 +65,20 @@ void start(const Packed* packed, void* workspace, const StepInput& in, const Mem
     random_start(z, w, in, kStreamH, packed->shape.H_std, w.z_H, m);
     random_start(z, w, in, kStreamL, packed->shape.L_std, w.z_L, m);
   }
+}
+
+void put_state(const Packed* packed, void* workspace, const float* z_H, const float* z_L) {
+  const Sizes z = sizes_of(packed->shape);
+  const Workspace w = workspace_of(packed, z, workspace);
+  to_panels(z, z_H, w.z_H);
+  to_panels(z, z_L, w.z_L);
+}
+
+void get_state(const Packed* packed, const void* workspace, float* z_H, float* z_L) {
+  const Sizes z = sizes_of(packed->shape);
+  const Workspace w = workspace_of(packed, z, const_cast<void*>(workspace));
+  from_panels(z, w.z_H, z_H);
+  from_panels(z, w.z_L, z_L);
 }
 
 }  // namespace eqr::cpu::EQR_ISA

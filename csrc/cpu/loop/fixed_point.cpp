@@ -8,6 +8,7 @@
 #include <mutex>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "cpu/loop/backoff.h"
 #include "cpu/loop/open_team.h"
@@ -20,11 +21,16 @@ namespace {
 
 // A place for one trajectory at a time.
 struct Slot {
-  explicit Slot(const FixedPoint& p) : workspace(p.engine.workspace_bytes), trajectory(p) {}
+  explicit Slot(const FixedPoint& p)
+      : workspace(p.engine.workspace_bytes),
+        trajectory(p),
+        z_H(p.z_H ? p.state_size : 0),
+        z_L(p.z_H ? p.state_size : 0) {}
 
   OpenTeam team;
   Workspace workspace;
   Trajectory trajectory;
+  std::vector<float> z_H, z_L;  // [S, d], its state when it has ended, where these are kept
 };
 
 // The caller's `poll`, which costs more than a look at the clock.
@@ -58,10 +64,7 @@ int64_t slot_count(const FixedPoint& p, int workers) {
 
 class FixedPointRun::State {
  public:
-  State(const FixedPoint& p, int workers)
-      : p_(p),
-        trajectories_(p.puzzles * p.breadth),
-        selection_(p.select, p.puzzles, p.engine.tokens, p.engine.vocabulary, p.winner, p.logits) {
+  State(const FixedPoint& p, int workers) : p_(p), trajectories_(p.puzzles * p.breadth), selection_(p_) {
     if (is_race(p)) race_.emplace(p.puzzles);
     for (int64_t i = 0; i < slot_count(p, workers); ++i) slots_.emplace_back(p_);
   }
@@ -107,8 +110,32 @@ class FixedPointRun::State {
     else
       iterate(slot, poll);
     t.record();
-    selection_.offer(t.ended());
+    Ended ended = t.ended();
+    if (p_.z_H) {
+      keep_state(slot);
+      ended.z_H = slot.z_H.data(), ended.z_L = slot.z_L.data();
+    }
+    selection_.offer(ended);
+    if (p_.on_end) p_.on_end(p_.on_end_context, ended);
     count(1, 1);
+  }
+
+  void keep_state(Slot& slot) {
+    if (slot.trajectory.steps()) {
+      p_.engine.get_state(p_.engine.packed, slot.workspace.data(), slot.z_H.data(), slot.z_L.data());
+    } else {
+      std::fill(slot.z_H.begin(), slot.z_H.end(), 0.0f);
+      std::fill(slot.z_L.begin(), slot.z_L.end(), 0.0f);
+    }
+  }
+
+  void begin(Slot& slot, StepInput& input) {
+    const Engine& engine = p_.engine;
+    void* workspace = slot.workspace.data();
+    if (!p_.start_H) return slot.team.call(engine.start, engine.packed, workspace, input);
+    const int64_t number = slot.trajectory.number(), at = number * p_.state_size;
+    std::copy_n(p_.start_rng + 4 * number, 4, input.rng);
+    engine.put_state(engine.packed, workspace, p_.start_H + at, p_.start_L + at);
   }
 
   void iterate(Slot& slot, Poll& poll) {
@@ -118,10 +145,11 @@ class FixedPointRun::State {
                     .rng = {p_.seed, t.restart(), p_.ids[t.puzzle()], 0},
                     .noise_scale = p_.noise_scale};
     void* workspace = slot.workspace.data();
-    slot.team.call(engine.start, engine.packed, workspace, input);
+    begin(slot, input);
+    const int64_t before = input.rng[3];
     while (t.going()) {
       if (cancelled(poll)) return t.cancel();
-      input.rng[3] = t.steps();
+      input.rng[3] = before + t.steps();
       slot.team.call(engine.outer_step, engine.packed, workspace, input);
       count(2, 1);
       t.advance(*static_cast<const StepOutput*>(workspace));
@@ -204,7 +232,8 @@ void FixedPointRun::work(bool (*poll)()) noexcept { state_->work(poll); }
 void FixedPointRun::finish() { state_->finish(); }
 
 int64_t FixedPointRun::bytes_per_trajectory(const FixedPoint& p) {
-  return p.engine.workspace_bytes + int64_t(sizeof(Slot)) - int64_t(sizeof(Trajectory)) + Trajectory::bytes(p);
+  const int64_t states = p.z_H ? 2 * int64_t(sizeof(float)) * p.state_size : 0;
+  return p.engine.workspace_bytes + int64_t(sizeof(Slot)) - int64_t(sizeof(Trajectory)) + Trajectory::bytes(p) + states;
 }
 
 }  // namespace eqr::cpu

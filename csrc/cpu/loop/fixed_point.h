@@ -12,6 +12,8 @@
 
 namespace eqr::cpu {
 
+struct Ended;
+
 struct FixedPoint : RunRules {
   Engine engine;
   int64_t puzzles;
@@ -25,6 +27,14 @@ struct FixedPoint : RunRules {
   float* residuals;  // [T, depth], written up to each one's end, or null
   int64_t* winner;   // [N], the restart that the select rule chooses
   float* logits;     // [N, S, V], the winner's
+  float *z_H = nullptr, *z_L = nullptr;  // [N, S, d], the winner's state, or null; zero where it never ran
+  // Where trajectories start: states [T, S, d], and rng [T, 4] as in StepInput; or null, and each draws its own.
+  const float *start_H = nullptr, *start_L = nullptr;
+  const int64_t* start_rng = nullptr;
+  int64_t state_size = 0;  // S * d, where any of these is not null
+  // Called by any of the threads when a trajectory has ended, or null.
+  void (*on_end)(void* context, const Ended&) = nullptr;
+  void* on_end_context = nullptr;
   // [3], shared with other threads, read and written atomically: [0] set non-zero to cancel; [1] trajectories finished;
   // [2] outer steps spent. The caller sets them to zero.
   int64_t* control;

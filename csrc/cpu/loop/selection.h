@@ -14,19 +14,21 @@ namespace eqr::cpu {
 
 // A trajectory that has ended.
 struct Ended {
-  int64_t puzzle, restart;
-  Status status;
-  float score, q_halt;
-  int64_t steps;
-  const int64_t* preds;  // [S]
-  const float* logits;   // [S, V]
+  int64_t puzzle = 0, restart = 0;
+  Status status = kGoing;
+  float residual = 0, score = 0, q_halt = 0;
+  int64_t steps = 0;
+  const int64_t* preds = nullptr;              // [S]
+  int64_t tokens = 0;                          // S
+  const float* logits = nullptr;               // [S, V]
+  const float *z_H = nullptr, *z_L = nullptr;  // [S, d], where states are kept
 };
 
-// Keeps the logits of the best trajectory of each puzzle; under `vote`, of the best of each distinct answer.
+// Keeps the logits, and where these are wanted the states, of the best trajectory of each puzzle; under `vote`, of the
+// best of each distinct answer.
 class Selection {
  public:
-  // winner: [N]; logits: [N, S, V]
-  Selection(Select, int64_t puzzles, int64_t tokens, int64_t vocabulary, int64_t* winner, float* logits);
+  explicit Selection(const FixedPoint&);
 
   void offer(const Ended&);  // from any thread
   void finish();             // when all have been offered
@@ -35,7 +37,7 @@ class Selection {
   struct Answer {
     int64_t votes = 0;  // of trajectories that neither diverged nor were cancelled
     WinnerKey best{};
-    std::vector<float> logits;  // [S, V]; empty until the first offer
+    std::vector<float> logits, z_H, z_L;  // [S, V], [S, d]; empty until the first offer
   };
   struct Puzzle {
     std::mutex mutex;
@@ -44,10 +46,9 @@ class Selection {
     std::map<std::vector<int64_t>, Answer> answers;
   };
 
-  const Select rule_;
-  const int64_t tokens_, vocabulary_;
-  int64_t* const winner_;
-  float* const logits_;
+  void choose(int64_t puzzle, int64_t restart, const float* logits, const float* z_H, const float* z_L);
+
+  const FixedPoint& p_;
   std::vector<Puzzle> puzzles_;
 };
 

@@ -77,8 +77,16 @@ void Trajectory::record() {
 }
 
 Ended Trajectory::ended() const {
-  return {puzzle(),      restart(), status_, score(), q_halt_, steps_, p_.end.preds + number_ * p_.engine.tokens,
-          logits_.data()};
+  return {.puzzle = puzzle(),
+          .restart = restart(),
+          .status = status_,
+          .residual = residual_,
+          .score = score(),
+          .q_halt = q_halt_,
+          .steps = steps_,
+          .preds = p_.end.preds + number_ * p_.engine.tokens,
+          .tokens = p_.engine.tokens,
+          .logits = logits_.data()};
 }
 
 float Trajectory::score() const {

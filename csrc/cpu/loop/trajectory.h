@@ -28,10 +28,11 @@ class Trajectory {
 
   bool going() const { return status_ == kGoing; }
   Status status() const { return status_; }
+  int64_t number() const { return number_; }
   int64_t puzzle() const { return number_ / p_.breadth; }
   int64_t restart() const { return number_ % p_.breadth; }
   int64_t steps() const { return steps_; }
-  Ended ended() const;  // after `record`
+  Ended ended() const;  // after `record`; without states
 
  private:
   float score() const;

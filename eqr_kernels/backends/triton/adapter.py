@@ -36,6 +36,8 @@ class TritonBackend:
     name = "triton"
     precisions = (Precision.fp32, Precision.bf16)
     max_checkpoints: int | None = None
+    keeps_states = False
+    runs_modules = False
 
     def why_not(self, model: EqROperator, precision: Precision) -> str | None:
         if precision not in self.precisions:

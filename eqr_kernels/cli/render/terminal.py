@@ -17,7 +17,7 @@ from eqr_kernels.cli.render.wording import percent
 
 if TYPE_CHECKING:
     from eqr_kernels.cli.puzzles import Task
-    from eqr_kernels.solver import SolveResult
+    from eqr_kernels.results import SolveResult
     from eqr_kernels.studies.scoring import Accuracy
     from eqr_kernels.tasks.common import PuzzleSet, Tokens
 

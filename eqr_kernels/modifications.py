@@ -1,0 +1,99 @@
+"""Whether a model's modules still compute the plain operator, which is what the fused kernels compute.
+
+They do not where a user overrode a method, registered a hook, or replaced or wrapped a layer (LoRA, dynamic
+quantisation, pruning, weight norm): such a model is run through its modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from torch.nn.modules import module as module_globals
+from torch.nn.utils import parametrize
+
+from eqr_kernels.modules import Attention, EqROperator, ReasoningBlock, ReasoningModule, SwiGLU, TokenEmbedding
+
+_INNER: tuple[type[nn.Module], ...] = (
+    TokenEmbedding,
+    ReasoningModule,
+    nn.ModuleList,
+    ReasoningBlock,
+    Attention,
+    SwiGLU,
+    nn.Linear,
+)
+# As they are here; a class may be patched later.
+_FORWARDS = {kind: kind.forward for kind in _INNER}
+_OPERATOR = {name: getattr(EqROperator, name) for name in ("forward", "start", "rope", "embed", "heads")}
+
+_FORWARD_HOOKS = {"_forward_pre_hooks": "a forward pre-hook", "_forward_hooks": "a forward hook"}
+_BACKWARD_HOOKS = {"_backward_pre_hooks": "a backward pre-hook", "_backward_hooks": "a backward hook"}
+
+
+def modification(model: EqROperator, *, training: bool = False) -> str | None:
+    """What makes the model compute something else than the plain operator, naming the module; None where nothing does.
+
+    A layer whose weights are parametrised by `torch.nn.utils.parametrize` is plain: its weights are read at every call.
+
+    Args:
+        training: also what only a backward pass would meet: backward hooks, hooks of parameters' gradients, and
+            parametrised weights.
+    """
+    hooks = _FORWARD_HOOKS | (_BACKWARD_HOOKS if training else {})
+    for name, what in hooks.items():
+        if getattr(module_globals, f"_global{name}"):
+            return f"{what} is registered for all modules"
+    for name, method in _OPERATOR.items():
+        if getattr(type(model), name) is not method or name in vars(model):
+            return f"{type(model).__name__} overrides {name}"
+    if why := _hooked("the model", model, hooks):
+        return why
+    for path, kind in _expected(model):
+        module: Any = model
+        for part in path.split("."):
+            # By names, as the blocks may be shared; a wrapper need not have the parts of what it replaced.
+            module = getattr(module, part, None)
+        why = _replaced(path, module, kind, training) or _hooked(path, module, hooks)
+        if why:
+            return why
+    for name, parameter in model.named_parameters() if training else ():
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            return f"the gradient of {name} has a hook"
+    layers, config = len(model.L_level.layers), model.config.L_layers
+    return None if layers == config else f"L_level.layers has {layers} blocks, and config.L_layers is {config}"
+
+
+def _expected(model: EqROperator) -> Iterator[tuple[str, type[nn.Module]]]:
+    """Every inner module's name and class, each before its parts."""
+    yield from (("embed_tokens", TokenEmbedding), ("lm_head", nn.Linear), ("q_head", nn.Linear))
+    yield from (("L_level", ReasoningModule), ("L_level.layers", nn.ModuleList))
+    for layer in (f"L_level.layers.{i}" for i in range(model.config.L_layers)):
+        yield layer, ReasoningBlock
+        if model.config.mlp_t:
+            yield f"{layer}.mlp_t", SwiGLU
+            yield from ((f"{layer}.mlp_t.{name}", nn.Linear) for name in ("gate_up_proj", "down_proj"))
+        else:
+            yield f"{layer}.self_attn", Attention
+            yield from ((f"{layer}.self_attn.{name}", nn.Linear) for name in ("qkv_proj", "o_proj"))
+        yield f"{layer}.mlp", SwiGLU
+        yield from ((f"{layer}.mlp.{name}", nn.Linear) for name in ("gate_up_proj", "down_proj"))
+
+
+def _replaced(path: str, module: Any, kind: type[nn.Module], training: bool) -> str | None:
+    parametrised = isinstance(module, nn.Module) and parametrize.is_parametrized(module)
+    if training and parametrised:
+        return f"{path} has parametrised weights"
+    base = type(module).__bases__[0] if parametrised else type(module)
+    if base is not kind:
+        return f"{path} is a {type(module).__module__}.{type(module).__qualname__}, not a {kind.__name__}"
+    if base.forward is not _FORWARDS[kind] or "forward" in vars(module):
+        return f"forward of {path} was replaced"
+    if kind is nn.Linear and (module.bias is not None) != (path == "q_head"):
+        return f"{path} has {'no bias' if path == 'q_head' else 'a bias'}"
+    return None
+
+
+def _hooked(path: str, module: nn.Module, hooks: dict[str, str]) -> str | None:
+    return next((f"{path} has {what}" for name, what in hooks.items() if getattr(module, name)), None)
