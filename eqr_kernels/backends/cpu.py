@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from weakref import WeakKeyDictionary
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from eqr_kernels import ops
 from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder
 from eqr_kernels.backends.packing import PackArguments, hand_over, wrong_dtype
+from eqr_kernels.forking import fork_safe_lock
 from eqr_kernels.modules import EqROperator
 from eqr_kernels.precision import Precision, names
 from eqr_kernels.trajectory import FinishedTrajectory, Status
@@ -20,7 +20,7 @@ class _Packs:
     """The packed weights of one model: one for each instruction set and precision, good as long as nothing changed."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
         self._packs: dict[tuple[str, Precision], tuple[tuple[object, ...], ops.PackedWeights]] = {}
 
     def get(self, model: EqROperator, precision: Precision) -> ops.PackedWeights:
@@ -82,7 +82,7 @@ class CpuBackend:
     runs_modules = False
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
         self._packs: WeakKeyDictionary[EqROperator, _Packs] = WeakKeyDictionary()
 
     def why_not(self, model: EqROperator, precision: Precision) -> str | None:

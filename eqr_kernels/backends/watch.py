@@ -72,7 +72,7 @@ def new_control(device: torch.device) -> Tensor:
 
     [0] is set by the host to cancel; [1] counts trajectories that have finished, [2] outer steps spent.
     """
-    return torch.zeros(3, dtype=torch.int64, pin_memory=device.type == "cuda")
+    return torch.zeros(3, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
 
 
 class Watch:

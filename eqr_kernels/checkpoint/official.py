@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
@@ -21,8 +20,9 @@ from torch import Tensor
 
 from eqr_kernels.checkpoint.card import ModelCard
 from eqr_kernels.checkpoint.errors import MissingConfigError
-from eqr_kernels.checkpoint.state_dict import START_BUFFERS, clean, some
+from eqr_kernels.checkpoint.state_dict import START_BUFFERS, clean, plain_name, some
 from eqr_kernels.config import TRM_FIELDS, EqRConfig
+from eqr_kernels.forking import fork_safe_lock
 
 # Classes of the official training code and its dependencies: what an official file may name beside tensors.
 _INERT_NAMES = (
@@ -57,8 +57,10 @@ _INERT_NAMES = (
     "builtins.dict",
     "builtins.tuple",
 )
+# Where averaged weights are kept: by EqR's code, and by TRM's present one. They are what is evaluated.
+_AVERAGES = ("ema", "ema_helper")
 # torch's allow-list is one for the whole process, so only one load at a time may replace it.
-_ALLOW_LIST_LOCK = threading.Lock()
+_ALLOW_LIST_LOCK = fork_safe_lock()
 
 
 class Inert:
@@ -86,10 +88,8 @@ def read_torch(path: Path, config: EqRConfig | None) -> tuple[dict[str, Tensor],
     where, loaded = str(path), _unpickle(path)
     if not isinstance(loaded, Mapping):
         raise RuntimeError(f"{where}: holds a {type(loaded).__name__}, not a checkpoint dict or a state dict")
-    model, ema = loaded.get("model"), _member(loaded, "ema")
-    shadow = _member(ema, "shadow")
-    if shadow is None and isinstance(ema, Mapping):
-        shadow = {name: value for name, value in ema.items() if isinstance(value, Tensor)}
+    model = loaded.get("model")
+    taken, shadow = next(((key, s) for key in _AVERAGES if (s := _shadow(_member(loaded, key)))), (None, {}))
     if not isinstance(model, Mapping) and not shadow:
         state_dict, kind = clean(loaded, where), "a bare state dict"
         loaded = {}
@@ -101,6 +101,7 @@ def read_torch(path: Path, config: EqRConfig | None) -> tuple[dict[str, Tensor],
             if lacking:
                 warnings.warn(f"{where}: the EMA lacks {some(lacking)}; took the last trained values", stacklevel=3)
             state_dict |= averaged
+    _tell_other_weights(loaded, {"model", taken}, state_dict, where)
     step = loaded.get("step")
     steps = step if isinstance(step, int) and step >= 0 else None
     config = config or _infer_config(state_dict, loaded, where)
@@ -150,6 +151,38 @@ def _member(value: Any, name: str) -> Any:
     """`value[name]`, also of the state that an inert object keeps; None where there is none."""
     value = value.state if isinstance(value, Inert) else value
     return value.get(name) if isinstance(value, Mapping) else None
+
+
+def _shadow(averages: Any) -> Mapping[str, Tensor]:
+    """The averaged weights by their names; empty where there are none."""
+    shadow = _member(averages, "shadow")
+    candidates = averages if shadow is None else shadow
+    if not isinstance(candidates, Mapping):
+        return {}
+    return {name: value for name, value in candidates.items() if isinstance(value, Tensor)}
+
+
+def _tell_other_weights(
+    loaded: Mapping[str, Any], taken: set[str | None], state_dict: Mapping[str, Tensor], where: str
+) -> None:
+    """Warns of copies of the weights, such as averages, that stand under keys which nobody reads."""
+    shapes = {tensor.shape for tensor in state_dict.values()}
+    for key, value in loaded.items():
+        parts = [
+            (key, value),
+            *((f"{key}.{name}", _member(value, name)) for name in ("shadow", "module", "state_dict")),
+        ]
+        for name, part in parts:
+            others = {} if key in taken else _shadow(part)
+            matching = [n for n in others if plain_name(n) in state_dict and others[n].shape in shapes]
+            if 2 * len(matching) > len(state_dict):
+                warnings.warn(
+                    f"{where}: {name!r} holds another copy of the weights (averages?), which is not used: averages are "
+                    f"read from {' or '.join(map(repr, _AVERAGES))}. To take it, re-save it as {{'model': that copy, "
+                    "'config': ...}",
+                    stacklevel=5,
+                )
+                break
 
 
 def _infer_config(state_dict: Mapping[str, Tensor], loaded: Mapping[str, Any], where: str) -> EqRConfig:

@@ -39,6 +39,14 @@ def expected_shapes(config: EqRConfig) -> dict[str, tuple[int, ...]]:
     return shapes | dict.fromkeys(START_BUFFERS if config.fixed_init else (), (d,))
 
 
+def plain_name(key: str) -> str:
+    """An official key without the prefixes that wrappers and older code put before it."""
+    name = ".".join(part for part in key.split(".") if part != "_orig_mod")
+    while name.startswith(_PREFIXES):
+        name = name.split(".", 1)[1]
+    return name
+
+
 def clean(raw: Mapping[str, Any], where: str) -> dict[str, Tensor]:
     """Official keys without prefixes, own copies of the tensors on the CPU, caches dropped.
 
@@ -52,9 +60,7 @@ def clean(raw: Mapping[str, Any], where: str) -> dict[str, Tensor]:
                 f"{where}: {key!r} is a {type(value).__name__}, not a tensor; a checkpoint is a state dict, or a dict "
                 "with 'model' and 'config'"
             )
-        name = ".".join(part for part in key.split(".") if part != "_orig_mod")
-        while name.startswith(_PREFIXES):
-            name = name.split(".", 1)[1]
+        name = plain_name(key)
         if name.startswith("rotary_emb."):
             continue
         if name in named:

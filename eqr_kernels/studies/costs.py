@@ -127,8 +127,8 @@ def measure_costs(
     if trajectories is None:
         per_unit = torch.cuda.get_device_properties(model.device).multi_processor_count if cuda else 0
         trajectories = 16 * per_unit if cuda else 64 * torch.get_num_threads()
-    many = tokens[torch.arange(trajectories) % len(tokens)]
-    ids = torch.arange(trajectories)
+    many = tokens[torch.arange(trajectories, device="cpu") % len(tokens)]
+    ids = torch.arange(trajectories, device="cpu")
 
     ran = model.solve(tokens[:1], depth=1, breadth=1, halt="none", **options).backend
 

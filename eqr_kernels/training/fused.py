@@ -45,7 +45,7 @@ class FusedStep:
     def __init__(self, model: EqROperator, workers: int, seed: int) -> None:
         self.model, self.seed, self.operator = model, seed, operator_of(model)
         shape = (workers, ops.scratch_bytes(self.operator))
-        self.scratch = torch.zeros(shape, dtype=torch.uint8)
+        self.scratch = torch.zeros(shape, dtype=torch.uint8, device="cpu")
 
     def __call__(
         self, tokens: Tensor, labels: Tensor, z_H: Tensor, z_L: Tensor, ids: Tensor, steps: Tensor

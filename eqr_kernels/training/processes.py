@@ -26,7 +26,7 @@ class Process:
         """The greatest of all processes' wishes."""
         if self.world == 1:
             return wish
-        shared = torch.tensor([wish])
+        shared = torch.tensor([wish], device="cpu")
         dist.all_reduce(shared, dist.ReduceOp.MAX, group=self.control)
         return int(shared)
 

@@ -315,10 +315,9 @@ class Trainer:
         """A row leaves when q_halt > 0 or at `halt_max_steps`, but not below a minimum that some rows draw."""
         rows, c = self.rows, self.model.config
         rows.steps += 1
-        explores = torch.rand(q_halt.shape, generator=self.generator, device=q_halt.device) < c.halt_exploration_prob
-        drawn = torch.randint(
-            min(2, c.halt_max_steps), c.halt_max_steps + 1, q_halt.shape, generator=self.generator, device=q_halt.device
-        )
+        drawing: Any = dict(size=q_halt.shape, generator=self.generator, device=q_halt.device)
+        explores = torch.rand(**drawing, dtype=torch.float32) < c.halt_exploration_prob
+        drawn = torch.randint(min(2, c.halt_max_steps), c.halt_max_steps + 1, **drawing)
         rows.halted = ((q_halt > 0) | (rows.steps >= c.halt_max_steps)) & (rows.steps >= explores * drawn)
 
     def close(self) -> None:

@@ -222,6 +222,26 @@ class TestOfficialLayout:
         content = official(MLP, ema={"mu": 0.999, **prefixed(weights(MLP, 2), "model.inner.")})
         assert_same_bits(load_checkpoint(saved(tmp_path, content)).state_dict, weights(MLP, 2))
 
+    @pytest.mark.parametrize("nested", [False, True])
+    def test_averages_of_trm(self, nested, tmp_path, training_code):
+        averages = prefixed(weights(MLP, 2), "_orig_mod.model.inner.")
+        content = official(MLP, ema=None) | {
+            "optimizers": [],
+            "ema_helper": {"shadow": averages} if nested else averages,
+        }
+        loaded = load_checkpoint(saved(tmp_path, content))
+        assert_same_bits(loaded.state_dict, weights(MLP, 2))
+        assert "EMA" in loaded.card.notes
+
+    @pytest.mark.parametrize("key", ["swa", "model_ema", "ema_helper"])
+    def test_other_copies_of_the_weights_are_told(self, key, tmp_path, training_code):
+        # As torch.optim.swa_utils.AveragedModel keeps them.
+        copy = prefixed(weights(MLP, 2), "module._orig_mod.model.inner.")
+        content = official(MLP) | {key: {"n_averaged": torch.tensor(3), **copy}}
+        with pytest.warns(UserWarning, match=f"'{key}' holds another copy of the weights.*'ema' or 'ema_helper'"):
+            loaded = load_checkpoint(saved(tmp_path, content))
+        assert_same_bits(loaded.state_dict, weights(MLP, 1))
+
     def test_parameter_lacking_in_ema_is_reported(self, tmp_path, training_code):
         content = official(MLP)
         del content["ema"]["shadow"]["_orig_mod.model.inner.q_head.bias"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from eqr_kernels._nvtx import nvtx_range
 from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder
 from eqr_kernels.backends.triton.plan import INTERPRETED, Plan
 from eqr_kernels.backends.watch import Launch, StreamLaunch, ThreadLaunch, Watch
+from eqr_kernels.forking import fork_safe_lock
 from eqr_kernels.modules import EqROperator
 from eqr_kernels.precision import Precision, names
 from eqr_kernels.selection import select
@@ -135,7 +135,7 @@ def _on(device: torch.device) -> AbstractContextManager[Any]:
 
 
 # The interpreter keeps its state in globals.
-_INTERPRETER = threading.Lock()
+_INTERPRETER = fork_safe_lock()
 
 
 def _deliver(problem: FixedPointProblem, tables: Tables, recorder: Recorder) -> None:

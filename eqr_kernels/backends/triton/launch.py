@@ -39,7 +39,7 @@ class Weights(NamedTuple):
     def of(cls, model: EqROperator, dtype: torch.dtype, plan: Plan) -> Weights:
         """Cast and copied anew: that is little work next to a solve, and later changes of the model cannot harm."""
         w, rope = model.weights().to(dtype), model.rope()
-        nothing = torch.zeros(1, device=model.device)
+        nothing = torch.zeros(1, dtype=torch.float32, device=model.device)
         columns, rows = plan.width - plan.d, plan.width - plan.d
         heads = [pad(weight, (0, columns)) for weight in (w.embedding, w.lm_head, w.q_weight)]
         if plan.heads:
@@ -105,8 +105,8 @@ def arguments(
         score=table(torch.float32),
         steps=table(torch.int64),
         status=table(torch.int64),
-        logits=torch.zeros(t, plan.S, plan.V, device=device),
-        residuals=torch.full((t, p.depth) if p.trace else (1,), torch.nan, device=device),
+        logits=torch.zeros(t, plan.S, plan.V, dtype=torch.float32, device=device),
+        residuals=torch.full((t, p.depth) if p.trace else (1,), torch.nan, dtype=torch.float32, device=device),
         counters=torch.zeros(4, dtype=torch.int64, device=device),
     )
     c = model.config

@@ -192,7 +192,7 @@ def _time(model: EqROperator, dtype: torch.dtype, plan: Plan) -> tuple[float, to
     trajectories = 2 * torch.cuda.get_device_properties(model.device).multi_processor_count
     programs = min(_fits(model, dtype, plan), trajectories)
     problem = launch.trial(model, dtype, trajectories, _STEPS)
-    times, logits = [], torch.empty(0)
+    times, logits = [], torch.empty(0, device="cpu")
     for run in range(_RUNS + 1):
         values, tables = launch.arguments(model, problem, plan, new_control(model.device), programs)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -1,0 +1,38 @@
+"""What a forked child must not inherit: threads that are not there any more, and locks that nobody will release."""
+
+from __future__ import annotations
+
+import os
+import threading
+from weakref import WeakSet
+
+import torch
+
+_LOCKS: WeakSet[threading.Lock] = WeakSet()
+_TASKS = "/proc/self/task"
+_had_threads = False
+
+
+def fork_safe_lock() -> threading.Lock:
+    """A lock that is free again in a child that was forked while another thread held it."""
+    lock = threading.Lock()
+    _LOCKS.add(lock)
+    return lock
+
+
+def _before() -> None:
+    global _had_threads
+    # Where nobody can tell, there are as many as torch may have started.
+    _had_threads = len(os.listdir(_TASKS)) > 1 if os.path.isdir(_TASKS) else torch.get_num_threads() > 1
+
+
+def _in_child() -> None:
+    for lock in _LOCKS:
+        lock._at_fork_reinit()  # type: ignore[attr-defined]
+    # OpenMP would wait for ever for threads that it started in the parent.
+    if _had_threads:
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before, after_in_child=_in_child)
