@@ -39,8 +39,12 @@ class LatentState(NamedTuple):
 
 
 def _linear(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
-    # Skips nn.Linear's own initialisation: reset_parameters below draws the official one.
-    return nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias, device=torch.get_default_device())
+    # On meta first, which skips nn.Linear's own draws: reset_parameters below draws the official ones.
+    layer = nn.Linear(inputs, outputs, bias=bias, device="meta")
+    layer.weight = nn.Parameter(torch.empty(outputs, inputs))
+    if bias:
+        layer.bias = nn.Parameter(torch.empty(outputs))
+    return layer
 
 
 class SwiGLU(nn.Module):

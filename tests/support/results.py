@@ -26,10 +26,15 @@ FIELDS = (
 )
 
 
-def same(a: SolveResult, b: SolveResult, rows: Any = slice(None)) -> bool:
-    """Equal bit for bit, NaN included; `rows` of b."""
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Of the same dtype, shape and bits, NaN included."""
 
     def bits(t: Tensor) -> Tensor:
         return t.clone(memory_format=torch.contiguous_format).view(torch.uint8).cpu()
 
-    return all(torch.equal(bits(getattr(a, field)), bits(getattr(b, field)[rows])) for field in FIELDS)
+    return a.dtype == b.dtype and torch.equal(bits(a), bits(b))
+
+
+def same(a: SolveResult, b: SolveResult, rows: Any = slice(None)) -> bool:
+    """Equal bit for bit, NaN included; `rows` of b."""
+    return all(same_bits(getattr(a, field), getattr(b, field)[rows]) for field in FIELDS)
