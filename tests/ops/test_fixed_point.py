@@ -64,6 +64,33 @@ def test_opcheck_of_fixed_point(changes: dict[str, Any]) -> None:
     torch.library.opcheck(torch.ops.eqr_kernels.fixed_point.default, arguments)
 
 
+@pytest.mark.parametrize("started", [False, True])
+def test_opcheck_of_states(started: bool) -> None:
+    given = tuple(starts(12)) if started else (None, None, None)
+    arguments = (pack(**weights()).data, *problem(trace=False).values(), *given, True)
+    torch.library.opcheck(torch.ops.eqr_kernels.fixed_point.default, arguments)
+
+
+def starts(trajectories: int) -> ops.StartStates:
+    z_H, z_L = torch.ones(2, trajectories, S, D)
+    return ops.StartStates(z_H, z_L, torch.zeros(trajectories, 4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(z_H=torch.ones(12, S, D + 1)), r"start_H must be .*\[12, 6, 16\]"),
+        (dict(z_L=torch.ones(12, S, D, dtype=torch.float64)), "start_L must be .*float32"),
+        (dict(rng=torch.zeros(11, 4, dtype=torch.int64)), r"start_rng must be .*\[12, 4\]"),
+        (dict(rng=None), "start_H, start_L and start_rng must all be given or all be None"),
+    ],
+)
+def test_start_states_that_do_not_fit_are_named(changes: dict[str, Any], message: str) -> None:
+    arguments = (pack(**weights()).data, *problem().values(), *starts(12)._replace(**changes), False)
+    with pytest.raises((ValueError, TypeError, RuntimeError), match=message):
+        torch.ops.eqr_kernels.fixed_point.default(*arguments)
+
+
 def test_opcheck_of_trajectory_bytes_and_fingerprint() -> None:
     packed = pack(**weights()).data
     torch.library.opcheck(torch.ops.eqr_kernels.trajectory_bytes.default, (packed, 3))
