@@ -31,7 +31,7 @@ def solve(model: EquilibriumReasoner, tokens: torch.Tensor, kernel: str | Emulat
     if isinstance(kernel, str):
         return model.solve(tokens, backend=kernel, **options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backends, "choose", lambda *_: (kernel, "on the host"))
+        patch.setattr(backends, "choose", lambda *_, **__: (kernel, "on the host"))
         return model.solve(tokens, **options)
 
 
@@ -40,8 +40,8 @@ def emulated(monkeypatch, kernel):
     """Puts the kernel in the place of the backend that a test calls "emulated"."""
     known = backends.choose
 
-    def choose(name, model, precision):
-        return (EmulatedCuda(kernel), "on the host") if name == "emulated" else known(name, model, precision)
+    def choose(name, *arguments, **options):
+        return (EmulatedCuda(kernel), "on the host") if name == "emulated" else known(name, *arguments, **options)
 
     monkeypatch.setattr(backends, "choose", choose)
 
