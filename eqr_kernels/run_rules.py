@@ -18,10 +18,22 @@ class Halt(IntEnum):
     """Its residual was at most tol for `patience` consecutive outer steps."""
     q = 2
     """q_halt was positive."""
+    residual_and_q = 3
+    """Both held at the same outer step."""
+    residual_or_q = 4
+    """Either held; where both did at the same step, it has converged."""
     none = 0
 
 
-HALTING_RULES = tuple(rule.name for rule in Halt)
+HALTING_RULES = {
+    "residual": Halt.residual,
+    "q": Halt.q,
+    "residual+q": Halt.residual_and_q,
+    "residual|q": Halt.residual_or_q,
+    "none": Halt.none,
+}
+"""The rules by the names that `halt=` takes."""
+RULES_WITH_TOLERANCE = tuple(name for name in HALTING_RULES if "residual" in name)
 SELECTION_RULES = ("residual", "vote", "q", "first")
 
 
@@ -33,8 +45,8 @@ class RunRules:
         seed: 0 to 2**32 - 1, of the random numbers.
         breadth: trajectories of a puzzle, at least 1 and below 2**32.
         depth: outer steps of a trajectory at most, at least 1 and below 2**24.
-        halt: one of HALTING_RULES: "residual" (residual <= tol for `patience` consecutive steps), "q" (q_halt > 0) or
-            "none" (the whole depth).
+        halt: one of HALTING_RULES: "residual" (residual <= tol for `patience` consecutive steps), "q" (q_halt > 0),
+            "residual+q" (both at the same step), "residual|q" (either) or "none" (the whole depth).
         tol: at least 0. patience: at least 1.
         select: one of SELECTION_RULES.
         window: differences of the logits in a score, at least 1.

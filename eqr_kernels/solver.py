@@ -17,7 +17,7 @@ from eqr_kernels.modules import EqROperator, LatentState, check_ids, check_token
 from eqr_kernels.ops import StartStates
 from eqr_kernels.precision import NAMED, Precision, names
 from eqr_kernels.results import Collector, OnFinished, SolveResult
-from eqr_kernels.run_rules import HALTING_RULES
+from eqr_kernels.run_rules import HALTING_RULES, RULES_WITH_TOLERANCE
 
 DEFAULT_DEPTH = 64
 """Outer steps at most, of `solve` and of the commands."""
@@ -64,8 +64,10 @@ def solve(
         tokens: integers [N, S] in 0..V-1. N may be 0: the result is empty then, and nothing is called.
         depth: outer steps at most, for each trajectory.
         breadth: trajectories B a row, from different random starts.
-        halt: a rule of `run_rules.Halt`: "residual" (r <= tol for `patience` steps in a row), "q" (q_halt > 0), "none".
-        tol: for "residual"; "auto" takes the tolerance of the model's card.
+        halt: one of `run_rules.HALTING_RULES`: "residual" (r <= tol for `patience` steps in a row: CONVERGED), "q"
+            (q_halt > 0: HALTED), "residual+q" (both at the same step: CONVERGED), "residual|q" (either: HALTED where
+            only q_halt > 0, else CONVERGED) or "none".
+        tol: for the rules with "residual"; "auto" takes the tolerance of the model's card.
         patience: see `halt`.
         select: "residual" (settled first, then the lowest score), "vote" (the most common answer, then the score),
             "q" (highest q_halt) or "first" (fewest steps: a race, whose losers are cancelled).
@@ -107,7 +109,7 @@ def solve(
     if depth >= 1 << 24 or breadth >= 1 << 32:
         raise ValueError(f"depth must be below 2**24 and breadth below 2**32, got {depth} and {breadth}")
     window = _check_count("window", model.inference_window if window is None else window)
-    _check_choice("halt", halt, HALTING_RULES)
+    _check_choice("halt", halt, tuple(HALTING_RULES))
     _check_choice("select", select, selection.RULES)
     if select == "first" and halt == "none":
         raise ValueError('select="first" needs a halting rule, got halt="none"; use halt="residual" or halt="q"')
@@ -222,7 +224,7 @@ def _check_number(name: str, value: object) -> float:
 
 
 def _tolerance(model: EqROperator, halt: str, tol: float | str, noise_scale: float) -> float:
-    if halt != "residual":
+    if halt not in RULES_WITH_TOLERANCE:
         return 0.0
     if tol == "auto":
         if model.card is None or model.card.tol is None:

@@ -8,7 +8,7 @@
 
 namespace eqr {
 
-enum class Halt : int32_t { none, residual, q };
+enum class Halt : int32_t { none, residual, q, residual_and_q, residual_or_q };
 enum class Select : int32_t { residual, vote, q, first };
 enum Status : int64_t { kConverged = 0, kHalted, kMaxDepth, kCancelled, kDiverged, kGoing = -1 };
 
@@ -40,8 +40,10 @@ EQR_INLINE float residual_sq(float change_sq, float size_sq) {
 // After outer step number `steps`: `streak` steps in a row had a residual of at most tol.
 EQR_INLINE Status status_after(const RunRules& r, bool finite, float q_halt, int64_t streak, int64_t steps) {
   if (!finite) return kDiverged;
-  if (r.halt == Halt::q && q_halt > 0) return kHalted;
-  if (r.halt == Halt::residual && streak >= r.patience) return kConverged;
+  const bool low = streak >= r.patience, positive = q_halt > 0;
+  const bool either = r.halt == Halt::residual_or_q, both = r.halt == Halt::residual_and_q;
+  if (low && (r.halt == Halt::residual || either || (both && positive))) return kConverged;
+  if (positive && (r.halt == Halt::q || either)) return kHalted;
   return steps == r.depth ? kMaxDepth : kGoing;
 }
 

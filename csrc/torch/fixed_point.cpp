@@ -100,6 +100,15 @@ FixedPointResult fixed_point_on_cpu(const RunArguments& run) {
 
 namespace {
 
+Halt halt_named(const std::string& name) {
+  return choice<Halt>("halt", name,
+                      {{"residual", Halt::residual},
+                       {"q", Halt::q},
+                       {"residual+q", Halt::residual_and_q},
+                       {"residual|q", Halt::residual_or_q},
+                       {"none", Halt::none}});
+}
+
 // packed: uint8 [bytes] of pack_weights; tokens: int64 [N, S], ids: int64 [N], control: int64 [3]; T = N * breadth, C
 // checkpoints -> logits float32 [N, S, V], winner int64 [N], preds int64 [T, S], q_halt, residual, score float32 [T],
 // steps, status int64 [T], the same six with [C, ...] at the checkpoints, residuals float32 [T, depth] or [0], the
@@ -113,29 +122,29 @@ FixedPointResult fixed_point(const Tensor& packed, const Tensor& tokens, const T
                              std::optional<Tensor> start_rng, bool keep_states) {
   if (start_H.has_value() != start_L.has_value() || start_H.has_value() != start_rng.has_value())
     fail("start_H, start_L and start_rng must all be given or all be None");
-  const RunArguments run{
-      .packed = packed,
-      .tokens = tokens,
-      .ids = ids,
-      .control = control,
-      .shape = shape_of(sizes, constants, fixed_start),
-      .rules =
-          {.seed = seed,
-           .breadth = breadth,
-           .depth = depth,
-           .halt = choice<Halt>("halt", halt, {{"residual", Halt::residual}, {"q", Halt::q}, {"none", Halt::none}}),
-           .tol = float(tol),
-           .patience = patience,
-           .select = choice<Select>(
-               "select", select,
-               {{"residual", Select::residual}, {"vote", Select::vote}, {"q", Select::q}, {"first", Select::first}}),
-           .window = window,
-           .noise_scale = float(noise_scale)},
-      .checkpoints = checkpoints,
-      .slots = slots,
-      .trace = trace,
-      .start = start_H ? std::optional<StartStates>({*start_H, *start_L, *start_rng}) : std::nullopt,
-      .keep_states = keep_states};
+  const RunArguments run{.packed = packed,
+                         .tokens = tokens,
+                         .ids = ids,
+                         .control = control,
+                         .shape = shape_of(sizes, constants, fixed_start),
+                         .rules = {.seed = seed,
+                                   .breadth = breadth,
+                                   .depth = depth,
+                                   .halt = halt_named(halt),
+                                   .tol = float(tol),
+                                   .patience = patience,
+                                   .select = choice<Select>("select", select,
+                                                            {{"residual", Select::residual},
+                                                             {"vote", Select::vote},
+                                                             {"q", Select::q},
+                                                             {"first", Select::first}}),
+                                   .window = window,
+                                   .noise_scale = float(noise_scale)},
+                         .checkpoints = checkpoints,
+                         .slots = slots,
+                         .trace = trace,
+                         .start = start_H ? std::optional<StartStates>({*start_H, *start_L, *start_rng}) : std::nullopt,
+                         .keep_states = keep_states};
 #ifdef EQR_HAVE_CUDA
   if (place_of(tokens).cuda) return fixed_point_on_cuda(run);
 #endif

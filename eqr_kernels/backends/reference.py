@@ -210,10 +210,13 @@ class _Loop:
 
         going = -1
         status = torch.full_like(steps, going).masked_fill(steps == p.depth, int(Status.MAX_DEPTH))
-        if p.halt == "q":
-            status = status.masked_fill(q_halt > 0, int(Status.HALTED))
-        elif p.halt == "residual":
-            status = status.masked_fill(streak >= p.patience, int(Status.CONVERGED))
+        low, positive = streak >= p.patience, q_halt > 0
+        if p.halt in ("q", "residual|q"):
+            status = status.masked_fill(positive, int(Status.HALTED))
+        if p.halt in ("residual", "residual|q"):
+            status = status.masked_fill(low, int(Status.CONVERGED))
+        if p.halt == "residual+q":
+            status = status.masked_fill(low & positive, int(Status.CONVERGED))
         status = status.masked_fill(~finite, int(Status.DIVERGED))
         # The one time in a step that the host waits for the device.
         number, steps_now, status = torch.stack([rows.number, steps, status]).cpu()

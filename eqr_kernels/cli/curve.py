@@ -96,8 +96,9 @@ def curve(
 
     All puzzles run once, without halting, to the greatest depth and breadth. As a trajectory depends on its puzzle,
     seed and restart alone, that run holds what every shallower and narrower setting answers, with a fixed depth, with
-    residual exit at each of --tols, with q-halt, and as a race. An outer step is timed on this machine, alone and in
-    company; costs are counted steps times that. The points that matter are then run for real, and both are reported.
+    residual exit at each of --tols, with q-halt, with the two together, and as a race. An outer step is timed on this
+    machine, alone and in company; costs are counted steps times that. The points that matter are then run for real, and
+    both are reported.
 
     What was run is kept in OUT/recording as it is done. The same command goes on after an interruption, and another
     --price, --target or --budget does not run the puzzles again.

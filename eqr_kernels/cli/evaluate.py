@@ -16,6 +16,7 @@ from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.cli.console import INCOMPLETE, Bar, check_output, command, emit, parse_counts, parse_tolerance
 from eqr_kernels.cli.provenance import reproduction
 from eqr_kernels.cli.render import terminal as drawing
+from eqr_kernels.run_rules import RULES_WITH_TOLERANCE
 from eqr_kernels.studies import attractors
 from eqr_kernels.studies.attractors import MODES, Modes
 from eqr_kernels.studies.coupling import couple
@@ -43,9 +44,7 @@ def evaluate(
             "an oracle); several, as in residual,vote,q,any. Tables by source and rating are for the first."
         ),
     ] = "residual",
-    halt: Annotated[
-        str, typer.Option(help="none (all run to the full depth), residual (settled trajectories stop) or q.")
-    ] = "none",
+    halt: opt.Halt = "none",
     tol: Annotated[str, typer.Option(help="Residual that counts as settled; auto takes the card's, if any.")] = "auto",
     broad: opt.Broad = None,
     window: opt.Window = None,
@@ -111,7 +110,7 @@ def evaluate(
         backend=backend,
         precision=precision,
     )
-    given = settings if halt == "residual" and tolerance is not None else {**settings, "tol": "auto"}
+    given = settings if halt in RULES_WITH_TOLERANCE and tolerance is not None else {**settings, "tol": "auto"}
     begun = time.perf_counter()
     with Bar("evaluating", progress) as bar:
         recording = record(

@@ -14,6 +14,13 @@ Model = Annotated[
 ]
 Depth = Annotated[int, typer.Option(help="Outer steps of a trajectory, at most.")]
 Breadth = Annotated[int, typer.Option(help="Trajectories of each puzzle, from different random starts.")]
+Halt = Annotated[
+    str,
+    typer.Option(
+        help="When a trajectory stops: residual (at most --tol), q (the halting head is above 0), residual+q (both), "
+        "'residual|q' (either; a shell needs the quotes) or none (the full depth)."
+    ),
+]
 Select = Annotated[str, typer.Option(help="Rule that selects the trajectory that answers: residual, vote, q or first.")]
 Window = Annotated[int | None, typer.Option(help="Changes of the logits that a score averages; default the card's.")]
 NoiseScale = Annotated[

@@ -26,6 +26,7 @@ from eqr_kernels.cli.console import (
 from eqr_kernels.cli.render import terminal as drawing
 from eqr_kernels.config import EqRConfig
 from eqr_kernels.results import SolveResult
+from eqr_kernels.run_rules import RULES_WITH_TOLERANCE
 from eqr_kernels.solver import DEFAULT_DEPTH
 from eqr_kernels.studies import exact_match
 from eqr_kernels.tasks import maze, sudoku_generator
@@ -46,7 +47,7 @@ def solve(
     model: opt.Model = opt.MODEL,
     depth: opt.Depth = DEFAULT_DEPTH,
     breadth: opt.Breadth = 1,
-    halt: Annotated[str, typer.Option(help="residual (settled), q (the halting head) or none.")] = "residual",
+    halt: opt.Halt = "residual",
     tol: Annotated[str, typer.Option(help="Residual that counts as settled; auto takes the card's.")] = "auto",
     patience: Annotated[int, typer.Option(help="Consecutive steps at or below --tol.")] = 1,
     select: opt.Select = "residual",
@@ -125,7 +126,7 @@ def solve(
 
             result = reasoner.solve(tokens, checkpoints=depths, progress=show, **settings)
         seconds = time.perf_counter() - begun
-    if settings["tol"] == "auto" and halt == "residual" and card is not None:
+    if settings["tol"] == "auto" and halt in RULES_WITH_TOLERANCE and card is not None:
         settings["tol"] = card.tol
     rows = _rows(task, puzzles, result)
     if check:

@@ -14,6 +14,7 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
 from eqr_kernels import selection, trajectory
+from eqr_kernels.run_rules import HALTING_RULES, RULES_WITH_TOLERANCE
 from eqr_kernels.studies.recording import Recording, check_counts
 from eqr_kernels.studies.types import Bools, Ints
 from eqr_kernels.trajectory import Status
@@ -26,6 +27,7 @@ POLICIES = {
     "fixed": "every trajectory runs to the depth",
     "residual": "a trajectory stops when its residual is at most tol",
     "q": "a trajectory stops when q_halt is above 0",
+    "residual+q": "a trajectory stops when its residual is at most tol and q_halt above 0, at the same step",
     "race": "the first of a puzzle's trajectories whose residual is at most tol answers, and its siblings stop with it",
 }
 
@@ -38,14 +40,21 @@ def first_converged(residuals: npt.ArrayLike, tol: float, patience: int = 1) -> 
     r = np.asarray(residuals, np.float32)
     if r.ndim != 2 or not r.shape[1]:
         raise ValueError(f"residuals must be [N, D >= 1], got shape {r.shape}")
+    fires = _residual_fires(r, tol, patience)
+    converged: Bools = np.asarray(fires.any(1))
+    steps = np.where(converged, fires.argmax(1) + 1, r.shape[1]).astype(np.int64)
+    return steps, converged
+
+
+def _residual_fires(residuals: npt.NDArray[np.float32], tol: float, patience: int) -> Bools:
+    """Whether each step closes `patience` consecutive residuals <= tol: [..., D] -> bool [..., D]."""
     if patience < 1:
         raise ValueError(f"patience must be at least 1, got {patience}")
-    below: Bools = r <= np.float32(tol)
-    window = min(patience, r.shape[1])
-    fires: Bools = np.asarray(sliding_window_view(below, window, axis=1).all(-1))  # [N, D - window + 1]
-    converged: Bools = fires.any(1) & (patience <= r.shape[1])
-    steps = np.where(converged, fires.argmax(1) + window, r.shape[1]).astype(np.int64)
-    return steps, converged
+    below: Bools = residuals <= np.float32(tol)
+    fires: Bools = np.zeros_like(below)
+    if patience <= below.shape[-1]:
+        fires[..., patience - 1 :] = sliding_window_view(below, patience, axis=-1).all(-1)
+    return fires
 
 
 def _fired(status: npt.NDArray[np.integer]) -> Bools:
@@ -105,14 +114,21 @@ def ends_when_halted(
     """As a halting rule would have stopped the trajectories of a run without one.
 
     Where not every outer step is recorded, a trajectory goes on to the first recorded depth from the step on at which
-    its rule fired ("q": at which it holds): it spends a little more than `solve` would have, never less.
+    its rule fired (as far as it looks at q_halt: at which it holds): it spends a little more than `solve` would have,
+    never less.
 
     Args:
-        halt, tol, patience, depth: as for `solve`; by default the recording's depth.
+        halt, patience, depth: as for `solve`; by default the recording's depth.
+        tol: of the rules with a residual, which need it.
 
     Raises:
-        ValueError: the recording was halted itself, or has no such depth or breadth.
+        ValueError: the recording was halted itself, or has no such depth or breadth; there is no such rule; tol is
+            missing.
     """
+    if halt not in HALTING_RULES:
+        raise ValueError(f"halt must be one of {', '.join(HALTING_RULES)}, got {halt!r}")
+    if halt in RULES_WITH_TOLERANCE and tol is None:
+        raise ValueError(f'halt="{halt}" looks at the residual and needs tol, got None')
     depth, breadth = depth or recording.depth, breadth or recording.breadth
     if recording.halt != "none":
         raise ValueError(f'only a recording without halting can be replayed, and this one has halt="{recording.halt}"')
@@ -124,21 +140,26 @@ def ends_when_halted(
     last = recording.place(depth)
     depths = np.array(recording.depths[: last + 1])
     gone = recording.diverged_at[:, :breadth]
-    if halt == "q":
-        fires = (recording.q_halt[:, :breadth, : last + 1] > 0) & (depths < gone[..., None])
-        fired, place = np.asarray(fires.any(2)), fires.argmax(2)
-    elif halt == "residual" and tol is not None:
-        steps = np.arange(1, depth + 1)
-        residuals = np.where(steps < gone[..., None], recording.residuals[:, :breadth, :depth], np.nan)
-        first, met = first_converged(residuals.reshape(-1, depth), tol, patience)
-        fired, place = met.reshape(gone.shape), np.searchsorted(depths, first.reshape(gone.shape))
-    else:
-        fired, place = np.zeros(gone.shape, bool), np.zeros(gone.shape, np.int64)
-    fired &= depths[place] < gone
+    positive: Bools = recording.q_halt[:, :breadth, : last + 1] > 0
+    converged = halted = np.zeros_like(positive)  # [N, B, K], by which signal the rule has fired
+    if halt in RULES_WITH_TOLERANCE and tol is not None:
+        fires = _residual_fires(recording.residuals[:, :breadth, :depth], tol, patience)
+        if halt == "residual+q":
+            converged = fires[..., depths - 1] & positive
+        else:
+            converged = np.logical_or.accumulate(fires, axis=2)[..., depths - 1]
+    if halt in ("q", "residual|q"):
+        halted = positive
+    fires = (converged | halted) & (depths < gone[..., None])
+    fired, first = fires.any(2), fires.argmax(2)
+    by_residual = np.take_along_axis(converged, first[..., None], 2)[..., 0]
     diverged = ~fired & (gone <= depth)
-    place = np.where(fired, place, np.where(diverged, np.searchsorted(depths, gone), last))
-    rule = Status.HALTED if halt == "q" else Status.CONVERGED
-    status = np.select([diverged, fired], [int(Status.DIVERGED), int(rule)], int(Status.MAX_DEPTH))
+    place = np.where(fired, first, np.where(diverged, np.searchsorted(depths, gone), last))
+    status = np.select(
+        [diverged, fired & by_residual, fired],
+        [int(Status.DIVERGED), int(Status.CONVERGED), int(Status.HALTED)],
+        int(Status.MAX_DEPTH),
+    )
     return Ends(place, np.where(diverged, gone, depths[np.minimum(place, last)]), status)
 
 
@@ -198,6 +219,10 @@ def correct_grid(
     return np.moveaxis(np.array(grid), 3, 0)
 
 
+def _halting_rule(policy: str) -> str:
+    return {"fixed": "none", "race": "residual"}.get(policy, policy)
+
+
 @dataclass(frozen=True, order=True)
 class Policy:
     """One way of running `solve`.
@@ -205,7 +230,7 @@ class Policy:
     Attributes:
         name: of `POLICIES`.
         depth, breadth: outer steps at most, and trajectories of a puzzle.
-        tol: of "residual" and "race", else None.
+        tol: of "residual", "residual+q" and "race", else None.
         select: the rule among the trajectories; "first" for "race".
     """
 
@@ -220,9 +245,10 @@ class Policy:
             raise ValueError(f"a policy must be one of {', '.join(POLICIES)}, got {self.name!r}")
         if self.depth < 1 or self.breadth < 1:
             raise ValueError(f"depth and breadth must be at least 1, got {self.depth} and {self.breadth}")
-        if (self.tol is not None) != (self.name in ("residual", "race")):
+        if (self.tol is not None) != (self.halt in RULES_WITH_TOLERANCE):
             raise ValueError(
-                f"tol is for the policies residual and race, and they need it; got {self.name} with {self.tol}"
+                f"tol is for the policies residual, residual+q and race, and they need it; got {self.name} with "
+                f"{self.tol}"
             )
         if self.select not in selection.RULES:
             raise ValueError(f"select must be one of {', '.join(selection.RULES)}, got {self.select!r}")
@@ -232,7 +258,7 @@ class Policy:
     @property
     def halt(self) -> str:
         """The halting rule of `solve`."""
-        return {"fixed": "none", "race": "residual"}.get(self.name, self.name)
+        return _halting_rule(self.name)
 
     def arguments(self) -> dict[str, object]:
         """Those of `solve`."""
@@ -260,7 +286,7 @@ def policies(
         if name == "race" and breadth == 1:
             continue
         rule = "first" if name == "race" else select
-        for tol in tols if name in ("residual", "race") else [None]:
+        for tol in tols if _halting_rule(name) in RULES_WITH_TOLERANCE else [None]:
             yield Policy(name, depth, breadth, tol, rule)
 
 

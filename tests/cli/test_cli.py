@@ -103,6 +103,21 @@ def test_solve_tells_what_became_of_each_puzzle_as_json(model):
     assert summary["mean_steps"] == (filled["steps"] + puzzle["steps"]) / 2
 
 
+@pytest.mark.parametrize(
+    ("halt", "tol"), [("residual", 0.02), ("q", "auto"), ("residual+q", 0.02), ("residual|q", 0.02)]
+)
+def test_solve_takes_each_halting_rule(model, halt, tol):
+    """The card's tolerance is that of the rules that look at the residual, and the status says which signal fired."""
+    options = ["--model", model, "--depth", 32, "--halt", halt]
+    report = eqr_json("solve", "-", *options, input=f"{SOLUTION}\n{PUZZLE}\n")
+    assert (report["settings"]["halt"], report["settings"]["tol"]) == (halt, tol)
+    for row in report["puzzles"]:
+        low, positive = row["residual"] <= 0.02, row["q_halt"] > 0
+        fired = {"residual": low, "q": positive, "residual+q": low and positive, "residual|q": low or positive}[halt]
+        status = "halted" if halt == "q" or not low else "converged"
+        assert (row["converged"], row["status"]) == (fired, status if fired else "max_depth")
+
+
 def test_solve_agrees_with_the_library(model, data):
     report = eqr_json("solve", data, "--model", model, "--depth", 12, "--breadth", 3, "--seed", 9, "--tol", 0.05)
     tokens = torch.from_numpy(sudoku.load_csv(data).inputs).long()
@@ -211,7 +226,7 @@ def test_solve_demo_needs_no_file(model):
     [
         (["--tol", "tight"], "--tol must be auto or a positive number"),
         (["--by-depth", "1;2"], "--by-depth must be numbers"),
-        (["--halt", "soon"], "halt must be one of residual, q, none"),
+        (["--halt", "soon"], "halt must be one of residual, q, residual+q, residual|q, none"),
         (["--depth", "0"], "depth must be at least 1"),
         (["--backend", "cuda"], "backend='cuda' cannot run here"),
         (["--output", "missing/out.json"], "make it first"),
@@ -409,8 +424,9 @@ def test_eval_under_halting_spends_less_and_says_so(model, data):
     assert report["accuracy"][1]["correct"] == halted["correct"]
     assert report["under_tolerance"]["converged"] == 1.0 and report["diagnosis"]["counts"]["broad"] == 8
     assert report["diagnosis"]["settled_means"] == "halted (halt=residual)"
-    text = eqr("eval", data, "--model", model, "--depths", 2, "--halt", "q").stdout
-    assert "halting by q: mean steps" in text
+    for halt in ("q", "residual+q", "residual|q"):
+        text = eqr("eval", data, "--model", model, "--depths", 2, "--halt", halt).stdout
+        assert f"halting by {halt}: mean steps" in text
 
 
 def test_eval_draws_a_table_for_each_rule(model, data):
@@ -463,7 +479,7 @@ def test_eval_takes_a_fixed_subset(model, data):
         (["--breadths", "0,2"], "--breadths must be 1 or more, got 0"),
         (["--select", "residual,best"], "select must be of residual, vote, q, first, any, got 'residual', 'best'"),
         (["--select", "first"], 'select="first" needs a halting rule'),
-        (["--halt", "soon"], "halt must be one of residual, q, none"),
+        (["--halt", "soon"], "halt must be one of residual, q, residual+q, residual|q, none"),
         (["--halt", "q", "--tol", 0.1], 'halt="q" does not look at it'),
         (["--tol", "tight"], "--tol must be auto or a positive number"),
         (["--tol", "-1"], "tol must be positive"),

@@ -201,11 +201,12 @@ def test_a_backend_that_records_few_depths_is_named() -> None:
         ("fixed", 'depth=64, breadth=8, halt="none"'),
         ("q", 'depth=64, breadth=8, halt="q"'),
         ("residual", 'depth=64, breadth=8, halt="residual", tol=0.028'),
+        ("residual+q", 'depth=64, breadth=8, halt="residual+q", tol=0.028'),
         ("race", 'depth=64, breadth=8, halt="residual", tol=0.028, select="first"'),
     ],
 )
 def test_calls(policy: str, want: str) -> None:
-    tol = 0.028 if policy in ("residual", "race") else None
+    tol = 0.028 if policy in ("residual", "residual+q", "race") else None
     assert Policy(policy, 64, 8, tol, "first" if policy == "race" else "residual").call() == want
 
 

@@ -136,11 +136,20 @@ int64_t Oracle::last_step(const std::vector<Step>& history, int64_t depth, Statu
   for (int64_t k = 1; k <= depth; ++k) {
     bool patient = k >= p_.patience;
     for (int64_t j = k - p_.patience; patient && j < k; ++j) patient = history[j].residual <= p_.tol;
-    *status = !history[k - 1].finite                            ? kDiverged
-              : p_.halt == Halt::q && history[k - 1].q_halt > 0 ? kHalted
-              : p_.halt == Halt::residual && patient            ? kConverged
-              : k == p_.depth                                   ? kMaxDepth
-                                                                : kGoing;
+    const bool wants = history[k - 1].q_halt > 0;
+    bool converged = false, halted = false;
+    switch (p_.halt) {
+      case Halt::none: break;
+      case Halt::residual: converged = patient; break;
+      case Halt::q: halted = wants; break;
+      case Halt::residual_and_q: converged = patient && wants; break;
+      case Halt::residual_or_q: converged = patient, halted = wants && !patient; break;
+    }
+    *status = !history[k - 1].finite ? kDiverged
+              : converged            ? kConverged
+              : halted               ? kHalted
+              : k == p_.depth        ? kMaxDepth
+                                     : kGoing;
     if (*status != kGoing) return k;
   }
   return depth;

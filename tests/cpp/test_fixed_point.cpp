@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "check.h"
+#include "cpu/loop/selection.h"
 #include "problem.h"
 
 namespace {
@@ -249,6 +250,32 @@ TEST(each_end_is_told_once_with_what_is_recorded) {
   CHECK(seen.ended.size() == size_t(p.trajectories()) && numbers.size() == seen.ended.size(), seen.ended.size());
 }
 
+TEST(both_signals_or_either) {
+  for (Halt halt : {Halt::residual_and_q, Halt::residual_or_q})
+    for (int64_t patience : {1, 3}) {
+      Problem p(8);
+      p.halt = halt;
+      p.patience = patience;
+      p.depth = 20;
+      p.tol = 0.05f;
+      p.checkpoints = every_depth(20);
+      const Oracle oracle(p);
+      const Result result = solve(p, 2);
+      check_against_oracle(p, oracle, result, "signals");
+      const bool both = halt == Halt::residual_and_q;
+      CHECK(count(result.end, eqr::kConverged) > 3, both, patience, count(result.end, eqr::kConverged));
+      CHECK(count(result.end, eqr::kHalted) > 3 != both, both, patience, count(result.end, eqr::kHalted));
+      // The signals disagree: what one of them alone would end at another step.
+      for (Halt alone : {Halt::residual, Halt::q}) {
+        p.halt = alone;
+        const Table end = Oracle(p).table(p.depth);
+        int64_t differ = 0;
+        for (int64_t t = 0; t < p.trajectories(); ++t) differ += end.steps[t] != result.end.steps[t];
+        CHECK(differ > 1, both, patience, int(alone), differ);
+      }
+    }
+}
+
 // Drawn problems, with everything that can be asked for at once.
 TEST(drawn_problems) {
   uint64_t state = 12345;
@@ -256,13 +283,13 @@ TEST(drawn_problems) {
     state = state * 6364136223846793005u + 1442695040888963407u;
     return int64_t(state >> 33) % n;
   };
-  constexpr Halt kHalts[] = {Halt::none, Halt::residual, Halt::q};
+  constexpr Halt kHalts[] = {Halt::none, Halt::residual, Halt::q, Halt::residual_and_q, Halt::residual_or_q};
   constexpr Select kSelects[] = {Select::residual, Select::vote, Select::q};
-  for (int i = 0; i < 60; ++i) {
+  for (int i = 0; i < 100; ++i) {
     Problem p(1 + draw(5));
     p.breadth = 1 + draw(5);
     p.depth = 1 + draw(12);
-    p.halt = kHalts[draw(3)];
+    p.halt = kHalts[draw(5)];
     p.select = kSelects[draw(3)];
     p.patience = 1 + draw(3);
     p.window = 1 + draw(5);

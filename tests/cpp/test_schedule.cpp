@@ -121,12 +121,13 @@ Table at_depth(Table table, int64_t depth) {
 }
 
 TEST(a_race_has_the_same_winner_for_any_timing) {
-  for (int variant = 0; variant < 2; ++variant) {
+  constexpr Halt kHalts[] = {Halt::residual, Halt::q, Halt::residual_and_q, Halt::residual_or_q};
+  for (int variant = 0; variant < 4; ++variant) {
     Problem p(6);
     p.breadth = 5;
     p.depth = 40;
     p.select = Select::first;
-    if (variant) p.halt = Halt::q;
+    p.halt = kHalts[variant];
     p.checkpoints = {1, 2, 3, 4, 5, 6, 8, 10, 20, 40};
     const Oracle oracle(p);
     const Table end = oracle.table(p.depth);

@@ -115,6 +115,8 @@ RULES = {
     "residual, twice": dict(halt="residual", patience=2),
     "fixed depth": dict(halt="none", depth=3),
     "q": dict(halt="q"),
+    "both signals": dict(halt="residual+q"),
+    "either signal": dict(halt="residual|q"),
 }
 
 

@@ -157,7 +157,7 @@ BAD_PROBLEMS = [
     (dict(patience=0), ValueError, "patience must be in 1.."),
     (dict(window=0), ValueError, "window must be in 1.."),
     (dict(slots=0), ValueError, "slots must be in 1.."),
-    (dict(halt="never"), ValueError, "halt must be one of residual, q, none, got 'never'"),
+    (dict(halt="never"), ValueError, r"halt must be one of residual, q, residual\+q, residual\|q, none, got 'never'"),
     (dict(select="best"), ValueError, "select must be one of residual, vote, q, first, got 'best'"),
     (dict(select="first"), ValueError, "select='first' needs a halting rule, got halt='none'"),
     (dict(tol=-1.0), ValueError, "tol must be at least 0, got -1"),
@@ -234,6 +234,12 @@ ENDS: dict[str, tuple[dict[str, Any], bool, set[Status]]] = {
     "all alike": (dict(fixed_start=True, noise_scale=0.0), False, {Status.MAX_DEPTH}),
     "settled or not": (dict(halt="residual", tol=0.06, noise_scale=0.0), False, {Status.CONVERGED, Status.MAX_DEPTH}),
     "halted or not": (dict(halt="q"), False, {Status.HALTED, Status.MAX_DEPTH}),
+    "settled by both": (dict(halt="residual+q", tol=0.06), False, {Status.CONVERGED, Status.MAX_DEPTH}),
+    "settled by either": (
+        dict(halt="residual|q", tol=0.06),
+        False,
+        {Status.CONVERGED, Status.HALTED, Status.MAX_DEPTH},
+    ),
     "diverged": (dict(halt="residual", tol=0.3), True, {Status.CONVERGED, Status.DIVERGED}),
     "cancelled": (dict(control=[1, 0, 0]), False, {Status.CANCELLED}),
 }

@@ -19,6 +19,7 @@ from torch import Tensor
 from eqr_kernels import EqRConfig, EquilibriumReasoner, SolveResult, Status, backends, ops
 from eqr_kernels.backends import cpu
 from eqr_kernels.precision import NAMED, Precision
+from eqr_kernels.run_rules import HALTING_RULES
 from tests.support.environment import BUILT, REPOSITORY, WHY_NOT_BUILT
 from tests.support.models import make_contractive, tiny_config
 from tests.support.results import FIELDS, same
@@ -164,9 +165,7 @@ def test_int8_is_not_bf16(contractive, puzzles):
     assert not torch.equal(bf16, int8)
 
 
-RULES = [
-    (s, h) for s in ("residual", "vote", "q", "first") for h in ("residual", "q", "none") if (s, h) != ("first", "none")
-]
+RULES = [(s, h) for s in ("residual", "vote", "q", "first") for h in HALTING_RULES if (s, h) != ("first", "none")]
 
 
 @pytest.mark.parametrize(("select", "halt"), RULES)

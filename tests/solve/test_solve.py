@@ -144,15 +144,46 @@ def test_score_is_the_mean_change_of_the_logits_over_the_window(contractive, puz
     assert torch.equal(result.at[1].all_score, result.at[1].all_residual)
 
 
-def test_q_halting(contractive, puzzles, backend):
-    full = contractive.solve(puzzles, depth=10, halt="none", checkpoints=range(1, 11), backend=backend)
-    q = torch.stack([full.at[k].all_q_halt[:, 0] for k in range(1, 11)], 1)  # [N, depth]
-    fires = (q > 0).any(1)
-    assert fires.any() and not fires.all()
-    result = contractive.solve(puzzles, depth=10, halt="q", select="q", backend=backend)
-    assert torch.equal(result.steps, torch.where(fires, (q > 0).float().argmax(1) + 1, 10))
-    assert torch.equal(result.converged, fires)
-    assert ((result.all_status[:, 0] == Status.HALTED) == fires).all()
+def ends_by(rule: str, low: torch.Tensor, positive: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Steps and status [N, B] under a halting rule, from what its signals say after each step: bool [N, B, depth]."""
+    converged = {"residual": low, "q": low & False, "residual+q": low & positive, "residual|q": low}[rule]
+    halted = {"residual": low & False, "q": positive, "residual+q": low & False, "residual|q": positive}[rule]
+    fires, first = (converged | halted).any(-1), (converged | halted).int().argmax(-1)
+    status = torch.where(converged.gather(-1, first[..., None])[..., 0], int(Status.CONVERGED), int(Status.HALTED))
+    return torch.where(fires, first + 1, low.shape[-1]), torch.where(fires, status, int(Status.MAX_DEPTH))
+
+
+@pytest.mark.parametrize("patience", [1, 2])
+def test_each_halting_rule_ends_a_trajectory_where_its_signals_say(puzzles, patience, backend):
+    """Under noise the residual and q_halt come and go, each on its own."""
+    puzzles, depth, model = puzzles[:6], 12, make_contractive(tiny_config(noise_scale=0.2), seed=3)
+    options = dict(depth=depth, breadth=3, return_all=True, backend=backend)
+    full = model.solve(puzzles, halt="none", trace=True, checkpoints=range(1, depth + 1), **options)
+    tol = float(full.residuals.quantile(0.6))
+    low = (full.residuals <= tol).unfold(-1, patience, 1).all(-1)
+    low = torch.cat([torch.zeros_like(low[..., : patience - 1]), low], -1)
+    positive = torch.stack([at.all_q_halt for at in full.at.values()], -1) > 0
+    rules = {rule: ends_by(rule, low, positive) for rule in ("residual", "q", "residual+q", "residual|q")}
+    by_residual, by_q, by_both = (rules[rule][0] for rule in ("residual", "q", "residual+q"))
+    for occurs in (by_residual < by_q, by_residual == by_q, by_residual > by_q, by_both > by_residual.maximum(by_q)):
+        assert occurs.any(), "the fixture's signals should come in any order, and meet later than each began"
+    for rule, (steps, status) in rules.items():
+        rules_of_run = dict(halt=rule, tol=tol, patience=patience)
+        every = model.solve(puzzles, **rules_of_run, **options)
+        assert torch.equal(every.all_steps, steps) and torch.equal(every.all_status, status), rule
+        for field in ("all_preds", "all_q_halt", "all_residual", "all_score"):
+            history = torch.stack([getattr(at, field) for at in full.at.values()])
+            index = (steps - 1).view(1, *steps.shape, *[1] * (history.ndim - 3)).expand(1, *history.shape[1:])
+            assert_same(getattr(every, field), history.gather(0, index)[0], backend)
+        settled = status != Status.MAX_DEPTH
+        assert torch.equal(every.converged, settled.gather(1, every.restart[:, None])[:, 0])
+        assert torch.equal(every.converged, settled.any(1)), "a trajectory that has settled goes before the others"
+        race = model.solve(puzzles, select="first", slots=3, **rules_of_run, **options)
+        ended, first = settled.any(1), torch.where(settled, steps, depth + 1).argmin(1)
+        assert torch.equal(race.converged, ended) and torch.equal(race.restart[ended], first[ended])
+        for got, want in ((race.all_steps, steps), (race.all_status, status)):
+            assert torch.equal(got.gather(1, first[:, None])[ended], want.gather(1, first[:, None])[ended])
+        assert (race.all_status == Status.CANCELLED).any()
 
 
 def test_a_race_has_the_same_winner_and_costs_less(contractive, puzzles, backend):
@@ -271,7 +302,7 @@ BAD = [
     (dict(patience=0), ValueError, "patience"),
     (dict(slots=0), ValueError, "slots"),
     (dict(window=0), ValueError, "window"),
-    (dict(halt="never"), ValueError, "halt must be one of residual, q, none, got 'never'"),
+    (dict(halt="never"), ValueError, "halt must be one of residual, q, residual\\+q, residual\\|q, none, got 'never'"),
     (dict(select="best"), ValueError, "select must be one of residual, vote, q, first, got 'best'"),
     (dict(select="first", halt="none"), ValueError, "needs a halting rule"),
     (dict(seed=-1), ValueError, "seed must be in 0..2\\*\\*32 - 1"),

@@ -19,11 +19,12 @@ from eqr_kernels.studies.costs import Latency, Price, UnitCosts, measure_costs
 from eqr_kernels.studies.front import cheapest_within, knee, pareto, recommend
 from eqr_kernels.studies.points import bend, map_points, savings, steps_to_settle
 from eqr_kernels.studies.recording import chunk_size, record, recordable_depths
-from eqr_kernels.studies.replay import Policy, ends_when_halted, outcome, policies
+from eqr_kernels.studies.replay import POLICIES, Policy, ends_when_halted, outcome, policies
 from eqr_kernels.studies.scoring import exact_match
 from eqr_kernels.studies.store import Store
 from eqr_kernels.studies.tolerance import calibrate
 from eqr_kernels.tasks import sudoku_generator
+from eqr_kernels.trajectory import Status
 from tests.support.models import make_contractive, tiny_config
 from tests.support.recordings import made
 
@@ -100,6 +101,45 @@ def test_policies_by_hand():
     assert run("race", 4, 2, 0.1, select="first") == (True, 2, 4, 1, True)
     assert run("q", 4, 2) == (True, 4, 7, 0, True)
     assert run("residual", 4, 1, 0.01) == (True, 4, 4, 0, False)
+    # The residual of the first is low at steps 3 and 4 and its q_halt positive at 4; those of the second never meet.
+    assert run("residual+q", 4, 2, 0.1) == (True, 4, 8, 0, True)
+    assert run("residual+q", 3, 2, 0.1) == (True, 3, 6, 0, False)
+
+
+@pytest.mark.parametrize(
+    ("halt", "patience", "steps", "status"),
+    [
+        ("residual", 1, [2, 2, 5, 4], "CCMC"),
+        ("residual", 2, [3, 5, 5, 5], "CCMC"),
+        ("q", 1, [1, 3, 3, 4], "HHHH"),
+        ("residual+q", 1, [3, 5, 5, 4], "CMMC"),
+        ("residual+q", 2, [3, 5, 5, 5], "CMMC"),
+        ("residual|q", 1, [1, 2, 3, 4], "HCHC"),
+        ("residual|q", 2, [1, 3, 3, 4], "HHHH"),
+        ("none", 1, [5, 5, 5, 5], "MMMM"),
+    ],
+)
+def test_halting_rules_by_hand(halt, patience, steps, status):
+    """Four trajectories whose two signals come and go, each on its own."""
+    low = [[0, 1, 1, 0, 0], [0, 1, 0, 1, 1], [0, 0, 0, 0, 0], [0, 0, 0, 1, 1]]
+    positive = [[1, 0, 1, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 1]]
+    told = made(np.ones((1, 4, 5)), np.where([low], 0.1, 0.9), q_halt=np.where([positive], 0.5, -0.5))
+    ends = ends_when_halted(told, halt, tol=None if halt in ("q", "none") else 0.1, patience=patience)
+    assert ends.steps.tolist() == [steps]
+    names = {"C": Status.CONVERGED, "H": Status.HALTED, "M": Status.MAX_DEPTH}
+    assert ends.status.tolist() == [[names[letter] for letter in status]]
+
+
+@pytest.mark.parametrize(
+    ("halt", "message"),
+    [
+        ("residual+q", r'halt="residual\+q" looks at the residual and needs tol'),
+        ("ever", "halt must be one of residual,"),
+    ],
+)
+def test_rules_that_cannot_be_replayed(halt, message):
+    with pytest.raises(ValueError, match=message):
+        ends_when_halted(made([[[1]]], [[[0.1]]]), halt)
 
 
 def test_a_trajectory_that_diverged_spends_nothing_more_and_never_answers():
@@ -172,33 +212,38 @@ def test_no_more_depths_are_asked_for_than_the_backend_records(model, puzzles, r
         record(model, puzzles.inputs, puzzles.labels, depths=range(1, 8))
 
 
-@pytest.mark.parametrize("halt", ["residual", "q"])
+@pytest.mark.parametrize("halt", ["residual", "q", "residual+q", "residual|q"])
 def test_between_recorded_depths_a_trajectory_goes_on_to_the_next(halt):
     """Rules fire at steps 2 and 3 of 5; depths 1, 2 and 5 are recorded."""
     q = [[[-1, 1, 1], [-1, -1, 1]]]
     few = made(
         [[[0, 1, 1], [0, 0, 1]]], [[[0.9, 0.1, 0.1, 0.1, 0.1], [0.9, 0.9, 0.1, 0.1, 0.1]]], depths=(1, 2, 5), q_halt=q
     )
-    ends = ends_when_halted(few, halt, tol=0.2 if halt == "residual" else None)
+    tol = None if halt == "q" else 0.2
+    ends = ends_when_halted(few, halt, tol=tol)
     assert ends.steps.tolist() == [[2, 5]] and ends.settled.all()
-    assert outcome(few, Policy(halt, 5, 2, 0.2 if halt == "residual" else None)).nfe.tolist() == [7]
+    assert (ends.status == (Status.HALTED if halt == "q" else Status.CONVERGED)).all()
+    if halt in POLICIES:
+        assert outcome(few, Policy(halt, 5, 2, tol)).nfe.tolist() == [7]
     (row,) = calibrate(few, candidates=[0.2]).candidates
     assert (row.correct, row.mean_steps) == (1, 2.0)
 
 
-def test_one_that_diverges_on_the_way_to_the_next_recorded_depth_has_not_settled():
-    lost = made([[[0, 0]]], [[[0.9, 0.1, math.nan]]], depths=(1, 3), diverged=[[3]])
-    ends = ends_when_halted(lost, "residual", tol=0.2)
-    assert not ends.settled.any() and ends.steps.tolist() == [[3]]
+@pytest.mark.parametrize("halt", ["residual", "q", "residual+q", "residual|q"])
+def test_one_that_diverges_on_the_way_to_the_next_recorded_depth_has_not_settled(halt):
+    lost = made([[[0, 0]]], [[[0.9, 0.1, 0.1]]], depths=(1, 3), q_halt=[[[-1, 1]]], diverged=[[3]])
+    ends = ends_when_halted(lost, halt, tol=None if halt == "q" else 0.2)
+    assert ends.status.tolist() == [[Status.DIVERGED]] and ends.steps.tolist() == [[3]]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("ever", 1, 1), "a policy must be one of fixed, residual, q, race, got 'ever'"),
+        (("ever", 1, 1), "a policy must be one of fixed, residual, q, residual\\+q, race, got 'ever'"),
         (("fixed", 0, 1), "at least 1, got 0 and 1"),
-        (("fixed", 1, 1, 0.1), "tol is for the policies residual and race"),
-        (("residual", 1, 1), "tol is for the policies residual and race, and they need it"),
+        (("fixed", 1, 1, 0.1), r"tol is for the policies residual, residual\+q and race"),
+        (("residual", 1, 1), r"tol is for the policies residual, residual\+q and race, and they need it"),
+        (("residual+q", 1, 1), "residual\\+q with None"),
         (("race", 1, 2, 0.1), 'select="first" is for the policy race alone'),
     ],
 )
@@ -209,7 +254,7 @@ def test_policies_that_make_no_sense(arguments, message):
 
 def test_the_grid_has_each_setting_once():
     found = list(policies([1, 2], [1, 2], [0.1, 0.2]))
-    assert len(found) == len(set(found)) == 4 + 8 + 4 + 4
+    assert len(found) == len(set(found)) == 4 + 8 + 4 + 8 + 4
     assert {p.breadth for p in found if p.name == "race"} == {2}
 
 

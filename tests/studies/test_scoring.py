@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eqr_kernels.run_rules import RULES_WITH_TOLERANCE
 from eqr_kernels.studies.recording import record, spread_depths
 from eqr_kernels.studies.replay import correct_grid, ends_when_halted, first_converged
 from eqr_kernels.studies.scoring import RATING_BANDS, Accuracy, by_group, exact_match, rating_bands, token_accuracy
@@ -190,8 +191,9 @@ def test_first_converged_by_hand():
             first_converged(**bad)
 
 
+@pytest.mark.parametrize("halt", RULES_WITH_TOLERANCE)
 @pytest.mark.parametrize("patience", [1, 2])
-def test_offline_halting_equals_halting(patience):
+def test_offline_halting_equals_halting(patience, halt):
     """What `calibrate` reads off one full run is what `solve` does under each tolerance."""
     model = make_contractive(tiny_config(noise_scale=0.02), seed=3)
     generator = torch.Generator().manual_seed(2)
@@ -200,10 +202,10 @@ def test_offline_halting_equals_halting(patience):
     run = record(model, tokens.numpy(), labels, depths=range(1, 10), chunk=4)
     assert run.residuals.shape == run.correct.shape == (10, 1, 9) and run.correct[..., -1].all()
     for tol in np.quantile(run.residuals, [0.1, 0.4, 0.7]).tolist():
-        halted = model.solve(tokens, depth=9, tol=tol, patience=patience)
-        ends = ends_when_halted(run, "residual", tol=tol, patience=patience)
-        assert halted.steps.tolist() == ends.steps[:, 0].tolist()
-        assert halted.converged.tolist() == ends.settled[:, 0].tolist()
+        halted = model.solve(tokens, depth=9, halt=halt, tol=tol, patience=patience)
+        ends = ends_when_halted(run, halt, tol=tol, patience=patience)
+        assert halted.all_steps.tolist() == ends.steps.tolist()
+        assert halted.all_status.tolist() == ends.status.tolist()
         offline = run.correct[np.arange(10), 0, ends.place[:, 0]]
         assert offline.tolist() == exact_match(halted.preds.numpy(), labels).tolist()
 

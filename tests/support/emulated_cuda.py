@@ -17,7 +17,7 @@ from eqr_kernels.backends.base import Proceed
 from eqr_kernels.backends.packing import PackArguments
 from eqr_kernels.precision import Precision
 from eqr_kernels.reasoner import EquilibriumReasoner
-from eqr_kernels.run_rules import Halt
+from eqr_kernels.run_rules import HALTING_RULES
 from tests.support.native import build
 
 KERNELS = ("throughput_mma", "throughput_wgmma", "latency")
@@ -82,9 +82,8 @@ class EmulatedCuda:
         control = torch.zeros(3, dtype=torch.int64)
         if not proceed(0, 0):
             control[0] = 1
-        rules = _integers(
-            p.tokens.shape[0], p.breadth, p.depth, p.seed, int(Halt[p.halt]), p.patience, int(p.race), p.window
-        )
+        halt = int(HALTING_RULES[p.halt])
+        rules = _integers(p.tokens.shape[0], p.breadth, p.depth, p.seed, halt, p.patience, int(p.race), p.window)
         tokens, ids = p.tokens.contiguous(), p.ids.contiguous()
         error = library().eqr_emulated_fixed_point(
             self.kernel.encode(),

@@ -32,6 +32,8 @@ CASES = {
     "fixed depth, traced": dict(halt="none", depth=6, trace=True, slots=7),
     "checkpoints": dict(checkpoints=(1, 2, 7, 30), breadth=2, slots=9),
     "q halting, vote": dict(halt="q", select="q", depth=10),
+    "both signals": dict(halt="residual+q", breadth=2, slots=9),
+    "either signal": dict(halt="residual|q", breadth=2, slots=9),
     "race": dict(select="first", breadth=6, slots=8, checkpoints=(3, 30)),
     "bf16": dict(precision="bf16", depth=5),
     "patience": dict(patience=3, select="vote", breadth=2),

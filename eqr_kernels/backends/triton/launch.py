@@ -16,7 +16,7 @@ from eqr_kernels.backends.triton.plan import Plan
 from eqr_kernels.backends.watch import new_control
 from eqr_kernels.modules import EqROperator
 from eqr_kernels.precision import Precision
-from eqr_kernels.run_rules import Halt
+from eqr_kernels.run_rules import HALTING_RULES
 
 
 class Weights(NamedTuple):
@@ -131,7 +131,7 @@ def arguments(
         breadth=p.breadth,
         depth=p.depth,
         seed=p.seed - (1 << 32) if p.seed >> 31 else p.seed,
-        halt=int(Halt[p.halt]),
+        halt=int(HALTING_RULES[p.halt]),
         patience=min(p.patience, p.depth + 1),  # more than the depth never comes about, and fits an int32
         window=p.window,
         race=int(p.race),

@@ -24,7 +24,13 @@ INSTALL = 'pip install "eqr_kernels[plot]"'
 # The palette of Okabe and Ito, which stays apart in every kind of colour blindness (jfly.uni-koeln.de/color).
 BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
 INK, FAINT = "#222222", "#666666"
-POLICY_LOOKS = {"fixed": (BLUE, "o"), "residual": (ORANGE, "^"), "q": (GREEN, "s"), "race": (PURPLE, "D")}
+POLICY_LOOKS = {
+    "fixed": (BLUE, "o"),
+    "residual": (ORANGE, "^"),
+    "q": (GREEN, "s"),
+    "residual+q": (VERMILLION, "v"),
+    "race": (PURPLE, "D"),
+}
 SERIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 SERIES_MARKERS = "osD^vP"
 

@@ -9,7 +9,13 @@ if TYPE_CHECKING:
     from eqr_kernels.studies.curve_report import CurveReport
     from eqr_kernels.studies.replay import Policy
 
-LABELS = {"fixed": "fixed depth", "residual": "residual exit", "q": "q-halt", "race": "race"}
+LABELS = {
+    "fixed": "fixed depth",
+    "residual": "residual exit",
+    "q": "q-halt",
+    "residual+q": "residual and q",
+    "race": "race",
+}
 """What each policy is called in pictures and tables."""
 
 

@@ -26,6 +26,8 @@ _DIVERGED = tl.constexpr(int(Status.DIVERGED))
 # Halting rules.
 _RESIDUAL = tl.constexpr(int(Halt.residual))
 _Q = tl.constexpr(int(Halt.q))
+_RESIDUAL_AND_Q = tl.constexpr(int(Halt.residual_and_q))
+_RESIDUAL_OR_Q = tl.constexpr(int(Halt.residual_or_q))
 
 # Of `counters`.
 _QUEUE = tl.constexpr(0)
@@ -192,8 +194,11 @@ def fixed_point(
                 tl.store(control + 2, tl.atomic_add(counters + _SPENT, 1) + 1)
                 streak = tl.where(last_residual <= tol, streak + 1, 0)
                 state = tl.where(done == depth, _MAX_DEPTH, state)
-                state = tl.where((halt == _RESIDUAL) & (streak >= patience), _CONVERGED, state)
-                state = tl.where((halt == _Q) & (last_q > 0.0), _HALTED, state)
+                low = streak >= patience
+                positive = last_q > 0.0
+                state = tl.where(((halt == _Q) | (halt == _RESIDUAL_OR_Q)) & positive, _HALTED, state)
+                state = tl.where(((halt == _RESIDUAL) | (halt == _RESIDUAL_OR_Q)) & low, _CONVERGED, state)
+                state = tl.where((halt == _RESIDUAL_AND_Q) & low & positive, _CONVERGED, state)
                 state = tl.where(finite, state, _DIVERGED)
                 if race != 0:
                     if (state == _CONVERGED) | (state == _HALTED):
