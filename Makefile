@@ -49,9 +49,25 @@ sys.exit(not ok or print(d.locate_file(""), *sys.version_info[:2], sep="\n"))
 endef
 export FIND_TORCH
 
+# The scripts of a virtual environment name its folder: in a checkout that was moved or copied they would run what is, or
+# was, in the old one.
+export VENV_MADE_AS := $(shell sed -n 's|^command = .* -m venv [^/]*||p' $(VENV)/pyvenv.cfg 2>/dev/null)
+export VENV_NOW := $(CURDIR)/$(VENV)
+define MEND_VENV
+import os, pathlib
+old, new = os.environ["VENV_MADE_AS"], os.environ["VENV_NOW"]
+for file in [*pathlib.Path(new, "bin").iterdir(), pathlib.Path(new, "pyvenv.cfg")]:
+    if file.is_symlink() or not file.is_file() or b"\0" in (text := file.read_bytes()): continue
+    first, _, rest = text.partition(b"\n")
+    if first.startswith(f"#!{old}/bin/python".encode()):  # a first line takes no path with spaces
+        text = b"#!/bin/sh\n'''exec' \"" + first[2:] + b"\" \"$$0\" \"$$@\"\n' '''\n" + rest
+    if old.encode() in text: file.write_bytes(text.replace(old.encode(), new.encode()))
+endef
+export MEND_VENV
+
 CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: solve test test-quick lint format docs bench bench-quick gpu-check sanitize dist build clean distclean named-anew
+.PHONY: solve test test-quick lint format docs bench bench-quick gpu-check sanitize dist build clean distclean named-anew moved
 
 solve: build
 	$(VENV)/bin/eqr solve --demo
@@ -108,6 +124,7 @@ sanitize:
 	if setarch -R true 2>/dev/null; then fixed="setarch -R"; fi; \
 	for kind in address,undefined thread; do \
 	  echo "make: C++ tests under the sanitizers $$kind"; folder=build/sanitize-$${kind%,*}; \
+	  grep -qsxF "CMAKE_HOME_DIRECTORY:INTERNAL=$$PWD/tests/cpp" $$folder/CMakeCache.txt || rm -rf $$folder; \
 	  $$cmake -S tests/cpp -B $$folder -G "Unix Makefiles" -DEQR_SANITIZE=$$kind >/dev/null; \
 	  $$cmake --build $$folder --parallel $$(nproc) -- --no-print-directory -s; \
 	  case $$kind in thread) skip=-operator_against ;; *) skip= ;; esac; \
@@ -122,6 +139,15 @@ build: $(STAMPS)/build
 ifneq ($(NAMED_TORCH),)
 ifneq ($(NAMED_TORCH),$(strip $(shell cat $(STAMPS)/torch 2>/dev/null)))
 $(STAMPS)/torch: named-anew
+endif
+endif
+
+ifneq ($(VENV_MADE_AS),)
+ifneq ($(VENV_MADE_AS),$(VENV_NOW))
+$(STAMPS)/torch: moved
+moved:
+	@echo "make: $(VENV) was made as $$VENV_MADE_AS; mending the paths in its scripts"
+	@$(PY) -c "$$MEND_VENV"
 endif
 endif
 

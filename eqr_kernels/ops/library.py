@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import os
+import shlex
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,19 @@ import torch
 from torch import Tensor
 
 DISABLE = "EQR_DISABLE_EXTENSION"
-_REMEDY = "build it with `pip install --no-build-isolation .` in the source folder, beside the torch you use"
 _PACKAGE = Path(__file__).parents[1]
 _NOTE = _PACKAGE / "_no_extension.txt"
+
+
+def _build_command(*settings: str) -> str:
+    """How to build the extension for the package that runs, where settings are of the environment."""
+    command = " ".join([*settings, "pip install --no-build-isolation"])
+    if (_PACKAGE.parent / "CMakeLists.txt").is_file():
+        return f"`{command} -e {shlex.quote(str(_PACKAGE.parent))}`"
+    return f"`{command} FOLDER`, FOLDER being a checkout of eqr_kernels or its unpacked sdist"
+
+
+_REMEDY = f"build it beside the torch you use: {_build_command()}"
 
 
 def _load() -> tuple[ModuleType | None, str]:
@@ -72,7 +83,7 @@ def why_not_cuda() -> str | None:
     if _extension.build_info()["cuda"] is None:
         return (
             "eqr_kernels._C was built without CUDA kernels; put nvcc of the CUDA toolkit on PATH (or set CUDACXX) and "
-            "run `EQR_BUILD_CUDA=ON pip install --no-build-isolation .` in the source folder"
+            f"run {_build_command('EQR_BUILD_CUDA=ON')}"
         )
     return None
 
