@@ -153,6 +153,7 @@ endif
 
 # (The setuptools that venv brings up to Python 3.11 is too old, and would hide the one of PYTHON.)
 $(STAMPS)/torch:
+	@test -w . || { echo "make: $(CURDIR) cannot be written; work in a copy, or: pip install --no-build-isolation $(CURDIR)"; exit 1; }
 	@test -x $(PY) || { echo "make: creating $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
 	@mkdir -p $(STAMPS)
 	@if [ -n "$$NAMED_TORCH" ]; then \
