@@ -49,25 +49,26 @@ sys.exit(not ok or print(d.locate_file(""), *sys.version_info[:2], sep="\n"))
 endef
 export FIND_TORCH
 
-# The scripts of a virtual environment name its folder: in a checkout that was moved or copied they would run what is, or
-# was, in the old one.
+# The scripts of a virtual environment name its folder: in a checkout that was moved or copied they would run the old
+# one's.
 export VENV_MADE_AS := $(shell sed -n 's|^command = .* -m venv [^/]*||p' $(VENV)/pyvenv.cfg 2>/dev/null)
 export VENV_NOW := $(CURDIR)/$(VENV)
 define MEND_VENV
 import os, pathlib
-old, new = os.environ["VENV_MADE_AS"], os.environ["VENV_NOW"]
-for file in [*pathlib.Path(new, "bin").iterdir(), pathlib.Path(new, "pyvenv.cfg")]:
+old, new = (os.fsencode(os.environ[name]) for name in ("VENV_MADE_AS", "VENV_NOW"))
+for file in [*pathlib.Path("$(VENV)/bin").iterdir(), pathlib.Path("$(VENV)/pyvenv.cfg")]:
     if file.is_symlink() or not file.is_file() or b"\0" in (text := file.read_bytes()): continue
     first, _, rest = text.partition(b"\n")
-    if first.startswith(f"#!{old}/bin/python".encode()):  # a first line takes no path with spaces
+    if first.startswith(b"#!" + old + b"/bin/python"):  # a first line takes no path with spaces
         text = b"#!/bin/sh\n'''exec' \"" + first[2:] + b"\" \"$$0\" \"$$@\"\n' '''\n" + rest
-    if old.encode() in text: file.write_bytes(text.replace(old.encode(), new.encode()))
+    if old in text: file.write_bytes(text.replace(old, new))
 endef
 export MEND_VENV
 
 CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: solve test test-quick lint format docs bench bench-quick gpu-check sanitize dist build clean distclean named-anew moved
+.PHONY: solve test test-quick lint format docs bench bench-quick gpu-check sanitize dist build clean distclean \
+  named-anew moved
 
 solve: build
 	$(VENV)/bin/eqr solve --demo
@@ -153,7 +154,8 @@ endif
 
 # (The setuptools that venv brings up to Python 3.11 is too old, and would hide the one of PYTHON.)
 $(STAMPS)/torch:
-	@test -w . || { echo "make: $(CURDIR) cannot be written; work in a copy, or: pip install --no-build-isolation $(CURDIR)"; exit 1; }
+	@test -w . || { echo "make: $(CURDIR) cannot be written; work in a copy of it, or install the package from it with"; \
+	  echo "  pip install --no-build-isolation '$(CURDIR)'"; exit 1; }
 	@test -x $(PY) || { echo "make: creating $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
 	@mkdir -p $(STAMPS)
 	@if [ -n "$$NAMED_TORCH" ]; then \

@@ -215,7 +215,7 @@ class BuildPython(build_py):
         if WITHOUT:
             for stale in folder.glob(f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"):
                 stale.unlink()
-            note.write_text(WITHOUT + "\n")
+            note.write_text(WITHOUT + "\n", encoding="utf-8")
             print(
                 f"eqr_kernels: NOT building the compiled extension: {WITHOUT}. The reference backend runs without it."
             )

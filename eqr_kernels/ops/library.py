@@ -35,7 +35,7 @@ def _load() -> tuple[ModuleType | None, str]:
         return None, f"the compiled extension is switched off by {DISABLE}={os.environ[DISABLE]}; unset it to use it"
     # In this folder and nowhere else: the hook of an editable install would find another copy's.
     if importlib.machinery.PathFinder.find_spec("eqr_kernels._C", [str(_PACKAGE)]) is None:
-        note = _NOTE.read_text().strip() if _NOTE.is_file() else "eqr_kernels._C has not been built"
+        note = _NOTE.read_text(encoding="utf-8").strip() if _NOTE.is_file() else "eqr_kernels._C has not been built"
         return None, f"{note}; {_REMEDY}"
     try:
         # torch's libraries are loaded by now, which is how this one finds their symbols.

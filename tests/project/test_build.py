@@ -85,7 +85,6 @@ def setup(tmp_path: Path) -> Setup:
 # ---- the extension is put in place ---------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", ["build_ext --inplace", "build_ext --build-lib .", "editable_wheel -d dist"])
 def test_who_uses_the_old_extension_keeps_it(setup: Setup, checkout: Path, command: str) -> None:
     library = checkout / "eqr_kernels" / NAME
@@ -242,7 +241,6 @@ def test_flags_of_the_environment_do_not_reach_arithmetic(tmp_path: Path, build_
 
 
 @needs_compiler
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -258,6 +256,13 @@ def test_flags_that_nothing_undoes_are_refused(tmp_path: Path, flags: str, messa
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc: install the CUDA toolkit")
+def test_fast_arithmetic_of_nvcc_is_refused(tmp_path: Path) -> None:
+    done = configure(tmp_path, "-DEQR_BUILD_CUDA=ON", NVCC_APPEND_FLAGS="-O3 --use_fast_math")
+    told = " ".join(done.stderr.split())
+    assert done.returncode != 0 and "NVCC_APPEND_FLAGS has --use_fast_math; it changes arithmetic" in told, told
+
+
 def test_cmake_gets_the_flags_of_the_preprocessor_too(setup: Setup, checkout: Path) -> None:
     setup.build(checkout, CPPFLAGS="-DNDEBUG -I'a b'", CXXFLAGS="-O2")
     assert setup.calls.read_text().startswith("CXXFLAGS=-DNDEBUG -I'a b' -O2 -S ")
@@ -266,7 +271,6 @@ def test_cmake_gets_the_flags_of_the_preprocessor_too(setup: Setup, checkout: Pa
 # ---- what is missing -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("tool", ["cmake", "ninja", "pybind11"])
 def test_a_tool_that_is_missing_is_named_with_the_remedy(setup: Setup, checkout: Path, tool: str) -> None:
     done = setup(checkout, "build_ext", "--inplace", HIDDEN=tool)
