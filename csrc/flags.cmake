@@ -39,3 +39,5 @@ foreach(variable IN ITEMS CMAKE_CXX_FLAGS CMAKE_CXX_FLAGS_${eqr_type})
     message(STATUS "eqr_kernels: ${overruled} of ${source} is overruled: results would depend on it")
   endif()
 endforeach()
+eqr_refuse_flags("LDFLAGS (CMAKE_MODULE_LINKER_FLAGS)" "${CMAKE_MODULE_LINKER_FLAGS}" "-mdaz-ftz"
+                 "it switches denormals off in every process that loads the extension")

@@ -242,17 +242,20 @@ def test_flags_of_the_environment_do_not_reach_arithmetic(tmp_path: Path, build_
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("variable", "flags", "message"),
     [
-        ("-O2 -mavx2 -mfma", "has -mavx2 -mfma; kernels for every instruction set are built anyway"),
-        ("-mfpmath=387", "has -mfpmath=387; it changes arithmetic"),
-        ("-fsingle-precision-constant", "has -fsingle-precision-constant; it changes arithmetic"),
+        ("CXXFLAGS", "-O2 -mavx2 -mfma", "has -mavx2 -mfma; kernels for every instruction set are built anyway"),
+        ("CXXFLAGS", "-mfpmath=387", "has -mfpmath=387; it changes arithmetic"),
+        ("CXXFLAGS", "-fsingle-precision-constant", "has -fsingle-precision-constant; it changes arithmetic"),
+        ("LDFLAGS", "-Wl,-O2 -mdaz-ftz", "has -mdaz-ftz; it switches denormals off in every process"),
     ],
 )
-def test_flags_that_nothing_undoes_are_refused(tmp_path: Path, flags: str, message: str) -> None:
-    done = configure(tmp_path, CXXFLAGS=flags)
+def test_flags_that_nothing_undoes_are_refused(tmp_path: Path, variable: str, flags: str, message: str) -> None:
+    # CMake makes this one of LDFLAGS; GCC knows -mdaz-ftz since version 13, and CMake tries LDFLAGS first.
+    linked = f"-DCMAKE_MODULE_LINKER_FLAGS={flags if variable == 'LDFLAGS' else ''}"
+    done = configure(tmp_path, linked, **{variable: flags} if variable == "CXXFLAGS" else {})
     told = " ".join(done.stderr.split())
-    assert done.returncode != 0 and message in told and "Take it out of CXXFLAGS" in told, told
+    assert done.returncode != 0 and message in told and f"Take it out of {variable}" in told, told
 
 
 @pytest.mark.slow
