@@ -22,21 +22,21 @@ function(eqr_refuse_flags source flags regex why)
 endfunction()
 
 string(TOUPPER "${CMAKE_BUILD_TYPE}" eqr_type)
-foreach(variable IN ITEMS CMAKE_CXX_FLAGS CMAKE_CXX_FLAGS_${eqr_type})
-  set(source "CXXFLAGS or CPPFLAGS (${variable})")
+foreach(eqr_variable IN ITEMS CMAKE_CXX_FLAGS CMAKE_CXX_FLAGS_${eqr_type})
+  set(eqr_source "CXXFLAGS or CPPFLAGS (${eqr_variable})")
   eqr_refuse_flags(
-    "${source}" "${${variable}}" "-m(avx|fma|f16c|sse3|ssse3|sse4|bmi|lzcnt|popcnt)[^ ]*"
+    "${eqr_source}" "${${eqr_variable}}" "-m(avx|fma|f16c|sse3|ssse3|sse4|bmi|lzcnt|popcnt)[^ ]*"
     "kernels for every instruction set are built anyway, and the best one that runs is chosen when they run")
   eqr_refuse_flags(
-    "${source}" "${${variable}}"
+    "${eqr_source}" "${${eqr_variable}}"
     "(-mfpmath|-mrecip|-mdaz-ftz|-fsingle-precision-constant|-ff?p-model[= ]fast|-fdenormal-fp-math)[^ ]*"
     "it changes arithmetic on whose bits the kernels' promises rest")
   string(REGEX MATCHALL " -(march=|Ofast|flto|f(fast|unsafe|associative|reciprocal|finite)-math|ffp-contract=)[^ ]*"
-                        overruled " ${${variable}}")
-  if(overruled)
-    list(TRANSFORM overruled STRIP)
-    list(JOIN overruled " " overruled)
-    message(STATUS "eqr_kernels: ${overruled} of ${source} is overruled: results would depend on it")
+                        eqr_overruled " ${${eqr_variable}}")
+  if(eqr_overruled)
+    list(TRANSFORM eqr_overruled STRIP)
+    list(JOIN eqr_overruled " " eqr_overruled)
+    message(STATUS "eqr_kernels: ${eqr_overruled} of ${eqr_source} is overruled: results would depend on it")
   endif()
 endforeach()
 eqr_refuse_flags("LDFLAGS (CMAKE_MODULE_LINKER_FLAGS)" "${CMAKE_MODULE_LINKER_FLAGS}" "-mdaz-ftz"
