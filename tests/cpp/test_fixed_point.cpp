@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "check.h"
+#include "cpu/loop/selection.h"
 #include "problem.h"
 
 namespace {
