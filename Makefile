@@ -49,9 +49,26 @@ sys.exit(not ok or print(d.locate_file(""), *sys.version_info[:2], sep="\n"))
 endef
 export FIND_TORCH
 
+# The scripts of a virtual environment name its folder: in a checkout that was moved or copied they would run the old
+# one's.
+export VENV_MADE_AS := $(shell sed -n 's|^command = .* -m venv [^/]*||p' $(VENV)/pyvenv.cfg 2>/dev/null)
+export VENV_NOW := $(CURDIR)/$(VENV)
+define MEND_VENV
+import os, pathlib
+old, new = (os.fsencode(os.environ[name]) for name in ("VENV_MADE_AS", "VENV_NOW"))
+for file in [*pathlib.Path("$(VENV)/bin").iterdir(), pathlib.Path("$(VENV)/pyvenv.cfg")]:
+    if file.is_symlink() or not file.is_file() or b"\0" in (text := file.read_bytes()): continue
+    first, _, rest = text.partition(b"\n")
+    if first.startswith(b"#!" + old + b"/bin/python"):  # a first line takes no path with spaces
+        text = b"#!/bin/sh\n'''exec' \"" + first[2:] + b"\" \"$$0\" \"$$@\"\n' '''\n" + rest
+    if old in text: file.write_bytes(text.replace(old, new))
+endef
+export MEND_VENV
+
 CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: solve test test-quick lint format docs bench bench-quick gpu-check sanitize dist build clean distclean named-anew
+.PHONY: solve test test-quick lint format docs bench bench-quick gpu-check sanitize dist build clean distclean \
+  named-anew moved
 
 solve: build
 	$(VENV)/bin/eqr solve --demo
@@ -108,6 +125,7 @@ sanitize:
 	if setarch -R true 2>/dev/null; then fixed="setarch -R"; fi; \
 	for kind in address,undefined thread; do \
 	  echo "make: C++ tests under the sanitizers $$kind"; folder=build/sanitize-$${kind%,*}; \
+	  grep -qsxF "CMAKE_HOME_DIRECTORY:INTERNAL=$$PWD/tests/cpp" $$folder/CMakeCache.txt || rm -rf $$folder; \
 	  $$cmake -S tests/cpp -B $$folder -G "Unix Makefiles" -DEQR_SANITIZE=$$kind >/dev/null; \
 	  $$cmake --build $$folder --parallel $$(nproc) -- --no-print-directory -s; \
 	  case $$kind in thread) skip=-operator_against ;; *) skip= ;; esac; \
@@ -125,8 +143,19 @@ $(STAMPS)/torch: named-anew
 endif
 endif
 
+ifneq ($(VENV_MADE_AS),)
+ifneq ($(VENV_MADE_AS),$(VENV_NOW))
+$(STAMPS)/torch: moved
+moved:
+	@echo "make: $(VENV) was made as $$VENV_MADE_AS; mending the paths in its scripts"
+	@$(PY) -c "$$MEND_VENV"
+endif
+endif
+
 # (The setuptools that venv brings up to Python 3.11 is too old, and would hide the one of PYTHON.)
 $(STAMPS)/torch:
+	@test -w . || { echo "make: $(CURDIR) cannot be written; work in a copy of it, or install the package from it with"; \
+	  echo "  pip install --no-build-isolation '$(CURDIR)'"; exit 1; }
 	@test -x $(PY) || { echo "make: creating $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
 	@mkdir -p $(STAMPS)
 	@if [ -n "$$NAMED_TORCH" ]; then \

@@ -1,5 +1,6 @@
 // The whole iteration as a torch op: its schema, its arguments, and the run on CPU. fixed_point_cuda.cpp has the run on
 // a CUDA device.
+#include <sched.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -46,6 +47,15 @@ void push_ended(void* queue, const cpu::Ended& t) {
       {t.puzzle, t.restart, t.status, t.steps, t.residual, t.score, t.q_halt, std::move(preds)});
 }
 
+// Torch's threads, up to twice the CPUs that this process may use: the members of a team wait for each other at every
+// barrier, and with 32 on two CPUs one trajectory took ten times as long.
+int worker_count() {
+  const int threads = int(torch::stable::get_num_threads());
+  cpu_set_t cpus;
+  // It fails where there are more CPUs than a cpu_set_t holds.
+  return sched_getaffinity(0, sizeof cpus, &cpus) ? threads : std::min(threads, 2 * CPU_COUNT(&cpus));
+}
+
 }  // namespace
 
 FixedPointResult fixed_point_on_cpu(const RunArguments& run) {
@@ -88,7 +98,7 @@ FixedPointResult fixed_point_on_cpu(const RunArguments& run) {
     problem.on_end = &push_ended;
     problem.on_end_context = ended_queue;
   }
-  const int workers = int(torch::stable::get_num_threads());
+  const int workers = worker_count();
   cpu::FixedPointRun team(problem, workers);
   torch::stable::parallel_for(0, workers, 1, [&](int64_t, int64_t) {
     const DefaultFloatingPoint same_for_all;

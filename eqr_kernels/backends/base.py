@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -95,3 +96,16 @@ class Backend(Protocol):
 
     def fixed_point(self, model: EqROperator, problem: FixedPointProblem, recorder: Recorder, proceed: Proceed) -> None:
         """Iterates every trajectory to its end and hands each to `recorder`."""
+
+
+@cache
+def gpu_is_seen() -> bool:
+    """Whether torch sees a GPU; it is asked once, for asking takes longer than a small solve."""
+    return torch.cuda.device_count() > 0
+
+
+def gpu_remedy() -> str:
+    """What to do about a model that is not on a GPU, for a backend that needs one."""
+    if gpu_is_seen():
+        return "move the model with model.cuda()"
+    return f"torch {torch.__version__} sees no GPU here, so use backend='auto'"

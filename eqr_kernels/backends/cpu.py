@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from weakref import WeakKeyDictionary
 
 import torch
@@ -73,7 +74,7 @@ def why_not_cpu(model: EqROperator, precision: Precision) -> str | None:
 
 
 class CpuBackend:
-    """The fused fixed-point kernel, on torch's threads."""
+    """The fused fixed-point kernel, on torch's threads, up to twice the CPUs that the process may use."""
 
     name = "cpu"
     precisions = (Precision.fp32, Precision.bf16, Precision.int8)
@@ -89,7 +90,8 @@ class CpuBackend:
         return why_not_cpu(model, precision)
 
     def describe(self, model: EqROperator, precision: Precision) -> str:
-        isa, threads = ops.cpu_isa(), torch.get_num_threads()
+        # As many as csrc/torch/fixed_point.cpp takes.
+        isa, threads = ops.cpu_isa(), min(torch.get_num_threads(), 2 * len(os.sched_getaffinity(0)))
         many = f"{threads} {'thread' if threads == 1 else 'threads'}"
         description = f"fused fixed-point kernel, {isa} {precision.name}, {many}"
         native = isa == "avx512_bf16" and ops.build_info()["avx512"] == "native"

@@ -15,7 +15,7 @@ import torch
 
 from eqr_kernels import ops
 from eqr_kernels._nvtx import nvtx_range
-from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder
+from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder, gpu_is_seen, gpu_remedy
 from eqr_kernels.backends.packing import PackArguments, hand_over, operator_of, wrong_dtype
 from eqr_kernels.backends.watch import StreamLaunch, Watch
 from eqr_kernels.modules import EqROperator
@@ -61,11 +61,12 @@ class CudaBackend:
     runs_modules = False
 
     def why_not(self, model: EqROperator, precision: Precision) -> str | None:
-        if why := ops.why_not_cuda():
+        why = ops.why_not_cuda()
+        if why and (model.device.type == "cuda" or gpu_is_seen()):
             return why
         for name, weight in model.state_dict(keep_vars=True).items():
             if weight.device.type != "cuda":
-                return f"weight {name} is on {weight.device}; move the model with model.cuda()"
+                return f"weight {name} is on {weight.device}; {gpu_remedy()}"
             if weight.device != model.device:
                 return f"weight {name} is on {weight.device} and others on {model.device}; use model.to('cuda:0')"
         if why := wrong_dtype(model):

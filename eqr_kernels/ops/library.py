@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import os
+import shlex
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,19 @@ import torch
 from torch import Tensor
 
 DISABLE = "EQR_DISABLE_EXTENSION"
-_REMEDY = "build it with `pip install --no-build-isolation .` in the source folder, beside the torch you use"
 _PACKAGE = Path(__file__).parents[1]
 _NOTE = _PACKAGE / "_no_extension.txt"
+
+
+def _build_command(*settings: str) -> str:
+    """How to build the extension for the package that runs, where settings are of the environment."""
+    command = " ".join([*settings, "pip install --no-build-isolation"])
+    if (_PACKAGE.parent / "CMakeLists.txt").is_file():
+        return f"`{command} -e {shlex.quote(str(_PACKAGE.parent))}`"
+    return f"`{command} FOLDER`, FOLDER being a checkout of eqr_kernels or its unpacked sdist"
+
+
+_REMEDY = f"build it beside the torch you use: {_build_command()}"
 
 
 def _load() -> tuple[ModuleType | None, str]:
@@ -24,7 +35,7 @@ def _load() -> tuple[ModuleType | None, str]:
         return None, f"the compiled extension is switched off by {DISABLE}={os.environ[DISABLE]}; unset it to use it"
     # In this folder and nowhere else: the hook of an editable install would find another copy's.
     if importlib.machinery.PathFinder.find_spec("eqr_kernels._C", [str(_PACKAGE)]) is None:
-        note = _NOTE.read_text().strip() if _NOTE.is_file() else "eqr_kernels._C has not been built"
+        note = _NOTE.read_text(encoding="utf-8").strip() if _NOTE.is_file() else "eqr_kernels._C has not been built"
         return None, f"{note}; {_REMEDY}"
     try:
         # torch's libraries are loaded by now, which is how this one finds their symbols.
@@ -72,7 +83,7 @@ def why_not_cuda() -> str | None:
     if _extension.build_info()["cuda"] is None:
         return (
             "eqr_kernels._C was built without CUDA kernels; put nvcc of the CUDA toolkit on PATH (or set CUDACXX) and "
-            "run `EQR_BUILD_CUDA=ON pip install --no-build-isolation .` in the source folder"
+            f"run {_build_command('EQR_BUILD_CUDA=ON')}"
         )
     return None
 

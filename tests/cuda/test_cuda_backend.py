@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from eqr_kernels import EqRConfig, EquilibriumReasoner, Status, backends, ops
-from eqr_kernels.backends import cuda, watch
+from eqr_kernels.backends import base, cuda, watch
 from eqr_kernels.backends.cuda import CudaBackend
 from eqr_kernels.backends.packing import operator_of
 from eqr_kernels.precision import Precision
@@ -117,12 +117,21 @@ def small(**changes: Any) -> EqRConfig:
     return tiny_config(**{"hidden_size": 128, **changes})
 
 
+def see_gpu(monkeypatch: pytest.MonkeyPatch, seen: bool) -> None:
+    for module in (base, cuda):
+        monkeypatch.setattr(module, "gpu_is_seen", lambda: seen)
+
+
 def test_an_extension_without_the_kernels_says_how_to_build_them(monkeypatch):
     monkeypatch.setattr(ops.library, "_extension", SimpleNamespace(build_info=lambda: {"cuda": None}))
-    why_not = CudaBackend().why_not(EquilibriumReasoner(tiny_config()), Precision.bf16)
-    assert (
-        why_not is not None and "built without CUDA kernels" in why_not and "EQR_BUILD_CUDA=ON pip install" in why_not
-    )
+    on_the_cpu = EquilibriumReasoner(tiny_config())
+    for model, seen in ((on_a_gpu(small()), False), (on_the_cpu, True)):
+        see_gpu(monkeypatch, seen)
+        why_not = CudaBackend().why_not(model, Precision.bf16) or ""
+        assert "built without CUDA kernels" in why_not and "EQR_BUILD_CUDA=ON pip install" in why_not
+    see_gpu(monkeypatch, False)
+    why_not = CudaBackend().why_not(on_the_cpu, Precision.bf16) or ""
+    assert why_not.endswith(f"is on cpu; torch {torch.__version__} sees no GPU here, so use backend='auto'")
     with FakeTensorMode(), pytest.raises(RuntimeError, match="EQR_BUILD_CUDA=ON pip install"):
         weights = OperatorWeights(torch.empty(7, 16, device="cuda"), *[None] * 4)  # type: ignore[arg-type]
         ops.pack_weights(weights, SUDOKU, Precision.bf16)
@@ -130,8 +139,7 @@ def test_an_extension_without_the_kernels_says_how_to_build_them(monkeypatch):
 
 def test_no_extension_at_all(monkeypatch):
     monkeypatch.setattr(ops.library, "_extension", None)
-    why_not = CudaBackend().why_not(EquilibriumReasoner(tiny_config()), Precision.bf16)
-    assert why_not == ops.extension_status()[1]
+    assert CudaBackend().why_not(on_a_gpu(small()), Precision.bf16) == ops.extension_status()[1]
 
 
 @needs_kernels
@@ -155,6 +163,7 @@ def test_no_extension_at_all(monkeypatch):
 )
 def test_what_it_cannot_run_is_told_with_the_remedy(monkeypatch, model, precision, message):
     monkeypatch.setattr(cuda, "_limits", lambda device: H100)
+    see_gpu(monkeypatch, True)
     why_not = CudaBackend().why_not(model, precision)
     assert why_not is not None
     with pytest.raises(AssertionError, match=message):

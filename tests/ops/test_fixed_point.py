@@ -286,11 +286,25 @@ def test_same_bits_for_any_threads_and_slots(isa: str, precision: str, mixer: st
     packed, about = pack(**weights(mixer, precision=precision)), operator(mixer)
     torch.set_num_threads(1)
     expected = run(packed, **about)
-    for threads, slots in ((1, 1), (2, 1), (2, 64), (3, 2)):
+    for threads, slots in ((1, 1), (2, 1), (2, 64), (3, 2), (64, 2)):
         torch.set_num_threads(threads)
         assert same(run(packed, slots=slots, **about), expected), (threads, slots)
     alone = run(packed, n=1, **about)
     assert torch.equal(alone.logits[0], expected.logits[0]) and torch.equal(alone.residuals, expected.residuals[:3])
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="pins a process to CPUs")
+def test_same_bits_where_the_process_is_pinned(restore: None) -> None:
+    packed, cpus = pack(**weights()), os.sched_getaffinity(0)
+    torch.set_num_threads(1)
+    expected = run(packed)
+    os.sched_setaffinity(0, {min(cpus)})
+    try:
+        for threads, slots in ((1, 64), (2, 1), (3, 64), (64, 2)):
+            torch.set_num_threads(threads)
+            assert same(run(packed, slots=slots), expected), (threads, slots)
+    finally:
+        os.sched_setaffinity(0, cpus)
 
 
 def test_each_threads_treatment_of_denormals_is_out_of_it(restore: None) -> None:

@@ -19,15 +19,9 @@ import torch
 import eqr_kernels
 from eqr_kernels import ops
 from tests.support.environment import REPOSITORY, needs_compiler
+from tests.support.setup_py import run_python as run
 
 available, why = ops.extension_status()
-
-
-def run(*command: str, cwd: Path = REPOSITORY, **environment: str) -> subprocess.CompletedProcess[str]:
-    settings = {k: v for k, v in os.environ.items() if not k.startswith(("EQR_", "CXX"))} | environment
-    return subprocess.run(
-        [sys.executable, *command], cwd=cwd, env=settings, capture_output=True, text=True, timeout=300
-    )
 
 
 @pytest.fixture(scope="session")
@@ -93,6 +87,12 @@ def test_one_openmp_runtime() -> None:
     assert len([path for path in mapped if re.match(r"lib[gi]?omp", Path(path).name)]) <= 1
 
 
+def test_the_package_runs_as_the_command() -> None:
+    assert run("-m", "eqr_kernels", "--version").stdout == f"eqr_kernels {eqr_kernels.__version__}\n"
+    refused = run("-m", "eqr_kernels", "--nonsense")
+    assert refused.returncode == 2 and refused.stderr.startswith("Usage: eqr [OPTIONS]")
+
+
 @pytest.mark.slow
 def test_without_extension_by_choice() -> None:
     code = """
@@ -141,7 +141,8 @@ def test_wheel_without_extension(pure_wheel: Path, tmp_path: Path) -> None:
     code = "import eqr_kernels; from eqr_kernels import ops; print(eqr_kernels.__file__, ops.extension_status())"
     done = run("-W", "error", "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {code}", cwd=tmp_path)
     assert str(tmp_path) in done.stdout, done.stderr
-    assert "(False, 'eqr_kernels was installed with EQR_BUILD_EXTENSION=0; build it with `pip install" in done.stdout
+    remedy = "`pip install --no-build-isolation FOLDER`, FOLDER being a checkout of eqr_kernels or its unpacked sdist"
+    assert f"EQR_BUILD_EXTENSION=0; build it beside the torch you use: {remedy}" in done.stdout
 
 
 def test_sdist(source: Path) -> None:

@@ -47,6 +47,8 @@ def test_auto_takes_it_and_tells_how(contractive, puzzles, restore):
     assert result.backend_reason.startswith(f"auto chose cpu: fused fixed-point kernel, {isa} fp32, 2 threads; cuda:")
     torch.set_num_threads(1)
     assert f"{isa} fp32, 1 thread" in solve(contractive, puzzles, depth=1).backend_reason
+    torch.set_num_threads(1000)
+    assert f"fp32, {2 * len(os.sched_getaffinity(0))} threads" in solve(contractive, puzzles, depth=1).backend_reason
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -36,7 +36,7 @@ def test_an_explicit_backend_on_the_wrong_device_names_the_remedy(name):
         assert why_not is None
         return
     assert why_not is not None
-    remedies = ("model.cpu()", "model.cuda()", "model.to(", "install", "EQR_", "planned")
+    remedies = ("model.cpu()", "model.cuda()", "model.to(", "backend=", "install", "EQR_", "planned")
     assert any(remedy in why_not for remedy in remedies), why_not
     with pytest.raises(RuntimeError, match=f"backend={name!r} cannot run here: .*; can run: .*reference") as raised:
         backends.choose(name, model, Precision.fp32)

@@ -36,8 +36,15 @@ def build(source: str, folder: str, *options: str, target: str = "all") -> Path:
     """Configures tests/`source` and builds what has changed since the last time; returns the folder under build/."""
     place = REPOSITORY / "build" / folder
     generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"]
-    _build(place, target, "-S", REPOSITORY / "tests" / source, *generator, *options)
+    _build(place, target, REPOSITORY / "tests" / source, *generator, *options)
     return place
+
+
+def _is_configured(place: Path, source: Path) -> bool:
+    """Whether CMake configured this folder for these sources; in a copied checkout both are elsewhere."""
+    cache = place / "CMakeCache.txt"
+    lines = set(cache.read_text().splitlines()) if cache.is_file() and (place / "build.ninja").is_file() else set()
+    return {f"CMAKE_HOME_DIRECTORY:INTERNAL={source}", f"CMAKE_CACHEFILE_DIR:INTERNAL={place}"} <= lines
 
 
 def kernel_archive() -> Path | None:
@@ -46,19 +53,21 @@ def kernel_archive() -> Path | None:
     That is where there is no such build, and on machines that cannot run all of it.
     """
     place = REPOSITORY / "build" / f"cmake-{sys.implementation.cache_tag}"
-    if not BUILT or "avx512_bf16" not in ops.cpu_isas() or not (place / "build.ninja").is_file():
+    if not BUILT or "avx512_bf16" not in ops.cpu_isas() or not _is_configured(place, REPOSITORY):
         return None
     _build(place, "eqr_cpu_archive")
     return place / "libeqr_cpu_archive.a"
 
 
-def _build(place: Path, target: str, *configure: str | Path) -> None:
-    """Configures where there is something to configure, and builds; one process at a time, for tests run in several."""
+def _build(place: Path, target: str, source: Path | None = None, *options: str) -> None:
+    """Configures where sources are named, and builds; one process at a time, for tests run in several."""
     commands = [[tool("cmake"), "--build", place, "--target", target]]
-    if configure:
-        commands.insert(0, [tool("cmake"), "-B", place, *configure])
+    if source is not None:
+        commands.insert(0, [tool("cmake"), "-S", source, "-B", place, *options])
     place.parent.mkdir(exist_ok=True)
     with FileLock(f"{place}.lock", timeout=900):
+        if source is not None and not _is_configured(place, source):
+            shutil.rmtree(place, ignore_errors=True)
         for command in commands:
             done = run(*command)
             assert done.returncode == 0, f"{command} failed:\n{done.stdout[-8000:]}"

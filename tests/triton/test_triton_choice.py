@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from eqr_kernels import EqRConfig, EquilibriumReasoner, backends
+from eqr_kernels.backends import base
 from eqr_kernels.backends.triton import adapter
 from eqr_kernels.backends.triton.plan import INTERPRETED, Plan, Tiles, candidates
 from eqr_kernels.precision import Precision
@@ -38,8 +39,11 @@ def why_not(model: EquilibriumReasoner, precision: Precision = Precision.fp32) -
 
 
 @needs_triton
-def test_a_model_on_the_cpu_names_the_remedy(contractive, puzzles):
-    assert why_not(contractive) == "the model is on cpu, and Triton needs a GPU; move it with model.cuda()"
+def test_a_model_on_the_cpu_names_a_remedy_that_can_be_followed(contractive, puzzles, monkeypatch):
+    remedy = f"torch {torch.__version__} sees no GPU here, so use backend='auto'"
+    for seen, told in ((True, "move the model with model.cuda()"), (False, remedy)):
+        monkeypatch.setattr(base, "gpu_is_seen", lambda seen=seen: seen)
+        assert why_not(contractive) == f"the model is on cpu, and Triton needs a GPU; {told}"
     with pytest.raises(RuntimeError, match="backend='triton' cannot run here: the model is on cpu.*; can run: "):
         contractive.solve(puzzles, depth=1, halt="none", backend="triton")
     result = contractive.solve(puzzles, depth=1, halt="none")
@@ -87,9 +91,7 @@ def test_an_old_gpu_is_told_by_its_capability(contractive, monkeypatch):
 @needs_triton
 def test_a_weight_elsewhere_is_named(contractive):
     contractive.q_head.to("meta")
-    assert "weight q_head.weight is on meta, others are on cpu; move the model with model.cuda()" in why_not(
-        contractive
-    )
+    assert why_not(contractive).startswith("weight q_head.weight is on meta, others are on cpu; ")
 
 
 LAZY = """

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from eqr_kernels._nvtx import nvtx_range
-from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder
+from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder, gpu_remedy
 from eqr_kernels.backends.triton.plan import INTERPRETED, Plan
 from eqr_kernels.backends.watch import Launch, StreamLaunch, ThreadLaunch, Watch
 from eqr_kernels.forking import fork_safe_lock
@@ -100,11 +100,11 @@ def _no_device(model: EqROperator) -> str | None:
     device = model.device
     for name, weight in weights:
         if weight.device != device:
-            return f"weight {name} is on {weight.device}, others are on {device}; move the model with model.cuda()"
+            return f"weight {name} is on {weight.device}, others are on {device}; {gpu_remedy()}"
     if device.type == "cpu" and interpreting():
         return None
     if device.type != "cuda":
-        return f"the model is on {device}, and Triton needs a GPU; move it with model.cuda()"
+        return f"the model is on {device}, and Triton needs a GPU; {gpu_remedy()}"
     if torch.version.hip is None:
         capability = torch.cuda.get_device_capability(device)
         if capability < _LEAST_CAPABILITY:
