@@ -7,7 +7,6 @@ import copy
 import dataclasses
 import functools
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,10 +15,13 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from eqr_kernels import EquilibriumReasoner
 from eqr_kernels.modifications import modification
+from eqr_kernels.tasks import sudoku, sudoku_generator
+from eqr_kernels.tasks.stream import PuzzleStream
 from eqr_kernels.training.settings import TrainSettings
 from eqr_kernels.training.trainer import Trainer
 from tests.support.environment import BUILT, needs_extension
 from tests.support.models import make_contractive, tiny_config
+from tests.support.training import toy_stream
 
 TOKENS = torch.randint(1, 7, (5, 6), generator=torch.Generator().manual_seed(0))
 RUN = dict(depth=4, halt="none")
@@ -53,6 +55,11 @@ class Lora(nn.Module):
     @property
     def weight(self):
         return self.base.weight
+
+    def merged(self):
+        with torch.no_grad():
+            self.base.weight += self.up @ self.down
+        return self.base
 
     def forward(self, x):
         return self.base(x) + F.linear(F.linear(x, self.down), self.up)
@@ -290,19 +297,9 @@ def test_the_noise_of_a_run_comes_through():
     torch.testing.assert_close(got.logits, want.logits)
 
 
-class Stream:
-    """The same puzzles for ever, which are their own answers."""
-
-    seq_len, vocab_size = 6, 7
-
-    def draw(self, n, step, rng=None):
-        rows = np.arange(n) % len(TOKENS)
-        return TOKENS.numpy()[rows], TOKENS.numpy()[rows]
-
-
 def trained(model, steps=3, **settings):
     run = TrainSettings(batch_size=4, total_steps=steps, lr=1e-2, lr_warmup_steps=0, compile=False, **settings)
-    trainer = Trainer(model, Stream(), run)
+    trainer = Trainer(model, toy_stream(), run)
     for _ in range(steps):
         trainer.train_step()
     return trainer
@@ -321,12 +318,42 @@ def test_an_adapter_is_trained_and_solve_follows_it(dtype):
     assert differ(after, before)
     adapter = model.get_submodule(LAYER)
     assert torch.equal(adapter.base.weight, frozen)
-    with torch.no_grad():
-        adapter.base.weight += adapter.up @ adapter.down
-    replace(model, LAYER, lambda old: old.base)
+    replace(model, LAYER, Lora.merged)
     merged = model.solve(TOKENS, **RUN)
     assert merged.backend == ("cpu" if BUILT else "reference")
     torch.testing.assert_close(merged.logits, after, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_fifty_steps_of_an_adapter_change_what_a_shipped_model_solves():
+    model = EquilibriumReasoner.from_pretrained("sudoku-small").float()
+    puzzles, held_out = (sudoku_generator.generate(n, "hard", seed=seed) for n, seed in ((200, 6), (60, 5)))
+    tokens, answers = (torch.from_numpy(x.astype("int64")) for x in (held_out.inputs, held_out.labels))
+
+    def right(of):
+        result = of.eval().solve(tokens, depth=16, halt="none")
+        return result, (result.preds == answers).all(1)
+
+    before = right(model)[1]
+    model.requires_grad_(False)
+    paths = [name for name, module in model.L_level.named_modules(prefix="L_level") if isinstance(module, nn.Linear)]
+    for path in paths:
+        replace(model, path, lambda old: Lora(old, 4))
+        model.get_submodule(path).up.data.zero_()
+    assert torch.equal(right(model)[1], before) and before.any() and not before.all()
+    settings = TrainSettings(batch_size=8, total_steps=50, lr=3e-4, lr_warmup_steps=5, weight_decay=0.0, compile=False)
+    trainer = Trainer(model, PuzzleStream(puzzles, sudoku.augment), settings)
+    for _ in range(50):
+        trainer.train_step()
+    adapted, after = right(model)
+    first = model.solve(tokens, depth=1, halt="none").logits  # more steps would amplify rounding
+    assert adapted.backend == "reference" and not torch.equal(after, before)
+    for path in paths:
+        replace(model, path, Lora.merged)
+    merged, right_when_merged = right(model)
+    assert merged.backend == ("cpu" if BUILT else "reference") and torch.equal(right_when_merged, after)
+    torch.testing.assert_close(model.solve(tokens, depth=1, halt="none").logits, first, rtol=1e-3, atol=1e-3)
+    print(f"right of 60: {int(before.sum())} before, {int(after.sum())} with the adapter")
 
 
 def test_a_model_of_peft_solves_and_is_merged():

@@ -16,10 +16,10 @@ from torch._subclasses import FakeTensorMode
 from eqr_kernels import EquilibriumReasoner
 from eqr_kernels.training.settings import TrainSettings
 from eqr_kernels.training.trainer import Trainer
-from tests.model.test_modifications import Stream
 from tests.support.environment import needs_extension
 from tests.support.models import make_contractive, tiny_config
 from tests.support.results import FIELDS, same_bits
+from tests.support.training import toy_stream
 
 TOKENS = torch.randint(1, 7, (5, 6), generator=torch.Generator().manual_seed(0))
 CONFIG = tiny_config(noise_scale=0.01, mlp_t=False, pos_encodings="rope")
@@ -92,7 +92,7 @@ def test_a_trainer_takes_the_same_steps(state):
         model = EquilibriumReasoner(tiny_config(noise_scale=0.01))
         settings = TrainSettings(batch_size=4, total_steps=3, lr=1e-2, lr_warmup_steps=0, compile=False)
         with around():
-            trainer = Trainer(model, Stream(), settings)
+            trainer = Trainer(model, toy_stream(), settings)
             for _ in range(3):
                 trainer.train_step()
             return trainer.report().loss, [p.detach().clone() for p in model.parameters()]
@@ -169,7 +169,7 @@ def test_half_names_the_remedy():
     with pytest.raises(RuntimeError, match=r"float16, and the kernel takes float32 and bfloat16; use model.float\(\)"):
         model.solve(TOKENS, tol=0.1, backend="cpu")
     with pytest.raises(TypeError, match=r"float32 parameters, got torch.float16; call model.float\(\)"):
-        Trainer(model, Stream(), TrainSettings(batch_size=4, total_steps=1))
+        Trainer(model, toy_stream(), TrainSettings(batch_size=4, total_steps=1))
 
 
 FORK = """

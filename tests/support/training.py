@@ -27,11 +27,15 @@ def keep(inputs, labels, rng):
     return inputs, labels
 
 
+def toy_stream(seed: int = 0) -> PuzzleStream:
+    return PuzzleStream(toy_puzzles(), keep, seed=[seed, 0])
+
+
 def make_trainer(seed: int = 0, noise_scale: float = 0.01, **changes: object) -> Trainer:
     config = TrainSettings(batch_size=8, lr=3e-3, lr_warmup_steps=2, total_steps=None, compile=False, seed=seed)
     torch.manual_seed(seed)
     model = EquilibriumReasoner(tiny_config(noise_scale=noise_scale, halt_max_steps=4))
-    return Trainer(model, PuzzleStream(toy_puzzles(), keep, seed=[seed, 0]), replace(config, **changes))
+    return Trainer(model, toy_stream(seed), replace(config, **changes))
 
 
 def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
