@@ -81,7 +81,7 @@ def card_tolerance(card: ModelCard | None, tol: str = "auto") -> HaltingToleranc
         return None
     caveat = (
         f"converged is no promise for this model: {card.tol_missing or 'its card has no tol'}; halting at its "
-        f'tol_fast={fast:g}, which cost no answer (tol="fast" says so too, without this warning)'
+        f'tol_fast={fast:g}, which cost no answer; tol="fast" asks for that'
     )
     return HaltingTolerance(fast, "the model's card, tol_fast", caveat)
 
