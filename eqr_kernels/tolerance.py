@@ -58,7 +58,7 @@ def halting_tolerance(
         return HaltingTolerance(float(tol), "the caller")
     if tol not in ("auto", "fast"):
         raise ValueError(f'tol must be "auto", "fast" or a positive number, got {tol!r}')
-    known = card_tolerance(card, tol)
+    known = card_tolerance(card, tol, noise_scale)
     if known is not None:
         return known
     value, origin = provisional_tolerance(noise_scale, residuals_at_rest)
@@ -70,13 +70,27 @@ def halting_tolerance(
     return HaltingTolerance(value, f"provisional, {origin}", caveat)
 
 
-def card_tolerance(card: ModelCard | None, tol: str = "auto") -> HaltingTolerance | None:
-    """What "auto" or "fast" is on the card; None where it has no tolerance."""
+def card_tolerance(
+    card: ModelCard | None, tol: str = "auto", noise_scale: float | None = None
+) -> HaltingTolerance | None:
+    """What "auto" or "fast" is on the card; None where it has no tolerance.
+
+    Args:
+        noise_scale: of the run; None is that of the calibration, for which alone a promise holds.
+    """
     trusted, fast = (None, None) if card is None else (card.tol, card.tol_fast)
     if tol == "fast" and fast is not None:
         return HaltingTolerance(fast, "the model's card, tol_fast")
-    if trusted is not None:
-        return HaltingTolerance(trusted, "the model's card")
+    if card is not None and trusted is not None:
+        calibrated = card.config.noise_scale if card.noise_scale is None else card.noise_scale
+        # Below the floor of the noise nothing converges, so nothing is promised either.
+        if tol == "fast" or noise_scale is None or noise_scale == calibrated or trusted < noise_floor(noise_scale):
+            return HaltingTolerance(trusted, "the model's card")
+        caveat = (
+            f"converged is no promise in this run: the model's tol={trusted:g} was calibrated with "
+            f"noise_scale={calibrated:g}, and this run has {noise_scale:g}; `eqr calibrate --noise-scale` finds another"
+        )
+        return HaltingTolerance(trusted, "the model's card", caveat)
     if card is None or fast is None:
         return None
     caveat = (

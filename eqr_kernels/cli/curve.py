@@ -130,7 +130,7 @@ def curve(
     else:
         reading: dict[str, Any] = dict(format=format, split=split, limit=limit, show=progress)
         puzzles, errors = puz.read_answered(task, reasoner.config.seq_len, file, **reading)
-    known = card_tolerance(reasoner.card)
+    known = card_tolerance(reasoner.card, noise_scale=noise_scale)
     if known is not None and known.caveat:
         complain(known.caveat, "warning")
     of = len(puzzles)

@@ -382,6 +382,16 @@ def test_which_tolerance_of_the_card_is_taken_and_when_it_warns(
     assert result.converged.any()
 
 
+def test_the_promise_is_for_the_noise_of_the_calibration_alone(puzzles, recwarn):
+    model = make_contractive(tiny_config(noise_scale=0.01))
+    model.card = ModelCard(model.config, tol=0.03, tol_fast=0.3, noise_scale=0.02)
+    for options in ({}, dict(noise_scale=0.02), dict(noise_scale=0.01, tol="fast"), dict(noise_scale=0.0, tol=0.03)):
+        model.solve(puzzles, depth=4, **options)
+    assert not recwarn
+    with pytest.warns(UserWarning, match="no promise in this run: .*tol=0.03 .*noise_scale=0.02, and this run has 0;"):
+        model.solve(puzzles, depth=4, noise_scale=0.0)
+
+
 def test_a_model_without_card_takes_its_tolerance_from_the_noise_or_lets_nothing_unsettled_settle(puzzles):
     noisy = make_contractive(tiny_config(noise_scale=0.01))
     with pytest.warns(UserWarning, match=r"provisional tol=0.0283, twice the residual that the noise leaves"):
