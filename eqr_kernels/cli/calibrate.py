@@ -62,8 +62,8 @@ def calibrate(
     answered. With noise, tolerances below sqrt(2) times --noise-scale are never met and not tried.
 
     A model that settles on wrong answers as deeply as on right ones has no tol: the card then says so, and so do the
-    commands. Calibrate on puzzles like those that will be solved: a tolerance found with clues shown (--reveal) holds for such
-    puzzles only. Where few are solved, take more of them with --subset.
+    commands. Calibrate on puzzles like those that will be solved: a tolerance found with clues shown (--reveal) holds
+    for such puzzles only. Where few are solved, take more of them with --subset.
 
     Exit code 0: tol_fast was found, and tol or the reason why there is none; 1: the same, but some lines could not be
     used; 2: no tolerance was found, or nothing could be done; 130: interrupted, nothing was written.
