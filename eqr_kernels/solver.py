@@ -69,10 +69,10 @@ def solve(
         halt: one of `run_rules.HALTING_RULES`: "residual" (r <= tol for `patience` steps in a row: CONVERGED), "q"
             (q_halt > 0: HALTED), "residual+q" (both at the same step: CONVERGED), "residual|q" (either: HALTED where
             only q_halt > 0, else CONVERGED) or "none".
-        tol: for the rules with "residual"; a number, "auto" or "fast". "auto" is the tolerance of the model's card at which at least
-            99 % of the puzzles that met it in calibration were right, so that `converged` is a promise; "fast" the
-            loosest that cost no answer, whatever else met it. A model that has none warns that converged is no
-            promise, and halts at its "fast" one or, never calibrated, at a provisional one: see
+        tol: for the rules with "residual"; a number, "auto" or "fast". "auto" is the tolerance of the model's card at
+            which at least 99 % of the puzzles that met it in calibration were right, so that `converged` is a promise;
+            "fast" the loosest that cost no answer, whatever else met it. A model that has none warns that converged is
+            no promise, and halts at its "fast" one or, never calibrated, at a provisional one: see
             `tolerance.provisional_tolerance`.
         patience: see `halt`.
         select: "residual" (settled first, then the lowest score), "vote" (the most common answer, then the score),
