@@ -107,7 +107,7 @@ def test_solve_tells_what_became_of_each_puzzle_as_json(model):
 
 
 @pytest.mark.parametrize(
-    ("halt", "tol"), [("residual", 0.02), ("q", "auto"), ("residual+q", 0.02), ("residual|q", 0.02)]
+    ("halt", "tol"), [("residual", 0.02), ("q", None), ("residual+q", 0.02), ("residual|q", 0.02)]
 )
 def test_solve_takes_each_halting_rule(model, halt, tol):
     """The card's tolerance is that of the rules that look at the residual, and the status says which signal fired."""
