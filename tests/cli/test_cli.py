@@ -106,9 +106,7 @@ def test_solve_tells_what_became_of_each_puzzle_as_json(model):
     assert summary["mean_steps"] == (filled["steps"] + puzzle["steps"]) / 2
 
 
-@pytest.mark.parametrize(
-    ("halt", "tol"), [("residual", 0.02), ("q", None), ("residual+q", 0.02), ("residual|q", 0.02)]
-)
+@pytest.mark.parametrize(("halt", "tol"), [("residual", 0.02), ("q", None), ("residual+q", 0.02), ("residual|q", 0.02)])
 def test_solve_takes_each_halting_rule(model, halt, tol):
     """The card's tolerance is that of the rules that look at the residual, and the status says which signal fired."""
     options = ["--model", model, "--depth", 32, "--halt", halt]
