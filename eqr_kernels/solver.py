@@ -6,6 +6,7 @@ import math
 import numbers
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from eqr_kernels.ops import StartStates
 from eqr_kernels.precision import NAMED, Precision, names
 from eqr_kernels.results import Collector, OnFinished, SolveResult
 from eqr_kernels.run_rules import HALTING_RULES, RULES_WITH_TOLERANCE
+from eqr_kernels.tolerance import FIRST_ROWS, HaltingTolerance, halting_tolerance
 
 DEFAULT_DEPTH = 64
 """Outer steps at most, of `solve` and of the commands."""
@@ -67,7 +69,11 @@ def solve(
         halt: one of `run_rules.HALTING_RULES`: "residual" (r <= tol for `patience` steps in a row: CONVERGED), "q"
             (q_halt > 0: HALTED), "residual+q" (both at the same step: CONVERGED), "residual|q" (either: HALTED where
             only q_halt > 0, else CONVERGED) or "none".
-        tol: for the rules with "residual"; "auto" takes the tolerance of the model's card.
+        tol: for the rules with "residual"; a number, "auto" or "fast". "auto" is the tolerance of the model's card at
+            which at least 99 % of the puzzles that met it in calibration were right, so that `converged` is a promise;
+            "fast" the loosest that cost no answer, whatever else met it. A model that has none warns that converged is
+            no promise, and halts at its "fast" one or, never calibrated, at a provisional one: see
+            `tolerance.provisional_tolerance`.
         patience: see `halt`.
         select: "residual" (settled first, then the lowest score), "vote" (the most common answer, then the score),
             "q" (highest q_halt) or "first" (fewest steps: a race, whose losers are cancelled).
@@ -96,8 +102,7 @@ def solve(
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or is out of range; the message says what is allowed.
-        RuntimeError: no calibrated tolerance for tol="auto", weights that are not finite or hold no values (meta,
-            fake), or a backend that cannot run here.
+        RuntimeError: weights that are not finite or hold no values (meta, fake), or a backend that cannot run here.
     """
     _check_has_values(model, tokens)
     tokens = check_tokens(tokens, model.config).to(model.device)
@@ -117,7 +122,8 @@ def solve(
     if noise_scale is None:
         noise_scale = model.inference_noise_scale
     _check_number("noise_scale", noise_scale)
-    tolerance = _tolerance(model, halt, tol, noise_scale)
+    run: dict[str, Any] = dict(depth=depth, seed=seed, slots=slots, backend=backend, precision=precision)
+    tolerance = _tolerance(model, halt, tokens, tol, noise_scale, run)
     checkpoints = tuple(sorted({_check_count("checkpoints", c) for c in checkpoints}))
     if checkpoints and checkpoints[-1] > depth:
         raise ValueError(f"checkpoints must be at most depth={depth}, got {checkpoints[-1]}; raise depth")
@@ -223,27 +229,43 @@ def _check_number(name: str, value: object) -> float:
     return float(value)
 
 
-def _tolerance(model: EqROperator, halt: str, tol: float | str, noise_scale: float) -> float:
+def _tolerance(
+    model: EqROperator, halt: str, tokens: Tensor, tol: float | str, noise_scale: float, run: dict[str, Any]
+) -> float:
     if halt not in RULES_WITH_TOLERANCE:
         return 0.0
-    if tol == "auto":
-        if model.card is None or model.card.tol is None:
-            raise RuntimeError(
-                'tol="auto" needs a calibrated tolerance, and this model\'s card has none; find one with '
-                '`eqr calibrate --model MODEL PUZZLES`, or pass tol=, or halt="none" for a fixed depth'
-            )
-        tol = model.card.tol
-    if isinstance(tol, str):
-        raise ValueError(f'tol must be "auto" or a positive number, got {tol!r}')
-    tol = _check_number("tol", tol)
+    tolerance = tolerance_of(model, tokens, tol, noise_scale=noise_scale, **run)
+    if tolerance.caveat:
+        warnings.warn(tolerance.caveat, stacklevel=4)
     floor = noise.noise_floor(noise_scale)
-    if tol < floor:
+    if tolerance.value < floor:
         warnings.warn(
-            f"tol={tol:g} is below {floor:g}, about the residual that noise_scale={noise_scale:g} alone leaves: no "
-            "trajectory will converge; raise tol or lower noise_scale",
+            f"tol={tolerance.value:g} is below {floor:g}, about the residual that noise_scale={noise_scale:g} alone "
+            "leaves: no trajectory will converge; raise tol or lower noise_scale",
             stacklevel=4,
         )
-    return tol
+    return tolerance.value
+
+
+def tolerance_of(
+    model: EqROperator, tokens: Tensor, tol: float | str = "auto", *, noise_scale: float | None = None, **run: Any
+) -> HaltingTolerance:
+    """The tolerance that `solve` would take for `tol`, and whether converged is a promise with it.
+
+    Args:
+        model, tokens, tol, noise_scale: as for `solve`.
+        run: its depth, seed, slots, backend and precision. A model without noise and without a calibrated tolerance
+            runs its first rows with these, without halting, to see what their residuals come down to.
+
+    Raises:
+        As `solve`.
+    """
+
+    def at_rest() -> Tensor:
+        return solve(model, tokens[:FIRST_ROWS], halt="none", noise_scale=noise_scale, **run).residual
+
+    scale = model.inference_noise_scale if noise_scale is None else _check_number("noise_scale", noise_scale)
+    return halting_tolerance(model.card, tol, scale, at_rest)
 
 
 def precision_of(model: EqROperator, name: str) -> Precision:

@@ -44,7 +44,7 @@ def main() -> None:
         model = ek.EquilibriumReasoner.from_pretrained(path)
 
     print(f"{model.card.notes} Trained for {model.card.steps} steps.")
-    # No tolerance has been calibrated for this file: give one, or run `eqr calibrate` and save_pretrained.
+    # No tolerance has been calibrated for this file: give one, or save_pretrained and `eqr calibrate --write`.
     result = model.solve(torch.from_numpy(puzzles.inputs).long(), depth=32, tol=0.0794)
     solved = sudoku.is_solution(puzzles.inputs, result.preds.numpy())
     print(f"{int(solved.sum())} of {len(puzzles)} solved, in {result.steps.tolist()} outer steps")

@@ -29,6 +29,7 @@ from eqr_kernels import EquilibriumReasoner, backends, ops
 from eqr_kernels.cli.info import cuda_report, gpu_report
 from eqr_kernels.commit import code_commit
 from eqr_kernels.precision import Precision
+from eqr_kernels.tolerance import card_tolerance
 
 from ..peers import OURS, contenders
 from ..peers.contenders import Solving, Stepping, check, elapsed
@@ -164,7 +165,8 @@ def early_exit(names: list[str], device: str, puzzles: str, count: int, depth: i
     """
     model = EquilibriumReasoner.from_pretrained("sudoku-small").to(device)
     tokens = _draw(puzzles, count).to(device)
-    assert model.card is not None and model.card.tol is not None
+    known = card_tolerance(model.card)
+    assert known is not None
     first: tuple[str, Tensor, Tensor] | None = None
     for name in names:
         options: dict[str, Any] = dict(depth=depth, backend=name, precision="bf16", slots=len(tokens))
@@ -178,7 +180,7 @@ def early_exit(names: list[str], device: str, puzzles: str, count: int, depth: i
         except RuntimeError as error:
             yield {"backend": name, "failure": _headline(error)}
             continue
-        settled = early.converged & (full.residual <= model.card.tol)
+        settled = early.converged & (full.residual <= known.value)
         agree = (early.preds == full.preds).all(1)[settled]
         median = {halt: statistics.median(times) for halt, times in seconds.items()}
         row: dict[str, Any] = {

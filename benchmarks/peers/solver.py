@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from eqr_kernels import EquilibriumReasoner, backends, ops
+from eqr_kernels import EquilibriumReasoner, backends, ops, tolerance
 from eqr_kernels.backends.cpu import CpuBackend
 from eqr_kernels.precision import NAMED, Precision
 
@@ -25,6 +25,13 @@ from eqr_kernels.precision import NAMED, Precision
 def peak_rss() -> int:
     """Bytes of this process at the highest."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def card_tolerance(model: EquilibriumReasoner) -> float:
+    """What solve halts at."""
+    known = tolerance.card_tolerance(model.card)
+    assert known is not None
+    return known.value
 
 
 def solve(model: EquilibriumReasoner, request: dict[str, Any]) -> dict[str, Any]:
@@ -44,8 +51,7 @@ def solve(model: EquilibriumReasoner, request: dict[str, Any]) -> dict[str, Any]
     }
     if result.residuals is not None:
         # Whether the tolerance was met on the way, where nothing stops at it.
-        assert model.card is not None and model.card.tol is not None
-        answer["met"] = (result.residuals <= model.card.tol).any(-1).any(-1).tolist()
+        answer["met"] = (result.residuals <= card_tolerance(model)).any(-1).any(-1).tolist()
     return answer
 
 
@@ -53,8 +59,7 @@ def about(model: EquilibriumReasoner) -> dict[str, Any]:
     """What the cpu backend can run here, and the memory that a trajectory in flight takes in each precision."""
     reasons = {precision.name: backends.available(model, precision)["cpu"] for precision in NAMED}
     can_run = [name for name, why_not in reasons.items() if why_not is None]
-    assert model.card is not None
-    found: dict[str, Any] = {"cpu": reasons, "rss_of_start": peak_rss(), "tol": model.card.tol}
+    found: dict[str, Any] = {"cpu": reasons, "rss_of_start": peak_rss(), "tol": card_tolerance(model)}
     if can_run:
         packs = {name: CpuBackend().packed(model, Precision[name]) for name in can_run}
         found["trajectory_bytes"] = {name: ops.trajectory_bytes(packed) for name, packed in packs.items()}

@@ -12,7 +12,7 @@ from typing import Any
 from eqr_kernels.config import EqRConfig
 from eqr_kernels.noise import RNG_LAYOUT
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,10 @@ class ModelCard:
         data: what it was trained on.
         steps: training steps.
         accuracies: measured accuracies, free-form JSON.
-        tol: residual tolerance found by `eqr calibrate`, for `tol="auto"`; None when not calibrated.
+        tol: residual tolerance for `tol="auto"`: the loosest at which at least 99 % of the puzzles that met it in
+            calibration were right, and that cost no answer; None where `eqr calibrate` has not found one.
+        tol_fast: for `tol="fast"`: the loosest that cost no answer in calibration; None when not calibrated.
+        tol_missing: why a calibrated model has no `tol`, or no tolerance at all.
         noise_scale: recommended for inference; None for the config's.
         window: differences of logits that a trajectory's score is the mean of.
         rng_layout: layout of the random numbers under which tol and accuracies were measured.
@@ -43,6 +46,8 @@ class ModelCard:
     steps: int | None = None
     accuracies: dict[str, Any] = field(default_factory=dict)
     tol: float | None = None
+    tol_fast: float | None = None
+    tol_missing: str = ""
     noise_scale: float | None = None
     window: int = 3
     rng_layout: int = RNG_LAYOUT
@@ -59,8 +64,8 @@ class ModelCard:
             dict: ("accuracies", "extra"),
             int: ("schema_version", "window", "rng_layout"),
             (int, type(None)): ("steps",),
-            (int, float, type(None)): ("tol", "noise_scale"),
-            str: ("licence", "commit", "notes", "sha256"),
+            (int, float, type(None)): ("tol", "tol_fast", "noise_scale"),
+            str: ("tol_missing", "licence", "commit", "notes", "sha256"),
         }
         for kind, names in kinds.items():
             for name in names:
@@ -70,7 +75,7 @@ class ModelCard:
                     raise TypeError(f"card field {name!r} must be {allowed}, got {value!r} ({type(value).__name__})")
         if self.schema_version != SCHEMA_VERSION:
             raise ValueError(
-                f"card field 'schema_version' is {self.schema_version}, this version reads {SCHEMA_VERSION}; "
+                f"card field 'schema_version' is {self.schema_version}, this version reads 1 and {SCHEMA_VERSION}; "
                 "upgrade eqr_kernels"
             )
         if self.rng_layout != RNG_LAYOUT:
@@ -79,10 +84,17 @@ class ModelCard:
                 f"{RNG_LAYOUT}, so tol and accuracies do not hold for it; install an eqr_kernels with that layout, or "
                 "load the weights without the card and run `eqr calibrate` again"
             )
-        for name, low in (("window", 1), ("steps", 0), ("tol", 0), ("noise_scale", 0)):
+        for name, low in (("window", 1), ("steps", 0), ("tol", 0), ("tol_fast", 0), ("noise_scale", 0)):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= low):
                 raise ValueError(f"card field {name!r} must be finite and at least {low}, got {value}")
+        if self.tol is not None and self.tol_fast is not None and self.tol > self.tol_fast:
+            raise ValueError(
+                f"card field 'tol_fast' must be at least tol, which costs no answer either, got {self.tol_fast} and "
+                f"{self.tol}; run `eqr calibrate --write` again"
+            )
+        if self.tol is not None and self.tol_missing:
+            raise ValueError(f"card field 'tol_missing' must be empty where there is a tol, got {self.tol_missing!r}")
         clash = sorted(set(self.extra) & ({f.name for f in dataclasses.fields(self)} - {"extra"}))
         if clash:
             raise ValueError(f"card field 'extra' must not repeat the card's own fields, got {', '.join(clash)}")
@@ -102,6 +114,9 @@ class ModelCard:
     def from_json(cls, text: str, name: str | os.PathLike[str] = "card") -> ModelCard:
         """A card from JSON; `name` (the file) begins every message.
 
+        In schema 1 `tol` was the loosest that cost no answer, however many settled puzzles were wrong: it is read as
+        `tol_fast`.
+
         Raises:
             TypeError, ValueError: not JSON, a field missing, of the wrong type, out of range or of another version.
         """
@@ -112,6 +127,8 @@ class ModelCard:
             raise ValueError(f"{name}: not a JSON file ({error}); {remedy}") from error
         if not isinstance(values, dict) or not isinstance(values.get("config"), dict):
             raise ValueError(f"{name}: not a model card, a JSON object with the EqRConfig fields in 'config'; {remedy}")
+        if values.get("schema_version", 1) == 1:
+            values = _from_schema_1(values)
         known = {f.name for f in dataclasses.fields(cls)} - {"extra"}
         try:
             fields: dict[str, Any] = {key: value for key, value in values.items() if key in known}
@@ -119,3 +136,9 @@ class ModelCard:
             return cls(**fields, extra={key: value for key, value in values.items() if key not in known})
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}: {error}") from error
+
+
+def _from_schema_1(values: dict[str, Any]) -> dict[str, Any]:
+    tol = values.get("tol")
+    missing = "" if tol is None else "its card was written when a tolerance promised only that no answer is lost"
+    return {**values, "schema_version": SCHEMA_VERSION, "tol": None, "tol_fast": tol, "tol_missing": missing}

@@ -59,8 +59,8 @@ def load_checkpoint(
         source: the name of a shipped model (see `available_models`), an official `.pth`, a bare state dict saved by
             torch, a `.safetensors`, a folder of `save_checkpoint`, or a hub id "org/name" when no such path exists.
         config: the operator; by default what the card or the file says, with the sizes of the tensors filled in.
-            It wins over both; where it differs, the card's tol, noise_scale and accuracies no longer hold and are
-            dropped.
+            It wins over both; where it differs, the card's tolerances, noise_scale and accuracies no longer hold and
+            are dropped.
         revision: branch, tag or commit of a hub repository.
 
     Raises:
@@ -80,7 +80,9 @@ def load_checkpoint(
     read = read_safetensors if path.suffix == ".safetensors" else read_torch
     state_dict, card = read(path, config)
     if config is not None and config != card.config:
-        card = dataclasses.replace(card, config=config, tol=None, noise_scale=None, accuracies={})
+        card = dataclasses.replace(
+            card, config=config, tol=None, tol_fast=None, tol_missing="", noise_scale=None, accuracies={}
+        )
     if not card.config.fixed_init:
         dropped = [name for name in START_BUFFERS if state_dict.pop(name, None) is not None]
         if dropped:

@@ -25,7 +25,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Tell why more depth or breadth does not help, or that it does, from one run without halting.",
     ),
     "train": ("train", "Train a model, resumably to the same result; Ctrl-C saves and stops."),
-    "calibrate": ("calibrate", "Find the loosest residual tolerance that costs no accuracy against the full depth."),
+    "calibrate": (
+        "calibrate",
+        "Find two residual tolerances: tol, at which converged is a promise, and tol_fast, which costs no accuracy.",
+    ),
     "curve": ("curve", "Map what depth, breadth and early exit cost, what they buy, and where the curve bends."),
     "generate": ("generate", "Make puzzles that have exactly one solution."),
     "info": (

@@ -12,11 +12,13 @@ from eqr_kernels import studies
 from eqr_kernels.checkpoint import MODEL_FILE
 from eqr_kernels.cli import options as opt
 from eqr_kernels.cli import puzzles as puz
-from eqr_kernels.cli.console import INCOMPLETE, Bar, check_output, command, emit
+from eqr_kernels.cli.console import INCOMPLETE, Bar, check_output, command, complain, emit
 from eqr_kernels.cli.render import terminal as drawing
-from eqr_kernels.cli.render.wording import percent
+from eqr_kernels.cli.render.wording import interval, percent
 from eqr_kernels.noise import noise_floor
 from eqr_kernels.solver import DEFAULT_DEPTH
+from eqr_kernels.studies.subset import SUBSET_SEED
+from eqr_kernels.studies.tolerance import Calibration, Tolerance
 from eqr_kernels.studies.tolerance_card import store_tolerance
 
 _SHOWN = 24
@@ -30,7 +32,9 @@ def calibrate(
     max_loss: Annotated[
         float, typer.Option(help="Share of the puzzles that halting may lose; 0.01 is one in 100.")
     ] = 0.0,
-    trust: Annotated[float, typer.Option(help="Least share of the settled puzzles that must be right.")] = 0.0,
+    trust: Annotated[
+        float, typer.Option(help="Least share of the puzzles that meet tol that must be right.")
+    ] = studies.TRUST,
     patience: Annotated[int, typer.Option(help="Consecutive steps at or below the tolerance.")] = 1,
     noise_scale: opt.NoiseScale = None,
     seed: opt.Seed = 0,
@@ -38,20 +42,31 @@ def calibrate(
     backend: opt.BackendName = "auto",
     precision: opt.Precision = "auto",
     device: opt.Device = "auto",
-    limit: opt.Limit = None,
+    subset: opt.Stratified = 1000,
     reveal: opt.Reveal = None,
     format: opt.Format = "auto",
     split: opt.Split = None,
-    write: Annotated[bool, typer.Option("--write", help="Store it in the model's card.")] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Store them, or that there is none, in the model's card.")
+    ] = False,
     as_json: opt.AsJson = False,
     output: opt.Output = None,
     progress: opt.ShowProgress = None,
 ) -> int:
-    """Find the loosest residual tolerance that costs no accuracy against the full depth.
+    """Find two residual tolerances: tol, at which converged is a promise, and tol_fast, which costs no accuracy.
 
+    tol is the loosest at which 99 % (--trust) of the puzzles that met it were right, and no answer was lost against the
+    full depth; it takes 100 puzzles that met it to tell. tol_fast is the loosest that lost none, whatever else met it.
+    solve takes them as --tol auto and --tol fast. Neither may be one that half of the puzzles meet at their first step.
     One run of the full depth tells, for every tolerance, where each puzzle would have stopped and what it would have
-    answered. With noise, tolerances below sqrt(2) times --noise-scale are never met and not tried. Exit code 0: found;
-    1: found, but some lines could not be used; 2: nothing could be done; 130: interrupted, nothing was written.
+    answered. With noise, tolerances below sqrt(2) times --noise-scale are never met and not tried.
+
+    A model that settles on wrong answers as deeply as on right ones has no tol: the card then says so, and so do the
+    commands. Calibrate on puzzles like those that will be solved: a tolerance found with clues shown (--reveal) holds
+    for such puzzles only. Where few are solved, take more of them with --subset.
+
+    Exit code 0: tol_fast was found, and tol or the reason why there is none; 1: the same, but some lines could not be
+    used; 2: no tolerance was found, or nothing could be done; 130: interrupted, nothing was written.
     """
     check_output(output)
     if write and patience != 1:
@@ -59,12 +74,18 @@ def calibrate(
             f"--write stores a tolerance for the default rule, patience 1, and --patience is {patience}; a tolerance "
             "found for a greater patience is too loose for it: pass it to solve with its patience instead"
         )
+    if write and trust < studies.TRUST:
+        raise ValueError(
+            f"--write stores a promise that {100 * studies.TRUST:g} % are right, and --trust is {trust:g}; leave one "
+            "out, and pass a tolerance that was found with less to solve by its number"
+        )
     weights = _writable(model) if write else None
     reasoner = puz.load_model(model, device, progress)
     task = puz.task_of(reasoner.config)
-    reading: dict[str, Any] = dict(format=format, split=split, limit=limit, show=progress)
+    reading: dict[str, Any] = dict(format=format, split=split, show=progress)
     puzzles, errors = puz.read_answered(task, reasoner.config.seq_len, file, **reading)
-    puzzles = puz.reveal_clues(task, puzzles, reveal, seed)
+    of = len(puzzles)
+    puzzles = puz.reveal_clues(task, puz.stratified(puzzles, min(subset, of)), reveal, seed)
     assert puzzles.labels is not None
     if noise_scale is None:
         noise_scale = reasoner.inference_noise_scale
@@ -79,7 +100,7 @@ def calibrate(
     calibration = studies.calibrate(
         recording, max_loss=max_loss, trust=trust, patience=patience, floor=noise_floor(noise_scale)
     )
-    candidates = [dataclasses.asdict(candidate) for candidate in calibration.candidates]
+    trusted, fast = calibration.trusted, calibration.fast
     report: dict[str, Any] = {
         "command": "calibrate",
         "model": model,
@@ -95,33 +116,40 @@ def calibrate(
         },
         "backend": recording.backend,
         "puzzles": calibration.puzzles,
+        "subset": {"puzzles": calibration.puzzles, "of": of, "seed": SUBSET_SEED},
         "correct_at_full_depth": calibration.correct,
-        "candidates": candidates,
-        "chosen": None if calibration.chosen is None else dataclasses.asdict(calibration.chosen),
+        "candidates": [_as_json(candidate) for candidate in calibration.candidates],
+        "tol": None if trusted is None else _as_json(trusted),
+        "tol_fast": None if fast is None else _as_json(fast),
+        "tol_missing": calibration.missing or None,
         "written": None,
         "errors": puz.errors_as_json(errors),
     }
-    if calibration.chosen is None:
-        # Told before failing: which tolerance loses how much is what a choice of --max-loss needs.
-        emit(report, as_json, output)
-        if not as_json:
-            drawing.tolerances(_condensed(candidates, None), calibration.puzzles, None)
-        raise ValueError(
-            f"no tolerance that some puzzle meets keeps the {calibration.correct} right answers of depth {depth}; "
-            "allow a loss with --max-loss, ask for less --trust, or lower --noise-scale"
-        )
     if weights is not None:
         report["written"] = str(store_tolerance(weights, calibration, report["settings"], Path(str(file)).name))
     emit(report, as_json, output)
     if not as_json:
-        chosen, n = calibration.chosen, calibration.puzzles
-        drawing.tolerances(_condensed(candidates, chosen.tol), n, chosen.tol)
+        drawing.tolerances(_condensed(calibration), calibration.puzzles, trusted, fast)
+        n = calibration.puzzles
         drawing.lines(
-            f"at the full depth {depth}: {percent(calibration.correct / n)} of {n} puzzles right",
-            f"chosen: tol {chosen.tol:g}: {percent(chosen.correct / n)} right after a mean of "
-            f"{chosen.mean_steps:.1f} steps, {percent(chosen.converged / n)} settled",
+            f"{n} of {of} puzzles; at the full depth {depth} {percent(calibration.correct / n)} of them right",
+            *(
+                f"{name} {t.tol:g}: {t.right_when_converged} of the {t.converged} that settled are right "
+                f"(95 %: {interval(t.interval)}); of all, {percent(t.correct / n)} after a mean of {t.mean_steps:.1f} "
+                "steps"
+                for name, t in (("tol", trusted), ("tol_fast", fast))
+                if t is not None
+            ),
             f"written to {report['written']}" if write else "not stored; --write stores it in the model's card",
         )
+    if fast is None:
+        # Told before failing: which tolerance loses how much is what a choice of --max-loss needs.
+        raise ValueError(
+            f"{calibration.missing}; train longer, calibrate on other puzzles, allow a loss with --max-loss, or lower "
+            "--noise-scale"
+        )
+    if trusted is None:
+        complain(f"converged is no promise for this model: {calibration.missing}", "warning")
     return INCOMPLETE if errors else 0
 
 
@@ -137,8 +165,14 @@ def _writable(model: str) -> Path:
     return path
 
 
-def _condensed(candidates: list[dict[str, Any]], chosen: float | None) -> list[dict[str, Any]]:
-    """Some two dozen of the candidates that some puzzle meets, the chosen one among them."""
-    met = [c for c in candidates if c["converged"]] or candidates
+def _as_json(t: Tolerance) -> dict[str, Any]:
+    return {**dataclasses.asdict(t), "wilson95": list(t.interval)}
+
+
+def _condensed(calibration: Calibration) -> list[Tolerance]:
+    """Some two dozen of the candidates that some puzzle meets, the chosen ones among them."""
+    candidates = calibration.candidates
+    met = [t for t in candidates if t.converged] or list(candidates)
     every = max(1, len(met) // _SHOWN)
-    return [c for i, c in enumerate(met) if i % every == 0 or c["tol"] == chosen or i == len(met) - 1]
+    chosen = calibration.trusted, calibration.fast
+    return [t for i, t in enumerate(met) if i % every == 0 or t in chosen or i == len(met) - 1]

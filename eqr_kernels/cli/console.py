@@ -215,13 +215,3 @@ def parse_range(option: str, text: str) -> tuple[int, int | None]:
     except ValueError:
         raise ValueError(f"{option} must be a number or a range, as in 30, 24-30 or 24-, got {text!r}") from None
     return low, high
-
-
-def parse_tolerance(text: str) -> float | str:
-    """What --tol says: a number, or "auto"."""
-    if text == "auto":
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"--tol must be auto or a positive number, got {text!r}") from None

@@ -30,6 +30,7 @@ from eqr_kernels.studies.subset import SUBSET_SEED
 from eqr_kernels.tasks import maze, sudoku_generator
 from eqr_kernels.tasks.common import ParseErrors, PuzzleSet, join
 from eqr_kernels.tasks.registry import Task
+from eqr_kernels.tolerance import card_tolerance
 
 _GENERATED = ("easy", "medium", "hard", "extreme")
 _GENERATED_SEED = 2026
@@ -56,7 +57,10 @@ def curve(
         int | None, typer.Option(min=1, help="Trajectories of each puzzle at most.", show_default="8")
     ] = None,
     tols: Annotated[
-        str, typer.Option(help="Tolerances of the residual exit, as in 0.02,0.03; auto takes some about the card's.")
+        str,
+        typer.Option(
+            help="Tolerances of the residual exit, as in 0.02,0.03; auto takes the card's and some about them."
+        ),
     ] = "auto",
     select: Annotated[str, typer.Option(help="Which trajectory answers: residual, vote or q.")] = "residual",
     price: Annotated[
@@ -126,6 +130,9 @@ def curve(
     else:
         reading: dict[str, Any] = dict(format=format, split=split, limit=limit, show=progress)
         puzzles, errors = puz.read_answered(task, reasoner.config.seq_len, file, **reading)
+    known = card_tolerance(reasoner.card, noise_scale=noise_scale)
+    if known is not None and known.caveat:
+        complain(known.caveat, "warning")
     of = len(puzzles)
     if quick and subset is None and limit is None and of > sizes["puzzles"]:
         subset = sizes["puzzles"]

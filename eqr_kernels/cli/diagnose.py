@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from typing import Annotated, Any
 
 import typer
 
-from eqr_kernels.checkpoint import ModelCard
 from eqr_kernels.cli import options as opt
 from eqr_kernels.cli import puzzles as puz
-from eqr_kernels.cli.console import INCOMPLETE, Bar, check_output, command, emit, parse_tolerance
+from eqr_kernels.cli.console import INCOMPLETE, Bar, check_output, command, emit
 from eqr_kernels.cli.provenance import reproduction
 from eqr_kernels.cli.render.diagnose_terminal import draw_diagnosis
+from eqr_kernels.cli.tolerance import as_settings, card_as_json, parse_tolerance, settling_tolerance
 from eqr_kernels.solver import DEFAULT_DEPTH
 from eqr_kernels.studies.advice import advise
 from eqr_kernels.studies.attractors import BROAD, MODES
@@ -23,7 +22,6 @@ from eqr_kernels.studies.recording import record
 from eqr_kernels.studies.scaling import Scaling, recorded_depths, summarise
 from eqr_kernels.studies.statistics import Paired
 from eqr_kernels.studies.subset import SUBSET_SEED
-from eqr_kernels.studies.tolerance import provisional_tolerance
 from eqr_kernels.tasks.common import PuzzleSet
 
 
@@ -34,10 +32,7 @@ def diagnose(
     model: opt.Model = opt.MODEL,
     depth: Annotated[int, typer.Option(min=1, help="Outer steps, for every trajectory.")] = DEFAULT_DEPTH,
     breadth: Annotated[int, typer.Option(min=1, help="Trajectories of each puzzle, from other random starts.")] = 8,
-    tol: Annotated[
-        str,
-        typer.Option(help="Residual that counts as settled; auto takes the card's, else twice the noise's floor."),
-    ] = "auto",
+    tol: opt.Tol = "auto",
     broad: opt.Broad = None,
     window: opt.Window = None,
     noise_scale: opt.NoiseScale = None,
@@ -74,10 +69,9 @@ def diagnose(
     if not 0 < broad <= 1:
         raise ValueError(f"--broad must be a share above 0 and up to 1, got {broad}")
     reasoner = puz.load_model(model, device, progress)
-    task, card = puz.task_of(reasoner.config), reasoner.card
+    task = puz.task_of(reasoner.config)
     if noise_scale is None:
         noise_scale = reasoner.inference_noise_scale
-    tolerance, tol_from = _tolerance(wanted_tol, card, noise_scale)
     reading: dict[str, Any] = dict(format=format, split=split, limit=limit, show=progress)
     puzzles, errors = puz.read_answered(task, reasoner.config.seq_len, file, **reading)
     of = len(puzzles)
@@ -91,6 +85,9 @@ def diagnose(
         backend=backend,
         precision=precision,
     )
+    run = {name: options[name] for name in ("seed", "slots", "backend", "precision")}
+    chosen = settling_tolerance(reasoner, puzzles.inputs, wanted_tol, noise_scale, depth=depth, **run)
+    tolerance = chosen.value
     begun = time.perf_counter()
     with Bar("running the full depth", progress) as bar:
         recording = record(
@@ -111,15 +108,14 @@ def diagnose(
         "settings": {
             "depth": depth,
             "breadth": breadth,
-            "tol": tolerance,
+            **as_settings(chosen),
             **options,
-            "tol_from": tol_from,
             "broad": broad,
             "device": str(reasoner.device),
             "limit": limit,
             "reveal": reveal,
         },
-        "card": None if card is None else {name: getattr(card, name) for name in ("tol", "noise_scale", "window")},
+        "card": card_as_json(reasoner),
         "backend": recording.backend,
         "backend_reason": recording.backend_reason,
         "puzzles": len(puzzles),
@@ -134,17 +130,6 @@ def diagnose(
     if not as_json:
         draw_diagnosis(report, scaling, puzzles.source)
     return INCOMPLETE if errors else 0
-
-
-def _tolerance(wanted: float | str, card: ModelCard | None, noise_scale: float) -> tuple[float, str]:
-    """What counts as settled, and where that comes from."""
-    if not isinstance(wanted, str):
-        if not 0 < wanted < math.inf:
-            raise ValueError(f"tol must be positive and finite, got {wanted}")
-        return wanted, "--tol"
-    if card is not None and card.tol is not None:
-        return card.tol, "the model's card"
-    return provisional_tolerance(noise_scale), "twice the noise's floor, not calibrated"
 
 
 def _as_json(scaling: Scaling, puzzles: PuzzleSet) -> dict[str, Any]:

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
-from eqr_kernels.checkpoint import ModelCard
 from eqr_kernels.cli import options as opt
 from eqr_kernels.cli import puzzles as puz
-from eqr_kernels.cli.console import INCOMPLETE, Bar, check_output, command, emit, parse_counts, parse_tolerance
+from eqr_kernels.cli.console import INCOMPLETE, Bar, check_output, command, emit, parse_counts
 from eqr_kernels.cli.provenance import reproduction
 from eqr_kernels.cli.render import terminal as drawing
+from eqr_kernels.cli.tolerance import as_settings, card_as_json, parse_tolerance, settling_tolerance
+from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.run_rules import RULES_WITH_TOLERANCE
 from eqr_kernels.studies import attractors
 from eqr_kernels.studies.attractors import MODES, Modes
 from eqr_kernels.studies.coupling import couple
+from eqr_kernels.studies.other_solutions import OtherSolutions
 from eqr_kernels.studies.recording import Recording, record
 from eqr_kernels.studies.replay import check_rules, correct_grid, first_converged, settled
 from eqr_kernels.studies.scoring import RATING_BANDS, Accuracy, by_group, rating_bands
 from eqr_kernels.studies.subset import SUBSET_SEED
 from eqr_kernels.studies.types import Bools
 from eqr_kernels.tasks.common import PuzzleSet
+from eqr_kernels.tolerance import card_tolerance
 
 
 @command
@@ -45,7 +47,7 @@ def evaluate(
         ),
     ] = "residual",
     halt: opt.Halt = "none",
-    tol: Annotated[str, typer.Option(help="Residual that counts as settled; auto takes the card's, if any.")] = "auto",
+    tol: opt.Tol = "auto",
     broad: opt.Broad = None,
     window: opt.Window = None,
     noise_scale: opt.NoiseScale = None,
@@ -77,6 +79,9 @@ def evaluate(
     included. Both are over all trajectories at a depth; diverged ones rank last; - (null in JSON) where all or none are
     right.
 
+    An answer that fills a puzzle by the rules but is not the file's, whose puzzle then has several, is counted apart:
+    it is not exact.
+
     Where a puzzle's restarts end at the greatest depth and breadth tells its mode, the first of these that holds: no
     correct attractor (none is right); broad (a share of at least --broad has settled and is right); competing (some
     have settled and are wrong); narrow (the others). Settled is a residual of at most --tol at that depth or, with
@@ -93,24 +98,20 @@ def evaluate(
     if not 0 < broad <= 1:
         raise ValueError(f"--broad must be a share above 0 and up to 1, got {broad}")
     reasoner = puz.load_model(model, device, progress)
-    task, card = puz.task_of(reasoner.config), reasoner.card
+    task = puz.task_of(reasoner.config)
     reading: dict[str, Any] = dict(format=format, split=split, limit=limit, show=progress)
     puzzles, errors = puz.read_answered(task, reasoner.config.seq_len, file, **reading)
     of = len(puzzles)
     puzzles = puz.reveal_clues(task, puz.stratified(puzzles, subset), reveal, seed)
     assert puzzles.labels is not None
-    tolerance = _tolerance(wanted_tol, card, halt)
-    settings: dict[str, Any] = dict(
-        halt=halt,
-        tol=tolerance,
-        window=window,
-        noise_scale=noise_scale,
-        seed=seed,
-        slots=slots,
-        backend=backend,
-        precision=precision,
-    )
-    given = settings if halt in RULES_WITH_TOLERANCE and tolerance is not None else {**settings, "tol": "auto"}
+    run: dict[str, Any] = dict(seed=seed, slots=slots, backend=backend, precision=precision)
+    chosen = None
+    if _has_tolerance(wanted_tol, reasoner, halt):
+        chosen = settling_tolerance(reasoner, puzzles.inputs, wanted_tol, noise_scale, depth=asked[0][-1], **run)
+    tolerance = None if chosen is None else chosen.value
+    settings: dict[str, Any] = dict(halt=halt, tol=tolerance, window=window, noise_scale=noise_scale, **run)
+    given = settings if halt in RULES_WITH_TOLERANCE else {**settings, "tol": "auto"}
+    others = OtherSolutions(task.is_solution, puzzles.inputs)
     begun = time.perf_counter()
     with Bar("evaluating", progress) as bar:
         recording = record(
@@ -121,6 +122,7 @@ def evaluate(
             breadth=asked[1][-1],
             progress=bar.update,
             trace=halt == "none" and tolerance is not None,
+            observe=others.observe,
             **given,
         )
     seconds = time.perf_counter() - begun
@@ -138,12 +140,13 @@ def evaluate(
             "breadth": recording.breadth,
             "select": rules[0],
             **settings,
+            **as_settings(chosen),
             "broad": broad,
             "device": str(reasoner.device),
             "limit": limit,
             "reveal": reveal,
         },
-        "card": None if card is None else {name: getattr(card, name) for name in ("tol", "noise_scale", "window")},
+        "card": card_as_json(reasoner),
         "backend": recording.backend,
         "backend_reason": recording.backend_reason,
         "puzzles": len(puzzles),
@@ -152,6 +155,10 @@ def evaluate(
         "breadths": list(asked[1]),
         "rules": list(rules),
         **_tables(grid, puzzles),
+        "other_valid": [
+            {"depth": d, "puzzles": n}
+            for d, n in zip(recording.depths, others.counts(recording, rules[0]), strict=True)
+        ],
         "grid": _grid(recording, grid, asked[1], rules),
         "under_tolerance": _under_tolerance(recording, tolerance),
         "coupling": _coupling(recording, still),
@@ -166,15 +173,13 @@ def evaluate(
     return INCOMPLETE if errors else 0
 
 
-def _tolerance(wanted: float | str, card: ModelCard | None, halt: str) -> float | None:
-    """What counts as settled; None where nothing says."""
-    if isinstance(wanted, str):
-        return None if card is None or halt == "q" else card.tol
+def _has_tolerance(wanted: float | str, model: EquilibriumReasoner, halt: str) -> bool:
+    """Whether there is anything to say when a trajectory has settled; a run to the full depth makes nothing up."""
     if halt == "q":
-        raise ValueError(f'tol is a residual, and halt="q" does not look at it, got tol={wanted}; leave one out')
-    if not 0 < wanted < math.inf:
-        raise ValueError(f"tol must be positive and finite, got {wanted}")
-    return wanted
+        if not isinstance(wanted, str):
+            raise ValueError(f'tol is a residual, and halt="q" does not look at it, got tol={wanted}; leave one out')
+        return False
+    return halt in RULES_WITH_TOLERANCE or not isinstance(wanted, str) or card_tolerance(model.card) is not None
 
 
 def _groups(grid: Bools, puzzles: PuzzleSet) -> dict[str, dict[str, list[Accuracy]]]:
@@ -282,6 +287,9 @@ def _draw(grid: Bools, puzzles: PuzzleSet, report: dict[str, Any], modes: Modes 
         rows = groups[title.replace(" ", "_")]
         if len(rows) > 1:
             drawing.accuracy(title + where, depths, rows)
+    if any(row["puzzles"] for row in report["other_valid"]):
+        shown = ", ".join(f"{row['puzzles']} at depth {row['depth']}" for row in report["other_valid"])
+        drawing.lines(f"another valid solution than the file's, not counted as exact: {shown}")
     drawing.coupling(report["coupling"])
     under, halt = report["under_tolerance"], report["settings"]["halt"]
     if under is None:
@@ -293,7 +301,7 @@ def _draw(grid: Bools, puzzles: PuzzleSet, report: dict[str, Any], modes: Modes 
         name = f"under the tolerance {under['tol']:.3g}" if halt == "none" else f"halting by {halt}"
         drawing.lines(
             f"{name}: mean steps {under['mean_steps']:.1f} of {depths[-1]}, "
-            f"{'settled' if halt == 'none' else 'halted'} {100 * under['converged']:.1f} % of the trajectories"
+            f"{'met' if halt == 'none' else 'halted'} by {100 * under['converged']:.1f} % of the trajectories"
         )
     if modes is not None and modes.restarts > 1:
         counts = modes.counts(puzzles.source)

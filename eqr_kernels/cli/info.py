@@ -206,6 +206,8 @@ def _models() -> list[dict[str, Any]]:
                 "data": card.data,
                 "steps": card.steps,
                 "tol": card.tol,
+                "tol_fast": card.tol_fast,
+                "tol_missing": card.tol_missing or None,
                 "accuracies": card.accuracies,
                 "notes": card.notes,
                 "commit": card.commit,
@@ -274,7 +276,10 @@ def _cuda_line(cuda: dict[str, Any]) -> str:
 def _model_line(model: dict[str, Any]) -> str:
     if "error" in model:
         return str(model["error"])
-    tol = "not calibrated" if model["tol"] is None else f"tol {model['tol']:g}"
+    names = [name for name in ("tol", "tol_fast") if model[name] is not None]
+    tol = ", ".join(f"{name} {model[name]:g}" for name in names) or "no tolerance"
+    if model["tol"] is None:
+        tol += f", converged is no promise: {model['tol_missing'] or 'not calibrated'}"
     steps = "" if model["steps"] is None else f"{model['steps']:,} training steps; "
     notes = f"\n{model['notes']}" if model["notes"] else ""
     return f"{model['size']}; {steps}{tol}; {model['bytes'] / 1e6:.1f} MB{notes}"

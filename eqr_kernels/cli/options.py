@@ -23,6 +23,13 @@ Halt = Annotated[
 ]
 Select = Annotated[str, typer.Option(help="Rule that selects the trajectory that answers: residual, vote, q or first.")]
 Window = Annotated[int | None, typer.Option(help="Changes of the logits that a score averages; default the card's.")]
+Tol = Annotated[
+    str,
+    typer.Option(
+        help="Residual that counts as settled: a number; auto, the card's, at which 99 % of what settled when it was "
+        "calibrated was right; or fast, the card's loosest that cost no answer."
+    ),
+]
 NoiseScale = Annotated[
     float | None, typer.Option(help="Noise injected at each update; default the card's, else the config's.")
 ]
@@ -40,6 +47,15 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Take the first puzzles o
 Subset = Annotated[
     int | None,
     typer.Option(min=1, help="Only so many puzzles, always the same, with the whole's mix of sources and ratings."),
+]
+Stratified = Annotated[
+    int,
+    typer.Option(
+        "--subset",
+        "--limit",
+        min=1,
+        help="At most so many puzzles, always the same, with the whole's mix of sources and ratings.",
+    ),
 ]
 Broad = Annotated[
     float | None,

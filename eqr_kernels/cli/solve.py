@@ -21,9 +21,9 @@ from eqr_kernels.cli.console import (
     command,
     emit,
     parse_counts,
-    parse_tolerance,
 )
 from eqr_kernels.cli.render import terminal as drawing
+from eqr_kernels.cli.tolerance import as_settings, parse_tolerance, settling_tolerance
 from eqr_kernels.config import EqRConfig
 from eqr_kernels.results import SolveResult
 from eqr_kernels.run_rules import RULES_WITH_TOLERANCE
@@ -48,7 +48,7 @@ def solve(
     depth: opt.Depth = DEFAULT_DEPTH,
     breadth: opt.Breadth = 1,
     halt: opt.Halt = "residual",
-    tol: Annotated[str, typer.Option(help="Residual that counts as settled; auto takes the card's.")] = "auto",
+    tol: opt.Tol = "auto",
     patience: Annotated[int, typer.Option(help="Consecutive steps at or below --tol.")] = 1,
     select: opt.Select = "residual",
     window: opt.Window = None,
@@ -87,11 +87,13 @@ def solve(
     depths = () if by_depth is None else parse_counts("--by-depth", by_depth)
     if depths and depths[-1] > depth:
         raise ValueError(f"--by-depth must be at most --depth {depth}, got {depths[-1]}; raise --depth")
+    wanted_tol = parse_tolerance(tol)
+    if halt not in RULES_WITH_TOLERANCE and not isinstance(wanted_tol, str):
+        raise ValueError(f"--tol is for halting by the residual, and --halt is {halt}; leave one out")
     settings: dict[str, Any] = dict(
         depth=depth,
         breadth=breadth,
         halt=halt,
-        tol=parse_tolerance(tol),
         patience=patience,
         select=select,
         window=window,
@@ -102,7 +104,7 @@ def solve(
         precision=precision,
     )
     reasoner = puz.load_model(model, device, progress)
-    config, card = reasoner.config, reasoner.card
+    config = reasoner.config
     task = puz.task_of(config)
     errors = ParseErrors()
     if demo:
@@ -115,19 +117,21 @@ def solve(
         )
     puz.report_errors(errors)
     puzzles = puz.reveal_clues(task, puzzles, reveal, seed)
-    result, seconds = None, 0.0
+    result, seconds, tolerance = None, 0.0, None
     if len(puzzles):
+        if halt in RULES_WITH_TOLERANCE:
+            run: dict[str, Any] = dict(depth=depth, seed=seed, slots=slots, backend=backend, precision=precision)
+            tolerance = settling_tolerance(reasoner, puzzles.inputs, wanted_tol, noise_scale, **run)
+            settings["tol"] = tolerance.value
         tokens = torch.from_numpy(puzzles.inputs.astype("int64"))
         begun = time.perf_counter()
         with Bar("solving", progress) as bar:
 
             def show(finished: int, of: int, spent: int) -> None:
-                bar.update(max(finished / of, spent / (of * depth)), 1.0, f"{finished}/{of} settled or done")
+                bar.update(max(finished / of, spent / (of * depth)), 1.0, f"{finished}/{of} done")
 
             result = reasoner.solve(tokens, checkpoints=depths, progress=show, **settings)
         seconds = time.perf_counter() - begun
-    if settings["tol"] == "auto" and halt in RULES_WITH_TOLERANCE and card is not None:
-        settings["tol"] = card.tol
     rows = _rows(task, puzzles, result)
     if check:
         for row, solutions in zip(rows, puz.solutions(task, puzzles, progress), strict=True):
@@ -137,7 +141,7 @@ def solve(
         "command": "solve",
         "model": model,
         "task": task.name,
-        "settings": {**settings, "device": str(reasoner.device), "reveal": reveal},
+        "settings": {**settings, **as_settings(tolerance), "device": str(reasoner.device), "reveal": reveal},
         "backend": result.backend if result else None,
         "backend_reason": result.backend_reason if result else None,
         "puzzles": rows,
@@ -189,6 +193,7 @@ def _rows(task: Task, puzzles: PuzzleSet, result: SolveResult | None) -> list[di
             "answer": None if correct[i] is None or puzzles.labels is None else task.decode(puzzles.labels[i]),
             "valid": bool(valid[i]),
             "correct": correct[i],
+            "other_valid": bool(valid[i]) and correct[i] is False,
             "status": Status(status[i]).name.lower(),
             **{name: values[i] for name, values in fields.items()},
         }
@@ -210,14 +215,16 @@ def _by_depth(task: Task, puzzles: PuzzleSet, result: SolveResult | None) -> lis
     for depth, at in (result.at if result else {}).items():
         preds = at.preds.cpu().numpy()
         correct = [c for c in _correct(puzzles, preds) if c is not None]
+        valid = task.is_solution(puzzles.inputs, preds)
         rows.append(
             {
                 "depth": depth,
                 "puzzles": len(puzzles),
-                "valid": int(task.is_solution(puzzles.inputs, preds).sum()),
+                "valid": int(valid.sum()),
                 "with_answers": len(correct),
                 "correct": sum(correct),
                 "converged": int(at.converged.sum()),
+                "converged_invalid": int((at.converged.cpu().numpy() & ~valid).sum()),
                 "nfe": int(at.all_steps.sum()),
             }
         )
@@ -232,7 +239,9 @@ def _summary(rows: list[dict[str, Any]], full_depth: int, unread: int, seconds: 
         "solved": sum(row["valid"] for row in rows),
         "with_answers": len(judged),
         "correct": sum(judged),
+        "other_valid": sum(row["other_valid"] for row in rows),
         "converged": sum(row["converged"] for row in rows),
+        "converged_invalid": sum(row["converged"] and not row["valid"] for row in rows),
         "mean_steps": sum(row["steps"] for row in rows) / len(rows) if rows else None,
         "nfe": sum(row["nfe"] for row in rows),
         "nfe_without_early_exit": full_depth * len(rows),

@@ -20,9 +20,10 @@ from eqr_kernels.studies.scaling import Scaling, recorded_depths, summarise
 from eqr_kernels.studies.scoring import Accuracy, exact_match, token_accuracy
 from eqr_kernels.studies.store import Store
 from eqr_kernels.studies.subset import digest, stratified_subset
-from eqr_kernels.studies.tolerance import Calibration, calibrate
+from eqr_kernels.studies.tolerance import TRUST, Calibration, calibrate
 
 __all__ = [
+    "TRUST",
     "Accuracy",
     "Calibration",
     "Finding",

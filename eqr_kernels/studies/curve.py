@@ -36,6 +36,7 @@ from eqr_kernels.studies.statistics import auroc
 from eqr_kernels.studies.store import Store
 from eqr_kernels.studies.subset import digest
 from eqr_kernels.tasks.common import PuzzleSet
+from eqr_kernels.tolerance import card_tolerance
 
 _BINS = 40
 _CHECKED_AT_MOST = 6
@@ -86,12 +87,14 @@ class Request:
 
 
 def usual_tolerances(model: EquilibriumReasoner, noise_scale: float | None) -> tuple[float, ...]:
-    """Some around the card's tolerance, or what the noise leaves; rising."""
+    """The card's tolerances and some around them, or around what the noise leaves; rising."""
     floor = noise_floor(model.inference_noise_scale if noise_scale is None else noise_scale)
-    middle = (model.card.tol if model.card else None) or 2 * floor or 0.01
+    known = [tol for tol in (model.card.tol, model.card.tol_fast) if tol] if model.card else []
+    middle = (known or [2 * floor or 0.01])[0]
     # Below the noise's own residual a tolerance never fires.
     middle = middle if middle * _TOLERANCES[-1] > floor else 2 * floor
-    return tuple(value for factor in _TOLERANCES if (value := float(f"{factor * middle:.4g}")) > floor)
+    around = {float(f"{factor * middle:.4g}") for factor in _TOLERANCES}
+    return tuple(sorted(value for value in {*around, *known} if value > floor))
 
 
 def powers_of_two(limit: int) -> tuple[int, ...]:
@@ -167,7 +170,8 @@ class CurveMap:
         chosen = choose(points, request)
         with showing("checking points") as bar:
             checked = self._check(recording, points, costs, chosen, bar)
-        tol, config = (model.card.tol if model.card else None), model.config
+        known, config = card_tolerance(model.card), model.config
+        tol = None if known is None else known.value
         return dict(
             settings=self._settings(recording, tol),
             backend=recording.backend,

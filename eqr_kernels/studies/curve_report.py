@@ -39,7 +39,7 @@ class Settings:
     Attributes:
         depth, breadth: of the recording. depths, breadths, tols: of the points.
         recorded_depths: where halting is looked at; None: at every outer step.
-        card_tol: the model's own tolerance.
+        card_tol: what tol="auto" takes from the model's card.
         noise_scale, window, precision, instruction_set, config: what decides the answers.
     """
 

@@ -1,4 +1,4 @@
-"""The loosest tolerance that costs no accuracy."""
+"""The tolerance at which converged is a promise, and the loosest that costs no accuracy."""
 
 from __future__ import annotations
 
@@ -10,25 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from eqr_kernels.noise import noise_floor
 from eqr_kernels.studies.recording import Recording
 from eqr_kernels.studies.replay import at_ends, ends_when_halted
+from eqr_kernels.studies.statistics import wilson_interval
 
-NOISE_MULTIPLE = 2.0
-
-
-def provisional_tolerance(noise_scale: float) -> float:
-    """A tolerance where none was calibrated: `NOISE_MULTIPLE` times `noise_floor`.
-
-    Raises:
-        ValueError: there is no noise, so nothing to take it from.
-    """
-    if not noise_scale > 0:
-        raise ValueError(
-            "nothing tells when a trajectory has settled: no --tol, no tolerance in the model's card, and no noise "
-            "whose floor could stand in for it; give --tol, or find one with `eqr calibrate` (--write stores it)"
-        )
-    return NOISE_MULTIPLE * noise_floor(noise_scale)
+TRUST = 0.99
+"""Share of the puzzles that meet a tolerance that must be right for "converged" to be a promise."""
+FEWEST_SETTLED = 100
+"""Puzzles that must meet a tolerance for that share to be told: with fewer a single wrong one is more than 1 %."""
+AT_ONCE = 0.5
 
 
 @dataclass(frozen=True)
@@ -40,7 +30,8 @@ class Tolerance:
         correct: puzzles answered right.
         lost, gained: right only at the full depth, and right only here.
         mean_steps: outer steps of a puzzle.
-        converged: puzzles that met the tolerance; right_when_converged: those of them that are right.
+        converged: puzzles that met the tolerance; right_when_converged: those of them that are right; at_once: those
+            that met it as early as can be, at the first step.
     """
 
     tol: float
@@ -50,25 +41,39 @@ class Tolerance:
     mean_steps: float
     converged: int
     right_when_converged: int
+    at_once: int
+
+    @property
+    def right_share(self) -> float:
+        """Of the converged puzzles, NaN where there are none."""
+        return self.right_when_converged / self.converged if self.converged else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of `right_share`."""
+        return wilson_interval(self.right_when_converged, self.converged)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The candidates, tightest first, and the chosen one.
+    """The candidates, tightest first, and the chosen ones.
 
     Attributes:
         puzzles, depth: N and D.
         correct: puzzles right at the full depth.
         candidates: what each tolerance does.
-        chosen: the loosest that, like all tighter ones, loses no more than it may; None when no tolerance that some
-            trajectory meets does.
+        trusted: the one for `tol="auto"`, at which converged is a promise; fast: the one for `tol="fast"`, which costs
+            no answer. None where there is none.
+        missing: why there is no trusted one; "" where there is.
     """
 
     puzzles: int
     depth: int
     correct: int
     candidates: tuple[Tolerance, ...]
-    chosen: Tolerance | None
+    trusted: Tolerance | None
+    fast: Tolerance | None
+    missing: str
 
 
 def calibrate(
@@ -76,22 +81,26 @@ def calibrate(
     *,
     candidates: Sequence[float] | None = None,
     max_loss: float = 0.0,
-    trust: float = 0.0,
+    trust: float = TRUST,
+    fewest: int = FEWEST_SETTLED,
     patience: int = 1,
     floor: float = 0.0,
 ) -> Calibration:
-    """Finds the loosest tolerance up to which halting answers no fewer puzzles right than the full depth does.
+    """Finds two tolerances.
 
-    With `trust` it must also mean something to have converged: of the puzzles that do, at least that share is right.
+    fast: the loosest up to which halting answers no fewer puzzles right than the full depth does.
+    trusted: the loosest up to which, besides, of the puzzles that meet it at least the share `trust` is right. That is
+    the share that was counted, not the lower end of its interval, and it counts from `fewest` puzzles on.
 
     Every tighter candidate has to hold too: a looser one that makes up by chance for what a tighter one loses is no
-    safer than it.
+    safer than it. A tolerance that half of the puzzles meet at their first step is none: it is as large as the step
+    from a random start, and tells nothing of coming to rest.
 
     Args:
         recording: without halting; its first trajectory of each puzzle is what is looked at.
         candidates: tolerances to try; by default `tolerance_grid` of its residuals.
         max_loss: share of the N puzzles that halting may lose, net of those that it gains.
-        trust: least share of the converged puzzles that must be right.
+        trust: least share of the converged puzzles that must be right. fewest: of them, to tell.
         patience: of the halting rule.
         floor: tolerances below it are not tried, such as those that the noise keeps out of reach.
 
@@ -115,13 +124,48 @@ def calibrate(
     measured = tuple(_measure(recording, tol, patience) for tol in tried)
     least = correct - max_loss * puzzles - 1e-9
 
-    def holds(t: Tolerance) -> bool:
-        return t.correct >= least and t.right_when_converged >= trust * t.converged
+    def loses_nothing(t: Tolerance) -> bool:
+        return t.correct >= least
 
-    held = list(itertools.takewhile(holds, measured))
+    def is_right(t: Tolerance) -> bool:
+        return t.converged < fewest or t.right_when_converged >= trust * t.converged - 1e-9
+
+    held = list(itertools.takewhile(loses_nothing, measured))
     # A tolerance that nothing meets loses nothing either, and is of no use.
-    chosen = held[-1] if held and held[-1].converged else None
-    return Calibration(puzzles, recording.depth, correct, measured, chosen)
+    fast = held[-1] if held and held[-1].converged else None
+    met = [t for t in itertools.takewhile(is_right, held) if t.converged >= fewest]
+    trusted = met[-1] if met else None
+    missing = "" if trusted else _why_not(correct, held, measured, trust, fewest)
+    if fast is not None and _at_once(fast, puzzles):
+        trusted = None if trusted is None or _at_once(trusted, puzzles) else trusted
+        if trusted is None:
+            missing = (
+                f"{fast.at_once} of {puzzles} calibration puzzles met {fast.tol:g} at their first step and no answer "
+                "was lost, so no tolerance of this model means anything"
+            )
+        fast = trusted
+    return Calibration(puzzles, recording.depth, correct, measured, trusted, fast, missing)
+
+
+def _why_not(correct: int, held: Sequence[Tolerance], measured: Sequence[Tolerance], trust: float, fewest: int) -> str:
+    """Why no tolerance can be trusted, in the calibration's own numbers."""
+    if correct < trust * fewest:
+        return f"only {correct} calibration puzzles were right at the full depth, and {fewest} must settle to tell"
+    enough = [t for t in held if t.converged >= fewest]
+    if enough:
+        t = min(held[-1], enough[0], key=lambda t: t.right_share)
+        right = (
+            f"{t.right_when_converged} of the {t.converged} calibration puzzles that settled at {t.tol:g} were right"
+        )
+        return f"only {right}, and {100 * trust:g} % are wanted"
+    if any(t.converged >= fewest for t in measured):
+        return f"every tolerance that {fewest} calibration puzzles met cost answers"
+    most = max(t.converged for t in measured)
+    return f"only {most} calibration puzzles settled, and {fewest} must to tell"
+
+
+def _at_once(t: Tolerance, puzzles: int) -> bool:
+    return t.at_once >= AT_ONCE * puzzles
 
 
 def _measure(recording: Recording, tol: float, patience: int) -> Tolerance:
@@ -137,6 +181,7 @@ def _measure(recording: Recording, tol: float, patience: int) -> Tolerance:
         float(steps.mean()),
         int(converged.sum()),
         int((right & converged).sum()),
+        int((converged & (ends.steps[:, 0] <= patience)).sum()),
     )
 
 

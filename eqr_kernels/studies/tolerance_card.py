@@ -1,4 +1,4 @@
-"""A tolerance in a model's card: where it is written, and what it was chosen on."""
+"""Tolerances in a model's card: where they are written, and what they were chosen on."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from typing import Any
 
 from eqr_kernels.atomic import atomic_write
 from eqr_kernels.checkpoint import load_checkpoint
-from eqr_kernels.studies.tolerance import Calibration
+from eqr_kernels.studies.tolerance import Calibration, Tolerance
 
 _KEPT = ("correct", "mean_steps", "converged", "right_when_converged")
 
 
 def store_tolerance(weights: Path, calibration: Calibration, settings: dict[str, Any], data: str) -> Path:
-    """Writes the chosen tolerance into the card beside the weights, which stay untouched; the card's path.
+    """Writes the chosen tolerances, or why there are none, into the card beside the weights, which stay untouched.
 
     Args:
         weights: the model's safetensors file.
-        settings: what it was chosen with: depth, reveal, seed, max_loss, trust, patience and noise_scale.
+        settings: what they were chosen with: depth, reveal, seed, max_loss, trust, patience and noise_scale.
         data: name of the puzzles.
+
+    Returns:
+        The card's path.
     """
-    assert calibration.chosen is not None
     card = load_checkpoint(weights).card
     names = ("depth", "reveal", "seed", "max_loss", "trust", "patience", "noise_scale")
     record = {
@@ -30,13 +32,16 @@ def store_tolerance(weights: Path, calibration: Calibration, settings: dict[str,
         "puzzles": calibration.puzzles,
         **{name: settings[name] for name in names},
         "correct_at_full_depth": calibration.correct,
-        **{name: getattr(calibration.chosen, name) for name in _KEPT},
+        "tol": _counts(calibration.trusted),
+        "tol_fast": _counts(calibration.fast),
     }
-    # The tolerance holds for this noise only, so the card recommends both together.
+    # A tolerance holds for this noise only, so the card recommends both together.
     scale = settings["noise_scale"]
     card = dataclasses.replace(
         card,
-        tol=calibration.chosen.tol,
+        tol=None if calibration.trusted is None else calibration.trusted.tol,
+        tol_fast=None if calibration.fast is None else calibration.fast.tol,
+        tol_missing=calibration.missing,
         noise_scale=None if scale == card.config.noise_scale else scale,
         sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
         extra={**card.extra, "calibration": record},
@@ -44,3 +49,7 @@ def store_tolerance(weights: Path, calibration: Calibration, settings: dict[str,
     path = weights.with_suffix(".json")
     atomic_write(path, card.to_json().encode())
     return path
+
+
+def _counts(t: Tolerance | None) -> dict[str, Any] | None:
+    return None if t is None else {**{name: getattr(t, name) for name in _KEPT}, "wilson95": list(t.interval)}

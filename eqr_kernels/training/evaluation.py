@@ -28,9 +28,7 @@ from eqr_kernels.tasks.registry import SUDOKU, Task
 from eqr_kernels.training.objective import stablemax_cross_entropy
 
 ALL, REVEALED = "all", 28
-TRUST = 0.99
-"""Share of the settled puzzles that must be right for a tolerance to be stored with a trained model."""
-_LEAST_SETTLED = 20
+_LEAST_RIGHT = 20
 
 
 @dataclass(frozen=True)
@@ -218,10 +216,9 @@ class Curve:
 
 
 def calibrate_model(folder: Path, sets: Sequence[EvaluationSet], data: str, device: torch.device) -> str:
-    """Finds the tolerance of a trained model and stores it in its card; a message that says so, or why not.
+    """Finds the tolerances of a trained model and stores them in its card; a message that says which, or why not.
 
-    It is the loosest that costs no answer and of whose settled puzzles at least `TRUST` are right. A model that answers
-    too few to tell gets none: a tolerance would mean nothing.
+    A model that answers too few to tell gets none: they would mean nothing. Its card and the message say so.
     """
     weights = folder / MODEL_FILE
     model = EquilibriumReasoner.from_pretrained(weights).to(device)
@@ -233,24 +230,27 @@ def calibrate_model(folder: Path, sets: Sequence[EvaluationSet], data: str, devi
         reveal=None,
         seed=0,
         max_loss=0.0,
-        trust=TRUST,
+        trust=studies.TRUST,
         patience=1,
         noise_scale=model.inference_noise_scale,
     )
     depths = studies.recordable_depths(model, DEFAULT_DEPTH)
     recording = studies.record(model, inputs, labels, depths=depths, seed=0, noise_scale=settings["noise_scale"])
-    none = "no tolerance was stored, so solve needs tol= or halt='none'"
     right = int(recording.correct[:, 0, -1].sum())
-    if right < _LEAST_SETTLED:
-        share = f"{right} of {len(labels)} puzzles right at depth {DEFAULT_DEPTH}"
-        return f"{share}, too few to calibrate; {none}"
-    calibration = studies.calibrate(recording, trust=TRUST, floor=noise_floor(settings["noise_scale"]))
-    if calibration.chosen is None or calibration.chosen.converged < _LEAST_SETTLED:
-        return f"no tolerance keeps all answers and is right for {100 * TRUST:g} % of what settles; {none}"
+    if right < _LEAST_RIGHT:
+        few = f"only {right} of {len(labels)} calibration puzzles were right at depth {DEFAULT_DEPTH}"
+        calibration = studies.Calibration(len(labels), DEFAULT_DEPTH, right, (), None, None, few)
+    else:
+        calibration = studies.calibrate(recording, floor=noise_floor(settings["noise_scale"]))
     kinds = " and ".join("as published" if one.clues == "published" else f"with {one.clues} clues" for one in sets)
     store_tolerance(weights, calibration, settings, f"{data}, {kinds}")
-    c = calibration.chosen
-    return (
-        f"tol {c.tol:g} is stored in the card: {c.converged} of {calibration.puzzles} puzzles settle, "
-        f"{c.right_when_converged} of them right, after a mean of {c.mean_steps:.1f} steps"
-    )
+    parts = [] if calibration.trusted else [f"converged is no promise for this model: {calibration.missing}"]
+    for name, t in (("tol", calibration.trusted), ("tol_fast", calibration.fast)):
+        if t is not None:
+            parts.append(
+                f"{name} {t.tol:g} is stored in the card: {t.converged} of {calibration.puzzles} puzzles settle, "
+                f"{t.right_when_converged} of them right, after a mean of {t.mean_steps:.1f} steps"
+            )
+    if calibration.fast is None:
+        parts.append("the card has no tolerance, and solve takes a provisional one")
+    return "; ".join(parts)

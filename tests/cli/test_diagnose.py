@@ -501,7 +501,7 @@ def test_diagnose_as_json(data, tmp_path):
         "errors",
     }
     assert json.loads(file.read_text()) == report
-    assert report["settings"]["tol"] == load_checkpoint(MODEL).card.tol
+    assert report["settings"]["tol"] == load_checkpoint(MODEL).card.tol and report["settings"]["tol_caveat"] is None
     assert report["settings"]["tol_from"] == "the model's card"
     assert "diagnose --depth 16 --breadth 3 --seed 7 " in report["reproduce"]["command"]
     same = eqr_json(
@@ -529,9 +529,9 @@ def test_diagnose_without_a_calibrated_tolerance(data, tmp_path):
     noisy = make_copier(tmp_path / "noisy", EqRConfig.sudoku_paper(**TINY, noise_scale=0.02))
     report = eqr_json("diagnose", data, "--model", noisy, "--depth", 16, "--breadth", 2, "--reveal", 81)
     assert report["settings"]["tol"] == pytest.approx(2 * math.sqrt(2) * 0.02)
-    assert report["settings"]["tol_from"] == "twice the noise's floor, not calibrated"
+    assert report["settings"]["tol_from"] == "provisional, twice the residual that the noise leaves"
     quiet = make_copier(tmp_path / "quiet", EqRConfig.sudoku_paper(**TINY, noise_scale=0.0))
-    assert "give --tol, or find one with `eqr calibrate`" in eqr("diagnose", data, "--model", quiet, code=2).stderr
+    assert "`eqr calibrate --write` finds one" in eqr("diagnose", data, "--model", quiet, "--depth", 4).stderr
     report = eqr_json("diagnose", data, "--model", quiet, "--tol", 0.02, "--depth", 16, "--breadth", 2, "--reveal", 81)
     assert report["settings"]["tol_from"] == "--tol" and report["convergence"]["settled"] == 10
     # No floor without noise: the whole fall counts, of which the residual at 8 and 16 shows how fast it is.
@@ -543,7 +543,7 @@ def test_diagnose_without_a_calibrated_tolerance(data, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--tol", "soon"], "--tol must be auto or a positive number"),
+        (["--tol", "soon"], "--tol must be auto, fast or a positive number"),
         (["--tol", "-1"], "tol must be positive and finite"),
         (["--broad", 0], "--broad must be a share above 0"),
         (["--depth", 0], "depth"),

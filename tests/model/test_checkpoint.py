@@ -549,6 +549,7 @@ CARD = ModelCard(
     steps=12,
     accuracies={"depth 16": {"easy": 0.5}},
     tol=0.0123,
+    tol_fast=0.0456,
     noise_scale=0.005,
     window=4,
     licence="Apache-2.0",
@@ -613,9 +614,10 @@ class TestSaving:
     def test_explicit_config_drops_what_was_measured_with_another(self, tmp_path):
         path = save_checkpoint(tmp_path, weights(MLP), MLP, CARD)
         same = load_checkpoint(path, MLP).card
-        assert (same.tol, same.noise_scale, same.accuracies) == (CARD.tol, CARD.noise_scale, CARD.accuracies)
+        measured = ("tol", "tol_fast", "noise_scale", "accuracies")
+        assert [getattr(same, name) for name in measured] == [getattr(CARD, name) for name in measured]
         other = load_checkpoint(path, dataclasses.replace(MLP, lambda_=0.5)).card
-        assert (other.tol, other.noise_scale, other.accuracies) == (None, None, {})
+        assert [getattr(other, name) for name in measured] == [None, None, None, {}]
         assert other.data == CARD.data and other.config.lambda_ == 0.5
 
     def test_card_of_other_weights_is_refused(self, tmp_path):
@@ -701,6 +703,15 @@ class TestCard:
         odd = json.loads(CARD.to_json()) | {"extra": 5}
         assert json.loads(ModelCard.from_json(json.dumps(odd)).to_json()) == odd
 
+    @pytest.mark.parametrize(("tol", "missing"), [(0.0794, "promised only that no answer is lost"), (None, "")])
+    @pytest.mark.parametrize("version", [{"schema_version": 1}, {}])
+    def test_the_tolerance_of_an_old_card_is_no_promise(self, tol, missing, version):
+        old = {"config": MLP.to_dict(), "tol": tol, "noise_scale": 0.02, "mine": 1, **version}
+        card = ModelCard.from_json(json.dumps(old))
+        assert (card.tol, card.tol_fast, card.noise_scale, card.extra) == (None, tol, 0.02, {"mine": 1})
+        assert missing in card.tol_missing and bool(card.tol_missing) == bool(missing)
+        assert ModelCard.from_json(card.to_json()) == card and card.schema_version == 2
+
     @pytest.mark.parametrize("text", ["", "{", "nonsense", "[]", "3", '"x"', "{}", '{"config": 3}', '{"config": null}'])
     def test_no_card(self, text, tmp_path):
         path = save_checkpoint(tmp_path, weights(MLP), MLP)
@@ -726,7 +737,11 @@ class TestCard:
             ("licence", None, TypeError, "'licence' must be str"),
             ("config", {"seq_len": "9"}, TypeError, "seq_len must be an int"),
             ("config", {"seqlen": 9}, ValueError, "'seqlen'.*'seq_len'"),
-            ("schema_version", 2, ValueError, "'schema_version' is 2, this version reads 1; upgrade eqr_kernels"),
+            ("tol_fast", "0.1", TypeError, "'tol_fast' must be int or float or NoneType"),
+            ("tol_fast", 0.01, ValueError, "'tol_fast' must be at least tol.*got 0.01 and 0.0123.*eqr calibrate"),
+            ("tol_missing", None, TypeError, "'tol_missing' must be str"),
+            ("tol_missing", "why", ValueError, "'tol_missing' must be empty where there is a tol, got 'why'"),
+            ("schema_version", 3, ValueError, "'schema_version' is 3, this version reads 1 and 2; upgrade eqr_kernels"),
             ("rng_layout", 2, ValueError, "'rng_layout' is 2, .*layout 1.*eqr calibrate"),
         ],
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from eqr_kernels import EquilibriumReasoner, Status, selection
+from eqr_kernels import EquilibriumReasoner, ModelCard, Status, selection
 from tests.support.environment import REPOSITORY
 from tests.support.models import assert_same, make_contractive, tiny_config
 
@@ -310,9 +311,10 @@ BAD = [
     (dict(seed="a"), TypeError, "seed must be an int"),
     (dict(noise_scale=-0.1), ValueError, "noise_scale must be finite and not negative"),
     (dict(noise_scale=float("nan")), ValueError, "noise_scale"),
-    (dict(tol="tight"), ValueError, 'tol must be "auto" or a positive number'),
+    (dict(tol="tight"), ValueError, 'tol must be "auto", "fast" or a positive number'),
     (dict(tol=-1.0), ValueError, "tol"),
-    (dict(tol="auto"), RuntimeError, "eqr calibrate"),
+    (dict(tol=float("nan")), ValueError, "tol must be finite and not negative"),
+    (dict(tol=True), TypeError, 'tol must be "auto", "fast" or a number, got True'),
     (dict(checkpoints=(1, 99)), ValueError, "checkpoints must be at most depth=64, got 99"),
     (dict(checkpoints=(0,)), ValueError, "checkpoints must be at least 1"),
     (dict(ids=torch.zeros(3, dtype=torch.long)), ValueError, r"ids must have shape \[12\]"),
@@ -350,6 +352,56 @@ def test_bad_tokens(contractive, tokens, error, message):
 def test_a_tolerance_below_the_noise_floor_warns(contractive, puzzles):
     with pytest.warns(UserWarning, match="no trajectory will converge"):
         contractive.solve(puzzles, depth=2, tol=0.01, noise_scale=0.01)
+
+
+@pytest.mark.parametrize(
+    ("card", "tol", "value", "warned"),
+    [
+        (dict(tol=0.02, tol_fast=0.3), "auto", 0.02, None),
+        (dict(tol=0.02, tol_fast=0.3), "fast", 0.3, None),
+        (dict(tol=0.02), "fast", 0.02, None),
+        (dict(tol_fast=0.3, tol_missing="3 of 9 were right"), "fast", 0.3, None),
+        (dict(tol_fast=0.3, tol_missing="3 of 9 were right"), "auto", 0.3, "3 of 9 were right.*tol_fast=0.3"),
+        (dict(tol_missing="none is right"), "fast", None, "none is right; halting at the provisional"),
+        (None, "auto", None, "it was never calibrated.*`eqr calibrate --write`"),
+    ],
+)
+def test_which_tolerance_of_the_card_is_taken_and_when_it_warns(
+    contractive, puzzles, card, tol, value, warned, recwarn
+):
+    contractive.card = None if card is None else ModelCard(contractive.config, **card)
+    options = dict(depth=40, breadth=2, seed=5)
+    result = contractive.solve(puzzles, tol=tol, **options)
+    warnings = [str(w.message) for w in recwarn]
+    assert len(warnings) == (warned is not None) and all(re.search(str(warned), text) for text in warnings)
+    if value is None:  # twice what the first eight rows come down to
+        rest = contractive.solve(puzzles[:8], halt="none", depth=40, seed=5).residual
+        value = 2 * rest.median().item()
+    want = contractive.solve(puzzles, tol=value, **options)
+    assert torch.equal(result.steps, want.steps) and torch.equal(result.converged, want.converged)
+    assert result.converged.any()
+
+
+def test_the_promise_is_for_the_noise_of_the_calibration_alone(puzzles, recwarn):
+    model = make_contractive(tiny_config(noise_scale=0.01))
+    model.card = ModelCard(model.config, tol=0.03, tol_fast=0.3, noise_scale=0.02)
+    for options in ({}, dict(noise_scale=0.02), dict(noise_scale=0.01, tol="fast"), dict(noise_scale=0.0, tol=0.03)):
+        model.solve(puzzles, depth=4, **options)
+    assert not recwarn
+    with pytest.warns(UserWarning, match="no promise in this run: .*tol=0.03 .*noise_scale=0.02, and this run has 0;"):
+        model.solve(puzzles, depth=4, noise_scale=0.0)
+
+
+def test_a_model_without_card_takes_its_tolerance_from_the_noise_or_lets_nothing_unsettled_settle(puzzles):
+    noisy = make_contractive(tiny_config(noise_scale=0.01))
+    with pytest.warns(UserWarning, match=r"provisional tol=0.0283, twice the residual that the noise leaves"):
+        result = noisy.solve(puzzles, depth=40)
+    assert torch.equal(result.steps, noisy.solve(puzzles, depth=40, tol=2 * 2**0.5 * 0.01).steps)
+    torch.manual_seed(0)
+    restless = EquilibriumReasoner(tiny_config()).eval()  # random weights do not contract
+    with pytest.warns(UserWarning, match="its first rows do not come to rest"):
+        result = restless.solve(puzzles, depth=40)
+    assert (result.residual[result.converged] <= 0.0283).all() and not result.converged.all()
 
 
 def test_non_finite_weights_are_named(contractive, puzzles, backend):

@@ -229,14 +229,14 @@ def test_calibrate_by_hand():
     assert [c.converged for c in found.candidates] == [0, 2, 3, 3]
     assert [c.right_when_converged for c in found.candidates] == [0, 2, 2, 1]
     assert [c.mean_steps for c in found.candidates] == pytest.approx([4, 3, 8 / 3, 2])
-    assert found.chosen.tol == 0.3
+    assert found.fast.tol == 0.3
 
 
 def test_calibrate_allows_the_loss_it_is_given():
-    candidates = [0.1, 0.3, 0.5, 0.9]
-    assert calibrated(RESIDUALS, CORRECT, candidates=candidates).chosen.tol == 0.3
-    assert calibrated(RESIDUALS, CORRECT, candidates=candidates, max_loss=0.34).chosen.tol == 0.9
-    assert calibrated(RESIDUALS, CORRECT, candidates=candidates, max_loss=0.33).chosen.tol == 0.3
+    candidates = [0.1, 0.3, 0.5]
+    assert calibrated(RESIDUALS, CORRECT, candidates=candidates).fast.tol == 0.3
+    assert calibrated(RESIDUALS, CORRECT, candidates=candidates, max_loss=0.34).fast.tol == 0.5
+    assert calibrated(RESIDUALS, CORRECT, candidates=candidates, max_loss=0.33).fast.tol == 0.3
 
 
 def test_calibrate_distrusts_a_looser_tolerance_that_only_makes_up_for_what_a_tighter_one_loses():
@@ -246,13 +246,13 @@ def test_calibrate_distrusts_a_looser_tolerance_that_only_makes_up_for_what_a_ti
     found = calibrated(RESIDUALS, correct, candidates=[0.1, 0.4, 0.9])
     assert [c.correct for c in found.candidates] == [2, 1, 2]
     assert [c.gained for c in found.candidates] == [0, 0, 1]
-    assert found.chosen.tol == 0.1
+    assert found.fast.tol == 0.1
 
 
 def test_calibrate_keeps_above_the_floor_and_waits_for_patience():
     assert calibrated(RESIDUALS, CORRECT, candidates=[0.01, 0.1, 0.5], floor=0.1).candidates[0].tol == 0.1
     # Two steps in a row at or below 0.5: the second puzzle stops at step 3, where it is right.
-    assert calibrated(RESIDUALS, CORRECT, candidates=[0.5], patience=2).chosen.tol == 0.5
+    assert calibrated(RESIDUALS, CORRECT, candidates=[0.5], patience=2).fast.tol == 0.5
 
 
 def test_calibrate_chooses_nothing_rather_than_a_tolerance_that_is_never_met():
@@ -260,14 +260,14 @@ def test_calibrate_chooses_nothing_rather_than_a_tolerance_that_is_never_met():
     residuals = np.array([[0.1, 0.2], [0.1, 0.2]])
     found = calibrated(residuals, correct, candidates=[0.05, 0.1])
     assert found.candidates[0].correct == 2 and found.candidates[0].converged == 0
-    assert found.chosen is None
+    assert found.fast is None
 
 
 def test_calibrate_ignores_diverged_trajectories():
     residuals = np.array([[0.5, 0.1, 0.01], [NAN, NAN, NAN]])
     correct = np.array([[0, 1, 1], [0, 0, 0]], bool)
     found = calibrated(residuals, correct)
-    assert found.chosen.converged == 1 and found.chosen.mean_steps == 2.5 and 0.1 <= found.chosen.tol < 0.5
+    assert found.fast.converged == 1 and found.fast.mean_steps == 2.5 and 0.1 <= found.fast.tol < 0.5
 
 
 @pytest.mark.parametrize(
@@ -294,13 +294,54 @@ def test_tolerance_grid_spans_the_residuals_in_even_steps():
     assert tolerance_grid(np.full((1, 2), NAN)) == []
 
 
+def settling(*groups: tuple[int, float, bool]) -> tuple[np.ndarray, np.ndarray]:
+    """Groups of puzzles (how many, residual from step 2 on, right from step 2 on) that start at a residual of 1."""
+    counts, levels, right = zip(*groups, strict=True)
+    residuals = np.repeat([[1.0, level, level] for level in levels], counts, 0).astype(np.float32)
+    return residuals, np.repeat([[False, good, good] for good in right], counts, 0)
+
+
+@pytest.mark.parametrize(
+    ("groups", "trusted", "fast", "missing"),
+    [
+        # Looser than 0.1 also 200 wrong ones settle.
+        ([(150, 0.1, True), (200, 0.2, False)], (0.1, 150, 150), 0.9, ""),
+        # One in a hundred may be wrong, two may not; a wrong one among the first few proves as little as a right one.
+        ([(99, 0.1, True), (1, 0.1, False), (9, 0.2, False)], (0.1, 100, 99), 0.9, ""),
+        ([(1, 0.05, False), (99, 0.1, True), (9, 0.2, False)], (0.1, 100, 99), 0.9, ""),
+        ([(98, 0.1, True), (2, 0.1, False)], None, 0.9, "only 98 calibration puzzles were right at the full depth"),
+        ([(198, 0.1, True), (3, 0.1, False)], None, 0.9, "only 198 of the 201 calibration puzzles that settled at 0."),
+        # Three of three prove nothing.
+        ([(3, 0.1, True)], None, 0.9, "only 3 calibration puzzles were right at the full depth, and 100 must settle"),
+        # A tighter tolerance that fails is not made good by a looser one.
+        ([(100, 0.1, True), (3, 0.1, False), (500, 0.2, True)], None, 0.9, "only 100 of the 103 calibration puzzles"),
+        ([(99, 0.1, True), (150, 1.0, True)], None, 0.9, "only 99 calibration puzzles settled, and 100 must to tell"),
+    ],
+)
+def test_converged_is_a_promise_where_enough_settle_and_are_right(groups, trusted, fast, missing):
+    found = calibrated(*settling(*groups), candidates=(0.05, 0.1, 0.2, 0.5, 0.9))
+    got = found.trusted and (found.trusted.tol, found.trusted.converged, found.trusted.right_when_converged)
+    assert got == trusted and found.fast.tol == fast
+    assert found.missing.startswith(missing) and bool(found.missing) == (trusted is None)
+
+
 def test_trust_asks_that_those_who_settle_are_right():
     # Puzzle 0 is right and settles at 0.02; puzzle 1 is wrong at every depth and comes down to 0.1.
     residuals = np.array([[0.5, 0.02, 0.02], [0.5, 0.3, 0.1]], np.float32)
     correct = np.array([[False, True, True], [False, False, False]])
-    candidates = (0.02, 0.05, 0.1, 0.3)
-    assert calibrated(residuals, correct, candidates=candidates).chosen.tol == pytest.approx(0.3)
-    trusted = calibrated(residuals, correct, candidates=candidates, trust=0.9)
-    assert trusted.chosen.tol == pytest.approx(0.05) and trusted.chosen.right_when_converged == 1
+    found = calibrated(residuals, correct, candidates=(0.02, 0.05, 0.1, 0.3), trust=0.9, fewest=1)
+    assert found.fast.tol == pytest.approx(0.3) and found.trusted.tol == pytest.approx(0.05)
+    assert found.trusted.right_when_converged == 1 and found.trusted.interval[0] < 0.3
     with pytest.raises(ValueError, match="trust must be a share"):
         calibrated(residuals, correct, trust=1.5)
+
+
+@pytest.mark.parametrize(("right", "tol"), [(3, None), (150, 0.1)])
+def test_a_tolerance_that_is_met_at_the_first_step_means_nothing(right, tol):
+    """A model that a short run has trained: as many are right after the first step as after the last."""
+    residuals, correct = settling((right, 0.1, True), (40, 0.3, False))
+    correct[:right, 0] = True  # so halting at once costs no answer
+    found = calibrated(residuals, correct, candidates=(0.05, 0.1, 0.3, 1.41))
+    assert [found.trusted and found.trusted.tol, found.fast and found.fast.tol] == [tol, tol]
+    if tol is None:
+        assert found.missing.startswith("43 of 43 calibration puzzles met 1.41 at their first step")

@@ -125,14 +125,19 @@ def _chosen(variants: tuple[Any, ...], only: str | None) -> list[Any]:
 
 
 def _tolerance(text: str, card: Any) -> float:
-    from eqr_kernels.cli.console import parse_tolerance
+    """As `solve` takes it, but for a model that has none: what is no promise there would be none here."""
+    from eqr_kernels.cli.tolerance import parse_tolerance
+    from eqr_kernels.tolerance import card_tolerance
 
     tol = parse_tolerance(text)
     if not isinstance(tol, str):
         return tol
-    if card is None or card.tol is None:
-        raise ValueError("--tol auto needs a calibrated tolerance, and this model's card has none; see `eqr calibrate`")
-    return float(card.tol)
+    known = card_tolerance(card, tol)
+    if known is None:
+        raise ValueError(
+            f"--tol {tol} needs a calibrated tolerance, and this model's card has none; see `eqr calibrate`"
+        )
+    return known.value
 
 
 app = typer.Typer(add_completion=False)

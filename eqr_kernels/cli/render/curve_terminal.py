@@ -105,7 +105,7 @@ def _lines(report: CurveReport) -> list[str]:
                 f"early exit at tol {report.early_exit.tol:.3g}, depth {report.settings.depth}, breadth {row.breadth}: "
                 f"{row.nfe_exit:.1f} of {row.nfe_full:.0f} outer steps, {row.times:.2f}x fewer; accuracy "
                 f"{100 * row.exit.share:.1f} against {100 * row.full.share:.1f} % (lost {row.lost}, "
-                f"gained {row.gained}), {100 * row.settled:.1f} % settled"
+                f"gained {row.gained}), {100 * row.settled:.1f} % met it"
             )
     if report.residuals.auroc is not None:
         lines.append(f"residual and correctness at depth {report.settings.depth}: AUROC {report.residuals.auroc:.3f}")

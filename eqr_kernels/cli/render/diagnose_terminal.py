@@ -42,10 +42,13 @@ def draw_diagnosis(report: dict[str, Any], scaling: Scaling, source: npt.ArrayLi
 
 def _facts(scaling: Scaling, tol: str) -> dict[str, str]:
     c, a, n = scaling.convergence, scaling.agreement, scaling.convergence.trajectories
+    settled = scaling.kinds["settled"]
+    right_when_settled = percent(settled["right"] / c.settled if c.settled else math.nan)
     rate = f"{_spread(c.rate)} a step, over {c.rate.count} trajectories"
     facts = {
         "tolerance": tol,
-        "settled": f"{percent(c.settled / n)} of {n} trajectories; {percent(c.left / n)} met the tolerance and left it",
+        "settled": f"{percent(c.settled / n)} of {n} trajectories, {right_when_settled} of them on the right answer; "
+        f"{percent(c.left / n)} met the tolerance and left it",
         "steps to settle": "-" if math.isnan(c.steps[0]) else f"{c.steps[0]:.0f} half, {c.steps[1]:.0f} 95 %",
         "contraction rate": rate if c.rate.count else "- (no trajectory shows it)",
         "residual at rest": f"{_spread(c.floor)}; of the noise alone about {c.expected_floor:.3g}",

@@ -56,7 +56,7 @@ PICTURES = (
     Picture(
         "convergence",
         "Steps to convergence",
-        "How many outer steps the puzzles of each group need until their answer has settled.",
+        "How many outer steps the puzzles of each group need until their residual meets the tolerance.",
         steps_to_convergence,
     ),
     Picture(

@@ -132,8 +132,9 @@ def explanations(report: CurveReport) -> list[tuple[str, str]]:
         ),
         (
             "Residual",
-            "The residual is the size of the last change of the latent state over the size of the state. A puzzle has "
-            "settled when its residual is at most the tolerance. AUROC counts ties as a half.",
+            "The residual is the size of the last change of the latent state over the size of the state. A puzzle "
+            "meets the tolerance when its residual is at most that, whether or not its answer is right. AUROC counts "
+            "ties as a half.",
         ),
     ]
 

@@ -215,7 +215,7 @@ def _savings(report: CurveReport) -> Table:
             "accuracy, exit",
             "lost",
             "gained",
-            "settled",
+            "met it",
         ],
         words=0,
         rows=[Row(cells) for cells in rows],

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from eqr_kernels.cli.puzzles import Task
     from eqr_kernels.results import SolveResult
     from eqr_kernels.studies.scoring import Accuracy
+    from eqr_kernels.studies.tolerance import Tolerance
     from eqr_kernels.tasks.common import PuzzleSet, Tokens
 
 _LEGEND = "Givens are dim, what was filled in is bright, and what breaks a rule is red.\n"
@@ -61,14 +62,18 @@ def _name(row: dict[str, Any]) -> str:
 def _outcome(row: dict[str, Any]) -> list[str]:
     steps = f"{row['steps']} step" + "s" * (row["steps"] != 1)
     verdict = "solved" if row["valid"] else "not solved"
-    if row["valid"] and row["correct"] is False:
+    if row["other_valid"]:
         verdict = "another solution"
     counted = {"none": ["it has no solution"], "several": ["it has several solutions"]}.get(
         row.get("solutions", ""), []
     )
     if counted and row["valid"]:
         verdict = "filled by the rules"  # solved is what has one solution
-    return [f"{verdict}, {steps}", f"residual {row['residual']:.4f}", row["status"].replace("_", " "), *counted]
+    end = row["status"].replace("_", " ")
+    if row["converged"]:
+        fired = "settled" if row["status"] == "converged" else end
+        end = fired if row["valid"] else f"{fired} on an answer that breaks the rules"
+    return [f"{verdict}, {steps}", f"residual {row['residual']:.4f}", end, *counted]
 
 
 def _grid(task: Task, inputs: Tokens, answer: Tokens) -> str:
@@ -97,9 +102,10 @@ def by_depth(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         n = row["puzzles"]
         exact = [_share(row["correct"], row["with_answers"])] * answered
-        table.add_row(
-            str(row["depth"]), *exact, _share(row["valid"], n), _share(row["converged"], n), f"{row['nfe']:,}"
-        )
+        settled = _share(row["converged"], n)
+        if row["converged_invalid"]:
+            settled += f"\n{row['converged_invalid']} break the rules"
+        table.add_row(str(row["depth"]), *exact, _share(row["valid"], n), settled, f"{row['nfe']:,}")
     _console().print(table)
 
 
@@ -113,10 +119,14 @@ def summary(totals: dict[str, Any]) -> None:
     unread = f" (unreadable lines: {totals['unread']})" if totals["unread"] else ""
     _console().print(f"solved {totals['solved']} of {n}{unread}", style="bold")
     if totals["with_answers"]:
-        lines(f"equal to the known answer: {totals['correct']} of {totals['with_answers']}")
+        others = totals["other_valid"]
+        also = f"; {others} more are another valid solution" if others else ""
+        lines(f"equal to the known answer: {totals['correct']} of {totals['with_answers']}{also}")
     if n:
+        invalid = totals["converged_invalid"]
+        broken = f", {invalid} of them on an answer that breaks the rules" if invalid else ""
         lines(
-            f"settled: {totals['converged']} of {n}; mean steps {totals['mean_steps']:.1f}",
+            f"settled: {totals['converged']} of {n}{broken}; mean steps {totals['mean_steps']:.1f}",
             f"outer steps spent (NFE): {totals['nfe']:,}; without early exit {without_exit:,}, "
             f"{without_exit / max(1, totals['nfe']):.1f} times as many",
             f"seconds: {totals['seconds']:.1f}",
@@ -173,22 +183,23 @@ def modes(title: str, groups: dict[str, dict[str, int]], broad: float) -> None:
     _console().print(table)
 
 
-def tolerances(rows: Sequence[dict[str, Any]], puzzles: int, chosen: float | None) -> None:
+def tolerances(rows: Sequence[Tolerance], puzzles: int, trusted: Tolerance | None, fast: Tolerance | None) -> None:
     """`eqr calibrate`: what each tolerance costs."""
     table = Table(title="tolerances", title_justify="left")
-    for name in ("tol", "exact", "lost", "gained", "mean steps", "settled", "right when settled"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        converged = row["converged"]
+    for name in ("", "tol", "exact", "lost", "gained", "mean steps", "settled", "right when settled"):
+        table.add_column(name, justify="right" if name else "left")
+    for t in rows:
+        names = [name for name, chosen in (("tol", trusted), ("tol_fast", fast)) if t == chosen]
         table.add_row(
-            f"{row['tol']:.3g}",
-            percent(row["correct"] / puzzles),
-            str(row["lost"]),
-            str(row["gained"]),
-            f"{row['mean_steps']:.1f}",
-            percent(converged / puzzles),
-            percent(row["right_when_converged"] / converged if converged else math.nan),
-            style="bold green" if row["tol"] == chosen else None,
+            ", ".join(names),
+            f"{t.tol:.3g}",
+            percent(t.correct / puzzles),
+            str(t.lost),
+            str(t.gained),
+            f"{t.mean_steps:.1f}",
+            percent(t.converged / puzzles),
+            percent(t.right_share),
+            style="bold green" if names else None,
         )
     _console().print(table)
 

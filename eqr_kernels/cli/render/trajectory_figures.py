@@ -76,13 +76,13 @@ def _decades(axes: Axes, low: float, high: float) -> None:
 
 @style.picture
 def steps_to_convergence(report: CurveReport) -> Figure:
-    """Share of each group's puzzles that settle at each outer step, and of those that never do.
+    """Share of each group's puzzles that meet the tolerance at each outer step, and of those that never do.
 
     Raises:
         NoData: the model has no tolerance.
     """
     if report.settling is None:
-        raise style.NoData("the model's card has no tolerance to say when a puzzle has settled")
+        raise style.NoData("the model's card has no tolerance that a puzzle could meet")
     groups, depth = report.settling.groups, report.settings.depth
     width = math.ceil(depth / _BARS_AT_MOST)
     parts = [f"tolerance {tolerance(report.settling.tol)}"]
@@ -100,7 +100,7 @@ def steps_to_convergence(report: CurveReport) -> Figure:
         axes.text(
             0.995,
             0.93,
-            f"{name}: {percent(settled)} of {group.puzzles:,} settle{half}",
+            f"{name}: {percent(settled)} of {group.puzzles:,} meet it{half}",
             transform=axes.transAxes,
             ha="right",
             va="top",
@@ -122,7 +122,7 @@ def steps_to_convergence(report: CurveReport) -> Figure:
         never.set_xlim(-0.6, 0.6)
         never.set_xticks([0], ["never"])
     bar = "a step" if width == 1 else f"per {width} steps"
-    grid[-1][0].set_xlabel("outer step at which the answer settles")
+    grid[-1][0].set_xlabel("outer step at which the tolerance is met")
     figure.supylabel(f"share of puzzles {bar} (%)", fontsize=10)
     return figure
 
