@@ -18,10 +18,11 @@ from eqr_kernels import noise
 from eqr_kernels._nvtx import nvtx_range
 from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder
 from eqr_kernels.backends.graphed import GraphedStep, Graphs, Step, StepInputs, cuda_graphs
-from eqr_kernels.backends.steps import ModuleStep, OuterStep, PlainStep, no_damped_update
+from eqr_kernels.backends.steps import ModuleStep, PlainStep, no_damped_update
 from eqr_kernels.modifications import modification
 from eqr_kernels.modules import EqROperator
 from eqr_kernels.precision import Precision
+from eqr_kernels.scheduler import GOING, bucket, iterate, pad, take, to_device
 from eqr_kernels.trajectory import Snapshot, Status, settled
 
 
@@ -38,28 +39,6 @@ class _Rows(NamedTuple):
     changes: Tensor  # float32 [n, window], the last changes of the logits, newest last
     streak: Tensor  # int64 [n], consecutive steps at or below the tolerance
     steps: Tensor  # int64 [n], outer steps done in this run
-
-    def take(self, rows: Tensor) -> _Rows:
-        return _Rows(*(field[rows] for field in self))
-
-    def join(self, other: _Rows) -> _Rows:
-        return _Rows(*(torch.cat(pair) for pair in zip(self, other, strict=True)))
-
-
-def bucket(n: int) -> int:
-    """Rows that a step of n trajectories computes, so that few shapes of arithmetic occur.
-
-    A power of two up to 64, then one of eight sizes an octave: what padding adds must not cost more than it saves.
-    """
-    bits = (n - 1).bit_length()
-    step = 1 << (bits if bits <= 6 else bits - 4)
-    return -(n // -step) * step
-
-
-def _pad(rows: _Rows) -> _Rows:
-    """Rows up to the bucket, by repeating some: padding must not meet numbers that no trajectory meets."""
-    n = len(rows.number)
-    return rows if bucket(n) == n else rows.take(torch.arange(bucket(n), device=rows.number.device) % n)
 
 
 class ReferenceBackend:
@@ -107,59 +86,38 @@ class ReferenceBackend:
             step = ModuleStep(model, problem) if modified else PlainStep(model, problem)
             # A captured graph would not call hooks; and who looks at a module must see no row twice.
             graphs = None if modified else self._graphs(model.device)
-            loop = _Loop(model, problem, step, recorder, proceed, padded=not modified)
-            loop.run(step if graphs is None else GraphedStep(step, graphs, bucket(problem.slots), recorder.note))
+            run = step if graphs is None else GraphedStep(step, graphs, bucket(problem.slots), recorder.note)
+            trajectories = _Trajectories(model, problem, step.injection, run, recorder, padded=not modified)
+            iterate(trajectories, problem.trajectories, problem.slots, proceed)
 
 
-class _Loop:
+class _Trajectories:
+    """EqR's trajectories as the scheduler's operator: residual and score, halting, checkpoints, races."""
+
     def __init__(
         self,
         model: EqROperator,
         problem: FixedPointProblem,
-        step: OuterStep,
+        injection: Callable[[Tensor], Tensor],
+        outer_step: Step,
         recorder: Recorder,
-        proceed: Proceed,
         padded: bool,
     ) -> None:
-        self.model, self.problem, self.recorder, self.proceed = model, problem, recorder, proceed
-        self.injection, self.padded = step.injection, padded
+        self.model, self.problem, self.recorder = model, problem, recorder
+        self.injection, self.outer_step, self.padded = injection, outer_step, padded
         self.one_step = torch.tensor([0, 0, 0, 1], device=model.device)
-        self.queued = 0  # trajectories taken from the queue so far
-        self.finished = 0
-        self.spent = 0  # outer steps of all trajectories
         # For a race: the fewest steps in which a trajectory of the puzzle has halted so far, and its restart. Like all
         # that decides, on the host: no decision then waits for the device.
         n = problem.tokens.shape[0]
         self.best_steps = torch.full((n,), problem.depth + 1, dtype=torch.int64, device="cpu")
         self.best_restart = torch.full((n,), problem.breadth, dtype=torch.int64, device="cpu")
 
-    def run(self, outer_step: Step) -> None:
-        """Iterates all trajectories to their ends, by `outer_step` or by what stands for it."""
-        rows = self._admit(self.problem.slots)
-        while True:
-            going = self.proceed(self.finished, self.spent)
-            if not going:
-                self._cancel_all(rows)
-                return
-            if not len(rows.number) and self.queued == self.problem.trajectories:
-                return
-            if len(rows.number):
-                with nvtx_range("eqr outer step"):
-                    rows = self._step(rows, outer_step)
-            free = self.problem.slots - len(rows.number)
-            if free and self.queued < self.problem.trajectories:
-                rows = rows.join(self._admit(free))
-
     def _to_device(self, numbers: Tensor) -> Tensor:
-        # From pageable memory: the copy is staged at once, and the host does not wait for the device.
-        return numbers.to(self.model.device, non_blocking=True)
+        return to_device(numbers, self.model.device)
 
-    def _admit(self, free: int) -> _Rows:
-        """The next trajectories of the queue, at their starts."""
-        p = self.problem
-        number = torch.arange(self.queued, min(self.queued + free, p.trajectories), device="cpu")
-        self.queued += len(number)
-        if p.race:
+    def admit(self, number: Tensor) -> _Rows:
+        """In a race, siblings that cannot win any more are recorded at once."""
+        if self.problem.race:
             hopeless = self._cannot_win(number, torch.zeros_like(number))
             self._cancel_unstarted(number[hopeless])
             number = number[~hopeless]
@@ -187,13 +145,13 @@ class _Loop:
             torch.zeros(n, dtype=torch.int64, device=device),
         )
 
-    def _step(self, rows: _Rows, outer_step: Step) -> _Rows:
-        """One outer step of every row in flight; records those that end and returns the others."""
+    def advance(self, rows: _Rows) -> tuple[_Rows, Tensor]:
+        """One outer step of every row in flight."""
         p, n = self.problem, len(rows.number)
-        padded = _pad(rows) if self.padded else rows
-        outputs = outer_step(StepInputs(padded.z_H, padded.z_L, padded.injection, padded.rng))
+        inputs = StepInputs(rows.z_H, rows.z_L, rows.injection, rows.rng)
+        with nvtx_range("eqr outer step"):
+            outputs = self.outer_step(pad(inputs, n, bucket(n)) if self.padded else inputs)
         z_H, z_L, residual, logits, q_halt = (output[:n] for output in outputs)
-        self.spent += n
         done = rows.steps
         if p.trace:
             self.recorder.residual(rows.number, done, residual)
@@ -208,8 +166,7 @@ class _Loop:
         rng = rows.rng + self.one_step
         after = _Rows(rows.number, rng, rows.injection, z_H, z_L, kept, q_halt, changes, streak, steps)
 
-        going = -1
-        status = torch.full_like(steps, going).masked_fill(steps == p.depth, int(Status.MAX_DEPTH))
+        status = torch.full_like(steps, GOING).masked_fill(steps == p.depth, int(Status.MAX_DEPTH))
         low, positive = streak >= p.patience, q_halt > 0
         if p.halt in ("q", "residual|q"):
             status = status.masked_fill(positive, int(Status.HALTED))
@@ -221,8 +178,8 @@ class _Loop:
         # The one time in a step that the host waits for the device.
         number, steps_now, status = torch.stack([rows.number, steps, status]).cpu()
         if p.race:
-            status = self._race(number, steps_now, status, going)
-        ended = status != going
+            status = self._race(number, steps_now, status)
+        ended = status != GOING
 
         def snapshot() -> Snapshot:
             score, statuses = changes.nanmean(1), self._to_device(status)
@@ -230,7 +187,7 @@ class _Loop:
             return Snapshot(rows.number, kept.argmax(-1), kept, q_halt, residual, score, steps, statuses, *states)
 
         self._record(snapshot, steps_now, ended, stepped=True)
-        return after.take(self._to_device((~ended).nonzero()[:, 0])) if ended.any() else after
+        return after, ended
 
     def _record(self, snapshot: Callable[[], Snapshot], steps: Tensor, ended: Tensor, stepped: bool = False) -> None:
         """Hands over trajectories that have ended, and those that are at a checkpoint.
@@ -252,19 +209,18 @@ class _Loop:
             made = made or snapshot()
             rows = made.take(self._to_device(chosen.nonzero()[:, 0]))
             if depth is None:
-                self.finished += len(rows.number)
                 self.recorder.finished(rows)
             else:
                 self.recorder.checkpoint(depth, rows)
 
-    def _race(self, number: Tensor, steps: Tensor, status: Tensor, going: int) -> Tensor:
+    def _race(self, number: Tensor, steps: Tensor, status: Tensor) -> Tensor:
         """Takes in those that have just halted, then cancels the siblings that cannot be first any more."""
         b = self.problem.breadth
         for row in settled(status).nonzero()[:, 0].tolist():
             puzzle, entry = int(number[row]) // b, (int(steps[row]), int(number[row]) % b)
             if entry < (int(self.best_steps[puzzle]), int(self.best_restart[puzzle])):
                 self.best_steps[puzzle], self.best_restart[puzzle] = entry
-        lost = (status == going) & self._cannot_win(number, steps)
+        lost = (status == GOING) & self._cannot_win(number, steps)
         return torch.where(lost, int(Status.CANCELLED), status)
 
     def _cannot_win(self, number: Tensor, steps: Tensor) -> Tensor:
@@ -289,11 +245,11 @@ class _Loop:
         rows = Snapshot(numbers, preds, logits, nan, nan, nan, zeros, status, *kept)
         self._record(lambda: rows, steps, torch.ones(m, dtype=torch.bool, device="cpu"))
 
-    def _cancel_all(self, rows: _Rows) -> None:
-        """The caller wants no more: rows in flight keep the answers that they have."""
+    def stop(self, rows: _Rows, waiting: Tensor) -> None:
+        """Rows in flight keep the answers that they have."""
         number, steps = torch.stack([rows.number, rows.steps]).cpu()
         self._cancel_unstarted(number[steps == 0])
-        rows, steps = rows.take(self._to_device(steps.nonzero()[:, 0])), steps[steps > 0]
+        rows, steps = take(rows, self._to_device(steps.nonzero()[:, 0])), steps[steps > 0]
         if len(rows.number):
             nan = torch.full_like(rows.q_halt, torch.nan)
             status = torch.full_like(rows.number, Status.CANCELLED)
@@ -311,8 +267,6 @@ class _Loop:
                 *states,
             )
             self._record(lambda: Snapshot(*fields), steps, torch.ones_like(steps, dtype=torch.bool))
-        left = torch.arange(self.queued, self.problem.trajectories, device="cpu")
-        self.queued = self.problem.trajectories
         # In parts, or the rows that never ran would take more memory than those that did.
-        for part in left.split(self.problem.slots):
+        for part in waiting.split(self.problem.slots):
             self._cancel_unstarted(part)

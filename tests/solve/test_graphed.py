@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eqr_kernels import EquilibriumReasoner, SolveResult, Status
+from eqr_kernels import EquilibriumReasoner, SolveResult, Status, scheduler
 from eqr_kernels.backends import reference, steps
 from eqr_kernels.backends.graphed import KEPT, GraphedStep, StepOutputs
 from eqr_kernels.backends.reference import ReferenceBackend
@@ -99,12 +99,12 @@ def test_replayed_steps_are_the_eager_ones(puzzles, monkeypatch, options, compil
 def test_rows_that_end_and_join_change_the_bucket(contractive, puzzles, tape):
     solve(contractive, puzzles, slots=12)
     assert tape.warmed[0] == 16 and tape.warmed == sorted(tape.warmed, reverse=True) and len(tape.warmed) > 2
-    assert all(n == reference.bucket(n) for n in tape.warmed)
+    assert all(n == scheduler.bucket(n) for n in tape.warmed)
 
 
 def test_few_sizes_and_little_padding():
-    sizes = [reference.bucket(n) for n in range(1, 5000)]
-    assert all(n <= size == reference.bucket(size) for n, size in enumerate(sizes, 1)) and sizes == sorted(sizes)
+    sizes = [scheduler.bucket(n) for n in range(1, 5000)]
+    assert all(n <= size == scheduler.bucket(size) for n, size in enumerate(sizes, 1)) and sizes == sorted(sizes)
     assert sorted(set(sizes[:64])) == [1, 2, 4, 8, 16, 32, 64] and len(set(sizes)) < 70
     assert all(size < 1.13 * n for n, size in enumerate(sizes, 1) if n > 64)
 
@@ -186,7 +186,7 @@ def test_what_cannot_be_captured_runs_eagerly_and_says_so(contractive, puzzles, 
 
 def test_a_solve_leaves_no_graph_behind(contractive, puzzles, tape):
     def alive() -> int:
-        return sum(type(o) in (GraphedStep, reference._Loop) for o in gc.get_objects())
+        return sum(type(o) in (GraphedStep, reference._Trajectories) for o in gc.get_objects())
 
     gc.collect()
     before = alive()
