@@ -1,4 +1,9 @@
-"""Dynamic scheduling of independent rows: each is iterated until it has ended, and a waiting one takes its place."""
+"""Dynamic scheduling of independent rows: each is iterated until it has ended, and a waiting one takes its place.
+
+Rows in flight are trees of tensors with a row for each, in one of a few sizes, so that few shapes of arithmetic occur.
+A row that has ended stays where it is as padding until another takes its place or a smaller size will do: nothing is
+copied in between.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +19,11 @@ GOING = -1
 
 
 class Running(Protocol):
-    """Rows in flight: a NamedTuple of tensors (or tuples of tensors) with a row for each."""
+    """Rows in flight: a NamedTuple of tensors, or of tuples of tensors."""
 
     @property
     def number(self) -> Tensor:
-        """int64 [n], of the rows among all, on the device."""
+        """int64 [m], of the rows among all, on the device."""
 
 
 R = TypeVar("R", bound=Running)
@@ -30,44 +35,93 @@ class Operator(Protocol[R]):
     def admit(self, number: Tensor) -> R:
         """The rows of these numbers, int64 [m] on the host, at their starts; fewer where some need not run."""
 
-    def advance(self, rows: R) -> tuple[R, Tensor]:
-        """One step of all rows: the rows after it, and which have ended (and are recorded), bool [n] on the host."""
+    def advance(self, rows: R, going: Tensor) -> tuple[R, Tensor]:
+        """One step of all rows.
+
+        Args:
+            going: bool [m] on the host; the others are padding.
+
+        Returns:
+            The rows after the step, and which of those that were going have ended (and are recorded), bool [m] on the
+            host.
+        """
 
     def stop(self, rows: R, waiting: Tensor) -> None:
-        """The caller wants no more: of rows in flight, and of the numbers that never began, int64 [m] on the host."""
+        """The caller wants no more: of rows in flight, without padding, nor of the numbers that wait, int64 on the
+        host."""
 
 
 Proceed = Callable[[int, int], bool]
 """(rows that have ended, steps of all rows so far) -> False to stop what is left."""
+Size = Callable[[int], int]
+"""Rows that a step of n rows computes, at least n."""
 
 
-def iterate(operator: Operator[R], count: int, slots: int, proceed: Proceed) -> None:
+def iterate(operator: Operator[R], count: int, slots: int, proceed: Proceed, size: Size) -> int:
     """Iterates rows 0..count-1, at most `slots` at a time, each to its end.
 
     Args:
         proceed: asked before each step, and with the last numbers at the end.
+        size: such as `bucket`.
+
+    Returns:
+        Rows that the steps have computed, padding included.
     """
-    rows, queued, spent = operator.admit(_numbers(0, min(slots, count))), min(slots, count), 0
+    queued = min(slots, count)
+    rows = operator.admit(_numbers(0, queued))
+    rows, going = _resized(rows, torch.ones(len(rows.number), dtype=torch.bool, device="cpu"), size)
+    spent = computed = 0
     while True:
-        running = len(rows.number)
+        running = int(going.sum())
         if not proceed(queued - running, spent):
-            operator.stop(rows, _numbers(queued, count))
-            return
-        if not running and queued == count:
-            return
+            operator.stop(take(rows, _places(going, rows)), _numbers(queued, count))
+            return computed
         if running:
-            rows, ended = operator.advance(rows)
-            spent += running
-            if ended.any():
-                rows = take(rows, to_device((~ended).nonzero()[:, 0], rows.number.device))
-        free = min(slots - len(rows.number), count - queued)
+            rows, ended = operator.advance(rows, going)
+            going = going & ~ended
+            computed, spent, running = computed + len(going), spent + running, int(going.sum())
+        elif queued == count:
+            return computed
+        free = min(slots - running, count - queued)
         if free:
-            rows = join(rows, operator.admit(_numbers(queued, queued + free)))
+            rows, going = _placed(rows, going, operator.admit(_numbers(queued, queued + free)))
             queued += free
+        rows, going = _resized(rows, going, size)
 
 
 def _numbers(start: int, end: int) -> Tensor:
     return torch.arange(start, end, device="cpu")
+
+
+def _places(chosen: Tensor, rows: Running) -> Tensor:
+    """The indices of `chosen`, bool [m] on the host, on the device."""
+    return to_device(chosen.nonzero()[:, 0], rows.number.device)
+
+
+def _placed(rows: R, going: Tensor, fresh: R) -> tuple[R, Tensor]:
+    """The fresh rows in places of padding, and behind the others where there is none."""
+    m = len(fresh.number)
+    free = (~going).nonzero()[:m, 0]
+    if len(free):
+        here, into = to_device(torch.arange(len(free), device="cpu"), rows.number.device), free.to(rows.number.device)
+        rows = pytree.tree_map(lambda field, new: field.index_copy(0, into, new[here]), rows, fresh)
+        going = going.index_fill(0, free, True)
+    if len(free) < m:
+        rows = pytree.tree_map(lambda field, new: torch.cat([field, new[len(free) :]]), rows, fresh)
+        going = torch.cat([going, going.new_ones(m - len(free))])
+    return rows, going
+
+
+def _resized(rows: R, going: Tensor, size: Size) -> tuple[R, Tensor]:
+    """As many rows as the size of those that go on, with repeated or ended ones as padding."""
+    running, present = int(going.sum()), len(going)
+    wanted = size(running) if running else 0
+    if wanted == present:
+        return rows, going
+    order = torch.cat([going.nonzero()[:, 0], (~going).nonzero()[:, 0]])
+    index = order[torch.arange(wanted, device="cpu") % max(present, 1)]
+    kept: R = take(rows, to_device(index, rows.number.device))
+    return kept, torch.arange(wanted, device="cpu") < running
 
 
 def to_device(numbers: Tensor, device: torch.device) -> Tensor:
@@ -80,26 +134,19 @@ def take(rows: Any, index: Tensor) -> Any:
     return pytree.tree_map(lambda field: field[index], rows)
 
 
-def join(rows: Any, others: Any) -> Any:
-    """Two trees of tensors [n, ...], [m, ...] as one of [n + m, ...]."""
-    return pytree.tree_map(lambda field, other: torch.cat([field, other]), rows, others)
-
-
-def bucket(n: int, exact: int = 1) -> int:
-    """Rows that a step of n rows computes, so that few shapes of arithmetic occur; at least n.
-
-    n itself up to `exact`, a power of two up to 64, then one of eight sizes an octave: what padding adds must not cost
-    more than it saves. With `exact` of 16 it is one of eight sizes an octave from there on.
-    """
+def bucket(n: int) -> int:
+    """A power of two up to 64, then one of eight sizes an octave: padding must not cost more than it saves."""
     bits = (n - 1).bit_length()
-    if n <= exact:
-        return n
-    step = 1 << (bits if bits <= 6 and exact < 16 else bits - 4)
+    step = 1 << (bits if bits <= 6 else bits - 4)
     return -(n // -step) * step
 
 
-def pad(rows: Any, n: int, size: int) -> Any:
-    """A tree of n rows up to `size`, by repeating some: padding must not meet numbers that no row meets."""
-    if size == n:
-        return rows
-    return pytree.tree_map(lambda field: field[torch.arange(size, device=field.device) % n], rows)
+def fine_bucket(n: int) -> int:
+    """n up to 16, then one of eight sizes an octave: an eighth of padding at most, where work is all that costs."""
+    step = 1 << max((n - 1).bit_length() - 4, 0)
+    return -(n // -step) * step
+
+
+def exactly(n: int) -> int:
+    """n: no padding."""
+    return n

@@ -18,12 +18,13 @@ from eqr_kernels import noise
 from eqr_kernels._nvtx import nvtx_range
 from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder
 from eqr_kernels.backends.graphed import GraphedStep, Graphs, Step, StepInputs, cuda_graphs
-from eqr_kernels.backends.steps import ModuleStep, PlainStep, no_damped_update
+from eqr_kernels.backends.steps import ModuleStep, PlainStep
 from eqr_kernels.modifications import modification
 from eqr_kernels.modules import EqROperator
 from eqr_kernels.precision import Precision
-from eqr_kernels.scheduler import GOING, bucket, iterate, pad, take, to_device
+from eqr_kernels.scheduler import GOING, bucket, exactly, iterate, take, to_device
 from eqr_kernels.trajectory import Snapshot, Status, settled
+from eqr_kernels.update import why_not_fused
 
 
 class _Rows(NamedTuple):
@@ -73,7 +74,7 @@ class ReferenceBackend:
             return f"the model through its modules in PyTorch, since {modified}"
         if model.device.type == "cuda":
             return f"plain PyTorch in CUDA graphs on {torch.cuda.get_device_name(model.device)}"
-        why_not = no_damped_update(model.device, precision.dtype)
+        why_not = why_not_fused(model.device, precision.dtype)
         if why_not is None:
             return "plain PyTorch with the compiled damped_update"
         return f"plain PyTorch throughout ({why_not})"
@@ -87,8 +88,9 @@ class ReferenceBackend:
             # A captured graph would not call hooks; and who looks at a module must see no row twice.
             graphs = None if modified else self._graphs(model.device)
             run = step if graphs is None else GraphedStep(step, graphs, bucket(problem.slots), recorder.note)
-            trajectories = _Trajectories(model, problem, step.injection, run, recorder, padded=not modified)
-            iterate(trajectories, problem.trajectories, problem.slots, proceed)
+            trajectories = _Trajectories(model, problem, step.injection, run, recorder)
+            size = exactly if modified else bucket
+            iterate(trajectories, problem.trajectories, problem.slots, proceed, size)
 
 
 class _Trajectories:
@@ -101,10 +103,9 @@ class _Trajectories:
         injection: Callable[[Tensor], Tensor],
         outer_step: Step,
         recorder: Recorder,
-        padded: bool,
     ) -> None:
         self.model, self.problem, self.recorder = model, problem, recorder
-        self.injection, self.outer_step, self.padded = injection, outer_step, padded
+        self.injection, self.outer_step = injection, outer_step
         self.one_step = torch.tensor([0, 0, 0, 1], device=model.device)
         # For a race: the fewest steps in which a trajectory of the puzzle has halted so far, and its restart. Like all
         # that decides, on the host: no decision then waits for the device.
@@ -145,16 +146,16 @@ class _Trajectories:
             torch.zeros(n, dtype=torch.int64, device=device),
         )
 
-    def advance(self, rows: _Rows) -> tuple[_Rows, Tensor]:
+    def advance(self, rows: _Rows, going: Tensor) -> tuple[_Rows, Tensor]:
         """One outer step of every row in flight."""
-        p, n = self.problem, len(rows.number)
-        inputs = StepInputs(rows.z_H, rows.z_L, rows.injection, rows.rng)
+        p = self.problem
         with nvtx_range("eqr outer step"):
-            outputs = self.outer_step(pad(inputs, n, bucket(n)) if self.padded else inputs)
-        z_H, z_L, residual, logits, q_halt = (output[:n] for output in outputs)
+            outputs = self.outer_step(StepInputs(rows.z_H, rows.z_L, rows.injection, rows.rng))
+        z_H, z_L, residual, logits, q_halt = outputs
         done = rows.steps
         if p.trace:
-            self.recorder.residual(rows.number, done, residual)
+            live = self._to_device(going.nonzero()[:, 0])
+            self.recorder.residual(rows.number[live], done[live], residual[live])
         change = torch.where(done == 0, residual, (logits - rows.logits).norm(dim=-1).mean(-1))
         # At depth 1 there is no difference yet: the residual stands in, and leaves with the first difference.
         history = rows.changes.masked_fill((done == 1)[:, None], torch.nan)
@@ -177,8 +178,9 @@ class _Trajectories:
         status = status.masked_fill(~finite, int(Status.DIVERGED))
         # The one time in a step that the host waits for the device.
         number, steps_now, status = torch.stack([rows.number, steps, status]).cpu()
+        status = torch.where(going, status, GOING)
         if p.race:
-            status = self._race(number, steps_now, status)
+            status = self._race(number, steps_now, status, going)
         ended = status != GOING
 
         def snapshot() -> Snapshot:
@@ -186,16 +188,18 @@ class _Trajectories:
             states = (z_H.float(), z_L.float()) if p.keep_states else ()
             return Snapshot(rows.number, kept.argmax(-1), kept, q_halt, residual, score, steps, statuses, *states)
 
-        self._record(snapshot, steps_now, ended, stepped=True)
+        self._record(snapshot, steps_now, ended, stepped=going)
         return after, ended
 
-    def _record(self, snapshot: Callable[[], Snapshot], steps: Tensor, ended: Tensor, stepped: bool = False) -> None:
+    def _record(
+        self, snapshot: Callable[[], Snapshot], steps: Tensor, ended: Tensor, stepped: Tensor | None = None
+    ) -> None:
         """Hands over trajectories that have ended, and those that are at a checkpoint.
 
         Args:
             snapshot: makes the trajectories, m of them, on the device.
             steps: int64 [m], and ended: bool [m], on the host.
-            stepped: their steps are new, not recorded yet.
+            stepped: whose steps are new, not recorded yet, bool [m] on the host; None: nobody's.
         """
         made: Snapshot | None = None
         for depth in (*self.problem.checkpoints, None):
@@ -203,7 +207,9 @@ class _Trajectories:
                 chosen = ended
             else:
                 # A trajectory that has ended stays as it is at every later checkpoint.
-                chosen = ended & (steps < depth) | (steps == depth) & stepped
+                chosen = ended & (steps < depth)
+                if stepped is not None:
+                    chosen = chosen | (steps == depth) & stepped
             if not chosen.any():
                 continue
             made = made or snapshot()
@@ -213,14 +219,14 @@ class _Trajectories:
             else:
                 self.recorder.checkpoint(depth, rows)
 
-    def _race(self, number: Tensor, steps: Tensor, status: Tensor) -> Tensor:
+    def _race(self, number: Tensor, steps: Tensor, status: Tensor, going: Tensor) -> Tensor:
         """Takes in those that have just halted, then cancels the siblings that cannot be first any more."""
         b = self.problem.breadth
         for row in settled(status).nonzero()[:, 0].tolist():
             puzzle, entry = int(number[row]) // b, (int(steps[row]), int(number[row]) % b)
             if entry < (int(self.best_steps[puzzle]), int(self.best_restart[puzzle])):
                 self.best_steps[puzzle], self.best_restart[puzzle] = entry
-        lost = (status == GOING) & self._cannot_win(number, steps)
+        lost = going & (status == GOING) & self._cannot_win(number, steps)
         return torch.where(lost, int(Status.CANCELLED), status)
 
     def _cannot_win(self, number: Tensor, steps: Tensor) -> Tensor:

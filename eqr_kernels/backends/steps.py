@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from eqr_kernels import noise, ops, reference
+from eqr_kernels import noise, reference
 from eqr_kernels.backends.base import FixedPointProblem
 from eqr_kernels.backends.graphed import StepInputs, StepOutputs
 from eqr_kernels.modules import EqROperator, LatentState
+from eqr_kernels.update import damped_update, residual, squares, why_not_fused
 
 
 class OuterStep(Protocol):
@@ -24,16 +24,6 @@ class OuterStep(Protocol):
         """The step and its heads."""
 
 
-def no_damped_update(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why `ops.damped_update` cannot serve on a device, or None when it can."""
-    built, reason = ops.extension_status()
-    if not built:
-        return reason
-    if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
-        return f"damped_update is compiled for float32 and bfloat16 on CPU, not for {dtype} on {device.type}"
-    return None
-
-
 class PlainStep:
     """The plain operator with a model's weights in the run's dtype.
 
@@ -44,7 +34,7 @@ class PlainStep:
         self.config, self.problem = model.config, problem
         self.weights = model.weights().to(problem.dtype)
         self.blocks = reference.all_blocks(self.weights, model.rope(), model.config)
-        self.compiled = no_damped_update(model.device, problem.dtype) is None
+        self.fused = why_not_fused(model.device, problem.dtype) is None
 
     def injection(self, tokens: Tensor) -> Tensor:
         return reference.embed(tokens, self.weights)
@@ -53,25 +43,19 @@ class PlainStep:
         c, p = self.config, self.problem
         last = c.updates_per_step - 1
         parked = {last: inputs.z_H, last - 1: inputs.z_L}  # the last updates of z_H and of z_L close the outer step
-        squares = []
+        changes: list[tuple[Tensor, Tensor]] = []
 
         def update(z: Tensor, u: Tensor, m: int) -> Tensor:
             z_prev = parked.get(m)
-            stream = noise.FIRST_UPDATE + m
-            if self.compiled:
-                out, change, size = ops.damped_update(z, u, inputs.rng, stream, c.lambda_, p.noise_scale, z_prev)
-            else:
-                eps = noise.normal(inputs.rng, stream, tuple(z.shape[1:]), z.dtype) if p.noise_scale else None
-                out = reference.damped_update(z, u, eps, c.lambda_, p.noise_scale)
-                if z_prev is not None:
-                    change, size = _squares(out, z_prev)
+            keyed = (inputs.rng, noise.FIRST_UPDATE + m, c.lambda_, p.noise_scale)
+            out, change, size = damped_update(z, u, *keyed, z_prev, fused=self.fused)
             if z_prev is not None:
-                squares.append((change, size))
+                changes.append((change, size))
             return out
 
         z_H, z_L = reference.outer_step(inputs.z_H, inputs.z_L, inputs.injection, self.blocks, c, update)
         logits, q_halt = reference.heads(z_H, self.weights)
-        return StepOutputs(z_H, z_L, _residual(squares), logits.float(), q_halt.float())
+        return StepOutputs(z_H, z_L, residual(changes), logits.float(), q_halt.float())
 
 
 class ModuleStep:
@@ -103,8 +87,8 @@ class ModuleStep:
         state = LatentState(inputs.z_H, inputs.z_L, seed, ids, restart, step)
         result = self.model(inputs.injection, state, **self.keywords)
         after, logits, q_halt = self._checked(result, inputs)
-        squares = [_squares(after.z_H, inputs.z_H), _squares(after.z_L, inputs.z_L)]
-        return StepOutputs(after.z_H, after.z_L, _residual(squares), logits.float(), q_halt.float())
+        changes = [squares(after.z_H, inputs.z_H), squares(after.z_L, inputs.z_L)]
+        return StepOutputs(after.z_H, after.z_L, residual(changes), logits.float(), q_halt.float())
 
     def _checked(self, result: object, inputs: StepInputs) -> tuple[LatentState, Tensor, Tensor]:
         c, (n, tokens, _) = self.model.config, inputs.z_H.shape
@@ -118,20 +102,6 @@ class ModuleStep:
             f"forward of {type(self.model).__name__} must give (LatentState of {inputs.z_H.dtype} "
             f"{list(inputs.z_H.shape)}, logits [{n}, {tokens}, {c.vocab_size}], q_halt [{n}]), got {_kinds(result)}"
         )
-
-
-def _squares(after: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    """||after - before||^2 and ||after||^2 of each row [n], of [n, S, d]."""
-    wide = reference.wide(after)
-    return (wide - reference.wide(before)).square().sum((1, 2)), wide.square().sum((1, 2))
-
-
-def _residual(squares: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """r = ||z - z_before|| / ||z|| over (z_H, z_L), float32 [n] (EqR, arXiv 2605.21488, section 4)."""
-    (change, size), (more_change, more_size) = squares
-    change, size = change + more_change, size + more_size
-    # A state that is zero and stays so has settled: 0 / 0 counts as 0.
-    return torch.sqrt(change / size).masked_fill((change == 0) & (size == 0), 0.0).float()
 
 
 def _kinds(result: object) -> str:
