@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from eqr_kernels.checkpoint import ModelCard
     from eqr_kernels.config import EqRConfig
+    from eqr_kernels.implicit import FixedPoint
+    from eqr_kernels.iteration import FixedPointResult, fixed_point
     from eqr_kernels.modules import LatentState
     from eqr_kernels.reasoner import EquilibriumReasoner
     from eqr_kernels.results import Recorded, SolveResult
@@ -17,11 +19,14 @@ __all__ = [
     "EqRConfig",
     "EquilibriumReasoner",
     "FinishedTrajectory",
+    "FixedPoint",
+    "FixedPointResult",
     "LatentState",
     "ModelCard",
     "Recorded",
     "SolveResult",
     "Status",
+    "fixed_point",
     "solve",
 ]
 
@@ -31,9 +36,12 @@ _HOMES = {
     "LatentState": "modules",
     "ModelCard": "checkpoint",
     "FinishedTrajectory": "trajectory",
+    "FixedPoint": "implicit",
+    "FixedPointResult": "iteration",
     "Recorded": "results",
     "SolveResult": "results",
     "Status": "trajectory",
+    "fixed_point": "iteration",
     "solve": "solver",
 }
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from eqr_kernels import backends, noise, selection
 from eqr_kernels._nvtx import nvtx_range
+from eqr_kernels.arguments import check_choice, check_count, check_number
 from eqr_kernels.backends import FixedPointProblem
 from eqr_kernels.modules import EqROperator, LatentState, check_ids, check_tokens, has_values
 from eqr_kernels.ops import StartStates
@@ -108,23 +107,23 @@ def solve(
     tokens = check_tokens(tokens, model.config).to(model.device)
     n = tokens.shape[0]
     for name, value in (("depth", depth), ("breadth", breadth), ("patience", patience)):
-        _check_count(name, value)
+        check_count(name, value)
     if slots is not None:
-        _check_count("slots", slots)
+        check_count("slots", slots)
     if depth >= 1 << 24 or breadth >= 1 << 32:
         raise ValueError(f"depth must be below 2**24 and breadth below 2**32, got {depth} and {breadth}")
-    window = _check_count("window", model.inference_window if window is None else window)
-    _check_choice("halt", halt, tuple(HALTING_RULES))
-    _check_choice("select", select, selection.RULES)
+    window = check_count("window", model.inference_window if window is None else window)
+    check_choice("halt", halt, tuple(HALTING_RULES))
+    check_choice("select", select, selection.RULES)
     if select == "first" and halt == "none":
         raise ValueError('select="first" needs a halting rule, got halt="none"; use halt="residual" or halt="q"')
     seed = noise.check_word("seed", seed, 32)
     if noise_scale is None:
         noise_scale = model.inference_noise_scale
-    _check_number("noise_scale", noise_scale)
+    check_number("noise_scale", noise_scale)
     run: dict[str, Any] = dict(depth=depth, seed=seed, slots=slots, backend=backend, precision=precision)
     tolerance = _tolerance(model, halt, tokens, tol, noise_scale, run)
-    checkpoints = tuple(sorted({_check_count("checkpoints", c) for c in checkpoints}))
+    checkpoints = tuple(sorted({check_count("checkpoints", c) for c in checkpoints}))
     if checkpoints and checkpoints[-1] > depth:
         raise ValueError(f"checkpoints must be at most depth={depth}, got {checkpoints[-1]}; raise depth")
     computed_in = precision_of(model, precision)
@@ -208,27 +207,6 @@ def _start(
     return StartStates(z_H, z_L, state.rng.to(model.device).contiguous())
 
 
-def _check_count(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an int, got {value!r} ({type(value).__name__})")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return int(value)
-
-
-def _check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _check_number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{name} must be finite and not negative, got {value}")
-    return float(value)
-
-
 def _tolerance(
     model: EqROperator, halt: str, tokens: Tensor, tol: float | str, noise_scale: float, run: dict[str, Any]
 ) -> float:
@@ -264,7 +242,7 @@ def tolerance_of(
     def at_rest() -> Tensor:
         return solve(model, tokens[:FIRST_ROWS], halt="none", noise_scale=noise_scale, **run).residual
 
-    scale = model.inference_noise_scale if noise_scale is None else _check_number("noise_scale", noise_scale)
+    scale = model.inference_noise_scale if noise_scale is None else check_number("noise_scale", noise_scale)
     return halting_tolerance(model.card, tol, scale, at_rest)
 
 
@@ -279,7 +257,7 @@ def precision_of(model: EqROperator, name: str) -> Precision:
         return Precision.of_weights(model.dtype)
     if name == "fp8":
         raise RuntimeError(f"precision='fp8' has no backend in this version; use auto, {names(NAMED)}")
-    _check_choice("precision", name, ("auto", *(precision.name for precision in NAMED)))
+    check_choice("precision", name, ("auto", *(precision.name for precision in NAMED)))
     return Precision[name]
 
 
