@@ -19,11 +19,27 @@ PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")
 
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
 def test_example_of(page: str, capsys: pytest.CaptureFixture[str]):
-    (code,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / page).read_text(), re.DOTALL)
+    code, *_ = examples(page)
     exec(compile(code, page, "exec"), {})
     *grid, last = capsys.readouterr().out.splitlines()
     assert grid[0] == "5 3 4 | 6 7 8 | 9 1 2"
     assert re.fullmatch(r"\d+ steps, \d+ spent, settled", last), last
+
+
+@pytest.mark.parametrize(("page", "number"), [("README.md", 1), ("docs/any-operator.md", 0)])
+def test_example_of_an_operator(page: str, number: int, capsys: pytest.CaptureFixture[str]):
+    code = examples(page)[number]
+    assert len(code.splitlines()) <= 8
+    exec(compile(code, page, "exec"), {})
+    low, high, rows = map(
+        int, re.fullmatch(r"(\d+) to (\d+) steps, (\d+) rows computed\n", capsys.readouterr().out).groups()
+    )
+    assert 1 < low < high < 500 and 1000 * low <= rows <= 1000 * high
+
+
+def examples(page: str) -> list[str]:
+    found: list[str] = re.findall(r"```python\n(.*?)```", (REPOSITORY / page).read_text(), re.DOTALL)
+    return found
 
 
 def anchors(page: Path) -> set[str]:
