@@ -159,7 +159,7 @@ def _shadow(averages: Any) -> Mapping[str, Tensor]:
     candidates = averages if shadow is None else shadow
     if not isinstance(candidates, Mapping):
         return {}
-    return {name: value for name, value in candidates.items() if isinstance(value, Tensor)}
+    return {name: value for name, value in candidates.items() if isinstance(name, str) and isinstance(value, Tensor)}
 
 
 def _tell_other_weights(

@@ -242,6 +242,11 @@ class TestOfficialLayout:
             loaded = load_checkpoint(saved(tmp_path, content))
         assert_same_bits(loaded.state_dict, weights(MLP, 1))
 
+    @pytest.mark.parametrize("key", ["optimizers", "ema"])
+    def test_tensors_by_number_are_no_averages(self, key, tmp_path, training_code):
+        loaded = load_checkpoint(saved(tmp_path, official(MLP) | {key: {0: torch.ones(3)}}))
+        assert_same_bits(loaded.state_dict, weights(MLP, 0 if key == "ema" else 1))
+
     def test_parameter_lacking_in_ema_is_reported(self, tmp_path, training_code):
         content = official(MLP)
         del content["ema"]["shadow"]["_orig_mod.model.inner.q_head.bias"]
