@@ -271,6 +271,11 @@ class Wrong(EquilibriumReasoner):
         return super().forward(tokens, state, **keywords)[:2]
 
 
+class Headless(EquilibriumReasoner):
+    def forward(self, tokens, state, **keywords):
+        return super().forward(tokens, state, **keywords)[0], None, None
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
@@ -280,6 +285,7 @@ class Wrong(EquilibriumReasoner):
             "noise_scale=0.5 differs from the config's 0, and forward of Without takes no",
         ),
         (Wrong, {}, r"forward of Wrong must give \(LatentState of torch.float32 \[5, 6, 16\], logits \[5, 6, 7\]"),
+        (Headless, {}, r"must give .*, got \(LatentState of torch.float32 \[5, 6, 16\], NoneType, NoneType\)"),
     ],
 )
 def test_a_forward_that_does_not_fit_is_named(kind, options, message):
