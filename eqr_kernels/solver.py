@@ -151,7 +151,7 @@ def solve(
         slots_asked=slots is not None,
         start=start,
         keep_states=return_state,
-        tell_ends=on_finished is not None,
+        report_ends=on_finished is not None,
     )
     collector = Collector(problem, model.config, on_finished)
 

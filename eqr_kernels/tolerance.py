@@ -113,7 +113,7 @@ def provisional_tolerance(noise_scale: float, residuals_at_rest: Callable[[], Te
         return NOISE_MULTIPLE * noise_floor(noise_scale), "twice the residual that the noise leaves"
     residuals = residuals_at_rest()
     residuals = residuals[residuals.isfinite()]
-    most = NOISE_MULTIPLE * noise_floor(USUAL_NOISE)
-    if not len(residuals) or (value := NOISE_MULTIPLE * residuals.median().item()) > most:
-        return most, f"as with noise of {USUAL_NOISE:g}: its first rows do not come to rest"
+    limit = NOISE_MULTIPLE * noise_floor(USUAL_NOISE)
+    if not len(residuals) or (value := NOISE_MULTIPLE * residuals.median().item()) > limit:
+        return limit, f"as with noise of {USUAL_NOISE:g}: its first rows do not come to rest"
     return value, "twice the residual that its first rows come down to"

@@ -160,8 +160,8 @@ def _why_not(correct: int, held: Sequence[Tolerance], measured: Sequence[Toleran
         return f"only {right}, and {100 * trust:g} % are wanted"
     if any(t.converged >= fewest for t in measured):
         return f"every tolerance that {fewest} calibration puzzles met cost answers"
-    most = max(t.converged for t in measured)
-    return f"only {most} calibration puzzles settled, and {fewest} must to tell"
+    settled = max(t.converged for t in measured)
+    return f"only {settled} calibration puzzles settled, and {fewest} must to tell"
 
 
 def _at_once(t: Tolerance, puzzles: int) -> bool:
