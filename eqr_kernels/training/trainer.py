@@ -124,9 +124,10 @@ class Trainer:
             return
         if config != self.model.config:
             self.model.config = config
-        begin = (modified is None) != (self.modified is None)
+        keyed = self._keyed
         self._prepare()
-        if begin:
+        if self._keyed != keyed:
+            # Rows without ids, or with states of the other dtype, cannot go on.
             self.rows = self._empty_rows()
 
     @property
