@@ -18,7 +18,7 @@ from eqr_kernels.ops import StartStates
 from eqr_kernels.precision import NAMED, Precision, names
 from eqr_kernels.results import Collector, OnFinished, SolveResult
 from eqr_kernels.run_rules import HALTING_RULES, RULES_WITH_TOLERANCE
-from eqr_kernels.tolerance import FIRST_ROWS, HaltingTolerance, halting_tolerance
+from eqr_kernels.tolerance import FIRST_ROWS, HaltingTolerance, check_tolerance, halting_tolerance
 
 DEFAULT_DEPTH = 64
 """Outer steps at most, of `solve` and of the commands."""
@@ -219,6 +219,7 @@ def _tolerance(
     model: EqROperator, halt: str, tokens: Tensor, tol: float | str, noise_scale: float, run: dict[str, Any]
 ) -> float:
     if halt not in RULES_WITH_TOLERANCE:
+        check_tolerance(tol)
         return 0.0
     tolerance = tolerance_of(model, tokens, tol, noise_scale=noise_scale, **run)
     if tolerance.caveat:
