@@ -428,3 +428,12 @@ def test_another_config_of_the_same_sizes_holds_for_every_module():
     model = mixer()
     model.config = dataclasses.replace(model.config, rms_norm_eps=0.5, lambda_=0.5)
     torch.testing.assert_close(model.solve(TOKENS, **RUN).logits, by_hand(model), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("change", [dict(hidden_size=32), dict(L_layers=2), dict(mlp_t=False), dict(fixed_init=True)])
+def test_a_config_of_other_sizes_is_refused(change):
+    model = mixer()
+    before, (name,) = model.config, change
+    with pytest.raises(ValueError, match=f"sizes of the weights, got {name}={change[name]}; make a new model of it"):
+        model.config = dataclasses.replace(before, **change)
+    assert model.config is before
