@@ -223,13 +223,13 @@ def _tolerance(
         return 0.0
     tolerance = tolerance_of(model, tokens, tol, noise_scale=noise_scale, **run)
     if tolerance.caveat:
-        warnings.warn(tolerance.caveat, stacklevel=4)
+        warnings.warn(tolerance.caveat, stacklevel=3)
     floor = noise.noise_floor(noise_scale)
     if tolerance.value < floor:
         warnings.warn(
             f"tol={tolerance.value:g} is below {floor:g}, about the residual that noise_scale={noise_scale:g} alone "
             "leaves: no trajectory will converge; raise tol or lower noise_scale",
-            stacklevel=4,
+            stacklevel=3,
         )
     return tolerance.value
 

@@ -238,8 +238,11 @@ class TestOfficialLayout:
         # As torch.optim.swa_utils.AveragedModel keeps them.
         copy = prefixed(weights(MLP, 2), "module._orig_mod.model.inner.")
         content = official(MLP) | {key: {"n_averaged": torch.tensor(3), **copy}}
-        with pytest.warns(UserWarning, match=f"'{key}' holds another copy of the weights.*'ema' or 'ema_helper'"):
+        with pytest.warns(
+            UserWarning, match=f"'{key}' holds another copy of the weights.*'ema' or 'ema_helper'"
+        ) as warned:
             loaded = load_checkpoint(saved(tmp_path, content))
+        assert warned[0].filename == __file__
         assert_same_bits(loaded.state_dict, weights(MLP, 1))
 
     @pytest.mark.parametrize("key", ["optimizers", "ema"])
