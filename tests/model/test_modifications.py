@@ -415,12 +415,24 @@ def test_gradients_through_old_weight_norm_twice():
     assert gradients[0].abs().sum() > 0 and torch.equal(*gradients)
 
 
-def test_saving_names_what_is_in_the_way(tmp_path):
+@pytest.mark.parametrize(
+    ("modify", "undo", "why"),
+    [
+        (pruned, prune.remove, "has a forward pre-hook.*prune.remove"),
+        (
+            lambda model: parametrizations.weight_norm(model.get_submodule(LAYER)),
+            parametrize.remove_parametrizations,
+            "has parametrised weights.*parametrize.remove_parametrizations",
+        ),
+    ],
+    ids=["pruned", "parametrised"],
+)
+def test_saving_names_what_is_in_the_way(modify, undo, why, tmp_path):
     model = mixer()
-    pruned(model)
-    with pytest.raises(RuntimeError, match=f"{LAYER} has a forward pre-hook.*prune.remove"):
+    modify(model)
+    with pytest.raises(RuntimeError, match=f"{LAYER} {why}"):
         model.save_pretrained(tmp_path)
-    prune.remove(model.get_submodule(LAYER), "weight")
+    undo(model.get_submodule(LAYER), "weight")
     model.save_pretrained(tmp_path)
 
 
