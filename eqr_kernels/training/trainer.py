@@ -287,9 +287,9 @@ class Trainer:
 
     def train_step(self) -> None:
         """One training step: one outer step of every row, one update of the weights."""
-        settings, rows = self.settings, self.rows
         self._take_changes()
         self._replace_halted()
+        settings, rows = self.settings, self.rows
         loss, rows.z_H, rows.z_L, q_halt, exact, residual = self._outer_step()
         if self.world > 1:
             average_gradients(self.model.parameters(), self.world)

@@ -403,6 +403,17 @@ def test_a_hook_that_comes_while_training_is_noticed():
     assert len(seen) == 1 and "lm_head" not in trainer.kernel
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_after_a_change_of_the_model_are_what_it_gave(dtype):
+    model, seen = mixer(), []
+    trainer = trained(model, steps=2, forward_dtype=dtype)
+    handle = model.register_forward_hook(lambda module, args, output: seen.append(output[0]))
+    trainer.train_step()
+    assert torch.equal(trainer.rows.z_H, seen[0].z_H) and torch.equal(trainer.rows.z_L, seen[0].z_L)
+    assert trainer.rows.steps.tolist() == seen[0].step.tolist()
+    handle.remove()
+
+
 def test_gradients_through_old_weight_norm_twice():
     model = mixer()
     old_weight_norm(model)
