@@ -403,6 +403,28 @@ def test_a_hook_that_comes_while_training_is_noticed():
     assert len(seen) == 1 and "lm_head" not in trainer.kernel
 
 
+def assigned(model):
+    model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+
+
+@pytest.mark.parametrize(
+    ("modify", "name"),
+    [
+        (lora, f"{LAYER}.weight"),
+        (pruned, f"{LAYER}.weight"),
+        (with_bias, f"{LAYER}.weight"),
+        (assigned, "embed_tokens.embedding_weight"),
+    ],
+)
+def test_other_parameters_need_another_trainer(modify, name):
+    model = mixer()
+    trainer = trained(model, steps=1)
+    modify(model)
+    with pytest.raises(RuntimeError, match=f"was made with: {name}.* came, went or was replaced; make a new Trainer"):
+        trainer.train_step()
+    trained(model, steps=1)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_rows_after_a_change_of_the_model_are_what_it_gave(dtype):
     model, seen = mixer(), []
