@@ -39,6 +39,7 @@ COMMIT = "_commit.txt"  # of the code, where there is no git to ask: eqr_kernels
 CONFIGURED = "eqr_configured_for.json"
 KEPT = (
     *("CXX", "CPPFLAGS", "CXXFLAGS", "LDFLAGS", "CUDACXX", "CUDAFLAGS", "CUDAHOSTCXX", "CUDAARCHS", "EQR_CMAKE_ARGS"),
+    *("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"),
     *("CMAKE_BUILD_TYPE", "CMAKE_CXX_COMPILER_LAUNCHER", "CMAKE_CUDA_COMPILER_LAUNCHER", "CMAKE_TOOLCHAIN_FILE"),
 )
 OLDEST_TORCH = (2, 11)

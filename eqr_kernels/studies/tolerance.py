@@ -19,6 +19,7 @@ TRUST = 0.99
 FEWEST_SETTLED = 100
 """Puzzles that must meet a tolerance for that share to be told: with fewer a single wrong one is more than 1 %."""
 AT_ONCE = 0.5
+"""Share of the puzzles that meet a tolerance at their first step from which on it tells nothing of coming to rest."""
 
 
 @dataclass(frozen=True)
