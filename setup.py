@@ -39,11 +39,11 @@ COMMIT = "_commit.txt"  # of the code, where there is no git to ask: eqr_kernels
 CONFIGURED = "eqr_configured_for.json"
 KEPT = (
     *("CXX", "CPPFLAGS", "CXXFLAGS", "LDFLAGS", "CUDACXX", "CUDAFLAGS", "CUDAHOSTCXX", "CUDAARCHS", "EQR_CMAKE_ARGS"),
+    *("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"),
     *("CMAKE_BUILD_TYPE", "CMAKE_CXX_COMPILER_LAUNCHER", "CMAKE_CUDA_COMPILER_LAUNCHER", "CMAKE_TOOLCHAIN_FILE"),
 )
 OLDEST_TORCH = (2, 11)
 INSTALL = "pip install --no-build-isolation ."
-
 
 # Files of the package that import nothing of it: it cannot be imported where torch is missing.
 atomic_write = runpy.run_path(str(ROOT / PACKAGE / "atomic.py"))["atomic_write"]
@@ -126,9 +126,8 @@ def remove_stale(build: Path) -> None:
     compiler = Path(find_compiler() or "")
     nvcc = shutil.which(os.environ.get("CUDACXX") or "nvcc") or ""
     now = {"the folder": str(build), "the source folder": str(ROOT), "Python": sys.executable, "nvcc": nvcc}
-    now["the compiler"] = (
-        f"{compiler} ({compiler.resolve()})"  # /usr/bin/c++ is a link, to another one after an upgrade
-    )
+    # /usr/bin/c++ is a link, to another one after an upgrade.
+    now["the compiler"] = f"{compiler} ({compiler.resolve()})"
     now |= {name: os.environ.get(name, "") for name in KEPT}
     file = build / CONFIGURED
     if build.exists():

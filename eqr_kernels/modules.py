@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
 from eqr_kernels import noise, reference
-from eqr_kernels.checkpoint import ModelCard
+from eqr_kernels.checkpoint import ModelCard, expected_shapes
 from eqr_kernels.config import EqRConfig, swiglu_size
 from eqr_kernels.reference import BlockWeights, OperatorWeights, Rope
 
@@ -157,11 +157,20 @@ class EqROperator(nn.Module):
 
     @property
     def config(self) -> EqRConfig:
-        """The operator's config; a new one of the same sizes may be set, and holds for every module."""
+        """The operator's config; a new one of the same sizes may be set, and holds for every module.
+
+        Raises:
+            ValueError: the weights have other sizes than the new one's.
+        """
         return self._config
 
     @config.setter
     def config(self, config: EqRConfig) -> None:
+        before = getattr(self, "_config", config)
+        if expected_shapes(config) != expected_shapes(before):
+            old, new = before.to_dict(), config.to_dict()
+            changed = ", ".join(f"{name}={new[name]!r}" for name in new if new[name] != old[name])
+            raise ValueError(f"config must have the sizes of the weights, got {changed}; make a new model of it")
         self._config = config
         self._rope_cache.clear()
         for module in self.modules():

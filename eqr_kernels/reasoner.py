@@ -57,7 +57,9 @@ class EquilibriumReasoner(EqROperator):
         Raises:
             RuntimeError: the model is not made of the plain operator's weights any more, or they are not finite.
         """
-        if set(self.state_dict()) != set(expected_shapes(self.config)) and (why := modification(self)):
+        as_expected = set(self.state_dict()) == set(expected_shapes(self.config))
+        # Parametrised weights count as modified in training alone, and are saved under other names too.
+        if not as_expected and (why := modification(self, training=True)):
             raise RuntimeError(
                 f"{why}, so that its weights are not those of the plain operator; merge or remove it first (adapters: "
                 "merge_and_unload, pruning: prune.remove, weight norm: remove_weight_norm or "

@@ -49,7 +49,7 @@ class SolveResult:
         q_halt, residual, score: float32 [N], of the selected trajectories when they ended.
         steps: int64 [N], outer steps of the selected trajectories.
         restart: int64 [N], which trajectory was selected.
-        converged: bool [N], its halting rule had fired.
+        converged: bool [N], its halting rule had fired: CONVERGED, of which alone `tol="auto"` is a promise, or HALTED.
         nfe: int64 [N], outer steps really spent on each puzzle, all trajectories together.
         backend, backend_reason: what ran, and why.
         all_steps, all_status: int64 [N, B]; all_residual, all_score, all_q_halt: float32 [N, B].
@@ -107,7 +107,7 @@ class Collector:
         self.at = {depth: _Table(problem) for depth in problem.checkpoints}
         self.candidates = selection.Candidates(problem.select, problem.breadth)
         self.won: tuple[Tensor, selection.Kept] | None = None  # restart [N] and [N, ...], where the backend chose
-        self.told: set[int] = set()  # trajectories that `on_finished` has been called with before `finished`
+        self.reported: set[int] = set()  # trajectories that `on_finished` has been called with before `finished`
         self.notes: list[str] = []
         self.residuals = None
         if problem.trace:
@@ -116,7 +116,7 @@ class Collector:
 
     def ended(self, trajectory: FinishedTrajectory) -> None:
         if self.on_finished is not None:
-            self.told.add(trajectory.puzzle * self.problem.breadth + trajectory.restart)
+            self.reported.add(trajectory.puzzle * self.problem.breadth + trajectory.restart)
             self.on_finished(trajectory)
 
     def finished(self, rows: Snapshot) -> None:
@@ -124,13 +124,13 @@ class Collector:
         if rows.logits is not None:
             self.candidates.offer(rows)
         if self.on_finished is not None:
-            self._tell(rows, self.on_finished)
+            self._report(rows, self.on_finished)
 
-    def _tell(self, rows: Snapshot, on_finished: OnFinished) -> None:
+    def _report(self, rows: Snapshot, on_finished: OnFinished) -> None:
         numbers, statuses, steps = torch.stack([rows.number, rows.status, rows.steps]).tolist()
         floats = torch.stack([rows.residual, rows.score, rows.q_halt], 1).tolist()
         for i, preds in enumerate(rows.preds.cpu()):
-            if numbers[i] not in self.told:
+            if numbers[i] not in self.reported:
                 puzzle, restart = divmod(numbers[i], self.problem.breadth)
                 residual, score, q_halt = floats[i]
                 numbered = (puzzle, restart, Status(statuses[i]), steps[i], residual, score, q_halt)

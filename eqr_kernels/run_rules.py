@@ -76,8 +76,8 @@ class RunRules:
 
     def in_order(self) -> tuple[Any, ...]:
         """The rules alone, in the order of the op's schema."""
-        return tuple(getattr(self, name) for name in RULES)
+        return tuple(getattr(self, name) for name in RULE_FIELDS)
 
 
-RULES = tuple(field.name for field in fields(RunRules))
+RULE_FIELDS = tuple(field.name for field in fields(RunRules))
 """Their names, in the order of the op's schema."""

@@ -18,7 +18,7 @@ from eqr_kernels.ops import StartStates
 from eqr_kernels.precision import NAMED, Precision, names
 from eqr_kernels.results import Collector, OnFinished, SolveResult
 from eqr_kernels.run_rules import HALTING_RULES, RULES_WITH_TOLERANCE
-from eqr_kernels.tolerance import FIRST_ROWS, HaltingTolerance, halting_tolerance
+from eqr_kernels.tolerance import FIRST_ROWS, HaltingTolerance, check_tolerance, halting_tolerance
 
 DEFAULT_DEPTH = 64
 """Outer steps at most, of `solve` and of the commands."""
@@ -103,7 +103,7 @@ def solve(
         TypeError, ValueError: an argument has the wrong type or is out of range; the message says what is allowed.
         RuntimeError: weights that are not finite or hold no values (meta, fake), or a backend that cannot run here.
     """
-    _check_has_values(model, tokens)
+    _check_has_values(model, tokens, initial_state)
     tokens = check_tokens(tokens, model.config).to(model.device)
     n = tokens.shape[0]
     for name, value in (("depth", depth), ("breadth", breadth), ("patience", patience)):
@@ -128,7 +128,7 @@ def solve(
         raise ValueError(f"checkpoints must be at most depth={depth}, got {checkpoints[-1]}; raise depth")
     computed_in = precision_of(model, precision)
     _check_finite(model)
-    start = None if initial_state is None else _start(model, initial_state, n, breadth, depth, seed, ids)
+    start = None if initial_state is None else _start(model, initial_state, n, breadth, depth, seed, ids, computed_in)
     ids = noise.hash_tokens(tokens) if ids is None else check_ids(ids, n).to(model.device)
     states = start is not None or return_state
     chosen, reason = backends.choose(backend, model, computed_in, states=states)
@@ -151,7 +151,7 @@ def solve(
         slots_asked=slots is not None,
         start=start,
         keep_states=return_state,
-        tell_ends=on_finished is not None,
+        report_ends=on_finished is not None,
     )
     collector = Collector(problem, model.config, on_finished)
 
@@ -166,14 +166,14 @@ def solve(
             return collector.result(chosen.name, "; ".join([reason, *collector.notes]), return_all)
 
 
-def _check_has_values(model: EqROperator, tokens: object) -> None:
+def _check_has_values(model: EqROperator, tokens: object, state: object) -> None:
     if model.device.type == "meta":
         raise RuntimeError(
             "the model's weights are on the meta device and hold no values; load some with load_state_dict(..., "
             "assign=True), or take model.to_empty(device=...) and reset_parameters()"
         )
-    fake = (*model.parameters(), *([tokens] if isinstance(tokens, Tensor) else []))
-    if not all(has_values(tensor) for tensor in fake):
+    given = [tokens, *(state if isinstance(state, LatentState) else ())]
+    if not all(has_values(tensor) for tensor in (*model.parameters(), *given) if isinstance(tensor, Tensor)):
         raise RuntimeError(
             "solve looks at residuals to decide when to stop, and tensors of a FakeTensorMode or of the meta device "
             "have no values; call the model itself for shapes"
@@ -181,7 +181,14 @@ def _check_has_values(model: EqROperator, tokens: object) -> None:
 
 
 def _start(
-    model: EqROperator, state: LatentState, n: int, breadth: int, depth: int, seed: int, ids: Tensor | None
+    model: EqROperator,
+    state: LatentState,
+    n: int,
+    breadth: int,
+    depth: int,
+    seed: int,
+    ids: Tensor | None,
+    precision: Precision,
 ) -> StartStates:
     """`initial_state` as the backends take it: of all n * breadth trajectories."""
     if not isinstance(state, LatentState):
@@ -203,7 +210,8 @@ def _start(
     check_ids(state.ids, shape[0])
     if n and int(state.step.max()) + depth >= 1 << 24:
         raise ValueError(f"initial_state.step and depth must stay below 2**24 together, got {int(state.step.max())}")
-    z_H, z_L = (z.detach().to(model.device, torch.float32).contiguous() for z in (state.z_H, state.z_L))
+    dtype = torch.promote_types(precision.dtype, torch.float32)  # float64 stays that where the run is in it
+    z_H, z_L = (z.detach().to(model.device, dtype).contiguous() for z in (state.z_H, state.z_L))
     return StartStates(z_H, z_L, state.rng.to(model.device).contiguous())
 
 
@@ -211,16 +219,17 @@ def _tolerance(
     model: EqROperator, halt: str, tokens: Tensor, tol: float | str, noise_scale: float, run: dict[str, Any]
 ) -> float:
     if halt not in RULES_WITH_TOLERANCE:
+        check_tolerance(tol)
         return 0.0
     tolerance = tolerance_of(model, tokens, tol, noise_scale=noise_scale, **run)
     if tolerance.caveat:
-        warnings.warn(tolerance.caveat, stacklevel=4)
+        warnings.warn(tolerance.caveat, stacklevel=3)
     floor = noise.noise_floor(noise_scale)
     if tolerance.value < floor:
         warnings.warn(
             f"tol={tolerance.value:g} is below {floor:g}, about the residual that noise_scale={noise_scale:g} alone "
             "leaves: no trajectory will converge; raise tol or lower noise_scale",
-            stacklevel=4,
+            stacklevel=3,
         )
     return tolerance.value
 

@@ -34,6 +34,23 @@ class HaltingTolerance:
     caveat: str = ""
 
 
+def check_tolerance(tol: float | str) -> float | str:
+    """`tol` of `solve`, a number as a float.
+
+    Raises:
+        TypeError, ValueError: it is neither "auto" or "fast" nor a finite number of at least 0.
+    """
+    if isinstance(tol, str):
+        if tol not in ("auto", "fast"):
+            raise ValueError(f'tol must be "auto", "fast" or a number of at least 0, got {tol!r}')
+        return tol
+    if isinstance(tol, bool) or not isinstance(tol, numbers.Real):
+        raise TypeError(f'tol must be "auto", "fast" or a number, got {tol!r} ({type(tol).__name__})')
+    if not math.isfinite(tol) or tol < 0:
+        raise ValueError(f"tol must be finite and not negative, got {tol}")
+    return float(tol)
+
+
 def halting_tolerance(
     card: ModelCard | None, tol: float | str, noise_scale: float, residuals_at_rest: Callable[[], Tensor]
 ) -> HaltingTolerance:
@@ -48,16 +65,11 @@ def halting_tolerance(
         residuals_at_rest: called where nothing else is known; see `provisional_tolerance`.
 
     Raises:
-        TypeError, ValueError: `tol` is neither "auto" or "fast" nor a finite number of at least 0.
+        As `check_tolerance`.
     """
+    tol = check_tolerance(tol)
     if not isinstance(tol, str):
-        if isinstance(tol, bool) or not isinstance(tol, numbers.Real):
-            raise TypeError(f'tol must be "auto", "fast" or a number, got {tol!r} ({type(tol).__name__})')
-        if not math.isfinite(tol) or tol < 0:
-            raise ValueError(f"tol must be finite and not negative, got {tol}")
-        return HaltingTolerance(float(tol), "the caller")
-    if tol not in ("auto", "fast"):
-        raise ValueError(f'tol must be "auto", "fast" or a positive number, got {tol!r}')
+        return HaltingTolerance(tol, "the caller")
     known = card_tolerance(card, tol, noise_scale)
     if known is not None:
         return known
@@ -113,7 +125,7 @@ def provisional_tolerance(noise_scale: float, residuals_at_rest: Callable[[], Te
         return NOISE_MULTIPLE * noise_floor(noise_scale), "twice the residual that the noise leaves"
     residuals = residuals_at_rest()
     residuals = residuals[residuals.isfinite()]
-    most = NOISE_MULTIPLE * noise_floor(USUAL_NOISE)
-    if not len(residuals) or (value := NOISE_MULTIPLE * residuals.median().item()) > most:
-        return most, f"as with noise of {USUAL_NOISE:g}: its first rows do not come to rest"
+    limit = NOISE_MULTIPLE * noise_floor(USUAL_NOISE)
+    if not len(residuals) or (value := NOISE_MULTIPLE * residuals.median().item()) > limit:
+        return limit, f"as with noise of {USUAL_NOISE:g}: its first rows do not come to rest"
     return value, "twice the residual that its first rows come down to"

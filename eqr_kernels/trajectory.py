@@ -12,9 +12,9 @@ class Status(IntEnum):
     """How a trajectory ended."""
 
     CONVERGED = 0
-    """Its residual was at most tol for `patience` consecutive outer steps."""
+    """Its residual was at most tol for `patience` consecutive outer steps (halt="residual+q": and q_halt positive)."""
     HALTED = 1
-    """q_halt was positive (halt="q")."""
+    """q_halt was positive (halt="q", or "residual|q" where the residual was not low enough at that step)."""
     MAX_DEPTH = 2
     """It spent the whole depth."""
     CANCELLED = 3

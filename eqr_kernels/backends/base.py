@@ -28,9 +28,9 @@ class FixedPointProblem(RunRules):
     ids: Tensor  # int64 [N], key the random stream
     precision: Precision
     slots_asked: bool = True  # else `slots` is a default, and a backend may have a better one
-    start: StartStates | None = None  # of all trajectories; None: each draws its own
+    start: StartStates | None = None  # of all trajectories, float64 where the run is; None: each draws its own
     keep_states: bool = False  # of the winners
-    tell_ends: bool = False  # `Recorder.ended` wants each trajectory soon after its end
+    report_ends: bool = False  # `Recorder.ended` wants each trajectory soon after its end
 
     @property
     def trajectories(self) -> int:

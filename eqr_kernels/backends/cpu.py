@@ -141,7 +141,7 @@ class CpuBackend:
             start=p.start,
             keep_states=p.keep_states,
             ask=ask,
-            ended=ended if p.tell_ends else None,
+            ended=ended if p.report_ends else None,
         )
         hand_over(result, p, recorder)
         ask()

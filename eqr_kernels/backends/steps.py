@@ -95,8 +95,8 @@ class ModuleStep:
         if isinstance(result, tuple) and len(result) == 3 and isinstance(result[0], LatentState):
             state, logits, q_halt = result
             states = (state.z_H, state.z_L)
-            same = all(z.shape == inputs.z_H.shape and z.dtype == inputs.z_H.dtype for z in states)
-            if same and logits.shape == (n, tokens, c.vocab_size) and q_halt.shape == (n,):
+            same = all(_shape(z) == inputs.z_H.shape and z.dtype == inputs.z_H.dtype for z in states)
+            if same and _shape(logits) == (n, tokens, c.vocab_size) and _shape(q_halt) == (n,):
                 return state, logits, q_halt
         raise TypeError(
             f"forward of {type(self.model).__name__} must give (LatentState of {inputs.z_H.dtype} "
@@ -104,9 +104,14 @@ class ModuleStep:
         )
 
 
+def _shape(value: object) -> tuple[int, ...] | None:
+    """None of what is no tensor."""
+    return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
 def _kinds(result: object) -> str:
     if isinstance(result, LatentState):
-        return f"LatentState of {result.z_H.dtype} {list(result.z_H.shape)}"
+        return f"LatentState of {_kinds(result.z_H)}"
     if isinstance(result, Tensor):
         return f"{result.dtype} {list(result.shape)}"
     if isinstance(result, tuple):

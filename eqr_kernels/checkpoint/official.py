@@ -159,7 +159,7 @@ def _shadow(averages: Any) -> Mapping[str, Tensor]:
     candidates = averages if shadow is None else shadow
     if not isinstance(candidates, Mapping):
         return {}
-    return {name: value for name, value in candidates.items() if isinstance(value, Tensor)}
+    return {name: value for name, value in candidates.items() if isinstance(name, str) and isinstance(value, Tensor)}
 
 
 def _tell_other_weights(
@@ -180,7 +180,7 @@ def _tell_other_weights(
                     f"{where}: {name!r} holds another copy of the weights (averages?), which is not used: averages are "
                     f"read from {' or '.join(map(repr, _AVERAGES))}. To take it, re-save it as {{'model': that copy, "
                     "'config': ...}",
-                    stacklevel=5,
+                    stacklevel=4,
                 )
                 break
 

@@ -14,7 +14,13 @@ from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.cli.console import INCOMPLETE, Bar, check_output, command, emit, parse_counts
 from eqr_kernels.cli.provenance import reproduction
 from eqr_kernels.cli.render import terminal as drawing
-from eqr_kernels.cli.tolerance import as_settings, card_as_json, parse_tolerance, settling_tolerance
+from eqr_kernels.cli.tolerance import (
+    as_settings,
+    card_as_json,
+    parse_tolerance,
+    refuse_tolerance,
+    settling_tolerance,
+)
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.run_rules import RULES_WITH_TOLERANCE
 from eqr_kernels.studies import attractors
@@ -176,8 +182,7 @@ def evaluate(
 def _has_tolerance(wanted: float | str, model: EquilibriumReasoner, halt: str) -> bool:
     """Whether there is anything to say when a trajectory has settled; a run to the full depth makes nothing up."""
     if halt == "q":
-        if not isinstance(wanted, str):
-            raise ValueError(f'tol is a residual, and halt="q" does not look at it, got tol={wanted}; leave one out')
+        refuse_tolerance(wanted, halt)
         return False
     return halt in RULES_WITH_TOLERANCE or not isinstance(wanted, str) or card_tolerance(model.card) is not None
 

@@ -23,7 +23,7 @@ from eqr_kernels.cli.console import (
     parse_counts,
 )
 from eqr_kernels.cli.render import terminal as drawing
-from eqr_kernels.cli.tolerance import as_settings, parse_tolerance, settling_tolerance
+from eqr_kernels.cli.tolerance import as_settings, parse_tolerance, refuse_tolerance, settling_tolerance
 from eqr_kernels.config import EqRConfig
 from eqr_kernels.results import SolveResult
 from eqr_kernels.run_rules import RULES_WITH_TOLERANCE
@@ -88,8 +88,8 @@ def solve(
     if depths and depths[-1] > depth:
         raise ValueError(f"--by-depth must be at most --depth {depth}, got {depths[-1]}; raise --depth")
     wanted_tol = parse_tolerance(tol)
-    if halt not in RULES_WITH_TOLERANCE and not isinstance(wanted_tol, str):
-        raise ValueError(f"--tol is for halting by the residual, and --halt is {halt}; leave one out")
+    if halt not in RULES_WITH_TOLERANCE:
+        refuse_tolerance(wanted_tol, halt)
     settings: dict[str, Any] = dict(
         depth=depth,
         breadth=breadth,

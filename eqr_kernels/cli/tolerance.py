@@ -28,6 +28,16 @@ def parse_tolerance(text: str) -> float | str:
     return value
 
 
+def refuse_tolerance(wanted: float | str, halt: str) -> None:
+    """For a halting rule that has no use for --tol.
+
+    Raises:
+        ValueError: one was given.
+    """
+    if wanted != "auto":
+        raise ValueError(f"--tol is for halting by the residual, and --halt is {halt}; leave one out")
+
+
 def settling_tolerance(
     model: EquilibriumReasoner, inputs: npt.NDArray[Any], wanted: float | str, noise_scale: float | None, **run: Any
 ) -> HaltingTolerance:

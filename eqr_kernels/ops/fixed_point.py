@@ -11,7 +11,7 @@ from torch import Tensor
 from eqr_kernels.ops import checks as check
 from eqr_kernels.ops.library import register_fake, require, require_cuda
 from eqr_kernels.ops.operator import Operator, PackedWeights
-from eqr_kernels.run_rules import RULES, RunRules
+from eqr_kernels.run_rules import RULE_FIELDS, RunRules
 
 
 class FixedPointOutput(NamedTuple):
@@ -152,7 +152,7 @@ def _(
     *arguments: Any,
 ) -> tuple[Tensor, ...]:
     _check(PackedWeights(packed, Operator(sizes, constants, fixed_start)), tokens, ids, control)
-    in_order, given = arguments[: len(RULES)], arguments[len(RULES) :]
+    in_order, given = arguments[: len(RULE_FIELDS)], arguments[len(RULE_FIELDS) :]
     keep_states = len(given) == 4 and given[3]  # torch leaves out last arguments that are the defaults
     rules, puzzles, length, vocabulary = RunRules(*in_order), tokens.shape[0], sizes[0], sizes[2]
     trajectories, depths = puzzles * rules.breadth, len(rules.checkpoints)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from eqr_kernels.solver import SolveResult
+from eqr_kernels.results import SolveResult
 from eqr_kernels.studies.recording import Recording
 from eqr_kernels.studies.replay import ANY, correct_grid
 from eqr_kernels.studies.scoring import exact_match

@@ -19,6 +19,7 @@ TRUST = 0.99
 FEWEST_SETTLED = 100
 """Puzzles that must meet a tolerance for that share to be told: with fewer a single wrong one is more than 1 %."""
 AT_ONCE = 0.5
+"""Share of the puzzles that meet a tolerance at their first step from which on it tells nothing of coming to rest."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,8 @@ def _why_not(correct: int, held: Sequence[Tolerance], measured: Sequence[Toleran
         return f"only {right}, and {100 * trust:g} % are wanted"
     if any(t.converged >= fewest for t in measured):
         return f"every tolerance that {fewest} calibration puzzles met cost answers"
-    most = max(t.converged for t in measured)
-    return f"only {most} calibration puzzles settled, and {fewest} must to tell"
+    settled = max(t.converged for t in measured)
+    return f"only {settled} calibration puzzles settled, and {fewest} must to tell"
 
 
 def _at_once(t: Tolerance, puzzles: int) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from eqr_kernels import noise, reference
 from eqr_kernels.backends.cpu import latent_recursions, why_not_cpu
+from eqr_kernels.checkpoint.state_dict import some
 from eqr_kernels.config import EqRConfig
 from eqr_kernels.modifications import modification
 from eqr_kernels.modules import LatentState
@@ -96,6 +97,7 @@ class Trainer:
         self.forward_dtype = getattr(torch, settings.forward_dtype)
         self._prepare()
         kind = AdamATan2 if self.fused_step is None else FusedAdamATan2
+        self._trained = dict(model.named_parameters())
         self.optimizer = kind(model.parameters(), settings.lr, (settings.beta1, settings.beta2), settings.weight_decay)
         self.prefetcher: Prefetcher | None = None
         if settings.prefetch or (settings.prefetch is None and model.device.type == "cuda"):
@@ -117,16 +119,28 @@ class Trainer:
         )
 
     def _take_changes(self) -> None:
-        """Gives the model the config of the step to come, and takes in what the user made of its modules."""
+        """Gives the model the config of the step to come, and takes in what the user made of its modules.
+
+        Raises:
+            RuntimeError: the model has other parameters than those that the optimizer and the averages follow.
+        """
+        present = dict(self.model.named_parameters())
+        others = [n for n in {**self._trained, **present} if present.get(n) is not self._trained.get(n)]
+        if others:
+            raise RuntimeError(
+                f"the model's parameters are not those that this trainer was made with: {some(others)} came, went or "
+                "was replaced; make a new Trainer after such a change"
+            )
         config = config_at(self._cycles, self._base, self.step)
         modified = modification(self.model, training=True)
         if config == self.model.config and modified == self.modified:
             return
         if config != self.model.config:
             self.model.config = config
-        begin = (modified is None) != (self.modified is None)
+        keyed = self._keyed
         self._prepare()
-        if begin:
+        if self._keyed != keyed:
+            # Rows without ids, or with states of the other dtype, cannot go on.
             self.rows = self._empty_rows()
 
     @property
@@ -286,9 +300,9 @@ class Trainer:
 
     def train_step(self) -> None:
         """One training step: one outer step of every row, one update of the weights."""
-        settings, rows = self.settings, self.rows
         self._take_changes()
         self._replace_halted()
+        settings, rows = self.settings, self.rows
         loss, rows.z_H, rows.z_L, q_halt, exact, residual = self._outer_step()
         if self.world > 1:
             average_gradients(self.model.parameters(), self.world)

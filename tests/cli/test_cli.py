@@ -227,6 +227,7 @@ def test_solve_demo_needs_no_file(model):
     [
         (["--tol", "tight"], "--tol must be auto, fast or a positive number"),
         (["--tol", "0"], "--tol must be positive and finite"),
+        (["--tol", "fast", "--halt", "none"], "--tol is for halting by the residual, and --halt is none"),
         (["--tol", "0.1", "--halt", "q"], "--tol is for halting by the residual, and --halt is q; leave one out"),
         (["--by-depth", "1;2"], "--by-depth must be numbers"),
         (["--halt", "soon"], "halt must be one of residual, q, residual+q, residual|q, none"),
@@ -541,7 +542,8 @@ def test_eval_takes_a_fixed_subset(model, data):
         (["--select", "residual,best"], "select must be of residual, vote, q, first, any, got 'residual', 'best'"),
         (["--select", "first"], 'select="first" needs a halting rule'),
         (["--halt", "soon"], "halt must be one of residual, q, residual+q, residual|q, none"),
-        (["--halt", "q", "--tol", 0.1], 'halt="q" does not look at it'),
+        (["--halt", "q", "--tol", 0.1], "--tol is for halting by the residual, and --halt is q; leave one out"),
+        (["--halt", "q", "--tol", "fast"], "--tol is for halting by the residual, and --halt is q; leave one out"),
         (["--tol", "tight"], "--tol must be auto, fast or a positive number"),
         (["--tol", "-1"], "tol must be positive"),
         (["--broad", "0"], "--broad must be a share"),

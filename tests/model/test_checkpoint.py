@@ -238,9 +238,17 @@ class TestOfficialLayout:
         # As torch.optim.swa_utils.AveragedModel keeps them.
         copy = prefixed(weights(MLP, 2), "module._orig_mod.model.inner.")
         content = official(MLP) | {key: {"n_averaged": torch.tensor(3), **copy}}
-        with pytest.warns(UserWarning, match=f"'{key}' holds another copy of the weights.*'ema' or 'ema_helper'"):
+        with pytest.warns(
+            UserWarning, match=f"'{key}' holds another copy of the weights.*'ema' or 'ema_helper'"
+        ) as warned:
             loaded = load_checkpoint(saved(tmp_path, content))
+        assert warned[0].filename == __file__
         assert_same_bits(loaded.state_dict, weights(MLP, 1))
+
+    @pytest.mark.parametrize("key", ["optimizers", "ema"])
+    def test_tensors_by_number_are_no_averages(self, key, tmp_path, training_code):
+        loaded = load_checkpoint(saved(tmp_path, official(MLP) | {key: {0: torch.ones(3)}}))
+        assert_same_bits(loaded.state_dict, weights(MLP, 0 if key == "ema" else 1))
 
     def test_parameter_lacking_in_ema_is_reported(self, tmp_path, training_code):
         content = official(MLP)

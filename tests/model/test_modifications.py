@@ -271,6 +271,11 @@ class Wrong(EquilibriumReasoner):
         return super().forward(tokens, state, **keywords)[:2]
 
 
+class Headless(EquilibriumReasoner):
+    def forward(self, tokens, state, **keywords):
+        return super().forward(tokens, state, **keywords)[0], None, None
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
@@ -280,6 +285,7 @@ class Wrong(EquilibriumReasoner):
             "noise_scale=0.5 differs from the config's 0, and forward of Without takes no",
         ),
         (Wrong, {}, r"forward of Wrong must give \(LatentState of torch.float32 \[5, 6, 16\], logits \[5, 6, 7\]"),
+        (Headless, {}, r"must give .*, got \(LatentState of torch.float32 \[5, 6, 16\], NoneType, NoneType\)"),
     ],
 )
 def test_a_forward_that_does_not_fit_is_named(kind, options, message):
@@ -390,9 +396,44 @@ def test_a_hook_that_comes_while_training_is_noticed():
     handle = model.lm_head.register_full_backward_hook(lambda *_: seen.append(1))
     trainer.train_step()
     assert seen and "lm_head has a backward hook" in trainer.kernel
+    # Rows of the fused kernel go on; PyTorch's have no ids to go on with.
+    assert trainer.rows.steps.max() == (2 if BUILT else 1)
     handle.remove()
     trainer.train_step()
     assert len(seen) == 1 and "lm_head" not in trainer.kernel
+
+
+def assigned(model):
+    model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+
+
+@pytest.mark.parametrize(
+    ("modify", "name"),
+    [
+        (lora, f"{LAYER}.weight"),
+        (pruned, f"{LAYER}.weight"),
+        (with_bias, f"{LAYER}.weight"),
+        (assigned, "embed_tokens.embedding_weight"),
+    ],
+)
+def test_other_parameters_need_another_trainer(modify, name):
+    model = mixer()
+    trainer = trained(model, steps=1)
+    modify(model)
+    with pytest.raises(RuntimeError, match=f"was made with: {name}.* came, went or was replaced; make a new Trainer"):
+        trainer.train_step()
+    trained(model, steps=1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_after_a_change_of_the_model_are_what_it_gave(dtype):
+    model, seen = mixer(), []
+    trainer = trained(model, steps=2, forward_dtype=dtype)
+    handle = model.register_forward_hook(lambda module, args, output: seen.append(output[0]))
+    trainer.train_step()
+    assert torch.equal(trainer.rows.z_H, seen[0].z_H) and torch.equal(trainer.rows.z_L, seen[0].z_L)
+    assert trainer.rows.steps.tolist() == seen[0].step.tolist()
+    handle.remove()
 
 
 def test_gradients_through_old_weight_norm_twice():
@@ -407,12 +448,24 @@ def test_gradients_through_old_weight_norm_twice():
     assert gradients[0].abs().sum() > 0 and torch.equal(*gradients)
 
 
-def test_saving_names_what_is_in_the_way(tmp_path):
+@pytest.mark.parametrize(
+    ("modify", "undo", "why"),
+    [
+        (pruned, prune.remove, "has a forward pre-hook.*prune.remove"),
+        (
+            lambda model: parametrizations.weight_norm(model.get_submodule(LAYER)),
+            parametrize.remove_parametrizations,
+            "has parametrised weights.*parametrize.remove_parametrizations",
+        ),
+    ],
+    ids=["pruned", "parametrised"],
+)
+def test_saving_names_what_is_in_the_way(modify, undo, why, tmp_path):
     model = mixer()
-    pruned(model)
-    with pytest.raises(RuntimeError, match=f"{LAYER} has a forward pre-hook.*prune.remove"):
+    modify(model)
+    with pytest.raises(RuntimeError, match=f"{LAYER} {why}"):
         model.save_pretrained(tmp_path)
-    prune.remove(model.get_submodule(LAYER), "weight")
+    undo(model.get_submodule(LAYER), "weight")
     model.save_pretrained(tmp_path)
 
 
@@ -420,3 +473,12 @@ def test_another_config_of_the_same_sizes_holds_for_every_module():
     model = mixer()
     model.config = dataclasses.replace(model.config, rms_norm_eps=0.5, lambda_=0.5)
     torch.testing.assert_close(model.solve(TOKENS, **RUN).logits, by_hand(model), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("change", [dict(hidden_size=32), dict(L_layers=2), dict(mlp_t=False), dict(fixed_init=True)])
+def test_a_config_of_other_sizes_is_refused(change):
+    model = mixer()
+    before, (name,) = model.config, change
+    with pytest.raises(ValueError, match=f"sizes of the weights, got {name}={change[name]}; make a new model of it"):
+        model.config = dataclasses.replace(before, **change)
+    assert model.config is before

@@ -184,10 +184,9 @@ options = dict(depth=4, halt="none", backend=sys.argv[1])
 want = model.solve(tokens, **options)
 # A lock that another thread holds at the fork is nobody's in the child.
 holding, done = threading.Event(), threading.Event()
-from eqr_kernels.backends import choose
-from eqr_kernels.precision import Precision
+from eqr_kernels import backends
 
-lock = getattr(choose("cpu", model, Precision.fp32)[0], "_lock")
+lock = next(backend for backend in backends._BACKENDS if backend.name == "cpu")._lock
 def hold():
     with lock:
         holding.set()

@@ -121,12 +121,13 @@ def test_a_configuration_for_something_else_is_not_taken(setup: Setup, checkout:
         "CXX": str(compiler),
         "CXXFLAGS": "-O2",
         "LDFLAGS": "-Wl,-O1",
+        "NVCC_APPEND_FLAGS": "-O3",
         "EQR_CMAKE_ARGS": "-DEQR_EMULATE_AVX512=ON",
     }.items():
         settings[name] = value
         assert name in (afresh(checkout, **settings) or "")
     assert afresh(checkout, **settings) is None
-    assert afresh(checkout) == "the compiler, CXX, CXXFLAGS, LDFLAGS, EQR_CMAKE_ARGS changed since"
+    assert afresh(checkout) == "the compiler, CXX, CXXFLAGS, LDFLAGS, EQR_CMAKE_ARGS, NVCC_APPEND_FLAGS changed since"
     moved = checkout.rename(tmp_path / "moved")
     assert afresh(moved) == "the folder, the source folder changed since"
     copied = shutil.copytree(moved, tmp_path / "copied")

@@ -311,7 +311,8 @@ BAD = [
     (dict(seed="a"), TypeError, "seed must be an int"),
     (dict(noise_scale=-0.1), ValueError, "noise_scale must be finite and not negative"),
     (dict(noise_scale=float("nan")), ValueError, "noise_scale"),
-    (dict(tol="tight"), ValueError, 'tol must be "auto", "fast" or a positive number'),
+    (dict(tol="tight"), ValueError, 'tol must be "auto", "fast" or a number of at least 0, got .tight'),
+    (dict(halt="q", tol="tight"), ValueError, 'tol must be "auto", "fast" or a number of at least 0, got .tight'),
     (dict(tol=-1.0), ValueError, "tol"),
     (dict(tol=float("nan")), ValueError, "tol must be finite and not negative"),
     (dict(tol=True), TypeError, 'tol must be "auto", "fast" or a number, got True'),
@@ -350,8 +351,9 @@ def test_bad_tokens(contractive, tokens, error, message):
 
 
 def test_a_tolerance_below_the_noise_floor_warns(contractive, puzzles):
-    with pytest.warns(UserWarning, match="no trajectory will converge"):
+    with pytest.warns(UserWarning, match="no trajectory will converge") as warned:
         contractive.solve(puzzles, depth=2, tol=0.01, noise_scale=0.01)
+    assert warned[0].filename == __file__
 
 
 @pytest.mark.parametrize(
@@ -388,8 +390,11 @@ def test_the_promise_is_for_the_noise_of_the_calibration_alone(puzzles, recwarn)
     for options in ({}, dict(noise_scale=0.02), dict(noise_scale=0.01, tol="fast"), dict(noise_scale=0.0, tol=0.03)):
         model.solve(puzzles, depth=4, **options)
     assert not recwarn
-    with pytest.warns(UserWarning, match="no promise in this run: .*tol=0.03 .*noise_scale=0.02, and this run has 0;"):
+    with pytest.warns(
+        UserWarning, match="no promise in this run: .*tol=0.03 .*noise_scale=0.02, and this run has 0;"
+    ) as warned:
         model.solve(puzzles, depth=4, noise_scale=0.0)
+    assert warned[0].filename == __file__
 
 
 def test_a_model_without_card_takes_its_tolerance_from_the_noise_or_lets_nothing_unsettled_settle(puzzles):

@@ -39,6 +39,13 @@ def test_from_its_own_start_a_solve_is_the_same(backend, fixed_init):
     torch.testing.assert_close(got.logits, want.logits, rtol=1e-4, atol=1e-4)
 
 
+def test_a_start_in_float64_is_not_rounded(contractive):
+    model = contractive.double()
+    want = model.solve(TOKENS, depth=4, **NOISY)
+    got = model.solve(TOKENS, depth=4, **NOISY, initial_state=rows_of(model, TOKENS, 1))
+    assert torch.equal(got.logits, want.logits) and torch.equal(got.residual, want.residual)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_solve_goes_on_where_another_ended(contractive, backend, dtype):
     model = contractive.to(dtype)
@@ -106,6 +113,7 @@ def state_with(**fields):
             ValueError,
             r"initial_state.seed must have shape \[5\], got \[1\]",
         ),
+        (state_with(z_H=torch.zeros(5, 6, 16, device="meta")), {}, RuntimeError, "of the meta device have no values"),
         (state_with(ids=torch.zeros(4).long()), {}, ValueError, r"ids must have shape \[5\]"),
         (state_with(), dict(seed=3), ValueError, "seed and ids of its own, and seed was given too"),
         (state_with(), dict(ids=torch.arange(5)), ValueError, "seed and ids of its own, and ids was given too"),
