@@ -9,11 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as module_globals
 from torch.nn.utils import parametrize
 
-from eqr_kernels.modules import Attention, EqROperator, ReasoningBlock, ReasoningModule, SwiGLU, TokenEmbedding
+from eqr_kernels.modules import (
+    Attention,
+    EqROperator,
+    LatentState,
+    ReasoningBlock,
+    ReasoningModule,
+    SwiGLU,
+    TokenEmbedding,
+)
 
 _INNER: tuple[type[nn.Module], ...] = (
     TokenEmbedding,
@@ -97,3 +105,39 @@ def _replaced(path: str, module: Any, kind: type[nn.Module], training: bool) -> 
 
 def _hooked(path: str, module: nn.Module, hooks: dict[str, str]) -> str | None:
     return next((f"{path} has {what}" for name, what in hooks.items() if getattr(module, name)), None)
+
+
+def called(
+    model: EqROperator, tokens: Tensor, state: LatentState, **keywords: Any
+) -> tuple[LatentState, Tensor, Tensor]:
+    """One outer step of a model as its user made it, tokens int64 [n, S]; what it gives is checked.
+
+    Raises:
+        TypeError: that is not (state, logits [n, S, V], q_halt [n]).
+    """
+    result, c, (n, length, _) = model(tokens, state, **keywords), model.config, state.z_H.shape
+    if isinstance(result, tuple) and len(result) == 3 and isinstance(result[0], LatentState):
+        after, logits, q_halt = result
+        states = (after.z_H, after.z_L)
+        same = all(_shape(z) == state.z_H.shape and z.dtype == state.z_H.dtype for z in states)
+        if same and _shape(logits) == (n, length, c.vocab_size) and _shape(q_halt) == (n,):
+            return after, logits, q_halt
+    raise TypeError(
+        f"forward of {type(model).__name__} must give (LatentState of {state.z_H.dtype} {list(state.z_H.shape)}, "
+        f"logits [{n}, {length}, {c.vocab_size}], q_halt [{n}]), got {_kinds(result)}"
+    )
+
+
+def _shape(value: object) -> tuple[int, ...] | None:
+    """None of what is no tensor."""
+    return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
+def _kinds(result: object) -> str:
+    if isinstance(result, LatentState):
+        return f"LatentState of {_kinds(result.z_H)}"
+    if isinstance(result, Tensor):
+        return f"{result.dtype} {list(result.shape)}"
+    if isinstance(result, tuple):
+        return f"({', '.join(map(_kinds, result))})"
+    return type(result).__name__

@@ -47,12 +47,13 @@ class Operator(Protocol[R]):
         """
 
     def stop(self, rows: R, waiting: Tensor) -> None:
-        """The caller wants no more: of rows in flight, without padding, nor of the numbers that wait, int64 on the
-        host."""
+        """The caller wants no more steps: of `rows`, those in flight without padding, which keep what they have, and of
+        the numbers `waiting`, int64 on the host, which never began."""
 
 
 Proceed = Callable[[int, int], bool]
-"""(rows that have ended, steps of all rows so far) -> False to stop what is left."""
+"""(rows that have ended, steps of all rows so far) -> False to stop what is left. Called at the beginning, now and then
+(by `iterate` before every step), and with the last numbers at the end."""
 Size = Callable[[int], int]
 """Rows that a step of n rows computes, at least n."""
 

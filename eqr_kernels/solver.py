@@ -73,7 +73,7 @@ def solve(
             "fast" the loosest that cost no answer, whatever else met it. A model that has none warns that converged is
             no promise, and halts at its "fast" one or, never calibrated, at a provisional one: see
             `tolerance.provisional_tolerance`.
-        patience: see `halt`.
+        patience: see `halt`; like tol without meaning to the rules "q" and "none".
         select: "residual" (settled first, then the lowest score), "vote" (the most common answer, then the score),
             "q" (highest q_halt) or "first" (fewest steps: a race, whose losers are cancelled).
         window: of the score; None takes the card's, else 3.

@@ -8,7 +8,7 @@ from torch import Tensor
 from eqr_kernels import noise, ops, reference
 
 
-def why_not_fused(device: torch.device, dtype: torch.dtype) -> str | None:
+def why_not_fused_update(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why `ops.damped_update` cannot serve there, or None when it can."""
     built, reason = ops.extension_status()
     if not built:
@@ -35,7 +35,7 @@ def damped_update(
         z, u: [n, ...], of one dtype.
         rng: int64 [n, 4] and stream: key the noise, see `eqr_kernels.noise`.
         z_prev: like z, or None.
-        fused: see `why_not_fused`.
+        fused: see `why_not_fused_update`.
 
     Returns:
         The update, like z, and with z_prev ||out - z_prev||^2 and ||out||^2 of each row, float32 (float64 stays

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
@@ -14,6 +13,7 @@ from eqr_kernels.modules import EqROperator
 from eqr_kernels.ops import StartStates
 from eqr_kernels.precision import Precision
 from eqr_kernels.run_rules import RunRules
+from eqr_kernels.scheduler import Proceed
 from eqr_kernels.trajectory import FinishedTrajectory, Snapshot
 
 
@@ -65,11 +65,6 @@ class Recorder(Protocol):
 
     def note(self, text: str) -> None:
         """Something about this run that `SolveResult.backend_reason` must tell, such as a fallback."""
-
-
-Proceed = Callable[[int, int], bool]
-"""(trajectories finished, outer steps spent) -> False to cancel what is left. Called at the beginning, now and then (by
-the reference at every step), and with the final numbers at the end."""
 
 
 class Backend(Protocol):

@@ -24,7 +24,7 @@ from eqr_kernels.modules import EqROperator
 from eqr_kernels.precision import Precision
 from eqr_kernels.scheduler import GOING, bucket, exactly, iterate, take, to_device
 from eqr_kernels.trajectory import Snapshot, Status, settled
-from eqr_kernels.update import why_not_fused
+from eqr_kernels.update import why_not_fused_update
 
 
 class _Rows(NamedTuple):
@@ -74,7 +74,7 @@ class ReferenceBackend:
             return f"the model through its modules in PyTorch, since {modified}"
         if model.device.type == "cuda":
             return f"plain PyTorch in CUDA graphs on {torch.cuda.get_device_name(model.device)}"
-        why_not = why_not_fused(model.device, precision.dtype)
+        why_not = why_not_fused_update(model.device, precision.dtype)
         if why_not is None:
             return "plain PyTorch with the compiled damped_update"
         return f"plain PyTorch throughout ({why_not})"

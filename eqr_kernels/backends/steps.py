@@ -10,8 +10,9 @@ from torch import Tensor
 from eqr_kernels import noise, reference
 from eqr_kernels.backends.base import FixedPointProblem
 from eqr_kernels.backends.graphed import StepInputs, StepOutputs
+from eqr_kernels.modifications import called
 from eqr_kernels.modules import EqROperator, LatentState
-from eqr_kernels.update import damped_update, residual, squares, why_not_fused
+from eqr_kernels.update import damped_update, residual, squares, why_not_fused_update
 
 
 class OuterStep(Protocol):
@@ -34,7 +35,7 @@ class PlainStep:
         self.config, self.problem = model.config, problem
         self.weights = model.weights().to(problem.dtype)
         self.blocks = reference.all_blocks(self.weights, model.rope(), model.config)
-        self.fused = why_not_fused(model.device, problem.dtype) is None
+        self.fused = why_not_fused_update(model.device, problem.dtype) is None
 
     def injection(self, tokens: Tensor) -> Tensor:
         return reference.embed(tokens, self.weights)
@@ -85,35 +86,6 @@ class ModuleStep:
     def __call__(self, inputs: StepInputs) -> StepOutputs:
         seed, restart, ids, step = inputs.rng.unbind(1)
         state = LatentState(inputs.z_H, inputs.z_L, seed, ids, restart, step)
-        result = self.model(inputs.injection, state, **self.keywords)
-        after, logits, q_halt = self._checked(result, inputs)
+        after, logits, q_halt = called(self.model, inputs.injection, state, **self.keywords)
         changes = [squares(after.z_H, inputs.z_H), squares(after.z_L, inputs.z_L)]
         return StepOutputs(after.z_H, after.z_L, residual(changes), logits.float(), q_halt.float())
-
-    def _checked(self, result: object, inputs: StepInputs) -> tuple[LatentState, Tensor, Tensor]:
-        c, (n, tokens, _) = self.model.config, inputs.z_H.shape
-        if isinstance(result, tuple) and len(result) == 3 and isinstance(result[0], LatentState):
-            state, logits, q_halt = result
-            states = (state.z_H, state.z_L)
-            same = all(_shape(z) == inputs.z_H.shape and z.dtype == inputs.z_H.dtype for z in states)
-            if same and _shape(logits) == (n, tokens, c.vocab_size) and _shape(q_halt) == (n,):
-                return state, logits, q_halt
-        raise TypeError(
-            f"forward of {type(self.model).__name__} must give (LatentState of {inputs.z_H.dtype} "
-            f"{list(inputs.z_H.shape)}, logits [{n}, {tokens}, {c.vocab_size}], q_halt [{n}]), got {_kinds(result)}"
-        )
-
-
-def _shape(value: object) -> tuple[int, ...] | None:
-    """None of what is no tensor."""
-    return tuple(value.shape) if isinstance(value, Tensor) else None
-
-
-def _kinds(result: object) -> str:
-    if isinstance(result, LatentState):
-        return f"LatentState of {_kinds(result.z_H)}"
-    if isinstance(result, Tensor):
-        return f"{result.dtype} {list(result.shape)}"
-    if isinstance(result, tuple):
-        return f"({', '.join(map(_kinds, result))})"
-    return type(result).__name__

@@ -19,7 +19,7 @@ from eqr_kernels import noise, reference
 from eqr_kernels.backends.cpu import latent_recursions, why_not_cpu
 from eqr_kernels.checkpoint.state_dict import some
 from eqr_kernels.config import EqRConfig
-from eqr_kernels.modifications import modification
+from eqr_kernels.modifications import called, modification
 from eqr_kernels.modules import LatentState
 from eqr_kernels.precision import Precision
 from eqr_kernels.reasoner import EquilibriumReasoner
@@ -90,7 +90,7 @@ class Trainer:
         self.model, self.stream, self.settings = model.train(), stream, settings
         self.step = 0
         self._cycles, self._base = parse_cycles(settings.cycles), model.config
-        model.config = config_at(self._cycles, self._base, 0)
+        model.config = self._given = config_at(self._cycles, self._base, 0)
         self.ema = EMA(model, settings.ema_rate)
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.generator = torch.Generator(model.device).manual_seed(settings.seed * 1_000_003 + self.rank)
@@ -123,7 +123,15 @@ class Trainer:
 
         Raises:
             RuntimeError: the model has other parameters than those that the optimizer and the averages follow.
+            ValueError: its config was set by somebody else, although cycles say what it is at each step.
         """
+        if self.model.config is not self._given:
+            if self._cycles:
+                raise ValueError(
+                    "model.config was set while training, and cycles say what it is at each step; leave one out"
+                )
+            self._base = self._given = self.model.config
+            self._prepare()
         present = dict(self.model.named_parameters())
         others = [n for n in {**self._trained, **present} if present.get(n) is not self._trained.get(n)]
         if others:
@@ -137,6 +145,7 @@ class Trainer:
             return
         if config != self.model.config:
             self.model.config = config
+        self._given = self.model.config
         keyed = self._keyed
         self._prepare()
         if self._keyed != keyed:
@@ -278,7 +287,7 @@ class Trainer:
         seed, restart = torch.full_like(rows.ids, self._noise_seed), torch.zeros_like(rows.ids)
         state = LatentState(z_H, z_L, seed, rows.ids, restart, rows.steps)
         with torch.autocast(tokens.device.type, dtype, enabled=dtype != torch.float32):
-            state, logits, q_halt = self.model(tokens, state)
+            state, logits, q_halt = called(self.model, tokens, state)
         return state.z_H, state.z_L, logits, q_halt
 
     def _outer_step(self) -> StepResult:

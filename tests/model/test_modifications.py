@@ -482,3 +482,17 @@ def test_a_config_of_other_sizes_is_refused(change):
     with pytest.raises(ValueError, match=f"sizes of the weights, got {name}={change[name]}; make a new model of it"):
         model.config = dataclasses.replace(before, **change)
     assert model.config is before
+
+
+def test_a_config_that_is_set_while_training_holds():
+    model = mixer()
+    trainer = trained(model, steps=1)
+    changed = dataclasses.replace(model.config, lambda_=0.5)
+    model.config = changed
+    trainer.train_step()
+    assert model.config == changed == trainer.trained_config
+    torch.manual_seed(0)
+    trainer = trained(mixer(), steps=1, cycles="0:1x1x4,2:2x2x4")
+    trainer.model.config = dataclasses.replace(trainer.model.config, lambda_=0.5)
+    with pytest.raises(ValueError, match=r"model.config was set while training, and cycles say what it is"):
+        trainer.train_step()

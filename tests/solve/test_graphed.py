@@ -84,7 +84,7 @@ def assert_equal(got: object, want: object, name: str = "") -> None:
 def test_replayed_steps_are_the_eager_ones(puzzles, monkeypatch, options, compiled, noise_scale):
     model = make_contractive(tiny_config(noise_scale=noise_scale))
     if not compiled:
-        monkeypatch.setattr(steps, "why_not_fused", lambda *_: "switched off by the test")
+        monkeypatch.setattr(steps, "why_not_fused_update", lambda *_: "switched off by the test")
     want = solve(model, puzzles, **options)
     tape = Tape()
     install(monkeypatch, lambda device: tape)
@@ -225,7 +225,7 @@ class NoWaiting(TorchDispatchMode):
 
 @pytest.mark.parametrize("attention", [False, True])
 def test_the_captured_step_never_waits_for_the_device(puzzles, monkeypatch, attention):
-    monkeypatch.setattr(steps, "why_not_fused", lambda *_: "as on a GPU")
+    monkeypatch.setattr(steps, "why_not_fused_update", lambda *_: "as on a GPU")
     positions = dict(mlp_t=False, pos_encodings="rope") if attention else {}
     model = make_contractive(tiny_config(noise_scale=0.01, **positions))
     seen: set[str] = set()
