@@ -16,8 +16,11 @@ PRINTED = {
     "quickstart.py": (r"(\d+) of 12 solved by ", 12),
     "official_checkpoint.py": (r"\(EMA\)\. Trained for 16500 steps\.\n(\d+) of 4 solved", 4),
     "own_training_loop.py": (r"depth 8: (\d+) of 200 fresh puzzles right", 160),
+    "deq_classifier.py": (r"(\d+) of 360 held-out digits right; all converged: True", 330),
     "own_task.py": (r"(\d+) of 100 fresh puzzles right", 95),
 }
+
+NEEDED = {"deq_classifier.py": ("sklearn",)}
 
 
 def test_every_example_is_run():
@@ -27,6 +30,8 @@ def test_every_example_is_run():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PRINTED)
 def test_example(name: str, capsys: pytest.CaptureFixture[str]):
+    for package in NEEDED.get(name, ()):
+        pytest.importorskip(package)
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     pattern, least = PRINTED[name]
     printed = capsys.readouterr().out
