@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses import FakeTensor
 
 from eqr_kernels import noise, reference
@@ -219,7 +220,9 @@ class EqROperator(nn.Module):
     def _first_weight(self) -> Tensor:
         # Of the embedding, which is a plain weight even where linear layers were quantised.
         weight = getattr(self.embed_tokens, "embedding_weight", None)
-        return weight if isinstance(weight, Tensor) else next(self.parameters())
+        if isinstance(weight, Tensor):
+            return weight
+        return next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0, dtype=torch.float32))
 
     def weights(self) -> OperatorWeights:
         """The weights as `eqr_kernels.reference` takes them; shares memory with the parameters."""
@@ -320,7 +323,7 @@ class EqROperator(nn.Module):
 
         Raises:
             TypeError, ValueError: tokens or state have the wrong dtype, shape or (where tensors have values: not under
-                torch.compile, on the meta device or in a FakeTensorMode) range.
+                torch.compile or vmap, on the meta device or in a FakeTensorMode) range.
         """
         tokens = check_tokens(tokens, self.config)
         self._check_state(state, tokens.shape[0])
@@ -362,8 +365,10 @@ class EqROperator(nn.Module):
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Whether its numbers can be looked at: not under torch.compile, on the meta device or in a FakeTensorMode."""
-    return not (torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, FakeTensor))
+    """Whether its numbers can be looked at: not on meta, in a FakeTensorMode, or under torch.compile or vmap."""
+    if torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, FakeTensor):
+        return False
+    return not is_functorch_wrapped_tensor(tensor)
 
 
 def check_tokens(tokens: Tensor, config: EqRConfig) -> Tensor:
