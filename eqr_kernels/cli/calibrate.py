@@ -57,7 +57,7 @@ def calibrate(
 
     tol is the loosest at which 99 % (--trust) of the puzzles that met it were right, and no answer was lost against the
     full depth; it takes 100 puzzles that met it to tell. tol_fast is the loosest that lost none, whatever else met it.
-    solve takes them as --tol auto and --tol fast. Neither may be one that half of the puzzles meet at their first step.
+    solve takes them as --tol auto and --tol fast. Neither may be one that half of the puzzles meet at their first step, nor 1 or more.
     One run of the full depth tells, for every tolerance, where each puzzle would have stopped and what it would have
     answered. With noise, tolerances below sqrt(2) times --noise-scale are never met and not tried.
 
