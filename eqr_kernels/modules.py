@@ -157,6 +157,18 @@ class EqROperator(nn.Module):
             self.reset_parameters()
 
     @property
+    def card(self) -> ModelCard | None:
+        """What is known of the weights."""
+        return self._card
+
+    @card.setter
+    def card(self, card: ModelCard | None) -> None:
+        if card is not None and not isinstance(card, ModelCard):
+            kind = type(card).__name__
+            raise TypeError(f"card must be a ModelCard or None, got {kind}; use ModelCard.from_json for a card's text")
+        self._card = card
+
+    @property
     def config(self) -> EqRConfig:
         """The operator's config; a new one of the same sizes may be set, and holds for every module.
 

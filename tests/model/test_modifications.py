@@ -549,6 +549,13 @@ def test_saving_names_what_is_in_the_way(modify, undo, why, tmp_path):
     model.save_pretrained(tmp_path)
 
 
+def test_weights_of_another_kind_are_not_saved_by_their_numbers(tmp_path):
+    model = mixer()
+    weights_of_another_kind(model)
+    with pytest.raises(RuntimeError, match=f"{LAYER}.weight is a .*Doubled, not a plain tensor.*dequantize"):
+        model.save_pretrained(tmp_path)
+
+
 def test_another_config_of_the_same_sizes_holds_for_every_module():
     model = mixer()
     model.config = dataclasses.replace(model.config, rms_norm_eps=0.5, lambda_=0.5)

@@ -131,3 +131,10 @@ def test_inference_mode_leaves_the_module_trainable():
     _, logits, _ = model.train()(tokens, model.initial_state(2))
     logits.sum().backward()
     assert model.lm_head.weight.grad is not None
+
+
+def test_a_card_is_a_model_card():
+    model = EquilibriumReasoner(tiny_config())
+    with pytest.raises(TypeError, match="card must be a ModelCard or None, got dict; use ModelCard.from_json"):
+        model.card = {"tol": 0.1}
+    assert model.card is None
