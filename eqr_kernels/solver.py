@@ -16,7 +16,7 @@ from eqr_kernels.arguments import check_choice, check_count, check_number
 from eqr_kernels.backends import FixedPointProblem
 from eqr_kernels.forking import check_threads
 from eqr_kernels.modifications import overrides
-from eqr_kernels.modules import EqROperator, LatentState, check_ids, check_tokens, has_values
+from eqr_kernels.modules import EqROperator, LatentState, check_fields, check_ids, check_tokens, has_values
 from eqr_kernels.ops import StartStates
 from eqr_kernels.precision import NAMED, Precision, names
 from eqr_kernels.results import Collector, OnFinished, SolveResult
@@ -209,8 +209,8 @@ def _check_has_values(model: EqROperator, tokens: object, state: object) -> None
     given = [tokens, *(state if isinstance(state, LatentState) else ())]
     if not all(has_values(tensor) for tensor in (*model.parameters(), *given) if isinstance(tensor, Tensor)):
         raise RuntimeError(
-            "solve looks at residuals to decide when to stop, and tensors of a FakeTensorMode, of the meta device or "
-            "under torch.func.vmap have no values; call the model itself for shapes, or in vmap"
+            "solve looks at residuals to decide when to stop, and tensors of a FakeTensorMode, under torch.func.vmap "
+            "or of the meta device have no values; call the model itself for shapes, or in vmap"
         )
 
 
@@ -225,8 +225,7 @@ def _start(
     precision: Precision,
 ) -> StartStates:
     """`initial_state` as the backends take it: of all n * breadth trajectories."""
-    if not isinstance(state, LatentState):
-        raise TypeError(f"initial_state must be a LatentState, got {type(state).__name__}; see model.initial_state")
+    check_fields("initial_state", state)
     if seed or ids is not None:
         given = "seed" if seed else "ids"
         raise ValueError(f"initial_state has seed and ids of its own, and {given} was given too; leave it out")
