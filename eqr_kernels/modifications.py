@@ -1,7 +1,8 @@
 """Whether a model's modules still compute the plain operator, which is what the fused kernels compute.
 
-They do not where a user overrode a method, registered a hook, or replaced or wrapped a layer (LoRA, dynamic
-quantisation, pruning, weight norm): such a model is run through its modules.
+They do not where a user overrode a method, registered a hook, replaced or wrapped a layer (LoRA, dynamic
+quantisation, pruning, weight norm) or gave a layer weights that compute in their own way (quantised tensors): such a
+model is run through its modules.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as module_globals
 from torch.nn.utils import parametrize
 
+from eqr_kernels.checkpoint import expected_shapes
 from eqr_kernels.modules import (
     Attention,
     EqROperator,
@@ -32,9 +35,17 @@ _INNER: tuple[type[nn.Module], ...] = (
     SwiGLU,
     nn.Linear,
 )
+_WEIGHTS: dict[type[nn.Module], tuple[str, ...]] = {
+    TokenEmbedding: ("embedding_weight",),
+    nn.Linear: ("weight", "bias"),
+}
 # As they are here; a class may be patched later.
 _FORWARDS = {kind: kind.forward for kind in _INNER}
-_OPERATOR = {name: getattr(EqROperator, name) for name in ("forward", "start", "rope", "embed", "heads")}
+_METHODS = {kind: {name for name in dir(kind) if callable(getattr(kind, name))} for kind in _INNER}
+_OPERATOR = {
+    name: getattr(EqROperator, name)
+    for name in ("forward", "__call__", "start", "initial_state", "rope", "embed", "heads", "weights")
+}
 
 _FORWARD_HOOKS = {"_forward_pre_hooks": "a forward pre-hook", "_forward_hooks": "a forward hook"}
 _BACKWARD_HOOKS = {"_backward_pre_hooks": "a backward pre-hook", "_backward_hooks": "a backward hook"}
@@ -53,9 +64,13 @@ def modification(model: EqROperator, *, training: bool = False) -> str | None:
     for name, what in hooks.items():
         if getattr(module_globals, f"_global{name}"):
             return f"{what} is registered for all modules"
-    for name, method in _OPERATOR.items():
-        if getattr(type(model), name) is not method or name in vars(model):
+    for name in _OPERATOR:
+        if overrides(model, name):
             return f"{type(model).__name__} overrides {name}"
+    starts = [None if start is None else list(start.shape) for start in (model.H_init, model.L_init)]
+    if starts not in ([None, None], [[model.config.hidden_size]] * 2):
+        return f"H_init and L_init are {starts[0]} and {starts[1]}, not both [{model.config.hidden_size}]"
+    shapes = expected_shapes(model.config)
     if why := _hooked("the model", model, hooks):
         return why
     for path, kind in _expected(model):
@@ -63,14 +78,25 @@ def modification(model: EqROperator, *, training: bool = False) -> str | None:
         for part in path.split("."):
             # By names, as the blocks may be shared; a wrapper need not have the parts of what it replaced.
             module = getattr(module, part, None)
-        why = _replaced(path, module, kind, training) or _hooked(path, module, hooks)
+        why = (
+            _replaced(path, module, kind, training)
+            or _hooked(path, module, hooks)
+            or _other_weights(path, module, shapes)
+        )
         if why:
             return why
+        if kind in (ReasoningBlock, Attention) and module.config != model.config:
+            return f"{path} has a config of its own"
     for name, parameter in model.named_parameters() if training else ():
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
             return f"the gradient of {name} has a hook"
     layers, config = len(model.L_level.layers), model.config.L_layers
     return None if layers == config else f"L_level.layers has {layers} blocks, and config.L_layers is {config}"
+
+
+def overrides(model: EqROperator, name: str) -> bool:
+    """Whether the model has its own method of a name in place of the operator's."""
+    return getattr(type(model), name) is not _OPERATOR[name] or name in vars(model)
 
 
 def _expected(model: EqROperator) -> Iterator[tuple[str, type[nn.Module]]]:
@@ -96,10 +122,28 @@ def _replaced(path: str, module: Any, kind: type[nn.Module], training: bool) -> 
     base = type(module).__bases__[0] if parametrised else type(module)
     if base is not kind:
         return f"{path} is a {type(module).__module__}.{type(module).__qualname__}, not a {kind.__name__}"
-    if base.forward is not _FORWARDS[kind] or "forward" in vars(module):
+    if base.forward is not _FORWARDS[kind]:
         return f"forward of {path} was replaced"
+    for name in _METHODS[kind] & vars(module).keys():
+        return f"{name} of {path} was replaced"
     if kind is nn.Linear and (module.bias is not None) != (path == "q_head"):
         return f"{path} has {'no bias' if path == 'q_head' else 'a bias'}"
+    return None
+
+
+def _other_weights(path: str, module: nn.Module, shapes: dict[str, tuple[int, ...]]) -> str | None:
+    if parametrize.is_parametrized(module):
+        return None  # they are plain tensors, and dear to compute only to look at
+    for name in _WEIGHTS.get(type(module), ()):
+        weight, name = getattr(module, name), f"{path}.{name}"
+        if weight is None:
+            continue
+        if type(weight) not in (Tensor, nn.Parameter):
+            return f"{name} is a {type(weight).__module__}.{type(weight).__qualname__}, not a plain tensor"
+        if weight.layout is not torch.strided:
+            return f"{name} is {weight.layout}, not dense"
+        if tuple(weight.shape) != shapes[name]:
+            return f"{name} is {list(weight.shape)}, where the config has {list(shapes[name])}"
     return None
 
 

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses import FakeTensor
 
 from eqr_kernels import noise, reference
+from eqr_kernels.arguments import check_number
 from eqr_kernels.checkpoint import ModelCard, expected_shapes
 from eqr_kernels.config import EqRConfig, swiglu_size
 from eqr_kernels.reference import BlockWeights, OperatorWeights, Rope
@@ -156,6 +158,18 @@ class EqROperator(nn.Module):
             self.reset_parameters()
 
     @property
+    def card(self) -> ModelCard | None:
+        """What is known of the weights."""
+        return self._card
+
+    @card.setter
+    def card(self, card: ModelCard | None) -> None:
+        if card is not None and not isinstance(card, ModelCard):
+            kind = type(card).__name__
+            raise TypeError(f"card must be a ModelCard or None, got {kind}; use ModelCard.from_json for a card's text")
+        self._card = card
+
+    @property
     def config(self) -> EqRConfig:
         """The operator's config; a new one of the same sizes may be set, and holds for every module.
 
@@ -219,7 +233,9 @@ class EqROperator(nn.Module):
     def _first_weight(self) -> Tensor:
         # Of the embedding, which is a plain weight even where linear layers were quantised.
         weight = getattr(self.embed_tokens, "embedding_weight", None)
-        return weight if isinstance(weight, Tensor) else next(self.parameters())
+        if isinstance(weight, Tensor):
+            return weight
+        return next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0, dtype=torch.float32))
 
     def weights(self) -> OperatorWeights:
         """The weights as `eqr_kernels.reference` takes them; shares memory with the parameters."""
@@ -320,11 +336,13 @@ class EqROperator(nn.Module):
 
         Raises:
             TypeError, ValueError: tokens or state have the wrong dtype, shape or (where tensors have values: not under
-                torch.compile, on the meta device or in a FakeTensorMode) range.
+                torch.compile or vmap, on the meta device or in a FakeTensorMode) range.
         """
         tokens = check_tokens(tokens, self.config)
         self._check_state(state, tokens.shape[0])
         config, rng = self.config, state.rng
+        if noise_scale is not None and not torch.compiler.is_compiling():
+            check_number("noise_scale", noise_scale)
         scale = config.noise_scale if noise_scale is None else noise_scale
 
         def update(z: Tensor, u: Tensor, number: int) -> Tensor:
@@ -337,6 +355,7 @@ class EqROperator(nn.Module):
         return state._replace(z_H=z_H.detach(), z_L=z_L.detach(), step=state.step + 1), logits, q_halt
 
     def _check_state(self, state: LatentState, n: int) -> None:
+        check_fields("state", state)
         shape = (n, self.config.seq_len, self.config.hidden_size)
         for name, z in (("z_H", state.z_H), ("z_L", state.z_L)):
             if tuple(z.shape) != shape or z.dtype != self.dtype:
@@ -346,8 +365,13 @@ class EqROperator(nn.Module):
                 )
         for name, bits in (("seed", 32), ("restart", 32), ("step", 24)):
             words = getattr(state, name)
+            if tuple(words.shape) != (n,):
+                raise ValueError(
+                    f"state.{name} must have shape [{n}], got {list(words.shape)}; start from initial_state"
+                )
             if has_values(words):
                 noise.check_words(f"state.{name}", words, bits)
+        check_ids(state.ids, n)
 
     @property
     def inference_noise_scale(self) -> float:
@@ -362,8 +386,23 @@ class EqROperator(nn.Module):
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Whether its numbers can be looked at: not under torch.compile, on the meta device or in a FakeTensorMode."""
-    return not (torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, FakeTensor))
+    """Whether its numbers can be looked at: not on meta, in a FakeTensorMode, or under torch.compile or vmap."""
+    if torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, FakeTensor):
+        return False
+    return not is_functorch_wrapped_tensor(tensor)
+
+
+def check_fields(name: str, state: object) -> None:
+    """Checks that `state` is a LatentState of tensors.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not isinstance(state, LatentState):
+        raise TypeError(f"{name} must be a LatentState, got {type(state).__name__}; see model.initial_state")
+    for field, value in zip(state._fields, state, strict=True):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}.{field} must be a tensor, got {type(value).__name__}; see model.initial_state")
 
 
 def check_tokens(tokens: Tensor, config: EqRConfig) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from os import PathLike
 
 import torch
+from torch import Tensor
 
 from eqr_kernels import solver
 from eqr_kernels.checkpoint import expected_shapes, load_checkpoint, save_checkpoint
@@ -57,12 +58,14 @@ class EquilibriumReasoner(EqROperator):
         Raises:
             RuntimeError: the model is not made of the plain operator's weights any more, or they are not finite.
         """
-        as_expected = set(self.state_dict()) == set(expected_shapes(self.config))
+        weights = self.state_dict()
+        plain = set(weights) == set(expected_shapes(self.config)) and all(type(w) is Tensor for w in weights.values())
         # Parametrised weights count as modified in training alone, and are saved under other names too.
-        if not as_expected and (why := modification(self, training=True)):
+        if not plain and (why := modification(self, training=True)):
             raise RuntimeError(
                 f"{why}, so that its weights are not those of the plain operator; merge or remove it first (adapters: "
                 "merge_and_unload, pruning: prune.remove, weight norm: remove_weight_norm or "
-                "parametrize.remove_parametrizations), or save model.state_dict() with torch.save"
+                "parametrize.remove_parametrizations, quantised tensors: dequantize), or save model.state_dict() with "
+                "torch.save"
             )
-        save_checkpoint(path, self.state_dict(), self.config, self.card)
+        save_checkpoint(path, weights, self.config, self.card)

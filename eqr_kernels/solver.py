@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,7 +14,9 @@ from eqr_kernels import backends, noise, selection
 from eqr_kernels._nvtx import nvtx_range
 from eqr_kernels.arguments import check_choice, check_count, check_number
 from eqr_kernels.backends import FixedPointProblem
-from eqr_kernels.modules import EqROperator, LatentState, check_ids, check_tokens, has_values
+from eqr_kernels.forking import check_threads
+from eqr_kernels.modifications import overrides
+from eqr_kernels.modules import EqROperator, LatentState, check_fields, check_ids, check_tokens, has_values
 from eqr_kernels.ops import StartStates
 from eqr_kernels.precision import NAMED, Precision, names
 from eqr_kernels.results import Collector, OnFinished, SolveResult
@@ -24,10 +27,28 @@ DEFAULT_DEPTH = 64
 """Outer steps at most, of `solve` and of the commands."""
 DEFAULT_SLOTS = 64
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Progress = Callable[[int, int, int], "bool | None"]
 """(trajectories finished, trajectories, outer steps spent) -> False to cancel what is left."""
 
 
+def _not_compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """Runs a function as it is also where torch.compile meets a call of it.
+
+    `torch.compiler.disable` does so too, and would import torch's compiler, which takes seconds, for every program.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return call
+
+
+@_not_compiled
 def solve(
     model: EqROperator,
     tokens: Tensor,
@@ -101,13 +122,18 @@ def solve(
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or is out of range; the message says what is allowed.
-        RuntimeError: weights that are not finite or hold no values (meta, fake), or a backend that cannot run here.
+        RuntimeError: weights that are not finite or hold no values (meta, fake), a backend that cannot run here, or
+            several threads in a forked child.
     """
     _check_has_values(model, tokens, initial_state)
+    check_threads()
     tokens = check_tokens(tokens, model.config).to(model.device)
     n = tokens.shape[0]
     for name, value in (("depth", depth), ("breadth", breadth), ("patience", patience)):
         check_count(name, value)
+    for name, callback in (("progress", progress), ("on_finished", on_finished)):
+        if callback is not None and not callable(callback):
+            raise TypeError(f"{name} must be a function or None, got {callback!r} ({type(callback).__name__})")
     if slots is not None:
         check_count("slots", slots)
     if depth >= 1 << 24 or breadth >= 1 << 32:
@@ -123,6 +149,9 @@ def solve(
     check_number("noise_scale", noise_scale)
     run: dict[str, Any] = dict(depth=depth, seed=seed, slots=slots, backend=backend, precision=precision)
     tolerance = _tolerance(model, halt, tokens, tol, noise_scale, run)
+    if isinstance(checkpoints, (str, Tensor)) or not isinstance(checkpoints, Iterable):
+        kind = type(checkpoints).__name__
+        raise TypeError(f"checkpoints must be a sequence of depths, as in (1, 4, 16), got {checkpoints!r} ({kind})")
     checkpoints = tuple(sorted({check_count("checkpoints", c) for c in checkpoints}))
     if checkpoints and checkpoints[-1] > depth:
         raise ValueError(f"checkpoints must be at most depth={depth}, got {checkpoints[-1]}; raise depth")
@@ -130,6 +159,11 @@ def solve(
     _check_finite(model)
     start = None if initial_state is None else _start(model, initial_state, n, breadth, depth, seed, ids, computed_in)
     ids = noise.hash_tokens(tokens) if ids is None else check_ids(ids, n).to(model.device)
+    if start is None and overrides(model, "initial_state"):
+        rows, restarts = (torch.arange(count, device=model.device) for count in (n, breadth))
+        rows = rows.repeat_interleave(breadth)
+        own = model.initial_state(tokens[rows], seed, ids=ids[rows], restart=restarts.repeat(n))
+        start = _start(model, own, n, breadth, depth, 0, None, computed_in)
     states = start is not None or return_state
     chosen, reason = backends.choose(backend, model, computed_in, states=states)
     problem = FixedPointProblem(
@@ -175,8 +209,8 @@ def _check_has_values(model: EqROperator, tokens: object, state: object) -> None
     given = [tokens, *(state if isinstance(state, LatentState) else ())]
     if not all(has_values(tensor) for tensor in (*model.parameters(), *given) if isinstance(tensor, Tensor)):
         raise RuntimeError(
-            "solve looks at residuals to decide when to stop, and tensors of a FakeTensorMode or of the meta device "
-            "have no values; call the model itself for shapes"
+            "solve looks at residuals to decide when to stop, and tensors of a FakeTensorMode, under torch.func.vmap "
+            "or of the meta device have no values; call the model itself for shapes, or in vmap"
         )
 
 
@@ -191,8 +225,7 @@ def _start(
     precision: Precision,
 ) -> StartStates:
     """`initial_state` as the backends take it: of all n * breadth trajectories."""
-    if not isinstance(state, LatentState):
-        raise TypeError(f"initial_state must be a LatentState, got {type(state).__name__}; see model.initial_state")
+    check_fields("initial_state", state)
     if seed or ids is not None:
         given = "seed" if seed else "ids"
         raise ValueError(f"initial_state has seed and ids of its own, and {given} was given too; leave it out")
@@ -223,13 +256,13 @@ def _tolerance(
         return 0.0
     tolerance = tolerance_of(model, tokens, tol, noise_scale=noise_scale, **run)
     if tolerance.caveat:
-        warnings.warn(tolerance.caveat, stacklevel=3)
+        warnings.warn(tolerance.caveat, stacklevel=4)
     floor = noise.noise_floor(noise_scale)
     if tolerance.value < floor:
         warnings.warn(
             f"tol={tolerance.value:g} is below {floor:g}, about the residual that noise_scale={noise_scale:g} alone "
             "leaves: no trajectory will converge; raise tol or lower noise_scale",
-            stacklevel=3,
+            stacklevel=4,
         )
     return tolerance.value
 
@@ -272,8 +305,10 @@ def precision_of(model: EqROperator, name: str) -> Precision:
 
 def _check_finite(model: EqROperator) -> None:
     for name, weight in model.state_dict().items():
-        # Quantised layers keep other things there, which their own code has checked.
-        if not isinstance(weight, Tensor) or not weight.is_floating_point() or not weight.numel():
+        # Quantised layers keep other things there, and tensors of other kinds, which their own code has checked.
+        if type(weight) is not Tensor or weight.layout is not torch.strided:
+            continue
+        if not weight.is_floating_point() or not weight.numel():
             continue
         # One pass, and no copy: NaN and infinities are among the extremes.
         if not torch.stack(weight.aminmax()).isfinite().all():

@@ -233,10 +233,13 @@ def _by_depth(task: Task, puzzles: PuzzleSet, result: SolveResult | None) -> lis
 
 def _summary(rows: list[dict[str, Any]], full_depth: int, unread: int, seconds: float) -> dict[str, Any]:
     judged = [row["correct"] for row in rows if row["correct"] is not None]
+    valid = sum(row["valid"] for row in rows)
+    ambiguous = sum(row["valid"] and row.get("solutions") == "several" for row in rows)
     return {
         "puzzles": len(rows),
         "unread": unread,
-        "solved": sum(row["valid"] for row in rows),
+        "solved": valid - ambiguous,
+        "filled_ambiguous": ambiguous,
         "with_answers": len(judged),
         "correct": sum(judged),
         "other_valid": sum(row["other_valid"] for row in rows),

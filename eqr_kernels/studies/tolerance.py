@@ -20,6 +20,8 @@ FEWEST_SETTLED = 100
 """Puzzles that must meet a tolerance for that share to be told: with fewer a single wrong one is more than 1 %."""
 AT_ONCE = 0.5
 """Share of the puzzles that meet a tolerance at their first step from which on it tells nothing of coming to rest."""
+WHOLE_STATE = 1.0
+"""Residual of a step as long as the state that it ends in: nothing that moves so much has settled."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def calibrate(
 
     Every tighter candidate has to hold too: a looser one that makes up by chance for what a tighter one loses is no
     safer than it. A tolerance that half of the puzzles meet at their first step is none: it is as large as the step
-    from a random start, and tells nothing of coming to rest.
+    from a random start, and tells nothing of coming to rest. Nor is one of `WHOLE_STATE` or more, which few puzzles
+    may all survive.
 
     Args:
         recording: without halting; its first trajectory of each puzzle is what is looked at.
@@ -134,7 +137,7 @@ def calibrate(
     held = list(itertools.takewhile(loses_nothing, measured))
     # A tolerance that nothing meets loses nothing either, and is of no use.
     fast = held[-1] if held and held[-1].converged else None
-    met = [t for t in itertools.takewhile(is_right, held) if t.converged >= fewest]
+    met = [t for t in itertools.takewhile(is_right, held) if t.converged >= fewest and t.tol < WHOLE_STATE]
     trusted = met[-1] if met else None
     missing = "" if trusted else _why_not(correct, held, measured, trust, fewest)
     if fast is not None and _at_once(fast, puzzles):
@@ -145,6 +148,11 @@ def calibrate(
                 "was lost, so no tolerance of this model means anything"
             )
         fast = trusted
+    if fast is not None and fast.tol >= WHOLE_STATE:
+        fast = next((t for t in reversed(held) if t.tol < WHOLE_STATE and t.converged), None)
+        missing = (
+            missing if fast else f"nothing settles at a tolerance below {WHOLE_STATE:g}, a step as long as the state"
+        )
     return Calibration(puzzles, recording.depth, correct, measured, trusted, fast, missing)
 
 

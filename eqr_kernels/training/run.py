@@ -82,9 +82,11 @@ class TrainingRun:
             mix=parse_mix(settings.mix),
             seed=[settings.seed, process.rank],
         )
+        # Drawn in float32, whatever torch's default dtype is.
+        model = EquilibriumReasoner(plan.config).to(process.device, torch.float32)
         # The same weights in every process: gradients are averaged, weights are not.
         torch.manual_seed(settings.seed)
-        model = EquilibriumReasoner(plan.config).to(process.device)
+        model.reset_parameters()
         if plan.initial is not None:
             model.load_state_dict(plan.initial.state_dict)
         # Measured before the trainer's clock starts, on rank 0 alone, which alone reports.

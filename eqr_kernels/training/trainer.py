@@ -19,6 +19,7 @@ from eqr_kernels import noise, reference
 from eqr_kernels.backends.cpu import latent_recursions, why_not_cpu
 from eqr_kernels.checkpoint.state_dict import some
 from eqr_kernels.config import EqRConfig
+from eqr_kernels.forking import check_threads
 from eqr_kernels.modifications import called, modification
 from eqr_kernels.modules import LatentState
 from eqr_kernels.precision import Precision
@@ -309,6 +310,7 @@ class Trainer:
 
     def train_step(self) -> None:
         """One training step: one outer step of every row, one update of the weights."""
+        check_threads()
         self._take_changes()
         self._replace_halted()
         settings, rows = self.settings, self.rows

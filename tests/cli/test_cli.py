@@ -742,6 +742,19 @@ def manifest_of(out: Path) -> dict:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_train_does_not_depend_on_the_default_dtype(data, tmp_path, dtype):
+    train = [*TRAIN, *SETS, "--data", data, "--steps", 3, "--eval-data", data, "--eval-every", 3, "--eval-depths", 2]
+    eqr(*train, "--out", tmp_path / "plain")
+    torch.set_default_dtype(dtype)
+    try:
+        eqr(*train, "--out", tmp_path / "other")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert files(tmp_path / "plain") == files(tmp_path / "other")
+
+
+@pytest.mark.slow
 def test_train_resumes_to_the_same_result(data, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train = [*TRAIN, *SETS, "--slice-steps", 3, "--data", data]

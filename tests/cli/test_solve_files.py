@@ -119,11 +119,10 @@ def test_thousands_of_bad_lines_are_counted(model, tmp_path):
     assert report["summary"]["unread"] == 3000 and len(report["errors"]) == 1000
 
 
-# An empty board, one that the rules allow and no grid fills, one with two solutions, and a proper one.
+# An empty board, one that the rules allow and no grid fills, and a proper one.
 IMPROPER = {
     "." * 81: "several",
     "..9.287..8.6..4..5..3.....46.........2.71345.........23.....5..9..4..8.7..125.3..": "none",
-    "..5.8..7." + SOLUTION[9:] if False else SOLUTION[:3] + "....." + SOLUTION[8:]: "one",
     PUZZLE: "one",
 }
 
@@ -136,3 +135,15 @@ def test_improper_puzzles_are_never_called_solved_and_check_tells_why(model):
     text = eqr("solve", "--model", model, "--depth", 4, "--check", "--no-grids", input="\n".join(IMPROPER)).stdout
     assert text.count("it has no solution") == 1 and text.count("it has several solutions") == 1
     assert "solutions" not in eqr_json("solve", "--model", model, "--depth", 4, input=PUZZLE)["puzzles"][0]
+
+
+def test_one_of_two_solutions_fills_a_puzzle_and_does_not_solve_it():
+    places = {3, 4, 30, 31}  # 6 and 7 twice, which may change places
+    ambiguous = "".join("." if cell in places else digit for cell, digit in enumerate(SOLUTION))
+    arguments = ["solve", "--model", "sudoku-small", "--check"]
+    report = eqr_json(*arguments, input=ambiguous)
+    assert (report["puzzles"][0]["valid"], report["puzzles"][0]["solutions"]) == (True, "several")
+    assert (report["summary"]["solved"], report["summary"]["filled_ambiguous"]) == (0, 1)
+    text = eqr(*arguments, input=ambiguous).stdout
+    assert "filled by the rules, " in text and "it has several solutions" in text and "  solved, " not in text
+    assert "solved 0 of 1; filled by the rules, of several solutions: 1" in text

@@ -132,6 +132,60 @@ def own_start(model):
     model.start = lambda rng: tuple(torch.zeros(len(rng), 6, 16) for _ in range(2))
 
 
+class Doubled(torch.Tensor):
+    """Weights that count twice, as quantised ones have a scale: what reads their numbers misses it."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is F.linear:
+            return F.linear(args[0], 2 * args[1].as_subclass(torch.Tensor), *args[2:], **(kwargs or {}))
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def weights_of_another_kind(model):
+    layer = model.get_submodule(LAYER)
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Doubled), requires_grad=False)
+
+
+def sparse_weights(model):
+    layer = model.get_submodule(LAYER)
+    pruned = torch.where(layer.weight.abs() > layer.weight.abs().median(), layer.weight.detach(), 0.0)
+    layer.weight = nn.Parameter(pruned.to_sparse_csr(), requires_grad=False)
+
+
+def fewer_hidden_units(model):
+    torch.manual_seed(2)
+    mlp = model.L_level.layers[0].mlp
+    mlp.gate_up_proj, mlp.down_proj = nn.Linear(16, 20, bias=False), nn.Linear(10, 16, bias=False)
+
+
+def own_config_of_a_block(model):
+    block = model.L_level.layers[0]
+    block.config = dataclasses.replace(block.config, rms_norm_eps=0.5)
+
+
+class Called(EquilibriumReasoner):
+    def __call__(self, *args, **keywords):
+        state, logits, q_halt = super().__call__(*args, **keywords)
+        return state, 2 * logits, q_halt
+
+
+class WarmStart(EquilibriumReasoner):
+    """Begins with its tokens' embedding."""
+
+    def initial_state(self, n, seed=0, **keywords):
+        state = super().initial_state(n, seed, **keywords)
+        return state._replace(z_H=self.embed(n), z_L=state.z_L * 0.5)
+
+
+def turned_into(kind):
+    def turn(model):
+        model.__class__ = kind
+
+    turn.__name__ = kind.__name__
+    return turn
+
+
 MODIFIED = {
     hooked: f"{LAYER} has a forward hook",
     pre_hooked: "L_level.layers.0 has a forward pre-hook",
@@ -145,6 +199,12 @@ MODIFIED = {
     one_block_more: "L_level.layers has 2 blocks, and config.L_layers is 1",
     subclassed: "Doubling overrides forward",
     own_start: "EquilibriumReasoner overrides start",
+    weights_of_another_kind: f"{LAYER}.weight is a tests.model.test_modifications.Doubled, not a plain tensor",
+    sparse_weights: f"{LAYER}.weight is torch.sparse_csr, not dense",
+    fewer_hidden_units: "L_level.layers.0.mlp.gate_up_proj.weight is [20, 16], where the config has [512, 16]",
+    own_config_of_a_block: "L_level.layers.0 has a config of its own",
+    turned_into(Called): "Called overrides __call__",
+    turned_into(WarmStart): "WarmStart overrides initial_state",
 }
 CASES = pytest.mark.parametrize(("modify", "why"), MODIFIED.items(), ids=[f.__name__ for f in MODIFIED])
 
@@ -173,6 +233,26 @@ def test_solve_is_calling_the_model_and_says_so(modify, why):
     assert result.backend == "reference" and f"through its modules in PyTorch, since {why}" in result.backend_reason
     torch.testing.assert_close(result.logits, by_hand(model))
     assert differ(result.logits, plain)
+
+
+def test_weights_of_its_own_are_not_what_it_computes_with():
+    model = mixer()
+    model.weights = lambda: EquilibriumReasoner.weights(model)._replace(lm_head=0 * model.lm_head.weight)
+    result = model.solve(TOKENS, **RUN)
+    assert "EquilibriumReasoner overrides weights" in result.backend_reason
+    torch.testing.assert_close(result.logits, by_hand(model))
+
+
+def test_an_own_start_holds_for_every_trajectory():
+    model, depth = mixer(), 3
+    model.__class__ = WarmStart
+    result = model.solve(TOKENS, depth=depth, halt="none", breadth=2, seed=4, noise_scale=0.1, return_all=True)
+    for restart in range(2):
+        state = model.initial_state(TOKENS, 4, restart=restart)
+        with torch.no_grad():
+            for _ in range(depth):
+                state, logits, _ = model(TOKENS, state, noise_scale=0.1)
+        assert torch.equal(result.all_preds[:, restart], logits.argmax(-1))
 
 
 @CASES
@@ -467,6 +547,13 @@ def test_saving_names_what_is_in_the_way(modify, undo, why, tmp_path):
         model.save_pretrained(tmp_path)
     undo(model.get_submodule(LAYER), "weight")
     model.save_pretrained(tmp_path)
+
+
+def test_weights_of_another_kind_are_not_saved_by_their_numbers(tmp_path):
+    model = mixer()
+    weights_of_another_kind(model)
+    with pytest.raises(RuntimeError, match=f"{LAYER}.weight is a .*Doubled, not a plain tensor.*dequantize"):
+        model.save_pretrained(tmp_path)
 
 
 def test_another_config_of_the_same_sizes_holds_for_every_module():

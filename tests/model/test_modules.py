@@ -81,10 +81,20 @@ def test_bad_states():
         (state._replace(z_L=state.z_L.double()), "state.z_L must be torch.float32"),
         (state._replace(step=state.step + 2**24), "state.step must be in"),
         (state._replace(seed=state.seed - 1), "state.seed must be in"),
+        (state._replace(restart=state.restart[:1]), r"state.restart must have shape \[2\], got \[1\]"),
+        (state._replace(ids=state.ids[:1]), r"ids must have shape \[2\]"),
     ]
     for wrong, message in bad:
         with pytest.raises(ValueError, match=message):
             model(tokens, wrong)
+    for wrong, message in [
+        (None, "state must be a LatentState"),
+        (state._replace(step=0), "state.step must be a tensor"),
+    ]:
+        with pytest.raises(TypeError, match=message):
+            model(tokens, wrong)
+    with pytest.raises(ValueError, match="noise_scale must be finite and not negative, got nan"):
+        model(tokens, state, noise_scale=float("nan"))
 
 
 @pytest.mark.parametrize(
@@ -131,3 +141,10 @@ def test_inference_mode_leaves_the_module_trainable():
     _, logits, _ = model.train()(tokens, model.initial_state(2))
     logits.sum().backward()
     assert model.lm_head.weight.grad is not None
+
+
+def test_a_card_is_a_model_card():
+    model = EquilibriumReasoner(tiny_config())
+    with pytest.raises(TypeError, match="card must be a ModelCard or None, got dict; use ModelCard.from_json"):
+        model.card = {"tol": 0.1}
+    assert model.card is None

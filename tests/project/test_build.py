@@ -27,7 +27,7 @@ BUILD = f"build/cmake-{sys.implementation.cache_tag}"
 CMAKE = """#!/bin/sh
 if [ "$1" = --build ]; then printf '%s' "$LIBRARY" > "$2"/$NAME; else echo "CXXFLAGS=$CXXFLAGS" "$@" >> "$CALLS"; fi
 """
-# Hides tools and modules, and makes a folder read-only, which nothing is for root.
+# Hides tools and modules, makes a folder read-only, which nothing is for root, and fills the disk.
 SITE = """
 import os, shutil, sys
 which, access, hidden = shutil.which, os.access, os.environ.get("HIDDEN", "").split()
@@ -39,6 +39,10 @@ os.access = lambda path, mode, **options: (
     and access(path, mode, **options)
 )
 sys.modules.update(dict.fromkeys(hidden))
+def full(file):
+    raise OSError(28, "No space left on device")
+if "FULL" in os.environ:
+    os.fsync = full
 """
 
 
@@ -95,6 +99,17 @@ def test_who_uses_the_old_extension_keeps_it(setup: Setup, checkout: Path, comma
         assert before.read() == "what a process has mapped"
     assert library.read_text() == "new"
     assert not [path for path in library.parent.iterdir() if path.suffix == ".part"]
+
+
+def test_a_build_that_ends_halfway_leaves_no_part_of_an_extension(setup: Setup, checkout: Path) -> None:
+    library = checkout / "eqr_kernels" / NAME
+    for before in (None, "the last build"):
+        if before is not None:
+            library.write_text(before)
+        done = setup(checkout, "build_ext", "--inplace", FULL="yes")
+        assert done.returncode != 0 and "No space left" in done.stderr
+        assert (library.read_text() if library.exists() else None) == before
+        assert not [path for path in library.parent.iterdir() if path.suffix == ".part"]
 
 
 # ---- a configuration for something else ----------------------------------------------------------------------------

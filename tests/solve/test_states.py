@@ -97,6 +97,8 @@ def state_with(**fields):
     ("state", "options", "error", "message"),
     [
         (lambda model: "zeros", {}, TypeError, "initial_state must be a LatentState, got str; see model.initial_state"),
+        (state_with(z_L=None), {}, TypeError, "initial_state.z_L must be a tensor, got NoneType"),
+        (state_with(ids=[1, 2, 3, 4, 5]), {}, TypeError, "initial_state.ids must be a tensor, got list"),
         (
             state_with(),
             dict(breadth=2),

@@ -255,6 +255,15 @@ def test_calibrate_keeps_above_the_floor_and_waits_for_patience():
     assert calibrated(RESIDUALS, CORRECT, candidates=[0.5], patience=2).fast.tol == 0.5
 
 
+def test_calibrate_never_takes_a_step_as_long_as_the_state_for_rest():
+    # All are right from the second step on, so that even 1.3 loses none of them.
+    residuals, correct = [[1.4, 1.3, 0.6], [1.4, 1.2, 0.9]], [[0, 1, 1], [0, 1, 1]]
+    found = calibrated(residuals, correct, candidates=[0.7, 0.95, 1.0, 1.3, 1.5])
+    assert [c.correct for c in found.candidates] == [2, 2, 2, 2, 0] and found.fast.tol == 0.95
+    nothing = calibrated(residuals, correct, candidates=[1.0, 1.3])
+    assert nothing.fast is None and "below 1, a step as long as the state" in nothing.missing
+
+
 def test_calibrate_chooses_nothing_rather_than_a_tolerance_that_is_never_met():
     correct = np.array([[0, 1], [0, 1]], bool)
     residuals = np.array([[0.1, 0.2], [0.1, 0.2]])

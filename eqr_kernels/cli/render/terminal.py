@@ -117,7 +117,9 @@ def summary(totals: dict[str, Any]) -> None:
     """`eqr solve`: what it cost and what came of it."""
     n, without_exit = totals["puzzles"], totals["nfe_without_early_exit"]
     unread = f" (unreadable lines: {totals['unread']})" if totals["unread"] else ""
-    _console().print(f"solved {totals['solved']} of {n}{unread}", style="bold")
+    ambiguous = totals["filled_ambiguous"]
+    filled = f"; filled by the rules, of several solutions: {ambiguous}" if ambiguous else ""
+    _console().print(f"solved {totals['solved']} of {n}{filled}{unread}", style="bold")
     if totals["with_answers"]:
         others = totals["other_valid"]
         also = f"; {others} more are another valid solution" if others else ""
