@@ -133,9 +133,11 @@ def solve(
             result = reasoner.solve(tokens, checkpoints=depths, progress=show, **settings)
         seconds = time.perf_counter() - begun
     rows = _rows(task, puzzles, result)
-    if check:
-        for row, solutions in zip(rows, puz.solutions(task, puzzles, progress), strict=True):
-            row["solutions"] = solutions
+    # What was filled is only solved where nothing else could have been.
+    counted = [i for i, row in enumerate(rows) if check or (task.name == "sudoku" and row["valid"])]
+    if counted:
+        for i, solutions in zip(counted, puz.solutions(task, puzzles.subset(counted), progress), strict=True):
+            rows[i]["solutions"] = solutions
     at = _by_depth(task, puzzles, result)
     report: dict[str, Any] = {
         "command": "solve",
@@ -194,6 +196,7 @@ def _rows(task: Task, puzzles: PuzzleSet, result: SolveResult | None) -> list[di
             "valid": bool(valid[i]),
             "correct": correct[i],
             "other_valid": bool(valid[i]) and correct[i] is False,
+            "solutions": None,
             "status": Status(status[i]).name.lower(),
             **{name: values[i] for name, values in fields.items()},
         }
@@ -234,7 +237,7 @@ def _by_depth(task: Task, puzzles: PuzzleSet, result: SolveResult | None) -> lis
 def _summary(rows: list[dict[str, Any]], full_depth: int, unread: int, seconds: float) -> dict[str, Any]:
     judged = [row["correct"] for row in rows if row["correct"] is not None]
     valid = sum(row["valid"] for row in rows)
-    ambiguous = sum(row["valid"] and row.get("solutions") == "several" for row in rows)
+    ambiguous = sum(row["valid"] and row["solutions"] == "several" for row in rows)
     return {
         "puzzles": len(rows),
         "unread": unread,

@@ -134,13 +134,14 @@ def test_improper_puzzles_are_never_called_solved_and_check_tells_why(model):
     assert report["summary"]["solved"] == 0
     text = eqr("solve", "--model", model, "--depth", 4, "--check", "--no-grids", input="\n".join(IMPROPER)).stdout
     assert text.count("it has no solution") == 1 and text.count("it has several solutions") == 1
-    assert "solutions" not in eqr_json("solve", "--model", model, "--depth", 4, input=PUZZLE)["puzzles"][0]
+    assert eqr_json("solve", "--model", model, "--depth", 4, input=PUZZLE)["puzzles"][0]["solutions"] is None
 
 
-def test_one_of_two_solutions_fills_a_puzzle_and_does_not_solve_it():
+@pytest.mark.parametrize("check", [["--check"], []])
+def test_one_of_two_solutions_fills_a_puzzle_and_does_not_solve_it(check):
     places = {3, 4, 30, 31}  # 6 and 7 twice, which may change places
     ambiguous = "".join("." if cell in places else digit for cell, digit in enumerate(SOLUTION))
-    arguments = ["solve", "--model", "sudoku-small", "--check"]
+    arguments = ["solve", "--model", "sudoku-small", *check]
     report = eqr_json(*arguments, input=ambiguous)
     assert (report["puzzles"][0]["valid"], report["puzzles"][0]["solutions"]) == (True, "several")
     assert (report["summary"]["solved"], report["summary"]["filled_ambiguous"]) == (0, 1)

@@ -64,10 +64,8 @@ def _outcome(row: dict[str, Any]) -> list[str]:
     verdict = "solved" if row["valid"] else "not solved"
     if row["other_valid"]:
         verdict = "another solution"
-    counted = {"none": ["it has no solution"], "several": ["it has several solutions"]}.get(
-        row.get("solutions", ""), []
-    )
-    if counted and row["valid"]:
+    counted = {"none": ["it has no solution"], "several": ["it has several solutions"]}.get(row["solutions"], [])
+    if counted and row["valid"] and not row["other_valid"]:
         verdict = "filled by the rules"  # solved is what has one solution
     end = row["status"].replace("_", " ")
     if row["converged"]:
