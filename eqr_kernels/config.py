@@ -37,7 +37,17 @@ _MAX_UPDATES_PER_STEP = 254
 TRM_FIELDS = {"fixed_init": True, "lambda_": 1.0, "noise_scale": 0.0}
 """What makes a TRM of the operator: a fixed start, neither damping nor noise."""
 
-_COUNTS = ("seq_len", "vocab_size", "hidden_size", "num_heads", "H_cycles", "L_cycles", "L_layers", "halt_max_steps")
+_COUNTS = (
+    "seq_len",
+    "vocab_size",
+    "hidden_size",
+    "num_heads",
+    "multiple_of",
+    "H_cycles",
+    "L_cycles",
+    "L_layers",
+    "halt_max_steps",
+)
 _NUMBERS = (
     "expansion",
     "rms_norm_eps",
@@ -50,13 +60,12 @@ _NUMBERS = (
 )
 
 
-def _find_multiple(value: int, divisor: int) -> int:
+PUBLISHED_MULTIPLE = 256
+
+
+def next_multiple(value: int, divisor: int) -> int:
+    """The least multiple of `divisor` that is at least `value`."""
     return -(value // -divisor) * divisor
-
-
-def swiglu_size(size: int, expansion: float) -> int:
-    """Hidden units k of a SwiGLU on an axis of `size`: `expansion * size * 2/3`, rounded up to a multiple of 256."""
-    return _find_multiple(round(expansion * size * 2 / 3), 256)
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ class EqRConfig:
         vocab_size: size V of the vocabulary, with 0 the padding token.
         hidden_size: features d of a token.
         num_heads: attention heads (used when `mlp_t` is False).
-        expansion: SwiGLU expansion, see `swiglu_size`.
+        expansion, multiple_of: of the hidden units of a SwiGLU, see `swiglu_size`.
         H_cycles: latent recursions of an outer step.
         L_cycles: updates of z_L before each update of z_H.
         L_layers: blocks of the weight-tied module.
@@ -96,6 +105,7 @@ class EqRConfig:
     hidden_size: int = 512
     num_heads: int = 8
     expansion: float = 4.0
+    multiple_of: int = PUBLISHED_MULTIPLE
     H_cycles: int = 3
     L_cycles: int = 6
     L_layers: int = 2
@@ -169,6 +179,10 @@ class EqRConfig:
                     f"board_height * board_width must be seq_len={self.seq_len} for pos_encodings='rope2d', "
                     f"got {height} * {width}; set both"
                 )
+
+    def swiglu_size(self, size: int) -> int:
+        """Hidden units k of a SwiGLU on an axis of `size`: `expansion * size * 2/3`, rounded up to `multiple_of`."""
+        return next_multiple(max(1, round(self.expansion * size * 2 / 3)), self.multiple_of)
 
     @property
     def head_dim(self) -> int:

@@ -15,7 +15,7 @@ from torch._subclasses import FakeTensor
 from eqr_kernels import noise, reference
 from eqr_kernels.arguments import check_number
 from eqr_kernels.checkpoint import ModelCard, expected_shapes
-from eqr_kernels.config import EqRConfig, swiglu_size
+from eqr_kernels.config import EqRConfig
 from eqr_kernels.reference import BlockWeights, OperatorWeights, Rope
 
 
@@ -50,11 +50,10 @@ def _linear(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
 
 
 class SwiGLU(nn.Module):
-    """Weights of a SwiGLU on an axis of `size`: `gate_up_proj` [2k, size], `down_proj` [size, k]."""
+    """A SwiGLU on an axis of `size` with k hidden units: `gate_up_proj` [2k, size], `down_proj` [size, k]."""
 
-    def __init__(self, size: int, expansion: float) -> None:
+    def __init__(self, size: int, hidden: int) -> None:
         super().__init__()
-        hidden = swiglu_size(size, expansion)
         self.gate_up_proj = _linear(size, 2 * hidden)
         self.down_proj = _linear(hidden, size)
 
@@ -84,10 +83,10 @@ class ReasoningBlock(nn.Module):
         super().__init__()
         self.config = config
         if config.mlp_t:
-            self.mlp_t = SwiGLU(config.seq_len, config.expansion)
+            self.mlp_t = SwiGLU(config.seq_len, config.swiglu_size(config.seq_len))
         else:
             self.self_attn = Attention(config)
-        self.mlp = SwiGLU(config.hidden_size, config.expansion)
+        self.mlp = SwiGLU(config.hidden_size, config.swiglu_size(config.hidden_size))
 
     def weights(self) -> BlockWeights:
         if self.config.mlp_t:

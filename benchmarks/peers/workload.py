@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from eqr_kernels import EqRConfig, EquilibriumReasoner, reference
-from eqr_kernels.config import TRM_FIELDS, swiglu_size
+from eqr_kernels.config import TRM_FIELDS
 
 
 def _trm() -> EqRConfig:
@@ -65,9 +65,9 @@ class Operations:
 
 def operations(config: EqRConfig) -> Operations:
     s, d = config.seq_len, config.hidden_size
-    channel = 3 * s * d * swiglu_size(d, config.expansion)
+    channel = 3 * s * d * config.swiglu_size(d)
     if config.mlp_t:
-        mixer = 3 * d * s * swiglu_size(s, config.expansion)
+        mixer = 3 * d * s * config.swiglu_size(s)
     else:
         mixer = 2 * s * s * d  # the attention itself, scores and sums
         channel += 4 * s * d * d  # its projections

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from eqr_kernels import ops
 from eqr_kernels.backends.base import FixedPointProblem, Recorder
-from eqr_kernels.config import swiglu_size
+from eqr_kernels.config import PUBLISHED_MULTIPLE, EqRConfig, next_multiple
 from eqr_kernels.modules import EqROperator
 from eqr_kernels.precision import Precision
 from eqr_kernels.reference import BlockWeights, OperatorWeights, Rope
@@ -28,17 +29,17 @@ def wrong_dtype(model: EqROperator) -> str | None:
 
 
 def operator_of(model: EqROperator) -> ops.Operator:
-    """A model's operator without its weights."""
+    """A model's operator without its weights, with the hidden units that the kernels take: see `hidden_units`."""
     c = model.config
     rotated = not c.mlp_t and c.pos_encodings != "none"
     rope_parts = 0 if not rotated else 2 if c.pos_encodings == "rope2d" else 1
-    mixer_hidden, heads = (swiglu_size(c.seq_len, c.expansion), 0) if c.mlp_t else (0, c.num_heads)
+    mixer_hidden, heads = (hidden_units(c, c.seq_len), 0) if c.mlp_t else (0, c.num_heads)
     sizes = (
         c.seq_len,
         c.hidden_size,
         c.vocab_size,
         mixer_hidden,
-        swiglu_size(c.hidden_size, c.expansion),
+        hidden_units(c, c.hidden_size),
         heads,
         c.L_layers,
         c.H_cycles,
@@ -47,6 +48,20 @@ def operator_of(model: EqROperator) -> ops.Operator:
     )
     constants = (c.lambda_, c.rms_norm_eps, c.H_init_std, c.L_init_std)
     return ops.Operator(sizes, constants, model.H_init is not None)
+
+
+def hidden_units(config: EqRConfig, size: int) -> int:
+    """Of a SwiGLU on an axis of `size`, with those of weight 0 that the kernels want besides: they add nothing."""
+    return next_multiple(config.swiglu_size(size), PUBLISHED_MULTIPLE)
+
+
+def _with_padding(gate_up: Tensor, down: Tensor, hidden: int) -> tuple[Tensor, Tensor]:
+    """gate_up [2k, m], gates first, and down [m, k] with `hidden` units."""
+    missing = hidden - down.shape[1]
+    if not missing:
+        return gate_up, down
+    gate, up = (pad(half, (0, 0, 0, missing)) for half in gate_up.chunk(2))
+    return torch.cat([gate, up]), pad(down, (0, missing))
 
 
 class PackArguments(NamedTuple):
@@ -62,7 +77,7 @@ class PackArguments(NamedTuple):
         w, rope, start = model.weights(), model.rope(), None
         if model.H_init is not None and model.L_init is not None:
             start = _plain(model.H_init), _plain(model.L_init)
-        blocks = tuple(BlockWeights(*map(_plain, block)) for block in w.blocks)
+        blocks = tuple(_packed_block(BlockWeights(*map(_plain, block)), model.config) for block in w.blocks)
         weights = OperatorWeights(_plain(w.embedding), _plain(w.lm_head), _plain(w.q_weight), _plain(w.q_bias), blocks)
         return cls(weights, operator_of(model), None if rope is None else Rope(*map(_plain, rope)), start)
 
@@ -80,6 +95,13 @@ class PackArguments(NamedTuple):
         start = None if self.start is None else (self.start[0].float(), self.start[1].float())
         weights = self.weights.to(torch.float32)
         return ops.pack_weights(weights, self.operator, precision, rope=rope, start=start, layout=layout)
+
+
+def _packed_block(block: BlockWeights, c: EqRConfig) -> BlockWeights:
+    mixer = block.mixer_in, block.mixer_out
+    if c.mlp_t:
+        mixer = _with_padding(*mixer, hidden_units(c, c.seq_len))
+    return BlockWeights(*mixer, *_with_padding(block.gate_up, block.down, hidden_units(c, c.hidden_size)))
 
 
 def _plain(tensor: Tensor) -> Tensor:

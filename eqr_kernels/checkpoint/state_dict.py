@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eqr_kernels.checkpoint.relatives import refuse_other_models
-from eqr_kernels.config import EqRConfig, swiglu_size
+from eqr_kernels.config import EqRConfig
 
 _PREFIXES = ("module.", "model.", "inner.")
 START_BUFFERS = ("H_init", "L_init")
@@ -21,7 +21,7 @@ def expected_shapes(config: EqRConfig) -> dict[str, tuple[int, ...]]:
     d, vocabulary = config.hidden_size, config.vocab_size
 
     def swiglu(name: str, size: int) -> dict[str, tuple[int, ...]]:
-        hidden = swiglu_size(size, config.expansion)
+        hidden = config.swiglu_size(size)
         return {f"{name}.gate_up_proj.weight": (2 * hidden, size), f"{name}.down_proj.weight": (size, hidden)}
 
     shapes: dict[str, tuple[int, ...]] = {

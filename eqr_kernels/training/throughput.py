@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from eqr_kernels.config import EqRConfig, swiglu_size
+from eqr_kernels.config import EqRConfig
 
 _LARGEST = {"cpu": 2048, "cuda": 8192}
 
@@ -19,9 +19,9 @@ def training_operations(config: EqRConfig) -> int:
     once for the gradient of either operand.
     """
     s, d = config.seq_len, config.hidden_size
-    block = 2 * 3 * s * d * swiglu_size(d, config.expansion)
+    block = 2 * 3 * s * d * config.swiglu_size(d)
     if config.mlp_t:
-        block += 2 * 3 * d * s * swiglu_size(s, config.expansion)
+        block += 2 * 3 * d * s * config.swiglu_size(s)
     else:
         block += 2 * 4 * s * d * d + 2 * 2 * s * s * d  # projections; scores and sums
     with_gradient = (config.L_cycles + 1) * config.L_layers

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from eqr_kernels import EqRConfig, EquilibriumReasoner
-from tests.support.environment import needs_compiler
+from tests.support.environment import BUILT, needs_compiler
 from tests.support.models import make_contractive, tiny_config
 
 
@@ -148,3 +148,19 @@ def test_a_card_is_a_model_card():
     with pytest.raises(TypeError, match="card must be a ModelCard or None, got dict; use ModelCard.from_json"):
         model.card = {"tol": 0.1}
     assert model.card is None
+
+
+@pytest.mark.parametrize("mlp_t", [True, False])
+def test_hidden_units_of_a_toy_model_are_not_padded_where_multiple_of_says_so(mlp_t, tmp_path):
+    config = tiny_config(mlp_t=mlp_t, multiple_of=4, pos_encodings="rope" if not mlp_t else "none")
+    assert [config.swiglu_size(size) for size in (6, 16)] == [16, 44]
+    model = make_contractive(config)
+    assert model.L_level.layers[0].mlp.down_proj.weight.shape == (16, 44)
+    tokens = torch.randint(1, 7, (4, 6), generator=torch.Generator().manual_seed(0))
+    want = model.solve(tokens, depth=6, halt="none", backend="reference")
+    got = model.solve(tokens, depth=6, halt="none")
+    assert got.backend == ("cpu" if BUILT else "reference")
+    torch.testing.assert_close(got.logits, want.logits, rtol=1e-4, atol=1e-4)
+    model.save_pretrained(tmp_path)
+    loaded = EquilibriumReasoner.from_pretrained(tmp_path)
+    assert loaded.config == config and torch.equal(loaded.solve(tokens, depth=6, halt="none").logits, got.logits)

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eqr_kernels import EqRConfig, EquilibriumReasoner, noise, reference
-from eqr_kernels.config import swiglu_size
 from eqr_kernels.reference import BlockWeights
 from eqr_kernels.training.objective import objective
 from eqr_kernels.training.optim import AdamATan2
@@ -373,13 +372,13 @@ def test_damped_update_by_hand():
 # round(4 m 2/3), up to a multiple of 256: 2.67, 216, 256 exactly, 258.67, 341.3, 1365.3, 2400
 @pytest.mark.parametrize("m, k", [(1, 256), (81, 256), (96, 256), (97, 512), (128, 512), (512, 1536), (900, 2560)])
 def test_swiglu_hidden_size(m, k):
-    assert swiglu_size(m, 4.0) == k
+    assert EqRConfig(expansion=4.0).swiglu_size(m) == k
     assert oracle.swiglu_hidden(m, 4.0) == k
 
 
 def test_swiglu_hidden_size_rounds_before_padding():
     # 0.5 * 769 * 2/3 = 256.33 rounds to 256, which needs no padding; 770 gives 256.67 -> 257 -> 512.
-    assert [swiglu_size(m, 0.5) for m in (769, 770)] == [256, 512]
+    assert [EqRConfig(expansion=0.5).swiglu_size(m) for m in (769, 770)] == [256, 512]
     assert [oracle.swiglu_hidden(m, 0.5) for m in (769, 770)] == [256, 512]
 
 

@@ -13,6 +13,7 @@ from eqr_kernels._nvtx import nvtx_range
 from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder, gpu_remedy
 from eqr_kernels.backends.triton.plan import INTERPRETED, Plan
 from eqr_kernels.backends.watch import Launch, StreamLaunch, ThreadLaunch, Watch
+from eqr_kernels.config import PUBLISHED_MULTIPLE
 from eqr_kernels.forking import fork_safe_lock
 from eqr_kernels.modules import EqROperator
 from eqr_kernels.precision import Precision, names
@@ -44,6 +45,11 @@ class TritonBackend:
             return (
                 f"the Triton kernel computes in {names(self.precisions)}, not in {precision.name}; use "
                 "precision='bf16', or backend='cpu' for int8"
+            )
+        if model.config.multiple_of % PUBLISHED_MULTIPLE:
+            return (
+                f"the Triton kernel takes hidden units in multiples of {PUBLISHED_MULTIPLE}, and the config's "
+                f"multiple_of is {model.config.multiple_of}; use backend='reference', or backend='cpu'"
             )
         if find_spec("triton") is None:
             return "Triton is not installed; pip install triton (Linux only)"

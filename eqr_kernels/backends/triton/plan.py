@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from eqr_kernels.config import EqRConfig, swiglu_size
+from eqr_kernels.config import EqRConfig
 
 # Up to this many tokens, one tile holds a feature's whole token axis.
 _ONE_TILE = 128
@@ -127,8 +127,8 @@ class Plan:
             V=c.vocab_size,
             width=width,
             span=round_up(c.seq_len, 16 if one_pass else inner_tokens),
-            hidden=swiglu_size(c.hidden_size, c.expansion),
-            token_hidden=swiglu_size(c.seq_len, c.expansion) if c.mlp_t else 0,
+            hidden=c.swiglu_size(c.hidden_size),
+            token_hidden=c.swiglu_size(c.seq_len) if c.mlp_t else 0,
             heads=0 if c.mlp_t else c.num_heads,
             head_dim=c.head_dim if not c.mlp_t else 0,
             rope_parts=0 if c.mlp_t else {"none": 0, "rope": 1, "rope2d": 2}[c.pos_encodings],
