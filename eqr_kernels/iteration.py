@@ -11,6 +11,7 @@ from torch import Tensor
 
 from eqr_kernels import noise, scheduler
 from eqr_kernels.arguments import check_choice, check_count, check_number
+from eqr_kernels.forking import check_threads
 from eqr_kernels.modules import check_ids
 from eqr_kernels.scheduler import GOING, take, to_device
 from eqr_kernels.trajectory import Status
@@ -220,7 +221,9 @@ def fixed_point(
 
     Raises:
         TypeError, ValueError: an argument, or what `step` gives, is not as above; the message says what is allowed.
+        RuntimeError: several threads in a forked child.
     """
+    check_threads()
     z, single = _state("z0", z0)
     n, device = len(z[0]), z[0].device
     for name, value in (("depth", depth), ("patience", patience), ("memory", memory)):
