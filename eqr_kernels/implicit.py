@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo import OptimizedModule
+from torch._compile import _disable_dynamo
 
 from eqr_kernels.arguments import check_choice, check_count
 from eqr_kernels.iteration import FixedPointResult, State, fixed_point
@@ -110,7 +110,7 @@ class FixedPoint(nn.Module):
         out: State = self.module(z, *args)
         return self._with_adjoint(out, z, args) if self.backward == "implicit" else out
 
-    @torch.compiler.disable
+    @_disable_dynamo
     def _with_adjoint(self, out: State, z: State, args: tuple[Any, ...]) -> State:
         """`out`, whose gradient g is replaced by v = g + (dF/dz)^T v on its way to parameters and args."""
         vjp = _VectorJacobian(self.module, isinstance(z, Tensor), _parts(z)[0].device.type)
@@ -150,7 +150,7 @@ class FixedPoint(nn.Module):
         return second_half.log().mean(0).exp()
 
 
-@torch.compiler.disable
+@_disable_dynamo
 def _solve(module: Callable[..., State], z0: State, *args: Any, **options: Any) -> FixedPointResult:
     held = (arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
     return fixed_point(module, z0, *held, **options)
@@ -214,7 +214,8 @@ def _is_compiled(module: Callable[..., State]) -> bool:
     """Whether torch.compile made it, or a part of it."""
     if not isinstance(module, nn.Module):
         return hasattr(module, "_torchdynamo_orig_callable")
-    return any(isinstance(m, OptimizedModule) or m._compiled_call_impl is not None for m in module.modules())
+    # Its wrapper has this attribute; torch._dynamo itself is not imported for a look.
+    return any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in module.modules())
 
 
 def _parts(z: State) -> tuple[Tensor, ...]:

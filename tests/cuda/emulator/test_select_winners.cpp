@@ -49,10 +49,19 @@ struct Winners {
 
 Winners on_the_host(const Run& run, Select rule) {
   Winners out{std::vector<int64_t>(run.puzzles, -1), std::vector<float>(run.puzzles * kLogits)};
-  cpu::Selection selection(rule, run.puzzles, kTokens, kVocabulary, out.restart.data(), out.logits.data());
+  cpu::FixedPoint rules(RunRules{.select = rule});
+  rules.engine = {.tokens = kTokens, .vocabulary = kVocabulary};
+  rules.puzzles = run.puzzles, rules.winner = out.restart.data(), rules.logits = out.logits.data();
+  cpu::Selection selection(rules);
   for (int64_t t = 0; t < run.puzzles * run.breadth; ++t)
-    selection.offer({t / run.breadth, t % run.breadth, Status(run.status[t]), run.score[t], run.q_halt[t], run.steps[t],
-                     &run.preds[t * kTokens], &run.logits[t * kLogits]});
+    selection.offer({.puzzle = t / run.breadth,
+                     .restart = t % run.breadth,
+                     .status = Status(run.status[t]),
+                     .score = run.score[t],
+                     .q_halt = run.q_halt[t],
+                     .steps = run.steps[t],
+                     .preds = &run.preds[t * kTokens],
+                     .logits = &run.logits[t * kLogits]});
   selection.finish();
   return out;
 }
