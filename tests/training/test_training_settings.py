@@ -128,7 +128,10 @@ def test_a_state_of_an_older_version_is_resumed_to_the_same_result(tmp_path):
     manifest = json.loads(path.read_text())
     old = json.loads(OLD.replace("DATA", manifest["settings"]["data_sha256"]))
     # Nothing but what came later, and what is measured or of this machine.
-    new = {name for name, value in manifest["settings"].items() if name not in old or old[name] != value}
+    then, now = (EqRConfig.from_dict(settings["config"]) for settings in (old, manifest["settings"]))
+    assert then == now  # fields that came later have the values that were fixed then
+    settings = manifest["settings"] | {"config": old["config"]}
+    new = {name for name, value in settings.items() if name not in old or old[name] != value}
     later, of_here = {"beta1", "beta2", "prefetch"}, {"kernel", "threads", "torch", "isa", "seconds", "cpu_seconds"}
     assert later <= new <= later | of_here
     path.write_text(json.dumps({**manifest, "settings": old}))
