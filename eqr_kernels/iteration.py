@@ -148,7 +148,8 @@ class _Anderson:
         gram = scaled @ scaled.transpose(1, 2)  # [n, memory, memory]
         largest = gram.diagonal(dim1=1, dim2=2).amax(1).clamp_min(1e-30)
         ridge = (self.REGULARISATION * largest)[:, None] + (~filled).to(gram.dtype) * 1e30
-        solution = torch.linalg.solve(gram + torch.diag_embed(ridge), filled.to(gram.dtype))
+        # Without the check for singular matrices, which would wait for the device and let one row stop all.
+        solution, _ = torch.linalg.solve_ex(gram + torch.diag_embed(ridge), filled.to(gram.dtype))
         solution = solution * filled
         return solution / solution.sum(1, keepdim=True)
 
