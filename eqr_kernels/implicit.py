@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._compile import _disable_dynamo
 
 from eqr_kernels.arguments import check_choice, check_count
 from eqr_kernels.iteration import FixedPointResult, State, fixed_point
+from eqr_kernels.not_compiled import not_compiled
 
 BACKWARD = ("implicit", "phantom", "last")
 _OPTIONS = ("depth", "tol", "patience", "slots", "solver", "lambda_", "memory")
@@ -99,7 +99,7 @@ class FixedPoint(nn.Module):
 
     def forward(self, z0: State, *args: Any) -> State:
         """The fixed points, like z0: a tensor [N, ...] or a tuple of such. args: see `fixed_point`."""
-        self.result = _solve(self.module, z0, *args, **self.options)
+        self.result = fixed_point(self.module, z0, *args, **self.options)
         z: State = self.result.z
         if not torch.is_grad_enabled():
             return z
@@ -110,7 +110,7 @@ class FixedPoint(nn.Module):
         out: State = self.module(z, *args)
         return self._with_adjoint(out, z, args) if self.backward == "implicit" else out
 
-    @_disable_dynamo
+    @not_compiled
     def _with_adjoint(self, out: State, z: State, args: tuple[Any, ...]) -> State:
         """`out`, whose gradient g is replaced by v = g + (dF/dz)^T v on its way to parameters and args."""
         vjp = _VectorJacobian(self.module, isinstance(z, Tensor), _parts(z)[0].device.type)
@@ -148,12 +148,6 @@ class FixedPoint(nn.Module):
             growth.append(_norm(v))
         second_half = torch.stack(growth[steps // 2 :])
         return second_half.log().mean(0).exp()
-
-
-@_disable_dynamo
-def _solve(module: Callable[..., State], z0: State, *args: Any, **options: Any) -> FixedPointResult:
-    held = (arg.detach() if isinstance(arg, Tensor) else arg for arg in args)
-    return fixed_point(module, z0, *held, **options)
 
 
 class _Adjoint(torch.autograd.Function):

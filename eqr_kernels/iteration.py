@@ -13,6 +13,7 @@ from eqr_kernels import noise, scheduler
 from eqr_kernels.arguments import check_choice, check_count, check_number
 from eqr_kernels.forking import check_threads
 from eqr_kernels.modules import check_ids
+from eqr_kernels.not_compiled import not_compiled
 from eqr_kernels.scheduler import GOING, take, to_device
 from eqr_kernels.trajectory import Status
 from eqr_kernels.update import damped_update, residual, squares, why_not_fused_update
@@ -172,6 +173,7 @@ def _like(flat: Tensor, z: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(part.view(old.shape).to(old.dtype) for part, old in zip(parts, z, strict=True))
 
 
+@not_compiled
 @torch.no_grad()
 def fixed_point(
     step: Step,

@@ -104,8 +104,8 @@ def _placed(rows: R, going: Tensor, fresh: R) -> tuple[R, Tensor]:
     m = len(fresh.number)
     free = (~going).nonzero()[:m, 0]
     if len(free):
-        here, into = to_device(torch.arange(len(free), device="cpu"), rows.number.device), free.to(rows.number.device)
-        rows = pytree.tree_map(lambda field, new: field.index_copy(0, into, new[here]), rows, fresh)
+        into = to_device(free, rows.number.device)
+        rows = pytree.tree_map(lambda field, new: field.index_copy(0, into, new[: len(free)]), rows, fresh)
         going = going.index_fill(0, free, True)
     if len(free) < m:
         rows = pytree.tree_map(lambda field, new: torch.cat([field, new[len(free) :]]), rows, fresh)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from eqr_kernels.backends import FixedPointProblem
 from eqr_kernels.forking import check_threads
 from eqr_kernels.modifications import overrides
 from eqr_kernels.modules import EqROperator, LatentState, check_fields, check_ids, check_tokens, has_values
+from eqr_kernels.not_compiled import not_compiled
 from eqr_kernels.ops import StartStates
 from eqr_kernels.precision import NAMED, Precision, names
 from eqr_kernels.results import Collector, OnFinished, SolveResult
@@ -27,28 +27,11 @@ DEFAULT_DEPTH = 64
 """Outer steps at most, of `solve` and of the commands."""
 DEFAULT_SLOTS = 64
 
-P = ParamSpec("P")
-R = TypeVar("R")
 Progress = Callable[[int, int, int], "bool | None"]
 """(trajectories finished, trajectories, outer steps spent) -> False to cancel what is left."""
 
 
-def _not_compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """Runs a function as it is also where torch.compile meets a call of it.
-
-    `torch.compiler.disable` does so too, and would import torch's compiler, which takes seconds, for every program.
-    """
-
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if torch.compiler.is_compiling():
-            return torch.compiler.disable(function)(*args, **kwargs)
-        return function(*args, **kwargs)
-
-    return call
-
-
-@_not_compiled
+@not_compiled
 def solve(
     model: EqROperator,
     tokens: Tensor,

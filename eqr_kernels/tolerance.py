@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from eqr_kernels.arguments import check_number
 from eqr_kernels.checkpoint import ModelCard
 from eqr_kernels.noise import noise_floor
 
@@ -46,9 +46,7 @@ def check_tolerance(tol: float | str) -> float | str:
         return tol
     if isinstance(tol, bool) or not isinstance(tol, numbers.Real):
         raise TypeError(f'tol must be "auto", "fast" or a number, got {tol!r} ({type(tol).__name__})')
-    if not math.isfinite(tol) or tol < 0:
-        raise ValueError(f"tol must be finite and not negative, got {tol}")
-    return float(tol)
+    return check_number("tol", tol)
 
 
 def halting_tolerance(

@@ -26,8 +26,10 @@ def available(model: EqROperator, precision: Precision, *, states: bool = False)
     Args:
         states: it must take start states and give final ones.
     """
-    modified = modification(model)
+    return _reasons(model, precision, states, modification(model))
 
+
+def _reasons(model: EqROperator, precision: Precision, states: bool, modified: str | None) -> dict[str, str | None]:
     def why_not(backend: Backend) -> str | None:
         if modified is not None and not backend.runs_modules:
             return (
@@ -59,12 +61,14 @@ def choose(name: str, model: EqROperator, precision: Precision, *, states: bool 
     if name == "auto" and preferred != "auto":
         name = preferred
         request = f"EQR_BACKEND={name!r}"
-    reasons = available(model, precision, states=states)
+    # Looked at once: it takes as long as the rest of a choice.
+    modified = modification(model)
+    reasons = _reasons(model, precision, states, modified)
     if name == "auto":
         for backend in _BACKENDS:
             if reasons[backend.name] is None:
                 # What makes it run through its modules is told once, not by every kernel.
-                others = {} if modification(model) else reasons
+                others = {} if modified else reasons
                 passed = [f"{other}: {why}" for other, why in others.items() if why]
                 return backend, "; ".join([f"auto chose {backend.name}: {backend.describe(model, precision)}", *passed])
         listed = "; ".join(f"{other}: {why}" for other, why in reasons.items())

@@ -59,9 +59,9 @@ class ReferenceBackend:
         self._graphs = graphs
 
     def why_not(self, model: EqROperator, precision: Precision) -> str | None:
-        if precision.dtype != model.dtype and modification(model):
+        if precision.dtype != model.dtype and (modified := modification(model)):
             return (
-                f"{modification(model)}, so that the model is run through its modules, which compute in their own "
+                f"{modified}, so that the model is run through its modules, which compute in their own "
                 f"{model.dtype} and not in {precision.name}; use precision='auto', or convert the model"
             )
         if precision not in self.precisions:
