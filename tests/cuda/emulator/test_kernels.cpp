@@ -14,24 +14,7 @@
 namespace eqr::test {
 namespace {
 
-Shape small_shape(int64_t layers) {
-  return {.tokens = 9,
-          .features = 128,
-          .vocabulary = 5,
-          .mixer_hidden = 256,
-          .hidden = 256,
-          .heads = 0,
-          .layers = layers,
-          .H_cycles = 1,
-          .L_cycles = 1,
-          .rope_parts = 0,
-          .fixed_start = 0,
-          .lambda = 0.95f,
-          .keep = 0.05f,
-          .norm_eps = 1e-5f,
-          .H_std = 1.0f,
-          .L_std = 1.0f};
-}
+Shape small_shape(int64_t layers) { return mlp_shape(9, 128, 5, layers); }
 
 struct Outcome {
   std::vector<int64_t> preds, steps, status;
