@@ -168,6 +168,20 @@ def all_blocks(weights: OperatorWeights, rope: Rope | None, config: EqRConfig) -
     return apply
 
 
+def moved(
+    z: Tensor,
+    u: Tensor,
+    eps: Tensor | None,
+    blocks: tuple[BlockWeights, ...],
+    rope: Rope | None,
+    config: EqRConfig,
+) -> Tensor:
+    """z moved towards the module's output for u, all [n, S, d]: an application and its update in one function."""
+    for layer in blocks:
+        u = block(u, layer, rope, config)
+    return damped_update(z, u, eps, config.lambda_, config.noise_scale)
+
+
 def latent_recursion(
     z_H: Tensor, z_L: Tensor, e: Tensor, blocks: Layer, config: EqRConfig, update: Update, first: int
 ) -> tuple[Tensor, Tensor]:

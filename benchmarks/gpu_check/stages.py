@@ -159,7 +159,17 @@ def sanitizer(check: Check, stage: dict[str, Any]) -> None:
     for number, (tool, backend, count) in enumerate(cases):
         launch = ["benchmarks/profile/launch.py", "--no-warm-up", "--backend", backend, "--preset", SMALL]
         launch += ["--trajectories", str(count), "--depth", "2"]
-        under = [program, "--tool", tool, "--kernel-regex", KERNELS, "--error-exitcode", "99"]
+        under = [
+            program,
+            "--tool",
+            tool,
+            "--kernel-name",
+            KERNELS,
+            "--show-backtrace",
+            "device",
+            "--error-exitcode",
+            "99",
+        ]
         lines: list[str] = []
         limit = max(5.0, check.left / (len(cases) - number))
         command = [check.python, *launch] if check.dry_run else [*under, check.python, *launch]
@@ -168,7 +178,8 @@ def sanitizer(check: Check, stage: dict[str, Any]) -> None:
         row: dict[str, Any] = {"launch": f"{tool} {backend} {count}", "seconds": round(ended.seconds, 1)}
         row["summary"] = next((line.strip() for line in reversed(lines) if "SUMMARY" in line), "")
         if ended.why:
-            row |= {"wrong": ended.why, "output": [*lines, *ended.errors.splitlines()][-15:]}
+            said = [line for line in lines if line.startswith("=========")]
+            row |= {"wrong": ended.why, "output": said[:15] or [*lines, *ended.errors.splitlines()][-15:]}
         rows.append(row)
         print(json.dumps(row), flush=True)
         check.save()

@@ -49,7 +49,14 @@ def train(
     batch_size: Annotated[
         int | None, typer.Option(help="Rows in flight in each process.", show_default="the preset's")
     ] = None,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(help="adam_atan2, or muon for the matrices of the blocks.", show_default="the preset's"),
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="the preset's")] = None,
+    muon_lr: Annotated[
+        float | None, typer.Option(help="Learning rate of what muon trains.", show_default="that of the rest")
+    ] = None,
     warmup: Annotated[
         int | None, typer.Option(help="Steps in which the learning rate rises to --lr.", show_default="the preset's")
     ] = None,
@@ -67,7 +74,7 @@ def train(
         ),
     ] = None,
     weight_decay: Annotated[
-        float | None, typer.Option(help="Weight decay of AdamATan2.", show_default="the preset's")
+        float | None, typer.Option(help="Weight decay, multiplied by the rate.", show_default="the preset's")
     ] = None,
     ema_rate: Annotated[
         float | None,
@@ -191,7 +198,9 @@ def train(
     """
     options = dict(
         batch_size=batch_size,
+        optimizer=optimizer,
         lr=lr,
+        muon_lr=muon_lr,
         lr_warmup_steps=warmup,
         lr_min_ratio=lr_min_ratio,
         decay_from=decay_from,

@@ -49,6 +49,8 @@ def _load() -> tuple[ModuleType | None, str]:
 
 
 _extension, _status = _load()
+# Asked once, since torch.compile traces what asks for the kernels, and cannot trace a function of the extension.
+_has_cuda = _extension is not None and _extension.build_info()["cuda"] is not None
 
 
 def extension_status() -> tuple[bool, str]:
@@ -80,7 +82,7 @@ def why_not_cuda() -> str | None:
     """Why the extension has no CUDA kernels, with the remedy; None where it has them."""
     if _extension is None:
         return _status
-    if _extension.build_info()["cuda"] is None:
+    if not _has_cuda:
         return (
             "eqr_kernels._C was built without CUDA kernels; put nvcc of the CUDA toolkit on PATH (or set CUDACXX) and "
             f"run {_build_command('EQR_BUILD_CUDA=ON')}"

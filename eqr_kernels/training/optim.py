@@ -1,9 +1,9 @@
-"""AdamATan2, gradients averaged over processes, the moving average of the weights, and the learning-rate schedule."""
+"""AdamATan2 and Muon, gradients averaged over processes, and the moving average of the weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -79,6 +79,106 @@ class AdamATan2(torch.optim.Optimizer):
         torch._foreach_mul_(params, 1 - lr * decay)
         changes = [torch.atan2(mean, root) for mean, root in zip(m, roots, strict=True)]
         torch._foreach_add_(params, changes, alpha=-lr / (1 - beta1**age))
+
+
+class Optimizers:
+    """What trains a model's parameters: AdamATan2 all, or Muon the matrices of the blocks and AdamATan2 the rest.
+
+    Muon (Jordan et al., 2024) moves a matrix by the orthogonal factor of its momentum. It is scaled as in "Muon is
+    scalable for LLM training" (arXiv 2502.16982, section 2.2): an update's root mean square is 0.2 times the rate.
+
+    Args:
+        named: parameters by name.
+        kind: "adam_atan2" or "muon".
+        adam: makes AdamATan2 of parameters, with its rate and decay.
+        lr: of AdamATan2.
+        muon_lr, weight_decay: of Muon; its rate keeps its ratio to `lr` when that changes.
+        in_blocks: whether the parameter of this name is a matrix of a block.
+
+    Raises:
+        ValueError: another kind.
+    """
+
+    MOMENTS: Mapping[type[torch.optim.Optimizer], tuple[str, ...]] = {
+        AdamATan2: ("exp_avg", "exp_avg_sq"),
+        torch.optim.Muon: ("momentum_buffer",),
+    }
+    """What each keeps of a parameter, but for the number of its updates."""
+
+    def __init__(
+        self,
+        named: Mapping[str, nn.Parameter],
+        kind: str,
+        adam: Callable[[list[nn.Parameter]], AdamATan2],
+        *,
+        lr: float,
+        muon_lr: float,
+        weight_decay: float,
+        in_blocks: Callable[[str], bool],
+    ) -> None:
+        if kind not in KINDS:
+            raise ValueError(f"optimizer must be one of {', '.join(KINDS)}, got {kind!r}")
+        self._named, self._ratio = dict(named), muon_lr / lr
+        matrices = [p for name, p in named.items() if kind == "muon" and in_blocks(name)]
+        self._parts: list[torch.optim.Optimizer] = [adam([p for p in named.values() if not _among(p, matrices)])]
+        if matrices:
+            self._parts.append(
+                torch.optim.Muon(matrices, lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            )
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of AdamATan2 at the next update."""
+        return float(self._parts[0].param_groups[0]["lr"])
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        for part in self._parts:
+            for group in part.param_groups:
+                group["lr"] = value * (1.0 if isinstance(part, AdamATan2) else self._ratio)
+
+    def step(self) -> None:
+        """One update of every parameter that has a gradient."""
+        for part in self._parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients."""
+        for part in self._parts:
+            part.zero_grad(set_to_none=True)
+
+    def _part_of(self, p: nn.Parameter) -> tuple[torch.optim.Optimizer, tuple[str, ...]]:
+        part = next(o for o in self._parts if any(_among(p, group["params"]) for group in o.param_groups))
+        return part, next(keys for kind, keys in self.MOMENTS.items() if isinstance(part, kind))
+
+    def moment_names(self) -> dict[str, nn.Parameter]:
+        """The parameter of each moment there is after the first update: "exp_avg.PARAMETER" and the like."""
+        return {f"{key}.{name}": p for name, p in self._named.items() for key in self._part_of(p)[1]}
+
+    def moments(self) -> dict[str, Tensor]:
+        """The moments by those names, each float32 of its parameter's shape; none before a step."""
+        states = {name: self._part_of(p)[0].state[p] for name, p in self._named.items()}
+        return {
+            f"{key}.{name}": state[key]
+            for name, state in states.items()
+            if state
+            for key in self._part_of(self._named[name])[1]
+        }
+
+    def load(self, moments: Mapping[str, Tensor], step: int) -> None:
+        """Puts back what `moments` gave after `step` updates."""
+        for name, p in self._named.items():
+            part, keys = self._part_of(p)
+            part.state[p].update({key: moments[f"{key}.{name}"].to(p.device).float() for key in keys})
+            if isinstance(part, AdamATan2):
+                part.state[p]["step"] = step
+
+
+KINDS = ("adam_atan2", "muon")
+
+
+def _among(p: Tensor, others: Iterable[Tensor]) -> bool:
+    return any(p is other for other in others)
 
 
 class EMA:

@@ -45,6 +45,8 @@ RENAMED: dict[str, tuple[str, dict[str, Any], str]] = {
 """Names that meant another size in version 0.1: the preset, the fields that differ, and what to say of it."""
 DEFAULT_PRESET = "sudoku-small"
 COMMON: dict[str, Any] = dict(
+    optimizer="adam_atan2",
+    muon_lr=None,
     lr_min_ratio=1.0,
     decay_from=None,
     weight_decay=1.0,

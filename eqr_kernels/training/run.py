@@ -191,7 +191,7 @@ class TrainingRun:
             "samples": trainer.step * self.settings.batch_size * self.process.world,
             "operations": trainer.operations,
             **self.stopwatch.read(),
-            "lr": trainer.optimizer.param_groups[0]["lr"],
+            "lr": trainer.optimizer.lr,
         }
         curve.add(costs, measurements)
         for log in logs:

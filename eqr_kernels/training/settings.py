@@ -10,6 +10,7 @@ from typing import Any
 
 from eqr_kernels.tasks.stream import parse_curriculum, parse_mix
 from eqr_kernels.training.cycles import parse_cycles
+from eqr_kernels.training.optim import KINDS
 from eqr_kernels.training.recipes import COMMON, DECAY_END, DEFAULT_PRESET, FINE_TUNING, RECIPES
 
 
@@ -20,7 +21,10 @@ class TrainSettings:
     Attributes:
         batch_size: rows of this process; torchrun multiplies it by the number of processes.
         lr, lr_warmup_steps, lr_min_ratio, decay_from: see `learning_rate`; a ratio of 1 keeps it constant.
-        beta1, beta2, weight_decay: of AdamATan2.
+        optimizer: "adam_atan2" trains everything, "muon" the matrices of the blocks; see `optim.Optimizers`.
+        muon_lr: rate of what Muon trains, which follows the schedule of `lr`; None takes `lr`.
+        beta1, beta2: of AdamATan2.
+        weight_decay: decoupled, multiplied by the rate.
         ema_rate: of the averaged weights that are saved as the model; see `eqr_kernels.training.optim.EMA`.
         total_steps: where the cosine ends and training stops; None trains until the time limit.
         curriculum: how many clues are shown along the run, as `tasks.stream.parse_curriculum` reads it; "" shows none.
@@ -49,6 +53,8 @@ class TrainSettings:
     lr_warmup_steps: int = 2000
     lr_min_ratio: float = 1.0
     decay_from: int | None = None
+    optimizer: str = "adam_atan2"
+    muon_lr: float | None = None
     beta1: float = 0.9
     beta2: float = 0.95
     weight_decay: float = 1.0
@@ -68,6 +74,10 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.forward_dtype not in ("float32", "bfloat16"):
             raise ValueError(f'forward_dtype must be "float32" or "bfloat16", got {self.forward_dtype!r}')
+        if self.optimizer not in KINDS:
+            raise ValueError(f"optimizer must be one of {', '.join(KINDS)}, got {self.optimizer!r}")
+        if self.muon_lr is not None and (self.optimizer != "muon" or not 0 < self.muon_lr < math.inf):
+            raise ValueError(f"muon_lr must be positive, and needs optimizer 'muon', got {self.muon_lr!r}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         for name, least in (("total_steps", 1), ("workers", 1), ("slice_steps", 1), ("decay_from", 0)):

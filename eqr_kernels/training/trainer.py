@@ -6,6 +6,7 @@ Every training step is one outer step from the detached state of the step before
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from eqr_kernels.training.cycles import config_at, parse_cycles, stretches
 from eqr_kernels.training.fused import FusedAdamATan2, FusedStep, StepResult, why_not_fused
 from eqr_kernels.training.learning_rate import learning_rate
 from eqr_kernels.training.objective import objective
-from eqr_kernels.training.optim import EMA, AdamATan2, average_gradients
+from eqr_kernels.training.optim import EMA, AdamATan2, Optimizers, average_gradients
 from eqr_kernels.training.settings import TrainSettings
 from eqr_kernels.training.throughput import training_operations
 
@@ -70,6 +71,15 @@ class _Sums:
     since: float = field(default_factory=time.perf_counter)
 
 
+def _same(u: Tensor) -> Tensor:
+    return u
+
+
+@functools.cache
+def _compiled_moved() -> Callable[..., Tensor]:
+    return torch.compile(reference.moved, dynamic=False)
+
+
 class Trainer:
     """Trains a model in place, one outer step a call.
 
@@ -99,7 +109,15 @@ class Trainer:
         self._prepare()
         kind = AdamATan2 if self.fused_step is None else FusedAdamATan2
         self._trained = dict(model.named_parameters())
-        self.optimizer = kind(model.parameters(), settings.lr, (settings.beta1, settings.beta2), settings.weight_decay)
+        self.optimizer = Optimizers(
+            self._trained,
+            settings.optimizer,
+            lambda params: kind(params, settings.lr, (settings.beta1, settings.beta2), settings.weight_decay),
+            lr=settings.lr,
+            muon_lr=settings.lr if settings.muon_lr is None else settings.muon_lr,
+            weight_decay=settings.weight_decay,
+            in_blocks=lambda name: name.startswith("L_level."),
+        )
         self.prefetcher: Prefetcher | None = None
         if settings.prefetch or (settings.prefetch is None and model.device.type == "cuda"):
             self.prefetcher = Prefetcher(
@@ -115,9 +133,13 @@ class Trainer:
         self.modified = modification(self.model, training=True)
         self.kernel = self._choose_kernel()
         compiled = self.settings.compile and self.modified is None
+        # A GPU has work for longer than a launch takes, so only what memory traffic can be saved in is compiled there:
+        # one application, once for all cycles, in seconds where the whole step takes minutes.
+        whole = compiled and self.model.device.type == "cpu"
         self._loss: Callable[..., Any] = (
-            torch.compile(self._loss_of_step, dynamic=False) if compiled else self._loss_of_step
+            torch.compile(self._loss_of_step, dynamic=False) if whole else self._loss_of_step
         )
+        self._moved = _compiled_moved() if compiled and not whole else reference.moved
 
     def _take_changes(self) -> None:
         """Gives the model the config of the step to come, and takes in what the user made of its modules.
@@ -264,16 +286,16 @@ class Trainer:
         else:
             weights = model.weights().to(self.forward_dtype)
 
-            def update(z: Tensor, u: Tensor, number: int) -> Tensor:
-                return reference.damped_update(
-                    z, u, None if eps is None else eps[number], config.lambda_, config.noise_scale
-                )
+            rope, e = model.rope(), reference.embed(tokens, weights)
 
-            e, blocks = reference.embed(tokens, weights), reference.all_blocks(weights, model.rope(), config)
+            def update(z: Tensor, u: Tensor, number: int) -> Tensor:
+                return self._moved(z, u, None if eps is None else eps[number], weights.blocks, rope, config)
+
+            # The module is applied in `update`.
             if recurred is None:
-                new_H, new_L = reference.outer_step(z_H, z_L, e, blocks, config, update)
+                new_H, new_L = reference.outer_step(z_H, z_L, e, _same, config, update)
             else:
-                new_H, new_L = reference.last_recursion(*recurred, e, blocks, config, update)
+                new_H, new_L = reference.last_recursion(*recurred, e, _same, config, update)
             logits, q_halt = reference.heads(new_H, weights)
         loss, exact = objective(logits, q_halt, labels)
         new_H, new_L = new_H.detach(), new_L.detach()
@@ -317,7 +339,7 @@ class Trainer:
         loss, rows.z_H, rows.z_L, q_halt, exact, residual = self._outer_step()
         if self.world > 1:
             average_gradients(self.model.parameters(), self.world)
-        self.optimizer.param_groups[0]["lr"] = learning_rate(
+        self.optimizer.lr = learning_rate(
             self.step + 1,
             lr=settings.lr,
             warmup=settings.lr_warmup_steps,
@@ -326,7 +348,7 @@ class Trainer:
             decay_from=settings.decay_from,
         )
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         self.ema.update(self.model)
         self.step += 1
         self._decide_halting(q_halt)
@@ -368,13 +390,12 @@ class Trainer:
             steps / max(1, left),
             residual / count,
             rate,
-            self.optimizer.param_groups[0]["lr"],
+            self.optimizer.lr,
         )
 
     def moments(self) -> dict[str, Tensor]:
-        """The optimizer's moments, "exp_avg.PARAMETER" and "exp_avg_sq.PARAMETER", float32; none before a step."""
-        named = [(name, self.optimizer.state[p]) for name, p in self.model.named_parameters()]
-        return {f"{key}.{name}": state[key] for name, state in named if state for key in ("exp_avg", "exp_avg_sq")}
+        """The optimizer's moments, "exp_avg.PARAMETER" and the like, float32; none before a step."""
+        return self.optimizer.moments()
 
     @torch.no_grad()
     def begin_slice(self) -> None:
@@ -417,9 +438,8 @@ class Trainer:
         """
         expected = {name: (value.dtype, list(value.shape)) for name, value in self.state_dict().items()}
         if step:
-            for name, p in self.model.named_parameters():
-                for key in ("exp_avg", "exp_avg_sq"):
-                    expected[f"optimizer.{key}.{name}"] = (torch.bfloat16, list(p.shape))
+            for name, p in self.optimizer.moment_names().items():
+                expected[f"optimizer.{name}"] = (torch.bfloat16, list(p.shape))
         for name, entry in expected.items():
             given = (state[name].dtype, list(state[name].shape)) if name in state else None
             if given != entry:
@@ -431,10 +451,8 @@ class Trainer:
         self.model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
         for name, p in self.model.named_parameters():
             self.ema.shadow[name].copy_(p.detach() + state[f"ema_difference.{name}"].to(p.device).float())
-            if step:
-                keys = ("exp_avg", "exp_avg_sq")
-                moments = {key: state[f"optimizer.{key}.{name}"].to(p.device).float() for key in keys}
-                self.optimizer.state[p].update(step=step, **moments)
+        if step:
+            self.optimizer.load({n: state[f"optimizer.{n}"] for n in self.optimizer.moment_names()}, step)
         self.rows = self._empty_rows()
         self.generator.set_state(state["generator"].cpu())
         self.step = self.ema.updates = step

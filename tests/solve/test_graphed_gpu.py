@@ -85,7 +85,7 @@ def test_gpu_the_host_waits_once_in_a_step(puzzles):
                 solve(model, tokens, halt="none", depth=depth)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        return sum("synchronizing" in str(w.message) for w in caught)
+        return sum("called a synchronizing" in str(w.message) for w in caught)
 
     solve(model, tokens, halt="none", depth=4)
     assert waits(24) - waits(14) <= 10

@@ -20,8 +20,8 @@ pytestmark = [
 def make_cuda_trainer(device: str = "cuda", **changes: object) -> Trainer:
     torch.manual_seed(0)
     model = EquilibriumReasoner(tiny_config(noise_scale=0.01, halt_max_steps=3)).to(device)
-    config = dict(batch_size=8, lr=3e-3, lr_warmup_steps=2, total_steps=None, compile=False, **changes)
-    return Trainer(model, make_stream(curriculum=()), TrainSettings(**config))
+    settings = dict(batch_size=8, lr=3e-3, lr_warmup_steps=2, total_steps=None, compile=False) | changes
+    return Trainer(model, make_stream(curriculum=()), TrainSettings(**settings))
 
 
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"])

@@ -195,6 +195,18 @@ def test_the_fastest_that_runs_and_agrees_is_taken(tuner, caplog):
         assert told in caplog.text
 
 
+@pytest.mark.parametrize("tuning", ["0", "1"])
+def test_models_of_one_size_share_their_tiles_and_nothing_else(tuner, monkeypatch, tuning):
+    monkeypatch.setenv("EQR_TRITON_TUNE", tuning)
+    monkeypatch.setattr(tuner, "_fits", lambda *_: True)
+    monkeypatch.setattr(tuner, "_time", lambda *_: (1.0, LOGITS))
+    for fixed in (False, True, False):
+        model = EquilibriumReasoner(tiny_config(fixed_init=fixed))
+        plan = tuner.plan_for(model, torch.bfloat16)
+        assert plan == tuner.known_plan(model, torch.bfloat16)
+        assert plan.fixed_start == fixed
+
+
 def test_nothing_that_fits_tells_every_reason(tuner):
     def fails(plan):
         raise RuntimeError(f"no room for {PLANS.index(plan)}")

@@ -22,7 +22,7 @@ from eqr_kernels.modules import EqROperator
 
 _log = logging.getLogger(__name__)
 _lock = threading.RLock()
-_chosen: dict[str, Plan] = {}
+_chosen: dict[str, Tiles] = {}
 
 # A timed run: this many outer steps of two trajectories for every multiprocessor.
 _STEPS = 2
@@ -74,12 +74,12 @@ def known_plan(model: EqROperator, dtype: torch.dtype) -> Plan | None:
     plans = _plans(model, dtype)
     key = key_of(torch.cuda.get_device_name(model.device), plans[0], dtype)
     with _lock:
-        if _tunes():
-            plan_kept = _chosen.get(key) or _kept(key, plans)
-            if plan_kept is not None:
-                _chosen[key] = plan_kept
-            return plan_kept
-        return _chosen.get(key + _UNTIMED)
+        if not _tunes():
+            return _with_tiles(plans, _chosen.get(key + _UNTIMED))
+        plan = _with_tiles(plans, _chosen.get(key)) or _with_tiles(plans, _kept(key))
+        if plan is not None:
+            _chosen[key] = plan.tile
+        return plan
 
 
 def plan_for(model: EqROperator, dtype: torch.dtype) -> Plan:
@@ -97,10 +97,12 @@ def plan_for(model: EqROperator, dtype: torch.dtype) -> Plan:
         if known is not None:
             return known
         if _tunes():
-            _chosen[key] = plan = fastest(plans, dtype, lambda p: _time(model, dtype, p))
+            plan = fastest(plans, dtype, lambda p: _time(model, dtype, p))
+            _chosen[key] = plan.tile
             write_choice(cache_file(), key, plan.tile)
         else:
-            _chosen[key + _UNTIMED] = plan = first_that_fits(plans, lambda p: _fits(model, dtype, p))
+            plan = first_that_fits(plans, lambda p: _fits(model, dtype, p))
+            _chosen[key + _UNTIMED] = plan.tile
         return plan
 
 
@@ -116,12 +118,15 @@ def _plans(model: EqROperator, dtype: torch.dtype) -> tuple[Plan, ...]:
     return candidates(model.config, dtype, calls=calls)
 
 
-def _kept(key: str, plans: tuple[Plan, ...]) -> Plan | None:
+def _kept(key: str) -> Tiles | None:
     try:
-        tiles = Tiles.from_dict(read_choices(cache_file())[key])
+        return Tiles.from_dict(read_choices(cache_file())[key])
     except (KeyError, TypeError, ValueError):
         return None
-    # Tiles of another version are no longer known to work.
+
+
+def _with_tiles(plans: tuple[Plan, ...], tiles: Tiles | None) -> Plan | None:
+    """A model's own plan with the tiles that were chosen for one of its sizes; None: they are of another version."""
     return next((plan for plan in plans if plan.tile == tiles), None)
 
 
