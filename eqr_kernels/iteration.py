@@ -16,7 +16,7 @@ from eqr_kernels.modules import check_ids
 from eqr_kernels.not_compiled import not_compiled
 from eqr_kernels.scheduler import GOING, take, to_device
 from eqr_kernels.trajectory import Status
-from eqr_kernels.update import damped_update, residual, squares, why_not_fused_update
+from eqr_kernels.update import damped_update, fused_update, residual, squares
 
 State = Tensor | tuple[Tensor, ...]
 Step = Callable[..., State]
@@ -88,9 +88,8 @@ class _Picard:
     def update(self, rows: _Rows, u: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor, tuple[Tensor, ...]]:
         after, changes = [], []
         for i, (z, new) in enumerate(zip(rows.z, u, strict=True)):
-            fused = why_not_fused_update(z.device, z.dtype) is None
             keyed = (rows.rng, noise.FIRST_UPDATE + i, self.lambda_, self.noise_scale)
-            out, change, size = damped_update(z, new, *keyed, z, fused=fused)
+            out, change, size = damped_update(z, new, *keyed, z, fused_update(z.device, z.dtype))
             after.append(out)
             changes.append((change, size))
         return tuple(after), residual(changes), ()

@@ -1,6 +1,10 @@
-"""The state update of any operator, with noise and residual: by the fused op where there is one, else in PyTorch."""
+"""The state update of any operator, with noise and residual: by a fused op where there is one, else in PyTorch."""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -18,6 +22,27 @@ def why_not_fused_update(device: torch.device, dtype: torch.dtype) -> str | None
     return None
 
 
+FusedUpdate = Callable[..., tuple[Tensor, Tensor, Tensor]]
+"""`ops.damped_update`, or its twin for a GPU."""
+
+
+def fused_update(device: torch.device, dtype: torch.dtype) -> FusedUpdate | None:
+    """The op that updates states there in one pass: compiled on the CPU, in Triton on a GPU; None: there is none."""
+    if why_not_fused_update(device, dtype) is None:
+        return ops.damped_update
+    if device.type == "cuda" and dtype in (torch.float32, torch.bfloat16, torch.float16) and _has_triton():
+        # Here, since Triton is optional.
+        from eqr_kernels.ops.triton import damped_update as kernel
+
+        return kernel.damped_update
+    return None
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
 def damped_update(
     z: Tensor,
     u: Tensor,
@@ -26,8 +51,7 @@ def damped_update(
     lambda_: float,
     noise_scale: float,
     z_prev: Tensor | None,
-    *,
-    fused: bool,
+    fused: FusedUpdate | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(1 - lambda_) z + lambda_ u + noise_scale eps, and how far that is from z_prev.
 
@@ -35,17 +59,17 @@ def damped_update(
         z, u: [n, ...], of one dtype.
         rng: int64 [n, 4] and stream: key the noise, see `eqr_kernels.noise`.
         z_prev: like z, or None.
-        fused: see `why_not_fused_update`.
+        fused: the op to use; None: PyTorch.
 
     Returns:
         The update, like z, and with z_prev ||out - z_prev||^2 and ||out||^2 of each row, float32 (float64 stays
         float64) [n]; else nothing of use.
     """
-    if fused:
+    if fused is not None:
         shape = z.shape if z.ndim == 3 else (len(z), 1, z[0].numel() if len(z) else 0)
         prev = None if z_prev is None else z_prev.reshape(shape).contiguous()
         flat = (z.reshape(shape).contiguous(), u.reshape(shape).contiguous())
-        out, change, size = ops.damped_update(*flat, rng, stream, lambda_, noise_scale, prev)
+        out, change, size = fused(*flat, rng, stream, lambda_, noise_scale, prev)
         return out.view(z.shape), change, size
     eps = noise.normal(rng, stream, tuple(z.shape[1:]), z.dtype) if noise_scale else None
     out = reference.damped_update(z, u, eps, lambda_, noise_scale)

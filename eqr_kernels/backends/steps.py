@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from eqr_kernels import noise, reference
+from eqr_kernels import noise, ops, reference
 from eqr_kernels.backends.base import FixedPointProblem
 from eqr_kernels.backends.graphed import StepInputs, StepOutputs
 from eqr_kernels.modifications import called
@@ -35,7 +35,8 @@ class PlainStep:
         self.config, self.problem = model.config, problem
         self.weights = model.weights().to(problem.dtype)
         self.blocks = reference.all_blocks(self.weights, model.rope(), model.config)
-        self.fused = why_not_fused_update(model.device, problem.dtype) is None
+        # Not in Triton on a GPU: the reference there is PyTorch alone, to measure the Triton backend against.
+        self.fused = ops.damped_update if why_not_fused_update(model.device, problem.dtype) is None else None
 
     def injection(self, tokens: Tensor) -> Tensor:
         return reference.embed(tokens, self.weights)
@@ -49,7 +50,7 @@ class PlainStep:
         def update(z: Tensor, u: Tensor, m: int) -> Tensor:
             z_prev = parked.get(m)
             keyed = (inputs.rng, noise.FIRST_UPDATE + m, c.lambda_, p.noise_scale)
-            out, change, size = damped_update(z, u, *keyed, z_prev, fused=self.fused)
+            out, change, size = damped_update(z, u, *keyed, z_prev, self.fused)
             if z_prev is not None:
                 changes.append((change, size))
             return out

@@ -66,7 +66,7 @@ def woken(*_, **__):
 torch.cuda._lazy_init = woken
 import eqr_kernels
 for module in pkgutil.walk_packages(eqr_kernels.__path__, "eqr_kernels."):
-    if not module.name.startswith("eqr_kernels.backends.triton") and module.name != "eqr_kernels._C":
+    if ".triton" not in module.name and module.name != "eqr_kernels._C":
         importlib.import_module(module.name)
 assert "triton" not in sys.modules, "triton was imported"
 from eqr_kernels import EqRConfig, EquilibriumReasoner, backends

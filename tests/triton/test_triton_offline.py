@@ -81,6 +81,35 @@ def test_fits_and_uses_tensor_cores(preset, precision, index, architecture, tmp_
         assert found["stack"] <= allowed and (allowed or counts["LDL"] == counts["STL"] == 0), found
 
 
+ABSENT = """
+import sys, torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+class Absent:
+    def get_current_target(self): return GPUTarget("cuda", int(sys.argv[1]), 32)
+    def get_current_device(self): return 0
+    def get_current_stream(self, device=0): return 0
+driver.set_active(Absent())
+from eqr_kernels.ops.triton.damped_update import _sum, _update
+rng, sums = torch.zeros(4, 4, dtype=torch.int64), torch.zeros(2, 4, 3)
+for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    z = torch.zeros(4, 3000, dtype=dtype)
+    for measures in (True, False):
+        _update.warmup(z, z, z, rng, z, sums, 3000, 2, 0.9, 0.1, measures, 1024, enable_fp_fusion=True, grid=(4, 3))
+_sum.warmup(sums, sums, 3, 1024, enable_fp_fusion=True, grid=(8,))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", SHARED)
+def test_the_update_of_rows_compiles(architecture, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", ABSENT, str(architecture)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
 def compile_here(preset: str, precision: str, index: int, architecture: int) -> dict[str, Any]:
     """Compiles for a GPU that is not there. In the child."""
     import triton

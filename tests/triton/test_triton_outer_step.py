@@ -35,7 +35,7 @@ if adapter.interpreting():  # in the child; an import of Triton elsewhere would 
     import triton
     import triton.language as tl
 
-    from eqr_kernels.backends.triton.kernels import philox
+    from eqr_kernels.ops.triton import philox
 
     @triton.jit
     def rounded(x, out, n: tl.constexpr):

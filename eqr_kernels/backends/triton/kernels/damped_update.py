@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from eqr_kernels.backends.triton.kernels.channel_mixer import feature_scale
-from eqr_kernels.backends.triton.kernels.philox import (
+from eqr_kernels.ops.triton.philox import (
     normals_by_element,
     normals_by_four,
     truncated_normal,
