@@ -17,10 +17,13 @@ PRINTED = {
     "official_checkpoint.py": (r"\(EMA\)\. Trained for 16500 steps\.\n(\d+) of 4 solved", 4),
     "own_training_loop.py": (r"depth 8: (\d+) of 200 fresh puzzles right", 160),
     "deq_classifier.py": (r"(\d+) of 360 held-out digits right; all converged: True", 330),
+    "looped_transformer.py": (r"\b8 bits +[\d.]+ steps +(\d+)\.\d% right", 95),
+    "looped_language_model.py": (r"(\d+) of 32 prompts have the logits of the model's own forward", 32),
     "own_task.py": (r"(\d+) of 100 fresh puzzles right", 95),
 }
 
-NEEDED = {"deq_classifier.py": ("sklearn",)}
+NEEDED = {"deq_classifier.py": ("sklearn",), "looped_language_model.py": ("transformers",)}
+SHORTER = {"looped_transformer.py": dict(updates=250, picture="")}
 
 
 def test_every_example_is_run():
@@ -32,7 +35,10 @@ def test_every_example_is_run():
 def test_example(name: str, capsys: pytest.CaptureFixture[str]):
     for package in NEEDED.get(name, ()):
         pytest.importorskip(package)
-    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    if name in SHORTER:
+        runpy.run_path(str(EXAMPLES / name))["main"](**SHORTER[name])
+    else:
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     pattern, least = PRINTED[name]
     printed = capsys.readouterr().out
     right = re.search(pattern, printed)
