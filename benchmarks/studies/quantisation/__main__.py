@@ -63,7 +63,7 @@ def main(
     chosen = _chosen(default_variants(simulate_in), only)
     reasoner = puz.load_model(model, device, progress)
     tolerance = _tolerance(tol, reasoner.card)
-    task = puz.task_of(reasoner.config)
+    task = puz.task_for(None, reasoner)
     puzzles, errors = puz.read_answered(task, reasoner.config.seq_len, file, limit=limit, show=progress)
     of = len(puzzles)
     puzzles = puz.reveal_clues(task, puz.stratified(puzzles, subset), reveal, seed)
