@@ -118,17 +118,18 @@ def _installed() -> list[EntryPoint]:
 
 
 def _module(place: str, spec: str) -> ModuleType:
+    path = Path(place).expanduser()
+    if path.suffix == ".py" and not path.is_file():
+        raise ValueError(f"--task {spec}: there is no file {path}")
     try:
-        if place.endswith(".py"):
-            return _from_file(Path(place).expanduser(), spec)
+        if path.suffix == ".py":
+            return _from_file(path)
         # As `python -m` does; the program `eqr` is started without.
         here = os.getcwd()
         if "" not in sys.path and here not in sys.path:
             sys.path.insert(0, here)
         importlib.invalidate_caches()
         return importlib.import_module(place)
-    except ValueError:
-        raise
     except Exception as error:
         raise ImportError(
             f"--task {spec}: {place} cannot be imported ({_reason(error)}); it must be a module that Python finds from "
@@ -136,9 +137,7 @@ def _module(place: str, spec: str) -> ModuleType:
         ) from error
 
 
-def _from_file(path: Path, spec: str) -> ModuleType:
-    if not path.is_file():
-        raise ValueError(f"--task {spec}: there is no file {path}")
+def _from_file(path: Path) -> ModuleType:
     name = f"eqr_task_{path.stem}"
     about = importlib.util.spec_from_file_location(name, path)
     assert about is not None and about.loader is not None

@@ -707,6 +707,7 @@ def test_info_tells_versions_backends_and_models():
     fused = report["backends"]["cpu"]
     assert fused["available"] == report["extension"]["loaded"] and ("fused" in fused["note"]) == fused["available"]
     assert report["cpu"]["name"] and isinstance(report["models"], list)
+    assert report["tasks"][:2] == ["sudoku", "maze"]
     text = eqr("info").stdout
     for expected in ("versions", "compiled extension", "machine", "backends", "shipped models", torch.__version__):
         assert expected in text

@@ -17,7 +17,7 @@ PRINTED = {
     "official_checkpoint.py": (r"\(EMA\)\. Trained for 16500 steps\.\n(\d+) of 4 solved", 4),
     "own_training_loop.py": (r"depth 8: (\d+) of 200 fresh puzzles right", 160),
     "deq_classifier.py": (r"(\d+) of 360 held-out digits right; all converged: True", 330),
-    "own_task.py": (r"(\d+) of 100 fresh puzzles right", 95),
+    "latin_squares.py": (r"(\d+) of 200 fresh squares right", 190),
 }
 
 NEEDED = {"deq_classifier.py": ("sklearn",)}
