@@ -2,7 +2,7 @@
 
 The object `LATIN` is all that the commands need: `eqr train --task examples.latin_squares:LATIN`, and so on
 (docs/own-task.md). Here the same is done from Python: generate squares, train a small model, solve fresh ones, check
-the answers. Takes 20 seconds on two quiet cores.
+the answers. Takes half a minute on one slow core.
 
 python examples/latin_squares.py
 """

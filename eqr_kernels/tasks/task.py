@@ -34,6 +34,8 @@ class Task(ABC):
         vocab_size: of the config of its models.
         seq_len: S, when all puzzles have the same; None where it is the model's.
         open_token: the token of a cell to be filled in: what else stands in a puzzle is given, and must stay.
+        easier_clues: of a task with `reveal`: with so many clues even a young model solves some, so a learning curve
+            measures puzzles with them as well; None where it does not.
         written: what a puzzle looks like in a file, for messages, as in "81 of the digits 1-9 and .".
     """
 
@@ -41,6 +43,7 @@ class Task(ABC):
     vocab_size: int
     seq_len: int | None = None
     open_token: int = 1
+    easier_clues: int | None = None
     written: str = ""
 
     @abstractmethod
@@ -148,13 +151,7 @@ class Task(ABC):
 
 @runtime_checkable
 class Reveals(Protocol):
-    """A task whose puzzles are easier the more of the answer is shown: `--reveal`, `--curriculum`.
-
-    Attributes:
-        easier_clues: with so many, a model that is young solves some: what a learning curve measures as well.
-    """
-
-    easier_clues: int
+    """A task whose puzzles are easier the more of the answer is shown: `--reveal`, `--curriculum`."""
 
     def reveal(
         self, inputs: Tokens, labels: Tokens, clues: int | npt.NDArray[np.integer], rng: np.random.Generator

@@ -58,7 +58,7 @@ class Measurement:
 
 
 def evaluation_sets(task: Task, puzzles: PuzzleSet, count: int | None) -> list[EvaluationSet]:
-    """A fixed subset of the puzzles, as published and, for a task that reveals clues, the same with some more.
+    """A fixed subset of the puzzles, as published and, for a task with `easier_clues`, the same with so many shown.
 
     Each source gives as many, as far as it has them, by `stratified_subset` within it: the hard ones alone would tell
     nothing of a model that is young, and the easy ones nothing of one that is not.
@@ -69,7 +69,7 @@ def evaluation_sets(task: Task, puzzles: PuzzleSet, count: int | None) -> list[E
     if count is not None and count < len(puzzles):
         puzzles = puzzles.subset(np.sort(np.concatenate(_by_source(puzzles, count))))
     sets = [EvaluationSet("published", puzzles)]
-    if isinstance(task, Reveals):
+    if isinstance(task, Reveals) and task.easier_clues is not None:
         assert puzzles.labels is not None
         inputs = task.reveal(puzzles.inputs, puzzles.labels, task.easier_clues, np.random.default_rng(0))
         sets.append(EvaluationSet(str(task.easier_clues), dataclasses.replace(puzzles, inputs=inputs)))

@@ -12,6 +12,7 @@ import torch
 
 from eqr_kernels.config import EqRConfig
 from eqr_kernels.tasks.registry import choose_task, find_task, is_object, task_of
+from eqr_kernels.tasks.stream import parse_curriculum
 from eqr_kernels.tasks.task import Reveals, Task
 from eqr_kernels.training.initial_weights import InitialWeights, initial_weights
 from eqr_kernels.training.processes import Process
@@ -160,6 +161,9 @@ def plan_run(request: RunRequest, process: Process) -> RunPlan:
             f"--curriculum is for Sudoku and tasks with a `reveal`, and the run trains the {task.name} task; "
             'set it to ""'
         )
+    most = max(point.high for point in parse_curriculum(settings.curriculum)) if settings.curriculum else 0
+    if most > config.seq_len:
+        raise ValueError(f"--curriculum shows up to {most} clues, and a puzzle has {config.seq_len} cells")
     task_object = request.task if request.task is not None and is_object(request.task) else ""
     return RunPlan(out, task, config, settings, initial, stored, step, task_object)
 

@@ -1019,6 +1019,7 @@ def test_train_resume_is_strict_about_settings(data, tmp_path):
         (["--steps", 1, "--set", "hiden_size=4"], "did you mean 'hidden_size'"),
         (["--steps", 1, "--set", "hidden_size"], "--set must be FIELD=VALUE"),
         (["--steps", 1, "--curriculum", "34-50"], "is not STEP:LOW-HIGH"),
+        (["--steps", 1, "--curriculum", "0:34-82"], "--curriculum shows up to 82 clues, and a puzzle has 81 cells"),
         (["--steps", 1, "--dtype", "float16"], "forward_dtype must be"),
         (["--minutes", 1, "--lr-min-ratio", 0.1], "--lr-min-ratio 0.1 needs --steps"),
         (["--steps", 1, "--eval-depths", "2,x", "--eval-data", "x"], "--eval-depths must be numbers"),

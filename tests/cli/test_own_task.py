@@ -153,6 +153,33 @@ def test_what_a_task_cannot_is_told(model, data, arguments, message):
     assert message in refused.stderr.replace("\n", " ") and not refused.stdout
 
 
+def test_a_task_that_reveals_has_a_curriculum_and_easier_puzzles(model, data, tmp_path):
+    revealing = tmp_path / "revealing.py"
+    revealing.write_text(
+        FILE.read_text()
+        + """
+class Revealing(LatinSquares):
+    easier_clues = 12
+
+    def reveal(self, inputs, labels, clues, rng):
+        ranks = np.where(inputs == BLANK, rng.random(inputs.shape), -1).argsort(1).argsort(1)
+        return np.where(ranks < np.reshape(clues, (-1, 1)), labels, inputs)
+
+    def count_solutions(self, inputs):
+        return int(((_all_squares() == inputs) | (inputs == BLANK)).all(1).sum())
+
+OBJECT = Revealing()
+"""
+    )
+    task, out = ["--task", f"{revealing}:OBJECT"], tmp_path / "run"
+    train = [*TRAIN, *task, "--data", data, "--out", out, "--steps", 1]
+    eqr(*train, "--curriculum", "0:10-12", "--eval-data", data, "--eval-depths", "2")
+    assert {line.split(",")[6] for line in (out / "curve.csv").read_text().splitlines()[1:]} == {"published", "12"}
+    assert read_manifest(out)["settings"]["curriculum"] == "0:10-12"
+    report = eqr_json("solve", data, "--model", model, *task, "--reveal", 16, "--depth", 16)
+    assert report["summary"]["solved"] == 40 and {p["solutions"] for p in report["puzzles"]} == {"one"}
+
+
 def test_a_task_without_a_generator_says_so(model, tmp_path):
     bare = tmp_path / "bare.py"
     bare.write_text(FILE.read_text().replace("def generate(", "def _generate("))
