@@ -23,6 +23,9 @@ class ModelCard:
         config: the operator that the weights belong to.
         schema_version: of the card itself.
         data: what it was trained on.
+        task: name of the task that it was trained on, as `eqr --task` takes it; "" where the config's sizes tell.
+        task_object: where that task's object was, as in "package.module:OBJECT"; "" where its name is enough. It is
+            told to whoever uses the model, and never imported unasked.
         steps: training steps.
         accuracies: measured accuracies, free-form JSON.
         tol: residual tolerance for `tol="auto"`: the loosest at which at least 99 % of the puzzles that met it in
@@ -43,6 +46,8 @@ class ModelCard:
     config: EqRConfig
     schema_version: int = SCHEMA_VERSION
     data: str | dict[str, Any] = ""
+    task: str = ""
+    task_object: str = ""
     steps: int | None = None
     accuracies: dict[str, Any] = field(default_factory=dict)
     tol: float | None = None
@@ -65,7 +70,7 @@ class ModelCard:
             int: ("schema_version", "window", "rng_layout"),
             (int, type(None)): ("steps",),
             (int, float, type(None)): ("tol", "tol_fast", "noise_scale"),
-            str: ("tol_missing", "licence", "commit", "notes", "sha256"),
+            str: ("task", "task_object", "tol_missing", "licence", "commit", "notes", "sha256"),
         }
         for kind, names in kinds.items():
             for name in names:

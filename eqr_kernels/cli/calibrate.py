@@ -28,6 +28,7 @@ _SHOWN = 24
 def calibrate(
     file: opt.AnsweredFile = None,
     model: opt.Model = opt.MODEL,
+    task: opt.TaskName = None,
     depth: opt.Depth = DEFAULT_DEPTH,
     max_loss: Annotated[
         float, typer.Option(help="Share of the puzzles that halting may lose; 0.01 is one in 100.")
@@ -82,11 +83,11 @@ def calibrate(
         )
     weights = _writable(model) if write else None
     reasoner = puz.load_model(model, device, progress)
-    task = puz.task_of(reasoner.config)
+    its_task = puz.task_for(task, reasoner)
     reading: dict[str, Any] = dict(format=format, split=split, show=progress)
-    puzzles, errors = puz.read_answered(task, reasoner.config.seq_len, file, **reading)
+    puzzles, errors = puz.read_answered(its_task, reasoner.config.seq_len, file, **reading)
     of = len(puzzles)
-    puzzles = puz.reveal_clues(task, puz.stratified(puzzles, min(subset, of)), reveal, seed)
+    puzzles = puz.reveal_clues(its_task, puz.stratified(puzzles, min(subset, of)), reveal, seed)
     assert puzzles.labels is not None
     if noise_scale is None:
         noise_scale = reasoner.inference_noise_scale

@@ -37,7 +37,7 @@ def show_tracebacks(wanted: bool) -> None:
 def complain(message: str, kind: str = "error") -> None:
     """One message on stderr."""
     style = {"error": "bold red", "warning": "bold yellow"}.get(kind, "bold")
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
     console.print(f"{kind}: ", style=style, end="")
     console.print(message, markup=False)
 

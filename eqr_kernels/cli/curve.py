@@ -20,19 +20,16 @@ from eqr_kernels.cli.console import INCOMPLETE, Bar, command, complain
 from eqr_kernels.cli.provenance import device_name, reproduction, weights_digest
 from eqr_kernels.cli.render import require, terminal
 from eqr_kernels.cli.render.curve_terminal import draw_curve
-from eqr_kernels.config import EqRConfig
 from eqr_kernels.solver import DEFAULT_DEPTH
 from eqr_kernels.studies.costs import Price, UnitCosts
 from eqr_kernels.studies.curve import CurveMap, Request, group_sizes, usual_tolerances
 from eqr_kernels.studies.curve_report import CurveReport, Puzzles
 from eqr_kernels.studies.store import OtherRecording
 from eqr_kernels.studies.subset import SUBSET_SEED
-from eqr_kernels.tasks import maze, sudoku_generator
-from eqr_kernels.tasks.common import ParseErrors, PuzzleSet, join
-from eqr_kernels.tasks.registry import Task
+from eqr_kernels.tasks.common import ParseErrors
+from eqr_kernels.tasks.task import generated
 from eqr_kernels.tolerance import card_tolerance
 
-_GENERATED = ("easy", "medium", "hard", "extreme")
 _GENERATED_SEED = 2026
 _QUICK = {"depth": 16, "breadth": 4, "puzzles": 48}
 _USUAL = {"depth": DEFAULT_DEPTH, "breadth": 8, "puzzles": 200}
@@ -47,6 +44,7 @@ def curve(
         typer.Argument(metavar="FILE", help="Puzzles with answers, or - for stdin; without, puzzles of our own."),
     ] = None,
     model: opt.Model = opt.MODEL,
+    task: opt.TaskName = None,
     out: Annotated[
         Path, typer.Option("--out", help="Folder of curve.json, the report and the pictures; and of what was run.")
     ] = Path("curve"),
@@ -123,20 +121,24 @@ def curve(
     _check_folder(out)
     require()  # before the work: the pictures come last
     reasoner = puz.load_model(model, device, progress)
-    task = puz.task_of(reasoner.config)
+    its_task = puz.task_for(task, reasoner)
     if file is None:
-        puzzles = _generated(task, reasoner.config, limit or sizes["puzzles"], progress)
+        count = limit or sizes["puzzles"]
+        with Bar("generating puzzles", progress) as bar:
+            puzzles = generated(
+                its_task, reasoner.config.seq_len, count, _GENERATED_SEED, lambda done: bar.update(done, count)
+            )
         errors = ParseErrors()
     else:
         reading: dict[str, Any] = dict(format=format, split=split, limit=limit, show=progress)
-        puzzles, errors = puz.read_answered(task, reasoner.config.seq_len, file, **reading)
+        puzzles, errors = puz.read_answered(its_task, reasoner.config.seq_len, file, **reading)
     known = card_tolerance(reasoner.card, noise_scale=noise_scale)
     if known is not None and known.caveat:
         complain(known.caveat, "warning")
     of = len(puzzles)
     if quick and subset is None and limit is None and of > sizes["puzzles"]:
         subset = sizes["puzzles"]
-    puzzles = puz.reveal_clues(task, puz.stratified(puzzles, subset), reveal, seed)
+    puzzles = puz.reveal_clues(its_task, puz.stratified(puzzles, subset), reveal, seed)
     request = Request(
         depth=depth or sizes["depth"],
         breadth=breadth or sizes["breadth"],
@@ -165,7 +167,7 @@ def curve(
     costs: UnitCosts = measured["unit_costs"]
     report = CurveReport(
         model=model,
-        task=task.name,
+        task=its_task.name,
         puzzles=Puzzles(
             count=len(puzzles),
             of=of,
@@ -200,21 +202,6 @@ def _check_folder(out: Path) -> None:
         raise ValueError(f"--out {out} is a file; name a folder")
     if not out.absolute().parent.is_dir():
         raise FileNotFoundError(f"--out {out}: there is no folder {out.absolute().parent}; make it first")
-
-
-def _generated(task: Task, config: EqRConfig, n: int, progress: bool | None) -> PuzzleSet:
-    """So many of our own generator, always the same; Sudoku in four difficulties, a group each."""
-    with Bar("generating puzzles", progress) as bar:
-        if task.name == "maze":
-            size = round(config.seq_len**0.5)
-            return maze.generate(n, size=size, seed=_GENERATED_SEED, progress=lambda k: bar.update(k, n))
-        parts = []
-        for i, difficulty in enumerate(_GENERATED):
-            count = (n + len(_GENERATED) - 1 - i) // len(_GENERATED)
-            if count:
-                parts.append(sudoku_generator.generate(count, difficulty, seed=_GENERATED_SEED + i))
-            bar.update(i + 1, len(_GENERATED))
-    return join(parts)
 
 
 def _tolerances(text: str) -> tuple[float, ...]:

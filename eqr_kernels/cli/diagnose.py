@@ -30,6 +30,7 @@ def diagnose(
     ctx: typer.Context,
     file: opt.AnsweredFile = None,
     model: opt.Model = opt.MODEL,
+    task: opt.TaskName = None,
     depth: Annotated[int, typer.Option(min=1, help="Outer steps, for every trajectory.")] = DEFAULT_DEPTH,
     breadth: Annotated[int, typer.Option(min=1, help="Trajectories of each puzzle, from other random starts.")] = 8,
     tol: opt.Tol = "auto",
@@ -69,13 +70,13 @@ def diagnose(
     if not 0 < broad <= 1:
         raise ValueError(f"--broad must be a share above 0 and up to 1, got {broad}")
     reasoner = puz.load_model(model, device, progress)
-    task = puz.task_of(reasoner.config)
+    its_task = puz.task_for(task, reasoner)
     if noise_scale is None:
         noise_scale = reasoner.inference_noise_scale
     reading: dict[str, Any] = dict(format=format, split=split, limit=limit, show=progress)
-    puzzles, errors = puz.read_answered(task, reasoner.config.seq_len, file, **reading)
+    puzzles, errors = puz.read_answered(its_task, reasoner.config.seq_len, file, **reading)
     of = len(puzzles)
-    puzzles = puz.reveal_clues(task, puz.stratified(puzzles, subset), reveal, seed)
+    puzzles = puz.reveal_clues(its_task, puz.stratified(puzzles, subset), reveal, seed)
     assert puzzles.labels is not None
     options: dict[str, Any] = dict(
         window=window,
@@ -104,7 +105,7 @@ def diagnose(
     report: dict[str, Any] = {
         "command": "diagnose",
         "model": model,
-        "task": task.name,
+        "task": its_task.name,
         "settings": {
             "depth": depth,
             "breadth": breadth,

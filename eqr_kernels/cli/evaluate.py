@@ -41,6 +41,7 @@ def evaluate(
     ctx: typer.Context,
     file: opt.AnsweredFile = None,
     model: opt.Model = opt.MODEL,
+    task: opt.TaskName = None,
     depths: Annotated[str, typer.Option(help="Outer steps after which answers are counted.")] = "1,2,4,8,16,32,64",
     breadths: Annotated[
         str, typer.Option("--breadths", "--breadth", help="Trajectories of each puzzle, as in 1,8,32.")
@@ -104,11 +105,11 @@ def evaluate(
     if not 0 < broad <= 1:
         raise ValueError(f"--broad must be a share above 0 and up to 1, got {broad}")
     reasoner = puz.load_model(model, device, progress)
-    task = puz.task_of(reasoner.config)
+    its_task = puz.task_for(task, reasoner)
     reading: dict[str, Any] = dict(format=format, split=split, limit=limit, show=progress)
-    puzzles, errors = puz.read_answered(task, reasoner.config.seq_len, file, **reading)
+    puzzles, errors = puz.read_answered(its_task, reasoner.config.seq_len, file, **reading)
     of = len(puzzles)
-    puzzles = puz.reveal_clues(task, puz.stratified(puzzles, subset), reveal, seed)
+    puzzles = puz.reveal_clues(its_task, puz.stratified(puzzles, subset), reveal, seed)
     assert puzzles.labels is not None
     run: dict[str, Any] = dict(seed=seed, slots=slots, backend=backend, precision=precision)
     chosen = None
@@ -117,7 +118,7 @@ def evaluate(
     tolerance = None if chosen is None else chosen.value
     settings: dict[str, Any] = dict(halt=halt, tol=tolerance, window=window, noise_scale=noise_scale, **run)
     given = settings if halt in RULES_WITH_TOLERANCE else {**settings, "tol": "auto"}
-    others = OtherSolutions(task.is_solution, puzzles.inputs)
+    others = OtherSolutions(its_task.check, puzzles.inputs)
     begun = time.perf_counter()
     with Bar("evaluating", progress) as bar:
         recording = record(
@@ -141,7 +142,7 @@ def evaluate(
     report = {
         "command": "eval",
         "model": model,
-        "task": task.name,
+        "task": its_task.name,
         "settings": {
             "breadth": recording.breadth,
             "select": rules[0],

@@ -17,12 +17,8 @@ from eqr_kernels.cli import options as opt
 from eqr_kernels.cli.console import Bar, check_output, command, parse_range, to_json
 from eqr_kernels.tasks import maze, sudoku, sudoku_generator
 from eqr_kernels.tasks.common import PuzzleSet, rating_number
-from eqr_kernels.tasks.registry import MAZE, SUDOKU, Task
-
-
-class What(StrEnum):
-    sudoku = "sudoku"
-    maze = "maze"
+from eqr_kernels.tasks.registry import MAZE, SUDOKU, find_task
+from eqr_kernels.tasks.task import Task, generated
 
 
 class Written(StrEnum):
@@ -34,14 +30,16 @@ class Written(StrEnum):
 
 @command
 def generate(
-    what: Annotated[What, typer.Argument(help="Puzzles to make.")],
+    what: Annotated[
+        str, typer.Argument(metavar="TASK", help="sudoku, maze, or a task of your own, as --task of other commands.")
+    ],
     n: Annotated[int, typer.Option("-n", "--number", min=1, help="Number of puzzles.")] = 10,
     difficulty: Annotated[str | None, typer.Option(help="Sudoku: easy, medium (default), hard or extreme.")] = None,
     clues: Annotated[str | None, typer.Option(help="Sudoku, instead of --difficulty: as in 30 or 24-30.")] = None,
     guesses: Annotated[
         str | None, typer.Option(help="Sudoku, likewise: the exact solver's guesses, as in 0 or 5-20 or 10-.")
     ] = None,
-    size: Annotated[int | None, typer.Option(help="Maze: side of the grid.", show_default="30")] = None,
+    size: Annotated[int | None, typer.Option(help="Maze: side of the grid; else tokens.", show_default="30")] = None,
     path_length: Annotated[str | None, typer.Option(help="Maze: moves to the goal, as in 100 or 60-90 or 60-.")] = None,
     seed: Annotated[int, typer.Option(help="Puzzle i depends on the seed and i alone.")] = 0,
     answers: Annotated[bool, typer.Option("--answers", help="Write the answers too.")] = False,
@@ -55,8 +53,13 @@ def generate(
     ] = None,
     progress: opt.ShowProgress = None,
 ) -> None:
-    """Make puzzles that have exactly one solution."""
+    """Make puzzles that have exactly one solution.
+
+    A task of your own makes what its `generate` makes; --size is then the number of tokens, where the task leaves that
+    open.
+    """
     check_output(output)
+    task = find_task(what)
     written = Written.json if as_json else format
     if written is Written.npy and (output is None or output.suffix != ".npy"):
         raise ValueError(f"--format npy needs --output FILE.npy, got {output}")
@@ -65,12 +68,16 @@ def generate(
         def done(count: int) -> None:
             bar.update(count, n)
 
-        if what is What.sudoku:
-            _refuse(what, {"--size": size, "--path-length": path_length})
-            puzzles, task = _sudoku(n, difficulty, clues, guesses, seed, done), SUDOKU
+        of_sudoku: dict[str, object] = {"--difficulty": difficulty, "--clues": clues, "--guesses": guesses}
+        if task is SUDOKU:
+            _refuse(task, {"--size": size, "--path-length": path_length})
+            puzzles = _sudoku(n, difficulty, clues, guesses, seed, done)
+        elif task is MAZE:
+            _refuse(task, of_sudoku)
+            puzzles = _mazes(n, size, path_length, seed, done)
         else:
-            _refuse(what, {"--difficulty": difficulty, "--clues": clues, "--guesses": guesses})
-            puzzles, task = _mazes(n, size, path_length, seed, done), MAZE
+            _refuse(task, {**of_sudoku, "--path-length": path_length})
+            puzzles = generated(task, _seq_len(task, size), n, seed, done)
     if written is Written.npy:
         assert output is not None and puzzles.labels is not None
         if answers:
@@ -86,10 +93,20 @@ def generate(
         atomic_write(output, gzip.compress(data, mtime=0) if output.suffix == ".gz" else data)
 
 
-def _refuse(what: What, given: dict[str, object]) -> None:
+def _seq_len(task: Task, size: int | None) -> int:
+    """Tokens of a puzzle of a task that is none of ours."""
+    if task.seq_len is not None:
+        _refuse(task, {"--size": size})
+        return task.seq_len
+    if size is None:
+        raise ValueError(f"the {task.name} task has puzzles of any length; say with --size how many tokens")
+    return size
+
+
+def _refuse(task: Task, given: dict[str, object]) -> None:
     wrong = [name for name, value in given.items() if value is not None]
     if wrong:
-        raise ValueError(f"{' and '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} not for {what.value}; leave out")
+        raise ValueError(f"{' and '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} not for {task.name}; leave out")
 
 
 def _sudoku(

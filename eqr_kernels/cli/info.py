@@ -23,6 +23,7 @@ from eqr_kernels.commit import code_commit
 from eqr_kernels.config import EqRConfig
 from eqr_kernels.precision import NAMED, Precision
 from eqr_kernels.reasoner import EquilibriumReasoner
+from eqr_kernels.tasks.registry import known_tasks
 
 _EXTRAS = {"huggingface_hub": "hub", "tensorboard": "train", "matplotlib": "plot"}
 
@@ -48,6 +49,7 @@ def info(as_json: opt.AsJson = False, output: opt.Output = None) -> None:
         **_backends(),
         "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("EQR_") or k == "OMP_NUM_THREADS"},
         "extras": {name: importlib.util.find_spec(name) is not None for name in _EXTRAS},
+        "tasks": known_tasks(),
         "models": _models(),
     }
     emit(report, as_json, output)
@@ -250,6 +252,7 @@ def _draw(report: dict[str, Any]) -> None:
         for name, there in report["extras"].items()
     }
     drawing.facts("optional packages", extras)
+    drawing.facts("tasks", {"by name": ", ".join(report["tasks"])})
     models = {model["name"]: _model_line(model) for model in report["models"]}
     drawing.facts("shipped models", models or {"none": "in this installation"})
 

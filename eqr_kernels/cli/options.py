@@ -12,6 +12,16 @@ MODEL = "sudoku"
 Model = Annotated[
     str, typer.Option(help="Name of a shipped model, a folder of save_pretrained, a .safetensors, a .pth or a hub id.")
 ]
+TaskName = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        metavar="TASK",
+        help="The model's task: sudoku, maze, one that is installed, or of your own package.module:OBJECT or "
+        "file.py:OBJECT.",
+        show_default="what the model was trained on",
+    ),
+]
 Depth = Annotated[int, typer.Option(help="Outer steps of a trajectory, at most.")]
 Breadth = Annotated[int, typer.Option(help="Trajectories of each puzzle, from different random starts.")]
 Halt = Annotated[
@@ -63,7 +73,7 @@ Broad = Annotated[
 ]
 Reveal = Annotated[
     int | None,
-    typer.Option(min=0, max=81, metavar="CLUES", help="Sudoku: show random clues until there are so many."),
+    typer.Option(min=0, metavar="CLUES", help="Sudoku: show random clues until there are so many."),
 ]
 Format = Annotated[
     str,

@@ -14,14 +14,12 @@ import torch
 from eqr_kernels.cli.console import busy, complain
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.studies.subset import stratified_subset
-from eqr_kernels.tasks import sudoku, sudoku_generator
 from eqr_kernels.tasks.common import KEPT_ERRORS, ParseError, ParseErrors, PuzzleSet
-from eqr_kernels.tasks.registry import MAZE, SUDOKU, Task, task_of
+from eqr_kernels.tasks.registry import MAZE, SUDOKU, choose_task
+from eqr_kernels.tasks.task import CountsSolutions, Reveals, Task
 
 __all__ = [
-    "MAZE",
     "ParseErrors",
-    "SUDOKU",
     "Task",
     "errors_as_json",
     "load_model",
@@ -31,7 +29,7 @@ __all__ = [
     "reveal_clues",
     "solutions",
     "stratified",
-    "task_of",
+    "task_for",
     "with_answers",
 ]
 
@@ -48,6 +46,17 @@ def load_model(source: str, device: str, show: bool | None = None) -> Equilibriu
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         return EquilibriumReasoner.from_pretrained(source).to(device)
+
+
+def task_for(wanted: str | None, model: EquilibriumReasoner) -> Task:
+    """The task that --task names, else that of the model's card, else what its sizes say.
+
+    Raises:
+        As `choose_task`.
+    """
+    card = model.card
+    remembered = {} if card is None else dict(name=card.task, place=card.task_object)
+    return choose_task(wanted, model.config, **remembered)
 
 
 def read_puzzles(
@@ -68,18 +77,19 @@ def read_puzzles(
             another size.
     """
     if file is None and sys.stdin.isatty():
-        raise ValueError("no puzzles: name a FILE, or - for those on stdin; `eqr generate sudoku` makes some")
+        made = f"; `eqr generate {task.name}` makes some" if task in (SUDOKU, MAZE) else ""
+        raise ValueError(f"no puzzles: name a FILE, or - for those on stdin{made}")
     stdin = file in (None, "-")
     name = "stdin" if stdin else str(file)
     if not stdin and not os.path.exists(name):
         raise FileNotFoundError(f"{name}: no such file or folder")
-    options: dict[str, Any] = {"format": format, "split": split}
-    if task.name == "sudoku":
-        options["values"] = values
     with busy(f"reading {name}", show):
-        puzzles, errors = task.module.load(sys.stdin if stdin else file, **options)
+        puzzles, errors = task.load(
+            sys.stdin if file is None or stdin else file, format=format, split=split, values=values
+        )
     if not len(puzzles) and not errors:
-        raise ValueError(f"{name} holds no puzzles; a line is one puzzle, such as 81 of the digits 1-9 and .")
+        such_as = f", such as {task.written}" if task.written else ""
+        raise ValueError(f"{name} holds no puzzles; a line is one puzzle{such_as}")
     if len(puzzles) and puzzles.inputs.shape[1] != seq_len:
         raise ValueError(f"{name} holds puzzles of {puzzles.inputs.shape[1]} cells, and the model takes {seq_len}")
     if limit is not None and limit < len(puzzles):
@@ -106,28 +116,34 @@ def reveal_clues(task: Task, puzzles: PuzzleSet, clues: int | None, seed: int) -
     """The puzzles with random clues of their answers shown until there are `clues`; None shows none.
 
     Raises:
-        ValueError: not Sudoku, or no answers to show clues of.
+        ValueError: a task that reveals none, or no answers to show clues of.
     """
     if clues is None or not len(puzzles):
         return puzzles
-    if task.name != "sudoku":
-        raise ValueError(f"--reveal is for Sudoku, and this model solves the {task.name} task; leave it out")
+    if not isinstance(task, Reveals):
+        raise ValueError(
+            f"--reveal is for Sudoku and tasks with a `reveal`, and this model solves the {task.name} task; "
+            "leave it out"
+        )
     if puzzles.labels is None:
         raise ValueError("--reveal shows clues of the answers, and the puzzles come without; give a CSV with answers")
-    inputs = sudoku.reveal(puzzles.inputs, puzzles.labels, clues, np.random.default_rng(seed))
+    inputs = task.reveal(puzzles.inputs, puzzles.labels, clues, np.random.default_rng(seed))
     return dataclasses.replace(puzzles, inputs=inputs)
 
 
 def solutions(task: Task, puzzles: PuzzleSet, show: bool | None = None) -> list[str]:
-    """How many solutions each puzzle has, by the exact solver: "none", "one" or "several".
+    """How many solutions each puzzle has, by the task's exact solver: "none", "one" or "several".
 
     Raises:
-        ValueError: not Sudoku.
+        ValueError: the task has none.
     """
-    if task.name != "sudoku":
-        raise ValueError(f"--check is for Sudoku, and this model solves the {task.name} task; leave it out")
+    if not isinstance(task, CountsSolutions):
+        raise ValueError(
+            f"--check is for Sudoku and tasks with a `count_solutions`, and this model solves the {task.name} task; "
+            "leave it out"
+        )
     with busy("counting solutions", show):
-        return [("none", "one", "several")[sudoku_generator.count_solutions(grid)] for grid in puzzles.inputs]
+        return [("none", "one", "several")[min(2, task.count_solutions(grid))] for grid in puzzles.inputs]
 
 
 def read_answered(task: Task, seq_len: int, file: str | None, **reading: Any) -> tuple[PuzzleSet, ParseErrors]:

@@ -24,17 +24,16 @@ from eqr_kernels.cli.console import (
 )
 from eqr_kernels.cli.render import terminal as drawing
 from eqr_kernels.cli.tolerance import as_settings, parse_tolerance, refuse_tolerance, settling_tolerance
-from eqr_kernels.config import EqRConfig
 from eqr_kernels.results import SolveResult
 from eqr_kernels.run_rules import RULES_WITH_TOLERANCE
 from eqr_kernels.solver import DEFAULT_DEPTH
 from eqr_kernels.studies import exact_match
-from eqr_kernels.tasks import maze, sudoku_generator
-from eqr_kernels.tasks.common import ParseErrors, PuzzleSet, join, rating_number
-from eqr_kernels.tasks.registry import Task
+from eqr_kernels.tasks.common import ParseErrors, PuzzleSet, rating_number
+from eqr_kernels.tasks.task import CountsSolutions, Task, generated
 from eqr_kernels.trajectory import Status
 
-_DEMO = (("easy", 4), ("medium", 3), ("hard", 3), ("extreme", 2))
+_DEMO, _SMALL = 12, 100
+"""Puzzles of --demo, half of them where one has more tokens than `_SMALL`."""
 _DEMO_SEED = 2026
 
 
@@ -45,6 +44,7 @@ def solve(
         typer.Argument(help="Puzzles: a line each, grids, CSV, JSON, .npy, ..., a folder of them, or - for stdin."),
     ] = None,
     model: opt.Model = opt.MODEL,
+    task: opt.TaskName = None,
     depth: opt.Depth = DEFAULT_DEPTH,
     breadth: opt.Breadth = 1,
     halt: opt.Halt = "residual",
@@ -104,19 +104,19 @@ def solve(
         precision=precision,
     )
     reasoner = puz.load_model(model, device, progress)
-    config = reasoner.config
-    task = puz.task_of(config)
+    seq_len = reasoner.config.seq_len
+    its_task = puz.task_for(task, reasoner)
     errors = ParseErrors()
     if demo:
         with busy("generating puzzles", progress):
-            puzzles = _demo(task, config)
+            puzzles = generated(its_task, seq_len, _DEMO if seq_len <= _SMALL else _DEMO // 2, _DEMO_SEED)
         puzzles = puzzles.subset(slice(limit))
     else:
         puzzles, errors = puz.read_puzzles(
-            task, config.seq_len, file, format=format, values=values, split=split, limit=limit, show=progress
+            its_task, seq_len, file, format=format, values=values, split=split, limit=limit, show=progress
         )
     puz.report_errors(errors)
-    puzzles = puz.reveal_clues(task, puzzles, reveal, seed)
+    puzzles = puz.reveal_clues(its_task, puzzles, reveal, seed)
     result, seconds, tolerance = None, 0.0, None
     if len(puzzles):
         if halt in RULES_WITH_TOLERANCE:
@@ -132,17 +132,17 @@ def solve(
 
             result = reasoner.solve(tokens, checkpoints=depths, progress=show, **settings)
         seconds = time.perf_counter() - begun
-    rows = _rows(task, puzzles, result)
+    rows = _rows(its_task, puzzles, result)
     # What was filled is only solved where nothing else could have been.
-    counted = [i for i, row in enumerate(rows) if check or (task.name == "sudoku" and row["valid"])]
+    counted = [i for i, row in enumerate(rows) if check or (isinstance(its_task, CountsSolutions) and row["valid"])]
     if counted:
-        for i, solutions in zip(counted, puz.solutions(task, puzzles.subset(counted), progress), strict=True):
+        for i, solutions in zip(counted, puz.solutions(its_task, puzzles.subset(counted), progress), strict=True):
             rows[i]["solutions"] = solutions
-    at = _by_depth(task, puzzles, result)
+    at = _by_depth(its_task, puzzles, result)
     report: dict[str, Any] = {
         "command": "solve",
         "model": model,
-        "task": task.name,
+        "task": its_task.name,
         "settings": {**settings, **as_settings(tolerance), "device": str(reasoner.device), "reveal": reveal},
         "backend": result.backend if result else None,
         "backend_reason": result.backend_reason if result else None,
@@ -154,7 +154,7 @@ def solve(
     emit(report, as_json, output)
     if not as_json:
         if not quiet:
-            drawing.puzzles(task, puzzles, result, rows, grids)
+            drawing.puzzles(its_task, puzzles, result, rows, grids)
         drawing.by_depth(at)
         drawing.summary(report["summary"])
     if errors:
@@ -162,21 +162,12 @@ def solve(
     return 0
 
 
-def _demo(task: Task, config: EqRConfig) -> PuzzleSet:
-    """A dozen puzzles of our own generator, always the same."""
-    if task.name == "maze":
-        return maze.generate(6, size=round(config.seq_len**0.5), seed=_DEMO_SEED)
-    # A seed for each difficulty: the same one would thin out the same grids.
-    parts = [sudoku_generator.generate(n, difficulty, seed=_DEMO_SEED + i) for i, (difficulty, n) in enumerate(_DEMO)]
-    return join(parts)
-
-
 def _rows(task: Task, puzzles: PuzzleSet, result: SolveResult | None) -> list[dict[str, Any]]:
     """What became of each puzzle, ready for JSON."""
     if result is None:
         return []
     preds = result.preds.cpu().numpy()
-    valid = task.is_solution(puzzles.inputs, preds)
+    valid = task.check(puzzles.inputs, preds)
     correct = _correct(puzzles, preds)
     chosen = result.restart[:, None]
     status = result.all_status.gather(1, chosen)[:, 0].tolist()
@@ -218,7 +209,7 @@ def _by_depth(task: Task, puzzles: PuzzleSet, result: SolveResult | None) -> lis
     for depth, at in (result.at if result else {}).items():
         preds = at.preds.cpu().numpy()
         correct = [c for c in _correct(puzzles, preds) if c is not None]
-        valid = task.is_solution(puzzles.inputs, preds)
+        valid = task.check(puzzles.inputs, preds)
         rows.append(
             {
                 "depth": depth,

@@ -17,7 +17,7 @@ from eqr_kernels.cli.train_log import JsonLog, TextLog
 from eqr_kernels.config import EqRConfig
 from eqr_kernels.precision import Precision
 from eqr_kernels.tasks.common import PuzzleSet
-from eqr_kernels.tasks.registry import Task
+from eqr_kernels.tasks.task import Task
 from eqr_kernels.training.evaluation import Evaluator, calibrate_model, evaluation_sets
 from eqr_kernels.training.logs import Log, TensorBoardLog
 from eqr_kernels.training.plan import RunRequest, plan_run
@@ -42,6 +42,7 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Set a field of EqRConfig; may be repeated."),
     ] = None,
+    task: opt.TaskName = None,
     init: Annotated[
         str | None,
         typer.Option(metavar="CHECKPOINT", help="Start from these weights (--model of other commands) as an EqR."),
@@ -173,6 +174,9 @@ def train(
     OUT gets the state of the run, and model.safetensors with model.json: the averaged weights, as `--model OUT` of the
     other commands takes them. torchrun starts one process a device, each with rows and puzzles of its own.
 
+    --task trains on a task of your own, and gives the config its seq_len and vocab_size; a preset's curriculum is for
+    Sudoku alone. A run remembers its task's name; one of package.module:OBJECT is named again with --resume.
+
     --set fixed_init=true lambda_=1 noise_scale=0 (one --set each) trains a TRM, of which --init makes an EqR.
 
     The rate stays constant until a decay is asked for, and steps drive all that changes along a run: it may be stopped
@@ -216,7 +220,7 @@ def train(
         fused=fused,
         seed=seed,
     )
-    request = RunRequest(out, options, preset, _fields(changes or []), init, resume, minutes, finish)
+    request = RunRequest(out, options, preset, _fields(changes or []), task, init, resume, minutes, finish)
     _check_evaluation(eval_data, eval_every=eval_every, eval_puzzles=eval_puzzles, eval_depths=eval_depths)
     depths = parse_counts("--eval-depths", eval_depths or _DEPTHS)
     with processes(device) as process:

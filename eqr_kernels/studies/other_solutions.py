@@ -15,7 +15,7 @@ from eqr_kernels.studies.scoring import exact_match
 from eqr_kernels.studies.types import Bools
 
 IsSolution = Callable[[npt.NDArray[np.integer], npt.NDArray[np.integer]], Bools]
-"""(inputs [n, S], answers [n, S]) -> bool [n], as `tasks.registry.Task.is_solution`"""
+"""(inputs [n, S], answers [n, S]) -> bool [n], as `tasks.Task.check`"""
 
 
 class OtherSolutions:

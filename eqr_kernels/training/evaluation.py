@@ -22,12 +22,11 @@ from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.results import SolveResult
 from eqr_kernels.solver import DEFAULT_DEPTH
 from eqr_kernels.studies.tolerance_card import store_tolerance
-from eqr_kernels.tasks import sudoku
 from eqr_kernels.tasks.common import PuzzleSet
-from eqr_kernels.tasks.registry import SUDOKU, Task
+from eqr_kernels.tasks.task import Reveals, Task
 from eqr_kernels.training.objective import stablemax_cross_entropy
 
-ALL, REVEALED = "all", 28
+ALL = "all"
 _LEAST_RIGHT = 20
 
 
@@ -59,7 +58,7 @@ class Measurement:
 
 
 def evaluation_sets(task: Task, puzzles: PuzzleSet, count: int | None) -> list[EvaluationSet]:
-    """A fixed subset of the puzzles, as published and, for Sudoku, the same with 28 clues.
+    """A fixed subset of the puzzles, as published and, for a task with `easier_clues`, the same with so many shown.
 
     Each source gives as many, as far as it has them, by `stratified_subset` within it: the hard ones alone would tell
     nothing of a model that is young, and the easy ones nothing of one that is not.
@@ -70,10 +69,10 @@ def evaluation_sets(task: Task, puzzles: PuzzleSet, count: int | None) -> list[E
     if count is not None and count < len(puzzles):
         puzzles = puzzles.subset(np.sort(np.concatenate(_by_source(puzzles, count))))
     sets = [EvaluationSet("published", puzzles)]
-    if task is SUDOKU:
+    if isinstance(task, Reveals) and task.easier_clues is not None:
         assert puzzles.labels is not None
-        inputs = sudoku.reveal(puzzles.inputs, puzzles.labels, REVEALED, np.random.default_rng(0))
-        sets.append(EvaluationSet(str(REVEALED), dataclasses.replace(puzzles, inputs=inputs)))
+        inputs = task.reveal(puzzles.inputs, puzzles.labels, task.easier_clues, np.random.default_rng(0))
+        sets.append(EvaluationSet(str(task.easier_clues), dataclasses.replace(puzzles, inputs=inputs)))
     return sets
 
 

@@ -28,11 +28,14 @@ class InitialWeights:
         record: JSON values for the run's settings and its card: source, the file's sha256, the data and steps that it
             was trained with as far as its card tells, where the config comes from, and each of its fields that was
             changed, as [before, now].
+        task, task_object: of its card.
     """
 
     state_dict: dict[str, Tensor]
     config: EqRConfig
     record: dict[str, Any]
+    task: str = ""
+    task_object: str = ""
 
     def __str__(self) -> str:
         steps = "" if self.record["steps"] is None else f"{self.record['steps']:,} steps, "
@@ -114,4 +117,4 @@ def _starting_from(loaded: Checkpoint, source: str, config: EqRConfig, config_of
         "config": config_of,
         "changed": _changes(loaded.config, config),
     }
-    return InitialWeights(state_dict, config, record)
+    return InitialWeights(state_dict, config, record, loaded.card.task, loaded.card.task_object)

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from eqr_kernels.config import EqRConfig
-from eqr_kernels.tasks.registry import SUDOKU, Task, task_of
+from eqr_kernels.tasks.registry import choose_task, find_task, is_object, task_of
+from eqr_kernels.tasks.stream import parse_curriculum
+from eqr_kernels.tasks.task import Reveals, Task
 from eqr_kernels.training.initial_weights import InitialWeights, initial_weights
 from eqr_kernels.training.processes import Process
 from eqr_kernels.training.recipes import DEFAULT_PRESET, PRESETS, RENAMED
@@ -30,6 +32,8 @@ class RunRequest:
         options: fields of `TrainSettings`; None leaves one to the run that is resumed, and to the recipe.
         preset: of `PRESETS`, names config and recipe.
         config_fields: fields of `EqRConfig` that differ from them.
+        task: to train on, as `tasks.registry.find_task` takes it; None goes by the run or checkpoint that is continued,
+            else by the config.
         init: checkpoint to start from, as `initial_weights` takes it.
         resume: continue the run in `out`.
         minutes: that may be spent.
@@ -40,6 +44,7 @@ class RunRequest:
     options: Mapping[str, Any] = field(default_factory=dict)
     preset: str | None = None
     config_fields: Mapping[str, Any] = field(default_factory=dict)
+    task: str | None = None
     init: str | None = None
     resume: bool = False
     minutes: float | None = None
@@ -90,6 +95,7 @@ class RunPlan:
     Attributes:
         out: folder of its state and its model.
         task, config, settings: what is trained, and how.
+        task_object: where the task was found, of one that has to be found again by its place (`ModelCard.task_object`).
         initial: weights that it starts from; None draws them by the seed.
         stored: the run that it continues, as that was saved at `step`; None for a new one.
     """
@@ -101,6 +107,7 @@ class RunPlan:
     initial: InitialWeights | None = None
     stored: RunRecord | None = None
     step: int = 0
+    task_object: str = ""
 
 
 def plan_run(request: RunRequest, process: Process) -> RunPlan:
@@ -108,6 +115,7 @@ def plan_run(request: RunRequest, process: Process) -> RunPlan:
 
     Raises:
         FileNotFoundError, RuntimeError: there is no run to continue, or its state is of another format.
+        ImportError: the task cannot be imported.
         TypeError, ValueError: the request makes no sense, or not for the run that is there.
     """
     out, goes_on = request.out, request.resume or request.finish is not None
@@ -123,27 +131,47 @@ def plan_run(request: RunRequest, process: Process) -> RunPlan:
     if request.init is not None:
         preset = None if request.preset is None else _config(request.preset, {})
         initial = initial_weights(request.init, dict(request.config_fields), preset)
+    wanted = None if request.task is None else find_task(request.task)
+    remembered = {"name": "", "place": ""}
+    if stored is not None:
+        remembered = {"name": stored.task, "place": stored.task_object}
     if initial is not None:
         config = initial.config
+        remembered = {"name": initial.task, "place": initial.task_object}
     elif stored is not None and request.preset is None:
         config = EqRConfig.from_dict({**stored.config.to_dict(), **request.config_fields})
     else:
-        config = _config(request.preset or DEFAULT_PRESET, request.config_fields)
+        config = _config(request.preset or DEFAULT_PRESET, {**_sizes_of(wanted), **request.config_fields})
+    task = choose_task(wanted, config, **remembered)
     fields = choose_settings(
         request.options,
         request.preset,
         {} if stored is None else stored.stored_settings,
         fine_tuning=initial is not None,
+        own_task=task is task_of(_config(request.preset or DEFAULT_PRESET, {})),
     )
     if request.finish is not None:
         fields |= {"total_steps": None, "decay_from": None}
     fields = complete_schedule(fields, request.minutes, request.finish, request.options.get("lr_min_ratio"))
     # They decide the last bits of the fused step's gradients, whatever the threads of a resumed run.
     fields["workers"] = fields.get("workers") or process.agree(torch.get_num_threads())
-    settings, task = TrainSettings(**fields), task_of(config)
-    if settings.curriculum and task is not SUDOKU:
-        raise ValueError(f'--curriculum is for Sudoku, and the config is one of the {task.name} task; set it to ""')
-    return RunPlan(out, task, config, settings, initial, stored, step)
+    settings = TrainSettings(**fields)
+    if settings.curriculum and not isinstance(task, Reveals):
+        raise ValueError(
+            f"--curriculum is for Sudoku and tasks with a `reveal`, and the run trains the {task.name} task; "
+            'set it to ""'
+        )
+    most = max(point.high for point in parse_curriculum(settings.curriculum)) if settings.curriculum else 0
+    if most > config.seq_len:
+        raise ValueError(f"--curriculum shows up to {most} clues, and a puzzle has {config.seq_len} cells")
+    task_object = request.task if request.task is not None and is_object(request.task) else ""
+    return RunPlan(out, task, config, settings, initial, stored, step, task_object)
+
+
+def _sizes_of(task: Task | None) -> dict[str, int]:
+    """The fields of a config that the task decides."""
+    sizes = {} if task is None else {"seq_len": task.seq_len, "vocab_size": task.vocab_size}
+    return {name: size for name, size in sizes.items() if size is not None}
 
 
 def _config(preset: str, fields: Mapping[str, Any]) -> EqRConfig:

@@ -28,6 +28,7 @@ class RunRecord:
         init: `InitialWeights.record` of the weights that it began with; None where they were drawn by the seed.
         machine: what trains, as far as it decides last bits: kernel, threads, torch, and isa with the extension.
         seconds, cpu_seconds: of training up to the last save, as `Stopwatch` takes them.
+        task, task_object: as in the model's card; "" in a manifest from before there were any.
         unsaid: settings that the manifest does not say, and that have their defaults here.
     """
 
@@ -40,6 +41,8 @@ class RunRecord:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     unsaid: frozenset[str] = frozenset()
+    task: str = ""
+    task_object: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """One flat object; `init` is left out where there is none."""
@@ -48,6 +51,8 @@ class RunRecord:
             "config": self.config.to_dict(),
             "data_sha256": self.data_sha256,
             "processes": self.processes,
+            "task": self.task,
+            "task_object": self.task_object,
             **self.machine,
             "seconds": self.seconds,
             "cpu_seconds": self.cpu_seconds,
@@ -71,6 +76,8 @@ class RunRecord:
             values.get("seconds", 0.0),
             values.get("cpu_seconds", 0.0),
             frozenset(f.name for f in dataclasses.fields(TrainSettings) if f.name not in values),
+            values.get("task", ""),
+            values.get("task_object", ""),
         )
 
     @property

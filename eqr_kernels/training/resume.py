@@ -48,6 +48,8 @@ def check_resumed(before: RunRecord, now: RunRecord, run: str, step: int) -> Non
     if before.settings.slice_steps is None:  # the run was stopped before its speed was measured
         free.add("slice_steps")
     free |= _same_so_far(before, now, step) | before.unsaid
+    if not before.task:  # not said by a manifest of before there were any
+        free.add("task")
     old, new = _compared(before), _compared(now)
     differ = [name for name in new if name not in free and old[name] != new[name]]
     if differ:
@@ -80,6 +82,7 @@ def _compared(record: RunRecord) -> dict[str, Any]:
         "config": record.config.to_dict(),
         "data_sha256": record.data_sha256,
         "processes": record.processes,
+        "task": record.task,
     }
 
 

@@ -17,10 +17,9 @@ from eqr_kernels.checkpoint import ModelCard, save_checkpoint
 from eqr_kernels.commit import code_commit
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.studies import digest
-from eqr_kernels.tasks import sudoku
 from eqr_kernels.tasks.common import PuzzleSet
-from eqr_kernels.tasks.registry import SUDOKU
 from eqr_kernels.tasks.stream import PuzzleStream, parse_curriculum, parse_mix
+from eqr_kernels.tasks.task import Reveals, try_task
 from eqr_kernels.training.evaluation import Curve, Evaluator, Stopwatch
 from eqr_kernels.training.logs import Log, Report
 from eqr_kernels.training.optim import EMA
@@ -71,13 +70,22 @@ class TrainingRun:
         assert puzzles.labels is not None
         init = plan.initial.record if plan.initial is not None else None if stored is None else stored.init
         data_sha256 = digest(puzzles.inputs, puzzles.labels)
-        self.record = RunRecord(settings, plan.config, data_sha256, process.world, init)
+        try_task(plan.task, puzzles)
+        self.record = RunRecord(
+            settings,
+            plan.config,
+            data_sha256,
+            process.world,
+            init,
+            task=plan.task.name,
+            task_object=plan.task_object,
+        )
         if stored is not None:
             check_resumed(stored, self.record, f"the run in {plan.out}", plan.step)
         stream = PuzzleStream(
             puzzles,
-            plan.task.module.augment,
-            reveal=sudoku.reveal if plan.task is SUDOKU else None,
+            plan.task.augment,
+            reveal=plan.task.reveal if isinstance(plan.task, Reveals) else None,
             curriculum=parse_curriculum(settings.curriculum) if settings.curriculum else (),
             mix=parse_mix(settings.mix),
             seed=[settings.seed, process.rank],
@@ -358,10 +366,13 @@ class TrainingRun:
     def _save_model(self) -> None:
         trainer, config = self.trainer, self.trainer.trained_config
         weights = {**trainer.model.state_dict(), **trainer.ema.shadow}
-        record = {name: value for name, value in self.record.to_json().items() if name != "config"}
+        of_the_card = ("config", "task", "task_object")
+        record = {name: value for name, value in self.record.to_json().items() if name not in of_the_card}
         card = ModelCard(
             config,
             data=self.data,
+            task=self.record.task,
+            task_object=self.record.task_object,
             steps=trainer.step,
             commit=code_commit(),
             extra={"training": record},

@@ -111,20 +111,26 @@ class TrainSettings:
 
 
 def choose_settings(
-    options: Mapping[str, Any], preset: str | None, stored: Mapping[str, Any], *, fine_tuning: bool = False
+    options: Mapping[str, Any],
+    preset: str | None,
+    stored: Mapping[str, Any],
+    *,
+    fine_tuning: bool = False,
+    own_task: bool = True,
 ) -> dict[str, Any]:
     """Fields of `TrainSettings`: as the options say, else as the resumed run has them, else as the recipe has them.
 
     The presets' recipes are for training from nothing, so fine-tuning has one of its own. A mix takes the place of the
-    recipe's curriculum.
+    recipe's curriculum, which another task has no use for either.
 
     Args:
         options: values by field; None leaves the choice open.
         preset: names the recipe; None takes the default's.
         stored: fields that the state of the resumed run holds; empty for a new run.
+        own_task: whether the recipe is for the task that is trained.
     """
     recipe = {**COMMON, **(FINE_TUNING if fine_tuning else RECIPES[preset or DEFAULT_PRESET])}
-    if options.get("mix"):
+    if options.get("mix") or not own_task:
         recipe["curriculum"] = ""
     return {**recipe, **stored, **{name: value for name, value in options.items() if value is not None}}
 

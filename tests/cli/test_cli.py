@@ -707,6 +707,7 @@ def test_info_tells_versions_backends_and_models():
     fused = report["backends"]["cpu"]
     assert fused["available"] == report["extension"]["loaded"] and ("fused" in fused["note"]) == fused["available"]
     assert report["cpu"]["name"] and isinstance(report["models"], list)
+    assert report["tasks"][:2] == ["sudoku", "maze"]
     text = eqr("info").stdout
     for expected in ("versions", "compiled extension", "machine", "backends", "shipped models", torch.__version__):
         assert expected in text
@@ -1018,6 +1019,7 @@ def test_train_resume_is_strict_about_settings(data, tmp_path):
         (["--steps", 1, "--set", "hiden_size=4"], "did you mean 'hidden_size'"),
         (["--steps", 1, "--set", "hidden_size"], "--set must be FIELD=VALUE"),
         (["--steps", 1, "--curriculum", "34-50"], "is not STEP:LOW-HIGH"),
+        (["--steps", 1, "--curriculum", "0:34-82"], "--curriculum shows up to 82 clues, and a puzzle has 81 cells"),
         (["--steps", 1, "--dtype", "float16"], "forward_dtype must be"),
         (["--minutes", 1, "--lr-min-ratio", 0.1], "--lr-min-ratio 0.1 needs --steps"),
         (["--steps", 1, "--eval-depths", "2,x", "--eval-data", "x"], "--eval-depths must be numbers"),

@@ -8,9 +8,12 @@ from __future__ import annotations
 import pkgutil
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from eqr_kernels.tasks.registry import find_task
+from eqr_kernels.tasks.task import try_task
 from tests.support.environment import REPOSITORY
 
 DOCS = sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))
@@ -35,6 +38,19 @@ def test_example_of_an_operator(page: str, number: int, capsys: pytest.CaptureFi
         int, re.fullmatch(r"(\d+) to (\d+) steps, (\d+) rows computed\n", capsys.readouterr().out).groups()
     )
     assert 1 < low < high < 500 and 1000 * low <= rows <= 1000 * high
+
+
+def test_example_of_a_task():
+    (code,) = examples("docs/own-task.md")
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs/own-task.md", "exec"), names)
+    documented, whole = names["LATIN"], find_task(f"{REPOSITORY / 'examples' / 'latin_squares.py'}:LATIN")
+    puzzles = whole.generate(20, seq_len=16, seed=0)
+    try_task(documented, puzzles)
+    for answers in (puzzles.labels, puzzles.labels[::-1], puzzles.inputs):
+        assert (documented.check(puzzles.inputs, answers) == whole.check(puzzles.inputs, answers)).all()
+    assert documented.check(puzzles.inputs, puzzles.labels).all()
+    assert documented.decode(puzzles.inputs[0]) == whole.decode(puzzles.inputs[0])
 
 
 def examples(page: str) -> list[str]:

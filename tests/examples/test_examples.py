@@ -19,7 +19,7 @@ PRINTED = {
     "deq_classifier.py": (r"(\d+) of 360 held-out digits right; all converged: True", 330),
     "looped_transformer.py": (r"\b8 bits +[\d.]+ steps +(\d+)\.\d% right", 95),
     "looped_language_model.py": (r"(\d+) of 32 prompts have the logits of the model's own forward", 32),
-    "own_task.py": (r"(\d+) of 100 fresh puzzles right", 95),
+    "latin_squares.py": (r"(\d+) of 200 fresh squares right", 190),
 }
 
 NEEDED = {"deq_classifier.py": ("sklearn",), "looped_language_model.py": ("transformers",)}

@@ -409,7 +409,7 @@ def test_curriculum():
     points = parse_curriculum("0:34-50,100:20-40")
     stream = PuzzleStream(toy_puzzles(), keep, reveal=lambda i, lab, c, r: i, curriculum=points)
     assert [stream.clue_range(s) for s in (0, 50, 100, 999)] == [(34, 50), (27, 45), (20, 40), (20, 40)]
-    for text in ("", "5:1-2", "0:9-3", "0:1-2,0:3-4", "0:1-99", "0:a-b", "0-3"):
+    for text in ("", "5:1-2", "0:9-3", "0:1-2,0:3-4", "0:a-b", "0-3"):
         with pytest.raises(ValueError, match="curriculum"):
             parse_curriculum(text)
 

@@ -62,7 +62,8 @@ def test_an_option_goes_before_the_resumed_run_and_that_before_the_recipe():
 
 def record(**settings: object) -> RunRecord:
     machine = {"kernel": "PyTorch", "threads": 2, "torch": "2.13.0", "isa": "portable"}
-    return RunRecord(TrainSettings(**settings), EqRConfig.sudoku_small(), "ab12", 2, {"source": "x"}, machine, 3.5, 7.0)
+    run = RunRecord(TrainSettings(**settings), EqRConfig.sudoku_small(), "ab12", 2, {"source": "x"}, machine, 3.5, 7.0)
+    return dataclasses.replace(run, task="latin", task_object="examples.latin_squares:LATIN")
 
 
 def test_a_record_comes_back_from_json_as_it_was():
@@ -82,9 +83,12 @@ def test_no_setting_that_decides_the_result_changes_along_a_run(field, caplog):
         "mix": "easy=1",
         "prefetch": True,
         "lr_min_ratio": 0.5,
+        "optimizer": "muon",
     }
     # A decay that has begun fixes where it ends, too.
     falling = dict(lr_min_ratio=0.1, lr_warmup_steps=1, total_steps=90, slice_steps=8, workers=2, decay_from=2)
+    if field == "muon_lr":
+        falling |= dict(optimizer="muon", muon_lr=0.01)
     before = record(**falling)
     value = other.get(field, getattr(before.settings, field) or 1)
     now = record(**{**falling, field: value if isinstance(value, str | bool) else value * 2})
@@ -132,7 +136,8 @@ def test_a_state_of_an_older_version_is_resumed_to_the_same_result(tmp_path):
     assert then == now  # fields that came later have the values that were fixed then
     settings = manifest["settings"] | {"config": old["config"]}
     new = {name for name, value in settings.items() if name not in old or old[name] != value}
-    later, of_here = {"beta1", "beta2", "prefetch"}, {"kernel", "threads", "torch", "isa", "seconds", "cpu_seconds"}
+    later = {"beta1", "beta2", "prefetch", "optimizer", "muon_lr", "task", "task_object"}
+    of_here = {"kernel", "threads", "torch", "isa", "seconds", "cpu_seconds"}
     assert later <= new <= later | of_here
     path.write_text(json.dumps({**manifest, "settings": old}))
     resumed = eqr(*train, "--out", parts, "--resume", "--steps", 4)

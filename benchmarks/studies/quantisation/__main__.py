@@ -20,6 +20,7 @@ def main(
     ctx: typer.Context,
     file: opt.AnsweredFile = None,
     model: opt.Model = opt.MODEL,
+    task: opt.TaskName = None,
     depth: opt.Depth = DEFAULT_DEPTH,
     breadth: opt.Breadth = 8,
     tol: Annotated[str, typer.Option(help="Residual that counts as settled; auto takes the card's.")] = "auto",
@@ -63,10 +64,10 @@ def main(
     chosen = _chosen(default_variants(simulate_in), only)
     reasoner = puz.load_model(model, device, progress)
     tolerance = _tolerance(tol, reasoner.card)
-    task = puz.task_of(reasoner.config)
-    puzzles, errors = puz.read_answered(task, reasoner.config.seq_len, file, limit=limit, show=progress)
+    its_task = puz.task_for(task, reasoner)
+    puzzles, errors = puz.read_answered(its_task, reasoner.config.seq_len, file, limit=limit, show=progress)
     of = len(puzzles)
-    puzzles = puz.reveal_clues(task, puz.stratified(puzzles, subset), reveal, seed)
+    puzzles = puz.reveal_clues(its_task, puz.stratified(puzzles, subset), reveal, seed)
     assert puzzles.labels is not None
     path = None if results is None else results / machine.folder() / f"{name}.json"
     if path is not None:

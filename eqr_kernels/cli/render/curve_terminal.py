@@ -19,7 +19,7 @@ _ROWS_AT_MOST = 14
 def draw_curve(report: CurveReport) -> None:
     """The front with its named points, what was run for real, and what to choose."""
     # A log has no width, and eleven columns need one.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
+    console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 150)
     console.print(_front(report))
     if report.checked:
         console.print(_checked(report))

@@ -120,4 +120,4 @@ def _findings(findings: Sequence[dict[str, str]]) -> None:
 
 
 def _print(table: Table) -> None:
-    Console(highlight=False).print(table)
+    Console(highlight=False, emoji=False).print(table)

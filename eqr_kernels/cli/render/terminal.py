@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.columns import Columns
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -27,7 +28,7 @@ _PLAIN_LEGEND = "The puzzle on the left, its answer on the right.\n"
 
 
 def _console() -> Console:
-    return Console(highlight=False)
+    return Console(highlight=False, emoji=False)
 
 
 def puzzles(
@@ -79,13 +80,13 @@ def _grid(task: Task, inputs: Tokens, answer: Tokens) -> str:
 
     def mark(cell: int, character: str) -> str:
         style = "bold red" if wrong[cell] else "dim" if given[cell] else "bold cyan"
-        return f"[{style}]{character}[/{style}]"
+        return f"[{style}]{escape(character)}[/{style}]"
 
-    return task.format_grid(answer, mark)
+    return task.draw(answer, mark)
 
 
 def _side_by_side(task: Task, inputs: Tokens, answer: Tokens) -> str:
-    grids = [task.format_grid(tokens).split("\n") for tokens in (inputs, answer)]
+    grids = [escape(task.draw(tokens)).split("\n") for tokens in (inputs, answer)]
     return "\n".join(f"{left}   {right}" for left, right in zip(*grids, strict=True))
 
 

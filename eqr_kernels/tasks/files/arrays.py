@@ -117,9 +117,10 @@ def from_arrays(
         raise ValueError(f"the arrays hold rows of {seq_len} cells; this task needs {codec.seq_len}")
     wrong = [""] * len(inputs)
     values = inputs if values is None else values
-    allowed = allowed or f"tokens 1 .. {codec.vocab_size - 1}"
+    least = 1 if codec.encode is None else 0
+    allowed = allowed or f"tokens {least} .. {codec.vocab_size - 1}"
     parts = [inputs] if labels is None else [inputs, labels]
-    for i in np.flatnonzero(((inputs < 1) | (inputs >= codec.vocab_size)).any(1)):
+    for i in np.flatnonzero(((inputs < least) | (inputs >= codec.vocab_size)).any(1)):
         wrong[i] = f"holds {values[i].min()} .. {values[i].max()}; allowed are {allowed}"
     for i in np.flatnonzero(((parts[-1] < 0) | (parts[-1] >= codec.vocab_size)).any(1)):
         wrong[i] = wrong[i] or (

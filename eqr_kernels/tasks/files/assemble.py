@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from eqr_kernels.tasks.common import ParseError, ParseErrors, PuzzleSet
+from eqr_kernels.tasks.common import ParseError, ParseErrors, PuzzleSet, Tokens
 from eqr_kernels.tasks.files.codec import Codec, Row, encode_texts
 
 
 def from_rows(rows: list[Row], codec: Codec, errors: ParseErrors) -> tuple[PuzzleSet, ParseErrors]:
     """The rows that are puzzles; the others join `errors`. A codec without a length takes the usual one."""
-    seq_len = codec.seq_len or _usual_length(rows)
+    seq_len = codec.seq_len or _usual_length(rows, codec)
     inputs, wrong = encode_texts([row.question for row in rows], codec, seq_len)
     labels = np.zeros_like(inputs)
     answered = [i for i, row in enumerate(rows) if row.answer.strip()]
@@ -61,8 +61,18 @@ def _place(row: Row) -> str:
     return f" (its cells begin at column {row.text.index(row.question) + 1} of the line)"
 
 
-def _usual_length(rows: list[Row]) -> int:
-    """The commonest square length; 0 when there is none."""
+def _usual_length(rows: list[Row], codec: Codec) -> int:
+    """The commonest length, a square where a cell is a character; 0 when there is none."""
+    if codec.encode is not None:
+        encoded = Counter(filter(None, (_encoded_length(row.question, codec.encode) for row in rows)))
+        return max(encoded, key=lambda n: encoded[n], default=0)
     lengths = Counter(len(row.question) for row in rows)
     square = [n for n in lengths if n and int(n**0.5 + 0.5) ** 2 == n]
     return max(square, key=lambda n: lengths[n], default=0)
+
+
+def _encoded_length(text: str, encode: Callable[[str], Tokens]) -> int:
+    try:
+        return len(encode(text))
+    except ValueError:
+        return 0

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from eqr_kernels.tasks.common import Tokens
+from eqr_kernels.tasks.common import Tokens, as_tokens
 
 Checker = Callable[[Tokens, Tokens], list[str]]
 
@@ -34,6 +34,8 @@ class Codec:
         blanks: the characters of an open cell where white space and rules are no cells, so that grids in their usual
             forms can be read. "" where a puzzle is one line, white space is cells and '#' starts no comment.
         check: (inputs [N, S], labels [N, S], zeros where unknown) -> per row what breaks the rules, or "".
+        encode: text -> tokens [S] where a cell is not one character of `table`, which then has no say; such puzzles may
+            hold pads, and be of any one length where seq_len is None.
     """
 
     table: Tokens
@@ -42,6 +44,7 @@ class Codec:
     seq_len: int | None
     blanks: str
     check: Checker
+    encode: Callable[[str], Tokens] | None = None
 
     @property
     def alphabet(self) -> Alphabet:
@@ -89,6 +92,8 @@ def _alphabet(digits: str, blanks: str, side: int) -> Alphabet:
 
 def encode_texts(texts: Sequence[str], codec: Codec, seq_len: int) -> tuple[Tokens, list[str]]:
     """Tokens [N, seq_len] of N texts, a character a cell, and per text what is wrong with it, or ""."""
+    if codec.encode is not None:
+        return _encode_one_by_one(texts, codec, codec.encode, seq_len)
     tokens = np.zeros((len(texts), seq_len), np.uint8)
     wrong = [""] * len(texts)
     fitting = [i for i, text in enumerate(texts) if len(text) == seq_len > 0]
@@ -106,6 +111,24 @@ def encode_texts(texts: Sequence[str], codec: Codec, seq_len: int) -> tuple[Toke
                 f"has {texts[fitting[j]][cell]!r} at cell {cell + 1} (row {cell // side + 1}, column "
                 f"{cell % side + 1}); allowed are {codec.cells}"
             )
+    return tokens, wrong
+
+
+def _encode_one_by_one(
+    texts: Sequence[str], codec: Codec, encode: Callable[[str], Tokens], seq_len: int
+) -> tuple[Tokens, list[str]]:
+    tokens = np.zeros((len(texts), seq_len), np.uint8)
+    wrong = [""] * len(texts)
+    for i, text in enumerate(texts):
+        try:
+            row = as_tokens("encode's result", encode(text), codec.vocab_size, ndim=1)
+        except ValueError as problem:
+            wrong[i] = f"cannot be read: {problem}"
+            continue
+        if len(row) == seq_len:
+            tokens[i] = row
+        else:
+            wrong[i] = f"has {len(row)} tokens; it needs {seq_len} ({codec.cells})"
     return tokens, wrong
 
 
