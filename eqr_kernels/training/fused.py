@@ -61,9 +61,12 @@ class FusedStep:
         batch = ops.TrainingBatch(tokens, labels, z_H, z_L, rng)
         noise_scale = self.model.config.noise_scale
         out = ops.training_step(weights, batch, self.scratch, self.operator, noise_scale)
+        summed: dict[Tensor, Tensor] = {}  # blocks may be shared
         for parameter, gradient in zip(parameters, ops.split_gradients(out.gradients, parameters), strict=True):
             if parameter.requires_grad:
-                parameter.grad = gradient
+                summed[parameter] = summed[parameter] + gradient if parameter in summed else gradient
+        for parameter, gradient in summed.items():
+            parameter.grad = gradient
         return StepResult(out.loss.mean(), out.z_H, out.z_L, out.q_halt, out.exact, out.residual)
 
 

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from eqr_kernels import EquilibriumReasoner
+from eqr_kernels.training.fused import FusedStep
 from tests.support.environment import needs_extension
 from tests.support.oracle_cases import make_config, make_tokens
 
@@ -161,7 +162,8 @@ def test_frozen_weights_get_none_and_change_nothing():
         assert parameter.grad is None if frozen else torch.equal(parameter.grad, gradient), name
 
 
-def test_a_shared_block_gets_the_sum():
+@pytest.mark.parametrize("by", ["autograd", "trainer"])
+def test_a_shared_block_gets_the_sum(by):
     model, tokens, answers, state = problem(make_config(seq_len=9, hidden_size=32, L_layers=2))
     with torch.no_grad():
         for a, b in zip(*(layer.parameters() for layer in model.L_level.layers), strict=True):
@@ -169,6 +171,9 @@ def test_a_shared_block_gets_the_sum():
     shared = copy.deepcopy(model)
     shared.L_level.layers[1] = shared.L_level.layers[0]
     for one in (model, shared):
+        if by == "trainer":
+            FusedStep(one, 1, seed=4)(tokens, answers, state.z_H, state.z_L, state.ids, state.step)
+            continue
         with autocast():
             assert one.step_kernel(tokens, state) == FUSED
             own_loss(*one(tokens, state)[1:], answers).backward()
