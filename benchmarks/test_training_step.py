@@ -1,4 +1,5 @@
 """A whole training step on the CPU, with optimizer and averages: time, samples/s, share of the registers' peak, ratios.
+And the step of a user's own loop, which is a call of the model, the objective and backward.
 
 Every contender has a process of its own, freshly started; it checks its gradients against float64 autograd of the
 reference before it times anything, and the processes take turns, the meter of the peak among them. Wrong gradients
@@ -7,17 +8,20 @@ fail; slowness does not. The goal is recorded beside what was measured.
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from measure import Contender, Field, quotients, ratios, spread
 from oplevel import Peak, about_op, op_rows, op_table, turns
 from peers.trainer import CONTENDERS, check_gradients, check_step, random_model, trainer_of
-from peers.workload import PRESETS, has_bf16
+from peers.workload import PRESETS, has_bf16, relative_error
 from rich.table import Table
+from torch import Tensor
 
-from eqr_kernels import ops
+from eqr_kernels import EquilibriumReasoner, LatentState, ops
+from eqr_kernels.training.objective import objective
 from eqr_kernels.training.throughput import training_operations
 
 OURS = "fused"
@@ -165,3 +169,73 @@ def test_op(benchmark, tables: list[Table], quick: bool, preset: str, batch: int
     benchmark.extra_info.update(
         op="training_step", preset=preset, batch=batch, meter=meter.missing, **about_op(), **errors, rows=rows
     )
+
+
+@pytest.mark.skipif(not ops.extension_status()[0], reason=ops.extension_status()[1])
+@pytest.mark.parametrize(("preset", "batch"), OP_CASES, ids=ids(OP_CASES, {"sudoku-small": "{}"}))
+def test_own_loop(benchmark, tables: list[Table], quick: bool, preset: str, batch: int) -> None:
+    """`model(tokens, state)` under autocast, the objective and backward; beside it the same through the modules."""
+    if quick and ((preset, batch) not in QUICK or batch == 96):
+        pytest.skip("left out by --quick")
+    config = PRESETS[preset]()
+    errors = check_own_loop(random_model(config, H_cycles=2, L_cycles=1))
+    model = random_model(config)
+    rows = OwnRows.of(model, batch)
+    calls: dict[str, Any] = {"op": lambda: rows.step(model, torch.bfloat16, True)}
+    if has_bf16():  # PyTorch's bf16 is a hundred times as slow without
+        calls["eager"] = lambda: rows.step(model, torch.bfloat16, False)
+    calls["eager-fp32"] = lambda: rows.step(model, torch.float32, False)
+    times = turns(calls, ROUNDS[quick])
+    benchmark.pedantic(calls["op"], rounds=1)
+    found = op_rows(times, "bf16")
+    for row in found:
+        row["precision"] = "fp32" if row["contender"] == "eager-fp32" else row["precision"]
+        row["samples_per_s"] = round(1e6 * batch / row["us"], 1)
+    shown = op_table(f"own loop, {preset}, {batch} rows", found)
+    shown.caption = ", ".join(f"{row['contender']}: {row['samples_per_s']:.1f} samples/s" for row in found)
+    tables.append(shown)
+    benchmark.extra_info.update(
+        op="differentiable_step", preset=preset, batch=batch, **about_op(), **errors, rows=found
+    )
+
+
+class OwnRows(NamedTuple):
+    """What a user's loop has: n rows."""
+
+    tokens: Tensor  # int64 [n, S]
+    labels: Tensor  # int64 [n, S]
+    state: LatentState
+
+    @classmethod
+    def of(cls, model: EquilibriumReasoner, n: int) -> OwnRows:
+        generator = torch.Generator().manual_seed(0)
+        shape = (n, model.config.seq_len)
+        tokens, labels = (torch.randint(1, model.config.vocab_size, shape, generator=generator) for _ in range(2))
+        return cls(tokens, labels, model.initial_state(n, seed=0))
+
+    def step(self, model: EquilibriumReasoner, dtype: torch.dtype, fused: bool) -> tuple[Tensor, Tensor]:
+        """z_H after a step of the loop, and all gradients in one."""
+        model.fused = fused
+        with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+            assert model.step_kernel(self.tokens, self.state).startswith("fused") == fused
+            state, logits, q_halt = model(self.tokens, self.state)
+        gradients = torch.autograd.grad(objective(logits, q_halt, self.labels)[0], list(model.parameters()))
+        return state.z_H, torch.cat([g.flatten() for g in gradients])
+
+
+def check_own_loop(model: EquilibriumReasoner) -> dict[str, float]:
+    """Errors of a short step of the loop, of three rows, against the modules in float64.
+
+    Raises:
+        AssertionError: they are greater than those of the modules in bfloat16, so that nothing may be timed.
+    """
+    rows, exact = OwnRows.of(model, 3), copy.deepcopy(model).double()
+    state = rows.state._replace(z_H=rows.state.z_H.double(), z_L=rows.state.z_L.double())
+    want = rows._replace(state=state).step(exact, torch.float64, False)
+    theirs, ours = (rows.step(model, torch.bfloat16, fused) for fused in (False, True))
+    errors = {}
+    for name, a, b, c in zip(("z_H", "gradient"), ours, theirs, want, strict=True):
+        error, limit = relative_error(a, c), 1.1 * relative_error(b, c)
+        assert error <= limit, f"the error of {name} is {error:.2g}, the limit {limit:.2g}"
+        errors[f"{name}_error"] = error
+    return errors

@@ -321,7 +321,9 @@ class EqROperator(nn.Module):
     ) -> tuple[LatentState, Tensor, Tensor]:
         """One outer step; the state that comes back is detached, as in segmented online training.
 
-        It runs through the modules as they are, so hooks are called and replaced layers are used.
+        It runs through the modules as they are, so hooks are called and replaced layers are used. (A reasoner that is
+        trained in bfloat16 on CPU takes a fused kernel where its modules are plain, see
+        `EquilibriumReasoner.step_kernel`.)
 
         Args:
             tokens: integers [n, S] in 0..V-1.
@@ -330,8 +332,8 @@ class EqROperator(nn.Module):
                 there is one.)
 
         Returns:
-            The next state, logits [n, S, V] in the dtype of the weights, q_halt [n] in float32 (float64 for a float64
-            model). Gradients flow through the last latent recursion only.
+            The next state, logits [n, S, V] in the dtype of the weights (under autocast in its dtype), q_halt [n] in
+            float32 (float64 for a float64 model). Gradients flow through the last latent recursion only.
 
         Raises:
             TypeError, ValueError: tokens or state have the wrong dtype, shape or (where tensors have values: not under
@@ -339,10 +341,15 @@ class EqROperator(nn.Module):
         """
         tokens = check_tokens(tokens, self.config)
         self._check_state(state, tokens.shape[0])
-        config, rng = self.config, state.rng
         if noise_scale is not None and not torch.compiler.is_compiling():
             check_number("noise_scale", noise_scale)
-        scale = config.noise_scale if noise_scale is None else noise_scale
+        scale = self.config.noise_scale if noise_scale is None else noise_scale
+        z_H, z_L, logits, q_halt = self._outer_step(tokens, state, scale)
+        return state._replace(z_H=z_H.detach(), z_L=z_L.detach(), step=state.step + 1), logits, q_halt
+
+    def _outer_step(self, tokens: Tensor, state: LatentState, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The next z_H and z_L [n, S, d], logits [n, S, V], q_halt [n]; tokens int64 [n, S] and state are checked."""
+        config, rng = self.config, state.rng
 
         def update(z: Tensor, u: Tensor, number: int) -> Tensor:
             eps = noise.normal(rng, noise.FIRST_UPDATE + number, tuple(z.shape[1:]), z.dtype) if scale else None
@@ -350,8 +357,7 @@ class EqROperator(nn.Module):
 
         blocks = partial(self.L_level, rope=self.rope())
         z_H, z_L = reference.outer_step(state.z_H, state.z_L, self.embed(tokens), blocks, config, update)
-        logits, q_halt = self.heads(z_H)
-        return state._replace(z_H=z_H.detach(), z_L=z_L.detach(), step=state.step + 1), logits, q_halt
+        return z_H, z_L, *self.heads(z_H)
 
     def _check_state(self, state: LatentState, n: int) -> None:
         check_fields("state", state)

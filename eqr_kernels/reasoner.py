@@ -10,8 +10,9 @@ from torch import Tensor
 from eqr_kernels import solver
 from eqr_kernels.checkpoint import expected_shapes, load_checkpoint, save_checkpoint
 from eqr_kernels.config import EqRConfig
+from eqr_kernels.differentiable_step import differentiable_step, why_not_differentiable
 from eqr_kernels.modifications import modification
-from eqr_kernels.modules import EqROperator
+from eqr_kernels.modules import EqROperator, LatentState
 
 
 class EquilibriumReasoner(EqROperator):
@@ -25,6 +26,7 @@ class EquilibriumReasoner(EqROperator):
 
     Attributes:
         card: what is known of the weights (training data, calibrated tolerance), see `ModelCard`.
+        fused: whether a call of the module may take the fused kernel of training where there is one, see `step_kernel`.
 
     Examples:
         >>> model = EquilibriumReasoner(EqRConfig.sudoku_small()).eval()
@@ -35,6 +37,29 @@ class EquilibriumReasoner(EqROperator):
     """
 
     solve = solver.solve
+    fused = True
+
+    def step_kernel(self, tokens: Tensor, state: LatentState) -> str:
+        """What `model(tokens, state)` would run here and now, and why nothing faster.
+
+        In bfloat16 on CPU (`torch.autocast("cpu", torch.bfloat16)`, or `model.bfloat16()`) a step of which gradients
+        are wanted is one fused kernel forward and one backward. States and sums are float32 in it, and the gradient is
+        a first one, by weights alone. Everything else runs through the modules: without gradients, in other
+        arithmetic, under torch.compile, with hooks or replaced layers, with a gradient of the state.
+
+        Args:
+            tokens: integers [n, S]. state: of the same n rows.
+        """
+        why = self._why_not_fused(tokens, state)
+        return "fused CPU kernel, forward and backward" if why is None else f"PyTorch: {why}"
+
+    def _why_not_fused(self, tokens: Tensor, state: LatentState) -> str | None:
+        return why_not_differentiable(self, tokens, state) if self.fused else "model.fused is off"
+
+    def _outer_step(self, tokens: Tensor, state: LatentState, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        if self._why_not_fused(tokens, state) is None:
+            return differentiable_step(self, tokens, state, scale)
+        return super()._outer_step(tokens, state, scale)
 
     @classmethod
     def from_pretrained(

@@ -77,7 +77,7 @@ class PackArguments(NamedTuple):
         w, rope, start = model.weights(), model.rope(), None
         if model.H_init is not None and model.L_init is not None:
             start = _plain(model.H_init), _plain(model.L_init)
-        blocks = tuple(_packed_block(BlockWeights(*map(_plain, block)), model.config) for block in w.blocks)
+        blocks = tuple(padded_block(BlockWeights(*map(_plain, block)), model.config) for block in w.blocks)
         weights = OperatorWeights(_plain(w.embedding), _plain(w.lm_head), _plain(w.q_weight), _plain(w.q_bias), blocks)
         return cls(weights, operator_of(model), None if rope is None else Rope(*map(_plain, rope)), start)
 
@@ -97,7 +97,8 @@ class PackArguments(NamedTuple):
         return ops.pack_weights(weights, self.operator, precision, rope=rope, start=start, layout=layout)
 
 
-def _packed_block(block: BlockWeights, c: EqRConfig) -> BlockWeights:
+def padded_block(block: BlockWeights, c: EqRConfig) -> BlockWeights:
+    """The block with the hidden units that the kernels take, see `hidden_units`; differentiable."""
     mixer = block.mixer_in, block.mixer_out
     if c.mlp_t:
         mixer = _with_padding(*mixer, hidden_units(c, c.seq_len))

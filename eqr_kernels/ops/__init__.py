@@ -1,11 +1,17 @@
 """The compiled ops, `torch.ops.eqr_kernels.*`: a file an op, with its call, its fake kernel and what a fake must check.
 
 `import eqr_kernels.ops` works without the compiled extension; `extension_status` says whether it is there, and if not,
-why. The ops have no autograd formula: they serve inference, and `training_step` brings its own gradients.
+why. The ops have no autograd formula: they serve inference, and those of training bring their own gradients.
 """
 
 from eqr_kernels.ops.adam_atan2 import adam_atan2_
 from eqr_kernels.ops.damped_update import damped_update
+from eqr_kernels.ops.differentiable_step import (
+    DifferentiableStepOutput,
+    StepRows,
+    differentiable_step,
+    differentiable_step_backward,
+)
 from eqr_kernels.ops.fingerprint import fingerprint
 from eqr_kernels.ops.fixed_point import FixedPointOutput, StartStates, fixed_point, trajectory_bytes
 from eqr_kernels.ops.latent_recursions import latent_recursions
@@ -22,10 +28,12 @@ from eqr_kernels.ops.training_step import (
 )
 
 __all__ = [
+    "DifferentiableStepOutput",
     "FixedPointOutput",
     "Operator",
     "PackedWeights",
     "StartStates",
+    "StepRows",
     "TrainingBatch",
     "TrainingStepOutput",
     "adam_atan2_",
@@ -33,6 +41,8 @@ __all__ = [
     "cpu_isa",
     "cpu_isas",
     "damped_update",
+    "differentiable_step",
+    "differentiable_step_backward",
     "extension_status",
     "fingerprint",
     "fixed_point",

@@ -8,6 +8,7 @@ in C++, once, and what `solve` tells its users in `eqr_kernels.solver`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,6 +103,23 @@ def weights(
     ]
     for name, weight, shape in required:
         tensor(name, weight, torch.float32, shape, ("embedding", embedding))
+
+
+def training_rows(
+    op: str, operator: Operator, all_weights: Sequence[Any], tokens: Tensor, z_H: Tensor, z_L: Tensor, keys: Tensor
+) -> None:
+    """What the ops of training take: weights, those of the blocks in a list, and n rows; on CPU."""
+    weights(operator, *all_weights)
+    on_cpu("embedding", all_weights[0])
+    length, features, heads = operator.sizes[0], operator.sizes[1], operator.sizes[5]
+    if heads != 0:
+        raise ValueError(f"sizes[5] (heads) must be 0: {op} takes token mixing by a SwiGLU only, got {heads}")
+    tensor("tokens", tokens, torch.int64, ("n", length))
+    n = tokens.shape[0]
+    tensor("z_H", z_H, torch.float32, (n, length, features))
+    tensor("z_L", z_L, torch.float32, (n, length, features))
+    rng(keys)
+    tensor("rng", keys, torch.int64, (n, 4))
 
 
 def no_gradient(op: str, instead: str, **tensors: Tensor | None) -> None:

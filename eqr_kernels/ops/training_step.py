@@ -88,18 +88,8 @@ def split_gradients(gradients: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _check(weights: Sequence[Any], batch: TrainingBatch, scratch: Tensor, operator: Operator) -> None:
-    check.weights(operator, *weights)
-    check.on_cpu("embedding", weights[0])
-    length, features, heads = operator.sizes[0], operator.sizes[1], operator.sizes[5]
-    if heads != 0:
-        raise ValueError(f"sizes[5] (heads) must be 0: training_step takes token mixing by a SwiGLU only, got {heads}")
-    check.tensor("tokens", batch.tokens, torch.int64, ("n", length))
-    n = batch.tokens.shape[0]
-    check.tensor("labels", batch.labels, torch.int64, (n, length))
-    check.tensor("z_H", batch.z_H, torch.float32, (n, length, features))
-    check.tensor("z_L", batch.z_L, torch.float32, (n, length, features))
-    check.rng(batch.rng)
-    check.tensor("rng", batch.rng, torch.int64, (n, 4))
+    check.training_rows("training_step", operator, weights, batch.tokens, batch.z_H, batch.z_L, batch.rng)
+    check.tensor("labels", batch.labels, torch.int64, tuple(batch.tokens.shape))
     check.tensor("scratch", scratch, torch.uint8, ("workers", "scratch_bytes(operator)"))
 
 

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from eqr_kernels import ops
-from eqr_kernels.backends.cpu import why_not_cpu
 from eqr_kernels.backends.packing import operator_of
 from eqr_kernels.config import PUBLISHED_MULTIPLE
+from eqr_kernels.differentiable_step import why_not_trained
 from eqr_kernels.modules import EqROperator
-from eqr_kernels.precision import Precision
 from eqr_kernels.training.optim import AdamATan2
 
 
@@ -29,11 +28,9 @@ class StepResult(NamedTuple):
 
 def why_not_fused(model: EqROperator) -> str | None:
     """Why the fused kernel cannot train a model, with the remedy; None where it can."""
-    if not model.config.mlp_t:
-        return "the fused kernel trains token mixing by a SwiGLU only (mlp_t=True)"
     if model.config.multiple_of % PUBLISHED_MULTIPLE:
         return f"the fused kernel trains hidden units in multiples of {PUBLISHED_MULTIPLE} (multiple_of) only"
-    return why_not_cpu(model, Precision.bf16)
+    return why_not_trained(model)
 
 
 class FusedStep:
@@ -64,9 +61,12 @@ class FusedStep:
         batch = ops.TrainingBatch(tokens, labels, z_H, z_L, rng)
         noise_scale = self.model.config.noise_scale
         out = ops.training_step(weights, batch, self.scratch, self.operator, noise_scale)
+        summed: dict[Tensor, Tensor] = {}  # blocks may be shared
         for parameter, gradient in zip(parameters, ops.split_gradients(out.gradients, parameters), strict=True):
             if parameter.requires_grad:
-                parameter.grad = gradient
+                summed[parameter] = summed[parameter] + gradient if parameter in summed else gradient
+        for parameter, gradient in summed.items():
+            parameter.grad = gradient
         return StepResult(out.loss.mean(), out.z_H, out.z_L, out.q_halt, out.exact, out.residual)
 
 

@@ -67,6 +67,7 @@ def test_every_op_has_a_benchmark():
     }
     names -= {"trajectory_bytes"}  # a number that test_memory.py and test_fixed_point.py report
     elsewhere = {"philox_words": "philox", "philox_normal": "philox", "adam_atan2_": "adam_atan2"}
+    elsewhere |= {name: "training_step" for name in ("differentiable_step", "differentiable_step_backward")}
     assert {f"benchmarks/test_{elsewhere.get(name, name)}.py" for name in names} <= set(suites.files(True))
 
 

@@ -1,5 +1,5 @@
 // A training step of one row on every instruction set: its state against the operator in double precision, and its
-// gradient against the slope of the loss there, along the gradient itself.
+// gradient against the slope of the loss there, along the gradient itself. Forward and backward apart are the same.
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -67,6 +67,28 @@ struct Example {
     return total / double(labelled ? labelled : 1) + 0.5 * std::log1p(std::exp(q));
   }
 
+  // Of the loss, by logits [S, V], which are replaced, and by q_halt, which is returned.
+  float slopes(std::vector<float>& logits, float q_halt) const {
+    const int64_t V = model.shape.vocabulary;
+    int64_t labelled = 0, right = 0;
+    for (int64_t label : labels) labelled += label != 0;
+    for (size_t t = 0; t < labels.size(); ++t) {
+      float* x = logits.data() + int64_t(t) * V;
+      const auto s = [](double a) { return a < 0 ? 1 / (1 - a) : a + 1; };
+      double all = 0;
+      int64_t most = 0;
+      for (int64_t v = 0; v < V; ++v) all += s(x[v]), most = x[v] > x[most] ? v : most;
+      right += labels[t] && most == labels[t];
+      const double of_label = s(x[labels[t]]);
+      for (int64_t v = 0; v < V; ++v) {
+        const double slope = x[v] < 0 ? s(x[v]) * s(x[v]) : 1;
+        const double g = slope * (1 / all - (v == labels[t] ? 1 / of_label : 0)) / double(labelled);
+        x[v] = labels[t] ? float(g) : 0.0f;
+      }
+    }
+    return float(0.5 / (1 + std::exp(-double(q_halt))) - (labelled && right == labelled ? 0.5 : 0));
+  }
+
   double loss_of_oracle() const {
     OracleState z = oracle_start(model, in);
     oracle_outer_step(model, in, z);
@@ -95,16 +117,9 @@ void check(const Shape& s, Isa isa, uint64_t seed, int fill) {
   const OracleState start = oracle_start(e.model, e.in);
   const std::vector<float> H(start.z_H.begin(), start.z_H.end()), L(start.z_L.begin(), start.z_L.end());
   std::vector<float> z_H = H, z_L = L;
-  const cpu::TrainingResult got = EQR_DISPATCH_TO(isa, training_row, s, packed.get(), first.get(),
-                                                  {.tokens = e.tokens.data(),
-                                                   .labels = e.labels.data(),
-                                                   .rng = e.in.rng,
-                                                   .start_H = H.data(),
-                                                   .start_L = L.data(),
-                                                   .z_H = z_H.data(),
-                                                   .z_L = z_L.data(),
-                                                   .noise_scale = e.in.noise_scale,
-                                                   .share = 1.0f});
+  const cpu::TrainingRow row = {e.tokens.data(), e.in.rng, z_H.data(), z_L.data(), e.in.noise_scale};
+  const cpu::TrainingResult got = EQR_DISPATCH_TO(isa, training_row, s, packed.get(), first.get(), row,
+                                                  {e.labels.data(), H.data(), L.data(), 1.0f}, z_H.data(), z_L.data());
   OracleState want = start;
   oracle_outer_step(e.model, e.in, want);
   double error = 0, size = 0;
@@ -118,6 +133,23 @@ void check(const Shape& s, Isa isa, uint64_t seed, int fill) {
 
   std::vector<float> gradient(size_t(cpu::gradient_floats(s)));
   for (int64_t i = 0; i < parts; ++i) EQR_DISPATCH_TO(isa, training_gradients, s, workers, 2, i, gradient.data());
+  const auto third = buffer(bytes, 0);
+  void* const alone[] = {third.get()};
+  EQR_DISPATCH_TO(isa, training_begin, s, third.get());
+  const cpu::TrainingRow same = {e.tokens.data(), e.in.rng, H.data(), L.data(), e.in.noise_scale};
+  std::vector<float> other_H(H.size()), other_L(L.size()), logits(size_t(s.tokens * s.vocabulary));
+  const float q_halt = EQR_DISPATCH_TO(isa, training_forward, s, packed.get(), third.get(), same, other_H.data(),
+                                       other_L.data(), logits.data());
+  CHECK(other_H == z_H && other_L == z_L && q_halt == got.q_halt, what, q_halt, got.q_halt);
+  const float of_q_halt = e.slopes(logits, q_halt);
+  EQR_DISPATCH_TO(isa, training_backward, s, packed.get(), third.get(), same, logits.data(), of_q_halt);
+  std::vector<float> apart(gradient.size());
+  for (int64_t i = 0; i < parts; ++i) EQR_DISPATCH_TO(isa, training_gradients, s, alone, 1, i, apart.data());
+  double difference = 0, whole = 0;
+  for (size_t i = 0; i < apart.size(); ++i)
+    difference += std::pow(double(apart[i]) - double(gradient[i]), 2), whole += std::pow(double(gradient[i]), 2);
+  CHECK(difference <= 1e-6 * whole, what, difference, whole);
+
   double squares = 0;
   for (float g : gradient) squares += double(g) * double(g);
   const double norm = std::sqrt(squares), h = 1e-3;

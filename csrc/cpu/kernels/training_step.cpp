@@ -1,4 +1,5 @@
-// One row of a training step: the last latent recursion forward, the heads, the objective, and all of it backward.
+// One row of a training step: the last latent recursion forward, the heads, the objective, and all of it backward; or
+// forward and backward apart, for an objective of the caller's.
 // Built once per instruction set, with EQR_ISA naming the namespace.
 #include "cpu/kernels/block_gradient.h"
 #include "cpu/kernels/normal_block.h"
@@ -39,9 +40,40 @@ class Row {
     weights_ = l.base + l.bytes;
   }
 
-  TrainingResult run() {
-    take(row_.z_H, s_.z_H);
-    take(row_.z_L, s_.z_L);
+  TrainingResult run(const TrainingTarget& target, float* z_H, float* z_L) {
+    recurse();
+    const float q_halt = heads();
+    const Objective o = objective(z_.S, z_.V, columns(), s_.logits, q_halt, target.labels, target.share);
+    backward(o.dq);
+    double change = 0.0, size = 0.0;
+    measure(s_.z_H, target.start_H, change, size);
+    measure(s_.z_L, target.start_L, change, size);
+    give_states(z_H, z_L);
+    return {o.loss, q_halt, float(sqrt(change / size)), o.exact};
+  }
+
+  float run_forward(float* z_H, float* z_L, float* logits) {
+    recurse();
+    const float q_halt = heads();
+    for (int64_t t = 0; t < z_.S; ++t) memcpy(logits + t * z_.V, s_.logits + t * columns(), size_t(4 * z_.V));
+    give_states(z_H, z_L);
+    return q_halt;
+  }
+
+  void run_backward(const float* of_logits, float of_q_halt) {
+    recurse();
+    put_head_operand();
+    for (int64_t t = 0; t < z_.S; ++t) memcpy(s_.logits + t * columns(), of_logits + t * z_.V, size_t(4 * z_.V));
+    backward(of_q_halt);
+  }
+
+ private:
+  int64_t columns() const { return round_up(z_.V, kPanel); }  // of s_.logits
+  const float* embedding(int64_t t) const { return heads_.embedding + row_.tokens[t] * z_.width; }
+
+  void recurse() {
+    take(row_.last_H, s_.z_H);
+    take(row_.last_L, s_.z_L);
     const int64_t last = z_.modules - 1;
     for (int64_t m = 0; m < last; ++m) {
       for_all([&](int64_t i, int64_t t, int64_t f) {
@@ -51,18 +83,7 @@ class Row {
     }
     for_all([&](int64_t i, int64_t, int64_t) { return load(s_.z_H + i) + load(s_.z_L + i); });
     forward(last, s_.z_H);
-    const Objective o = heads();
-    backward();
-    Laying kept = {at_.kept, 0}, gradients = {at_.layers, 0};
-    for (int64_t i = 0; i < z_.layers; ++i) block_weights(z_, lay_kept(z_, kept), lay_gradients(z_, gradients));
-    double change = 0.0, size = 0.0;
-    give(s_.z_H, row_.start_H, row_.z_H, change, size);
-    give(s_.z_L, row_.start_L, row_.z_L, change, size);
-    return {o.loss, q_halt_, float(sqrt(change / size)), o.exact};
   }
-
- private:
-  const float* embedding(int64_t t) const { return heads_.embedding + row_.tokens[t] * z_.width; }
 
   void take(const float* from, float* state) const {
     for (int64_t t = 0; t < z_.S; ++t) {
@@ -71,14 +92,19 @@ class Row {
       memset(state + t * z_.width + z_.d, 0, size_t(4 * (z_.width - z_.d)));
     }
   }
-  void give(const float* state, const float* start, float* to, double& change, double& size) const {
+  void give_states(float* z_H, float* z_L) const {
+    for (int64_t t = 0; t < z_.S; ++t) {
+      memcpy(z_H + t * z_.d, s_.z_H + t * z_.width, size_t(4 * z_.d));
+      memcpy(z_L + t * z_.d, s_.z_L + t * z_.width, size_t(4 * z_.d));
+    }
+  }
+  void measure(const float* state, const float* start, double& change, double& size) const {
     for (int64_t t = 0; t < z_.S; ++t) {
       float changed = 0.0f, squares = 0.0f;
       for (int64_t f = 0; f < z_.d; ++f) {
         const float v = state[t * z_.width + f], difference = v - start[t * z_.d + f];
         changed += difference * difference;
         squares += v * v;
-        to[t * z_.d + f] = v;
       }
       change += double(changed), size += double(squares);
     }
@@ -130,45 +156,52 @@ class Row {
     }
   }
 
-  // s_.g <- gradient of z_H
-  Objective heads() {
-    const int64_t columns = round_up(z_.V, kPanel);
+  // s_.x <- z_H
+  void put_head_operand() {
     for (int64_t t = 0; t < z_.S; ++t)
       for (int64_t f = 0; f < z_.width; f += kLanes)
         store_bf16(s_.x + t * z_.x_stride + f, load(s_.z_H + t * z_.width + f));
-    for (int64_t v = 0; v < columns; v += kPanel)
+  }
+
+  // s_.logits <- logits; returns q_halt
+  float heads() {
+    put_head_operand();
+    for (int64_t v = 0; v < columns(); v += kPanel)
       product<false>(z_.S, s_.x, z_.x_stride, heads_.lm_head + v * z_.width, 2 * kPanel, z_.width / 2, heads_.lm_rows,
                      [&](int64_t first, int64_t count, const Vec* sums) {
                        for (int64_t i = 0; i < count; ++i)
                          for (int j = 0; j < 2; ++j)
-                           store(s_.logits + (first + i) * columns + v + j * kLanes, sums[2 * i + j]);
+                           store(s_.logits + (first + i) * columns() + v + j * kLanes, sums[2 * i + j]);
                      });
     Vec q = Vec{};
     for (int64_t f = 0; f < z_.width; f += kLanes) q = fma(load(s_.z_H + f), load(heads_.q_weight + f), q);
-    q_halt_ = sum(q) + *heads_.q_bias;
-    const Objective o = objective(z_.S, z_.V, columns, s_.logits, q_halt_, row_.labels, row_.share);
+    return sum(q) + *heads_.q_bias;
+  }
+
+  // From the gradients of the logits, in their place, and of q_halt. s_.g <- gradient of z_H
+  void heads_backward(float dq) {
     for (int64_t f = 0; f < z_.width; f += kLanes) {
       for (int64_t t = 0; t < z_.S; ++t) {
-        Vec g = t == 0 ? splat(o.dq) * load(heads_.q_weight + f) : Vec{};
-        const float* d = s_.logits + t * columns;
+        Vec g = t == 0 ? splat(dq) * load(heads_.q_weight + f) : Vec{};
+        const float* d = s_.logits + t * columns();
         for (int64_t v = 0; v < z_.V; ++v) g = fma(splat(d[v]), load(heads_.lm_rows + v * z_.width + f), g);
         store(s_.g + t * z_.width + f, g);
       }
       for (int64_t v = 0; v < z_.V; ++v) {
         Vec w = load(at_.heads.lm_head + v * z_.width + f);
         for (int64_t t = 0; t < z_.S; ++t)
-          w = fma(splat(s_.logits[t * columns + v]), load_bf16(s_.x + t * z_.x_stride + f), w);
+          w = fma(splat(s_.logits[t * columns() + v]), load_bf16(s_.x + t * z_.x_stride + f), w);
         store(at_.heads.lm_head + v * z_.width + f, w);
       }
       float* weight = at_.heads.q_weight + f;
-      store(weight, fma(splat(o.dq), load(s_.z_H + f), load(weight)));
+      store(weight, fma(splat(dq), load(s_.z_H + f), load(weight)));
     }
-    *at_.heads.q_bias += o.dq;
-    return o;
+    *at_.heads.q_bias += dq;
   }
 
-  // From s_.g, the gradient of z_H: of the states that the last recursion began with none is wanted.
-  void backward() {
+  // As heads_backward. Of the states that the last recursion began with no gradient is wanted.
+  void backward(float dq) {
+    heads_backward(dq);
     const int64_t state = z_.S * z_.width;
     for (int64_t m = z_.modules - 1; m >= 0; --m) {
       for (int64_t i = 0; i < state; i += kLanes) store(s_.g + i, splat(shape_.lambda) * load(s_.g + i));
@@ -188,6 +221,8 @@ class Row {
         }
       }
     }
+    Laying kept = {at_.kept, 0}, gradients = {at_.layers, 0};
+    for (int64_t i = 0; i < z_.layers; ++i) block_weights(z_, lay_kept(z_, kept), lay_gradients(z_, gradients));
   }
 
   const Shape& shape_;
@@ -197,7 +232,6 @@ class Row {
   const TrainingRow& row_;
   TrainedHeads heads_;
   char* weights_;
-  float q_halt_ = 0.0f;
 };
 
 }  // namespace
@@ -208,8 +242,19 @@ void training_begin(const Shape& shape, void* workspace) {
   memset(workspace, 0, size_t(layout(training_sizes(shape), workspace).gradient_bytes));
 }
 
-TrainingResult training_row(const Shape& shape, const void* packed, void* workspace, const TrainingRow& row) {
-  return Row(shape, const_cast<void*>(packed), workspace, row).run();
+TrainingResult training_row(const Shape& shape, const void* packed, void* workspace, const TrainingRow& row,
+                            const TrainingTarget& target, float* z_H, float* z_L) {
+  return Row(shape, const_cast<void*>(packed), workspace, row).run(target, z_H, z_L);
+}
+
+float training_forward(const Shape& shape, const void* packed, void* workspace, const TrainingRow& row, float* z_H,
+                       float* z_L, float* logits) {
+  return Row(shape, const_cast<void*>(packed), workspace, row).run_forward(z_H, z_L, logits);
+}
+
+void training_backward(const Shape& shape, const void* packed, void* workspace, const TrainingRow& row,
+                       const float* of_logits, float of_q_halt) {
+  Row(shape, const_cast<void*>(packed), workspace, row).run_backward(of_logits, of_q_halt);
 }
 
 }  // namespace eqr::cpu::EQR_ISA
