@@ -6,14 +6,13 @@ before its time counts; what `phantom` and `last` give is no exact gradient, and
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import torch
 from measure import quotients, ratios, spread
 from peers.deq_layer import CONTENDERS
-from peers.process import Process
+from peers.process import started, take_turns
 from rich.table import Table
 
 TOL, ROUNDS = 1e-4, {False: 15, True: 7}  # by --quick
@@ -23,19 +22,9 @@ TIMES = ("forward_s", "both_s")
 
 def test_layer_of_the_classifier(benchmark, tables: list[Table], quick: bool) -> None:
     pytest.importorskip("sklearn", reason="needs scikit-learn: pip install scikit-learn")
-    threads, answers = torch.get_num_threads(), {}  # type: int, dict[str, list[dict[str, Any]]]
-    skipped: dict[str, str] = {}
-    with ExitStack() as stack:
-        processes = {}
-        for name in CONTENDERS:
-            process = stack.enter_context(Process("benchmarks.peers.deq_layer", name, threads=threads))
-            if "skipped" in process.about:
-                skipped[name] = process.about["skipped"]
-            else:
-                processes[name] = process
-        for number in range(ROUNDS[quick]):
-            for name in processes if number % 2 == 0 else reversed(processes):
-                answers.setdefault(name, []).append(processes[name].request(tol=TOL))
+    threads = torch.get_num_threads()
+    with started("benchmarks.peers.deq_layer", CONTENDERS, threads=threads) as (processes, skipped):
+        answers = take_turns(processes, ROUNDS[quick], tol=TOL)
         benchmark.pedantic(processes[OURS].request, kwargs=dict(tol=TOL), rounds=1)
     for name, turns in answers.items():
         assert turns[0]["worst_residual"] <= TOL, name

@@ -7,13 +7,12 @@ that it takes alone; `applications` is how many times as many rows a contender's
 from __future__ import annotations
 
 import statistics
-from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import torch
 from measure import quotients, ratios, spread
-from peers.process import Process
+from peers.process import started, take_turns
 from peers.rows import CONTENDERS, DEPTH, Problem
 from rich.table import Table
 
@@ -29,19 +28,9 @@ def needed() -> int:
 
 
 def test_uneven_rows(benchmark, tables: list[Table], quick: bool) -> None:
-    threads, answers = torch.get_num_threads(), {}  # type: int, dict[str, list[dict[str, Any]]]
-    skipped: dict[str, str] = {}
-    with ExitStack() as stack:
-        processes = {}
-        for name in CONTENDERS:
-            process = stack.enter_context(Process("benchmarks.peers.rows", name, threads=threads))
-            if "skipped" in process.about:
-                skipped[name] = process.about["skipped"]
-            else:
-                processes[name] = process
-        for number in range(ROUNDS[quick]):
-            for name in processes if number % 2 == 0 else reversed(processes):
-                answers.setdefault(name, []).append(processes[name].request(tol=TOL))
+    threads = torch.get_num_threads()
+    with started("benchmarks.peers.rows", CONTENDERS, threads=threads) as (processes, skipped):
+        answers = take_turns(processes, ROUNDS[quick], tol=TOL)
         benchmark.pedantic(processes["eqr"].request, kwargs=dict(tol=TOL), rounds=1)
     for name in ("eqr", "eqr anderson", "loop", "loop compiled"):
         assert max(answers[name][0]["residual"]) <= TOL, name

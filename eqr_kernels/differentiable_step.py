@@ -77,8 +77,8 @@ def _arithmetic(model: EqROperator) -> torch.dtype:
 def differentiable_step(model: EqROperator, tokens: Tensor, state: LatentState, noise_scale: float) -> StepOutput:
     """One outer step, whose logits and q_halt have gradients by the model's weights (`why_not_differentiable`).
 
-    Of the forward pass only the states before the last latent recursion are kept, float32 [n, S, d] twice; backward
-    computes that recursion again.
+    Of the forward pass only the states before the last latent recursion are kept, float32 [n, S, d] twice (and float32
+    copies of weights that are not); backward computes that recursion again.
 
     Args:
         tokens: int64 [n, S]. state: of the same n rows.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from eqr_kernels import noise, ops, reference
+from eqr_kernels.ops.triton import interpreting
 
 
 def why_not_fused_update(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -30,7 +33,8 @@ def fused_update(device: torch.device, dtype: torch.dtype) -> FusedUpdate | None
     """The op that updates states there in one pass: compiled on the CPU, in Triton on a GPU; None: there is none."""
     if why_not_fused_update(device, dtype) is None:
         return ops.damped_update
-    if device.type == "cuda" and dtype in (torch.float32, torch.bfloat16, torch.float16) and _has_triton():
+    kept = dtype in (torch.float32, torch.bfloat16, torch.float16)
+    if device.type == "cuda" and kept and _triton_compiles() and not interpreting():
         # Here, since Triton is optional.
         from eqr_kernels.ops.triton import damped_update as kernel
 
@@ -39,8 +43,10 @@ def fused_update(device: torch.device, dtype: torch.dtype) -> FusedUpdate | None
 
 
 @functools.cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
+def _triton_compiles() -> bool:
+    # It builds what launches a kernel in C, when the kernel is first used.
+    compiler = os.environ.get("CC") or shutil.which("clang") or shutil.which("gcc")
+    return find_spec("triton") is not None and compiler is not None
 
 
 def damped_update(

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -92,3 +94,26 @@ class Process:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+@contextmanager
+def started(module: str, names: Iterable[str], *, threads: int) -> Iterator[tuple[dict[str, Process], dict[str, str]]]:
+    """A process for each contender that can run here, and why the others cannot, by name."""
+    processes, skipped = {}, {}
+    with ExitStack() as stack:
+        for name in names:
+            process = stack.enter_context(Process(module, name, threads=threads))
+            if "skipped" in process.about:
+                skipped[name] = str(process.about["skipped"])
+            else:
+                processes[name] = process
+        yield processes, skipped
+
+
+def take_turns(processes: Mapping[str, Process], rounds: int, **what: Any) -> dict[str, list[dict[str, Any]]]:
+    """The answers of each to the same request, round by round, there and back again."""
+    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in processes}
+    for number in range(rounds):
+        for name in processes if number % 2 == 0 else reversed(list(processes)):
+            answers[name].append(processes[name].request(**what))
+    return answers

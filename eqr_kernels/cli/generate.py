@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import sys
@@ -141,7 +142,11 @@ def _text(task: Task, puzzles: PuzzleSet, format: Written, answers: bool) -> str
     if format is Written.csv:
         header = ["source", "question", *(["answer"] * answers), "rating"]
         cells = [[source, question, *([answer] * answers), str(rating)] for question, answer, source, rating in rows]
-        return "".join(",".join(row) + "\n" for row in [header, *cells])
+        file = io.StringIO()
+        csv.writer(file, lineterminator="\n").writerows([header, *cells])
+        return file.getvalue()
+    if any("," in text for text in (*questions, *solutions)):
+        raise ValueError(f"a line may hold no comma, and {task.name} writes them in its puzzles; use --format csv")
     return "".join((f"{question},{answer}" if answers else question) + "\n" for question, answer, _, _ in rows)
 
 

@@ -143,11 +143,15 @@ def _from_file(path: Path) -> ModuleType:
     assert about is not None and about.loader is not None
     module = importlib.util.module_from_spec(about)
     sys.modules[name] = module  # as dataclasses and pickle look it up
+    beside = str(path.resolve().parent)
+    sys.path.insert(0, beside)  # as `python FILE` does
     try:
         about.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
+    finally:
+        sys.path.remove(beside)
     return module
 
 

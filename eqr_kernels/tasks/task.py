@@ -118,7 +118,8 @@ class Task(ABC):
             mark: called with the number of each token and its character; returns what to show, e.g. in colour.
         """
         text = self.decode(tokens)
-        if len(text) != len(np.asarray(tokens)):
+        # Where something stands between the tokens, its length is an accident.
+        if len(text) != len(np.asarray(tokens)) or any(c.isspace() or c == "," for c in text):
             return text
         shown = [mark(i, character) if mark else character for i, character in enumerate(text)]
         side = round(len(text) ** 0.5)
@@ -222,9 +223,14 @@ def check_task(value: Any, name: str) -> Task:
         raise TypeError(f"{name} is no whole task: its class {type(value).__name__} does not say {', '.join(missing)}")
     if not isinstance(value.name, str) or not value.name:
         raise TypeError(f"{name}: its name must be a str that is not empty, got {value.name!r}")
-    for member, low, high in (("vocab_size", 2, 256), ("seq_len", 1, None), ("open_token", 0, value.vocab_size - 1)):
+    for member, low, high in (
+        ("vocab_size", 2, 256),
+        ("seq_len", 1, None),
+        ("open_token", 0, value.vocab_size - 1),
+        ("easier_clues", 1, None),
+    ):
         size = getattr(value, member)
-        if member == "seq_len" and size is None:
+        if member in ("seq_len", "easier_clues") and size is None:
             continue
         if isinstance(size, bool) or not isinstance(size, int) or size < low or (high is not None and size > high):
             allowed = f"{low} or more" if high is None else f"{low} .. {high}"
@@ -268,6 +274,25 @@ def try_task(task: Task, puzzles: PuzzleSet, rows: int = 16) -> None:
         raise ValueError(
             f"task {task.name!r}: check says {right[row]} of puzzle {row + 1} and its answer, and {after[row]} after "
             "augment, which must turn both alike"
+        )
+    if isinstance(task, Reveals):
+        _try_reveal(task, inputs, labels)
+
+
+def _try_reveal(task: Task, inputs: Tokens, labels: Tokens) -> None:
+    assert isinstance(task, Reveals)
+    half = np.full(len(inputs), (inputs.shape[1] + 1) // 2)
+    shown = np.asarray(task.reveal(inputs, labels, half, np.random.default_rng(0)))
+    if shown.dtype != np.uint8 or shown.shape != inputs.shape:
+        raise ValueError(
+            f"task {task.name!r}: reveal must return uint8 {list(inputs.shape)}, got {shown.dtype} {list(shown.shape)}"
+        )
+    other = (shown != inputs) & (shown != labels)
+    if other.any():
+        row, cell = (int(i) for i in np.argwhere(other)[0])
+        raise ValueError(
+            f"task {task.name!r}: reveal must leave a cell as it is or show its answer; it makes {shown[row, cell]} of "
+            f"cell {cell + 1} of puzzle {row + 1}, which is {inputs[row, cell]} and whose answer is {labels[row, cell]}"
         )
 
 

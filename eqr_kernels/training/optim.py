@@ -120,7 +120,7 @@ class Optimizers:
             raise ValueError(f"optimizer must be one of {', '.join(KINDS)}, got {kind!r}")
         # A rate of 0 stays 0 along its schedule, whatever it is multiplied by.
         self._named, self._ratio = dict(named), muon_lr / lr if lr else 1.0
-        matrices = [p for name, p in named.items() if kind == "muon" and in_blocks(name)]
+        matrices = [p for name, p in named.items() if kind == "muon" and in_blocks(name) and p.ndim == 2]
         self._parts: list[torch.optim.Optimizer] = [adam([p for p in named.values() if not _among(p, matrices)])]
         if matrices:
             self._parts.append(

@@ -76,8 +76,11 @@ class TrainSettings:
             raise ValueError(f'forward_dtype must be "float32" or "bfloat16", got {self.forward_dtype!r}')
         if self.optimizer not in KINDS:
             raise ValueError(f"optimizer must be one of {', '.join(KINDS)}, got {self.optimizer!r}")
-        if self.muon_lr is not None and (self.optimizer != "muon" or not 0 < self.muon_lr < math.inf):
-            raise ValueError(f"muon_lr must be positive, and needs optimizer 'muon', got {self.muon_lr!r}")
+        if self.muon_lr is not None and (self.optimizer != "muon" or not 0 < self.muon_lr < math.inf or self.lr == 0):
+            raise ValueError(
+                "muon_lr must be positive, and needs optimizer 'muon' and an lr above 0, whose schedule it follows; "
+                f"got {self.muon_lr!r} with {self.optimizer!r} and lr {self.lr!r}"
+            )
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         for name, least in (("total_steps", 1), ("workers", 1), ("slice_steps", 1), ("decay_from", 0)):

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import time
+import types
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -76,8 +77,12 @@ def _same(u: Tensor) -> Tensor:
 
 
 @functools.cache
-def _compiled_moved() -> Callable[..., Tensor]:
-    return torch.compile(reference.moved, dynamic=False)
+def _compiled_moved(config: EqRConfig, rows: int) -> Callable[..., Tensor]:
+    """`reference.moved` compiled for one size and number of rows."""
+    function = reference.moved
+    # Of a code object of its own: torch.compile counts the compilations of a code object, and gives up at eight.
+    own = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+    return torch.compile(own, dynamic=False)
 
 
 class Trainer:
@@ -139,7 +144,10 @@ class Trainer:
         self._loss: Callable[..., Any] = (
             torch.compile(self._loss_of_step, dynamic=False) if whole else self._loss_of_step
         )
-        self._moved = _compiled_moved() if compiled and not whole else reference.moved
+        self._moved: Callable[..., Tensor] = reference.moved
+        if compiled and not whole:
+            sizes = replace(self.model.config, H_cycles=1, L_cycles=1, halt_max_steps=1)  # which change along a run
+            self._moved = _compiled_moved(sizes, self.settings.batch_size)
 
     def _take_changes(self) -> None:
         """Gives the model the config of the step to come, and takes in what the user made of its modules.

@@ -50,6 +50,28 @@ def test_generated_puzzles_are_those_of_the_task(data):
         assert f"{option[0]} is not for latin" in eqr("generate", PLACE, *option, code=2).stderr
 
 
+def test_texts_with_commas_are_quoted_and_refused_in_lines(tmp_path):
+    module = tmp_path / "commas.py"
+    module.write_text(
+        FILE.read_text()
+        + """
+class Commas(LatinSquares):
+    def decode(self, tokens):
+        return ",".join(super().decode(tokens))
+
+    def encode(self, text):
+        return super().encode(text.replace(",", ""))
+
+OBJECT = Commas()
+"""
+    )
+    written = tmp_path / "commas.csv"
+    eqr("generate", f"{module}:OBJECT", "-n", 3, "--answers", "--format", "csv", "-o", written)
+    puzzles, errors = find_task(f"{module}:OBJECT").load(written)
+    assert not errors and len(puzzles) == 3
+    assert "a line may hold no comma" in eqr("generate", f"{module}:OBJECT", "-n", 3, code=2).stderr
+
+
 def test_training_takes_the_sizes_of_the_task_and_remembers_it(trained, data):
     card = load_checkpoint(trained).card
     assert (card.config.seq_len, card.config.vocab_size, card.config.multiple_of) == (16, 6, 8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
 
@@ -84,6 +85,8 @@ def test_rows_that_are_no_puzzles_are_told_and_cost_no_others(tmp_path):
 
 def test_drawing_goes_by_the_text():
     assert SUMS.draw(PUZZLES.labels[0]) == "3 4 7"
+    assert SUMS.draw([3, 4, 5, 6, 7]) == "1 2 3 4 5"  # nine characters
+    assert SUMS.draw([12, 1, 5, 6]) == "10 . 3 4" and SUMS.draw([5, 6, 7][:3]) == "3 4 5"
     latin = find_task(f"{LATIN_FILE}:LATIN")
     tokens = latin.encode("ab..cd..........")
     assert latin.draw(tokens) == "ab..\ncd..\n....\n...."
@@ -117,6 +120,13 @@ def test_capabilities_are_methods():
 def test_a_task_is_found_by_its_place(spec, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     assert find_task(spec).name == "latin"
+
+
+def test_a_file_imports_what_lies_beside_it(tmp_path):
+    (tmp_path / "beside_the_task.py").write_text(LATIN_FILE.read_text())
+    (tmp_path / "mine.py").write_text("from beside_the_task import LATIN as TASK\n")
+    assert find_task(f"{tmp_path / 'mine.py'}:TASK").name == "latin"
+    assert str(tmp_path) not in sys.path
 
 
 def test_a_module_of_the_present_folder_is_found(tmp_path, monkeypatch):
@@ -286,6 +296,12 @@ def in_place(self, inputs, labels, rng):
             dict(augment=lambda self, i, o, rng: (i, i)),
             ValueError,
             "check says True of puzzle 1 and its answer, and False",
+        ),
+        (dict(reveal=lambda self, i, o, clues, rng: i + 0.5), ValueError, "reveal must return uint8 [2, 3], got float"),
+        (
+            dict(reveal=lambda self, i, o, clues, rng: np.full_like(i, 7)),
+            ValueError,
+            "reveal must leave a cell as it is or show its answer; it makes 7 of cell 1 of puzzle 1, which is 5",
         ),
     ],
 )

@@ -115,8 +115,9 @@ def test_muon_moves_the_matrices_of_the_blocks_and_adam_the_rest():
             assert torch.equal(p, q), name
     with pytest.raises(ValueError, match="optimizer must be one of adam_atan2, muon, got 'adamw'"):
         TrainSettings(optimizer="adamw")
-    with pytest.raises(ValueError, match="muon_lr must be positive, and needs optimizer 'muon'"):
-        TrainSettings(muon_lr=1e-3)
+    for wrong in (dict(), dict(optimizer="muon", lr=0.0)):
+        with pytest.raises(ValueError, match="muon_lr must be positive, and needs optimizer 'muon' and an lr above 0"):
+            TrainSettings(muon_lr=1e-3, **wrong)
 
 
 def test_learning_rate_and_average():

@@ -102,9 +102,14 @@ def test_fixed_point_on_it_takes_the_steps_of_the_compiled_one(kernel, monkeypat
         assert got.converged.all()
 
 
-def test_a_gpu_takes_it_and_float64_does_not():
+def test_a_gpu_takes_it_and_float64_does_not(monkeypatch):
     from eqr_kernels.ops.triton import damped_update
 
     gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(update, "_triton_compiles", lambda: True)
+    assert update.fused_update(gpu, torch.bfloat16) is None, "the interpreter takes no tensors of a GPU"
+    monkeypatch.delenv("TRITON_INTERPRET")
     assert update.fused_update(gpu, torch.bfloat16) is damped_update.damped_update
     assert update.fused_update(gpu, torch.float64) is None
+    monkeypatch.setattr(update, "_triton_compiles", lambda: False)
+    assert update.fused_update(gpu, torch.bfloat16) is None

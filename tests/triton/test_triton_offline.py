@@ -95,7 +95,8 @@ rng, sums = torch.zeros(4, 4, dtype=torch.int64), torch.zeros(2, 4, 3)
 for dtype in (torch.float32, torch.bfloat16, torch.float16):
     z = torch.zeros(4, 3000, dtype=dtype)
     for measures in (True, False):
-        _update.warmup(z, z, z, rng, z, sums, 3000, 2, 0.9, 0.1, measures, 1024, enable_fp_fusion=True, grid=(4, 3))
+        _update.warmup(z, z, z, rng, z, sums, 3000, 3, 2, 0.9, 0.1, measures, 1024, enable_fp_fusion=True, grid=(12,))
+    _update.warmup(z, z, z, rng, z, sums, 1, 1, 2, 1.0, 0.0, True, 16, enable_fp_fusion=True, grid=(4,))
 _sum.warmup(sums, sums, 3, 1024, enable_fp_fusion=True, grid=(8,))
 """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from eqr_kernels.backends.watch import Launch, StreamLaunch, ThreadLaunch, Watch
 from eqr_kernels.config import PUBLISHED_MULTIPLE
 from eqr_kernels.forking import fork_safe_lock
 from eqr_kernels.modules import EqROperator
+from eqr_kernels.ops.triton import interpreting
 from eqr_kernels.precision import Precision, names
 from eqr_kernels.selection import select
 from eqr_kernels.trajectory import Snapshot
@@ -24,11 +24,6 @@ if TYPE_CHECKING:
     from eqr_kernels.backends.triton.launch import Tables
 
 _LEAST_CAPABILITY = (8, 0)
-
-
-def interpreting() -> bool:
-    """Whether Triton runs its kernels in its interpreter, on the CPU."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "y", "yes")
 
 
 class TritonBackend:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,7 +88,8 @@ def _grid(task: Task, inputs: Tokens, answer: Tokens) -> str:
 
 def _side_by_side(task: Task, inputs: Tokens, answer: Tokens) -> str:
     grids = [escape(task.draw(tokens)).split("\n") for tokens in (inputs, answer)]
-    return "\n".join(f"{left}   {right}" for left, right in zip(*grids, strict=True))
+    width = max(map(len, grids[0]))
+    return "\n".join(f"{left:{width}}   {right}".rstrip() for left, right in zip_longest(*grids, fillvalue=""))
 
 
 def by_depth(rows: Sequence[dict[str, Any]]) -> None:

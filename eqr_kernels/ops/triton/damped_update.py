@@ -22,14 +22,16 @@ def _update(
     out: tl.tensor,
     partial: tl.tensor,  # float32 [2, n, chunks]: of (out - z_prev)^2, of out^2
     size: tl.tensor,
+    chunks: tl.tensor,
     stream: tl.tensor,
     lambda_: tl.tensor,
     noise_scale: tl.tensor,
     measures: tl.constexpr,
     chunk: tl.constexpr,
 ) -> None:
-    row = tl.program_id(0).to(tl.int64)
-    number = tl.program_id(1)
+    # On one axis: the others end at 65,535.
+    row = (tl.program_id(0) // chunks).to(tl.int64)
+    number = tl.program_id(0) % chunks
     element = number.to(tl.int64) * chunk + tl.arange(0, chunk)
     inside = element < size
     at = row * size + element
@@ -49,9 +51,9 @@ def _update(
     if measures:
         kept = tl.where(inside, rounded.to(tl.float32), 0.0)
         moved = kept - tl.load(z_prev + at, mask=inside, other=0.0).to(tl.float32)
-        place = partial + row * tl.num_programs(1) + number
+        place = partial + tl.program_id(0)
         tl.store(place, tl.sum(moved * moved, 0))
-        tl.store(place + tl.num_programs(0).to(tl.int64) * tl.num_programs(1), tl.sum(kept * kept, 0))
+        tl.store(place + tl.num_programs(0), tl.sum(kept * kept, 0))
 
 
 @triton.jit
@@ -90,9 +92,9 @@ def damped_update(
         partial = torch.empty(2, n, chunks, dtype=torch.float32, device=z.device) if measures else sums
         before = z if z_prev is None else z_prev
         with torch.cuda.device_of(z):
-            numbers = (size, stream, lambda_, noise_scale, measures, chunk)
+            numbers = (size, chunks, stream, lambda_, noise_scale, measures, chunk)
             # Said, because its default changes between versions of Triton.
-            _update[(n, chunks)](z, u, before, rng, out, partial, *numbers, enable_fp_fusion=True)
+            _update[(n * chunks,)](z, u, before, rng, out, partial, *numbers, enable_fp_fusion=True)
             if measures:
                 _sum[(2 * n,)](partial, sums, chunks, _CHUNK, enable_fp_fusion=True)
     return out, sums[0], sums[1]
