@@ -467,7 +467,8 @@ def test_an_error_of_the_caller_is_not_lost_behind_that_of_asking() -> None:
 
 
 INTERRUPT = """
-import sys, time, torch
+import signal, sys, time, torch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it from the start
 sys.path.insert(0, {repository!r})
 from eqr_kernels import ops
 from tests.support.fixed_point_op import endless, pack, run, weights

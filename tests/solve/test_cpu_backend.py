@@ -538,7 +538,8 @@ def test_progress_may_solve_something_itself(contractive, puzzles, restore):
 
 
 INTERRUPT = """
-import sys, threading, torch
+import signal, sys, threading, torch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it from the start
 sys.path.insert(0, {repository!r})
 from tests.support.models import make_contractive, tiny_config
 torch.set_num_threads({threads})
