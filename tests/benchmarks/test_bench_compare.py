@@ -177,7 +177,14 @@ def test_committed_results(both, file, row):
     assert alarms <= 2 and found >= 17, (alarms, found)
 
 
-STUDIES = ("ablation.json", "eval.json", "quantisation.json", "recipe_scan.json")  # no measurements of speed
+STUDIES = (
+    "nvidia-h100-80gb-hbm3.json",
+    "long_run.json",
+    "ablation.json",
+    "eval.json",
+    "quantisation.json",
+    "recipe_scan.json",
+)  # of other forms
 
 
 def test_all_committed_files_of_the_suites_are_read():
