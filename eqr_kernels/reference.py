@@ -160,12 +160,13 @@ def block(u: Tensor, weights: BlockWeights, rope: Rope | None, config: EqRConfig
 def all_blocks(weights: OperatorWeights, rope: Rope | None, config: EqRConfig) -> Layer:
     """The blocks of the module one after another, as `outer_step` takes them."""
 
-    def apply(u: Tensor) -> Tensor:
-        for layer in weights.blocks:
-            u = block(u, layer, rope, config)
-        return u
+    return lambda u: _through(u, weights.blocks, rope, config)
 
-    return apply
+
+def _through(u: Tensor, blocks: tuple[BlockWeights, ...], rope: Rope | None, config: EqRConfig) -> Tensor:
+    for layer in blocks:
+        u = block(u, layer, rope, config)
+    return u
 
 
 def moved(
@@ -177,9 +178,7 @@ def moved(
     config: EqRConfig,
 ) -> Tensor:
     """z moved towards the module's output for u, all [n, S, d]: an application and its update in one function."""
-    for layer in blocks:
-        u = block(u, layer, rope, config)
-    return damped_update(z, u, eps, config.lambda_, config.noise_scale)
+    return damped_update(z, _through(u, blocks, rope, config), eps, config.lambda_, config.noise_scale)
 
 
 def latent_recursion(

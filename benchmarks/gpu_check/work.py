@@ -32,6 +32,7 @@ from eqr_kernels.precision import Precision
 from eqr_kernels.tolerance import card_tolerance
 
 from ..peers import OURS, contenders
+from ..peers.answering import own_output
 from ..peers.contenders import Solving, Stepping, check, elapsed
 from ..peers.workload import PRESETS, Unavailable, Workload, operations
 
@@ -245,8 +246,7 @@ WORK = {f.__name__: f for f in (environment, usable, gemm, outer_step, early_exi
 
 def main() -> None:
     name, arguments = sys.argv[1], json.loads(sys.argv[2])
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries may print
+    answers = own_output()
     for row in WORK[name](**arguments):
         print(json.dumps(row), file=answers, flush=True)
 

@@ -9,10 +9,7 @@ residual `tol`, forward and backward: an image by itself (`ek.FixedPoint`), or a
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import runpy
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 import eqr_kernels as ek
+
+from .answering import own_output, serve
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "deq_classifier.py"
 DEPTH = 400
@@ -179,8 +178,7 @@ def main() -> None:
     parser.add_argument("contender", choices=CONTENDERS)
     parser.add_argument("--serve", action="store_true")
     options = parser.parse_args()
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries may print
+    answers = own_output()
     layer, about = CONTENDERS[options.contender], {}  # type: Layer, dict[str, Any]
     try:
         problem = Problem()
@@ -188,9 +186,7 @@ def main() -> None:
         problem.gradient(layer, 0.5)  # imports
     except ImportError as error:
         about = {"skipped": f"{error}; pip install torchdeq scikit-learn"}
-    print(json.dumps(about), file=answers, flush=True)
-    for line in sys.stdin:
-        print(json.dumps(answer(layer, problem, exact, **json.loads(line))), file=answers, flush=True)
+    serve(answers, about, lambda request: answer(layer, problem, exact, **request))
 
 
 if __name__ == "__main__":

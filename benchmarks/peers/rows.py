@@ -10,10 +10,7 @@ when its slowest row has (the loops), or torchdeq by its own rule, of a tensor o
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import resource
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +19,8 @@ import torch
 from torch import Tensor
 
 from eqr_kernels import fixed_point
+
+from .answering import own_output, serve
 
 ROWS, FEATURES, DEPTH = 512, 512, 4000
 
@@ -123,17 +122,14 @@ def main() -> None:
     parser.add_argument("contender", choices=CONTENDERS)
     parser.add_argument("--serve", action="store_true")
     options = parser.parse_args()
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries may print
+    answers = own_output()
     problem, run = Problem(), CONTENDERS[options.contender]
     try:
         run(problem, 0.5)  # imports and compiles
         about: dict[str, Any] = {}
     except ImportError as error:
         about = {"skipped": f"{error}; pip install torchdeq"}
-    print(json.dumps(about), file=answers, flush=True)
-    for line in sys.stdin:
-        print(json.dumps(answer(run, problem, **json.loads(line))), file=answers, flush=True)
+    serve(answers, about, lambda request: answer(run, problem, **request))
 
 
 if __name__ == "__main__":

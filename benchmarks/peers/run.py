@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any, TextIO
 import torch
 
 from . import GPU_PEERS, OURS, PEERS
+from .answering import own_output
 from .contenders import Solving, Stepping, check
 from .meter import Meter
 from .workload import PRESETS, Unavailable, Workload, has_bf16
@@ -91,9 +91,7 @@ def summary(options: argparse.Namespace, contender: Contender) -> dict[str, Any]
 
 def main() -> None:
     options = arguments()
-    # Libraries may print: what is read by machines goes to a descriptor of its own.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    answers = own_output()
     torch.set_num_threads(options.threads)
     about = dict(contender=options.name, preset=options.preset, batch=options.batch, dtype=options.dtype)
     about["threads"] = options.threads

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import sys
 import time
@@ -20,6 +19,8 @@ import torch
 from eqr_kernels import EquilibriumReasoner, backends, ops, tolerance
 from eqr_kernels.backends.cpu import CpuBackend
 from eqr_kernels.precision import NAMED, Precision
+
+from .answering import own_output
 
 
 def peak_rss() -> int:
@@ -74,8 +75,7 @@ def main() -> None:
     parser.add_argument("--about", action="store_true", help="only say what this model can run with, and end")
     parser.add_argument("--serve", action="store_true")
     options = parser.parse_args()
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries may print
+    answers = own_output()
     torch.set_num_threads(options.threads)
     model = EquilibriumReasoner.from_pretrained(options.model)
     print(json.dumps(about(model) if options.about else {}), file=answers, flush=True)

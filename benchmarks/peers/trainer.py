@@ -10,9 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import statistics
-import sys
 import time
 from typing import Any
 
@@ -25,6 +23,7 @@ from eqr_kernels.tasks.stream import PuzzleStream
 from eqr_kernels.training.settings import TrainSettings
 from eqr_kernels.training.trainer import Trainer, objective
 
+from .answering import own_output, serve
 from .workload import ERROR_LIMIT, PRESETS, STEP_LIMIT, Unavailable, has_bf16, relative_error, with_config
 
 CONTENDERS: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -173,8 +172,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--serve", action="store_true")
     options = parser.parse_args()
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries may print
+    answers = own_output()
     torch.set_num_threads(options.threads)
     about: dict[str, Any] = {key: getattr(options, key) for key in ("preset", "batch", "threads")}
     about = {"contender": options.name, "dtype": CONTENDERS[options.name][0], **about}
@@ -185,9 +183,7 @@ def main() -> None:
         print(json.dumps({**about, "skipped": str(reason)}), file=answers, flush=True)
         return
     if options.serve:
-        print(json.dumps(about), file=answers, flush=True)
-        for _ in sys.stdin:
-            print(json.dumps(training.turn()), file=answers, flush=True)
+        serve(answers, about, lambda _: training.turn())
         return
     about["ms_a_step"] = 1e3 * statistics.median(training.turn()["seconds"] for _ in range(max(1, options.turns)))
     if options.json:

@@ -99,12 +99,6 @@ class Optimizers:
         ValueError: another kind.
     """
 
-    MOMENTS: Mapping[type[torch.optim.Optimizer], tuple[str, ...]] = {
-        AdamATan2: ("exp_avg", "exp_avg_sq"),
-        torch.optim.Muon: ("momentum_buffer",),
-    }
-    """What each keeps of a parameter, but for the number of its updates."""
-
     def __init__(
         self,
         named: Mapping[str, nn.Parameter],
@@ -119,67 +113,58 @@ class Optimizers:
         if kind not in KINDS:
             raise ValueError(f"optimizer must be one of {', '.join(KINDS)}, got {kind!r}")
         # A rate of 0 stays 0 along its schedule, whatever it is multiplied by.
-        self._named, self._ratio = dict(named), muon_lr / lr if lr else 1.0
-        matrices = [p for name, p in named.items() if kind == "muon" and in_blocks(name) and p.ndim == 2]
-        self._parts: list[torch.optim.Optimizer] = [adam([p for p in named.values() if not _among(p, matrices)])]
+        self._ratio = muon_lr / lr if lr else 1.0
+        matrices = {name: p for name, p in named.items() if kind == "muon" and in_blocks(name) and p.ndim == 2}
+        others = {name: p for name, p in named.items() if name not in matrices}
+        self._parts: list[tuple[torch.optim.Optimizer, Mapping[str, nn.Parameter], tuple[str, ...]]] = [
+            (adam(list(others.values())), others, ("exp_avg", "exp_avg_sq"))
+        ]
         if matrices:
-            self._parts.append(
-                torch.optim.Muon(matrices, lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            muon = torch.optim.Muon(
+                list(matrices.values()), lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
             )
+            self._parts.append((muon, matrices, ("momentum_buffer",)))
 
     @property
     def lr(self) -> float:
         """The learning rate of AdamATan2 at the next update."""
-        return float(self._parts[0].param_groups[0]["lr"])
+        return float(self._parts[0][0].param_groups[0]["lr"])
 
     @lr.setter
     def lr(self, value: float) -> None:
-        for part in self._parts:
+        for part, _, _ in self._parts:
             for group in part.param_groups:
                 group["lr"] = value * (1.0 if isinstance(part, AdamATan2) else self._ratio)
 
     def step(self) -> None:
         """One update of every parameter that has a gradient."""
-        for part in self._parts:
+        for part, _, _ in self._parts:
             part.step()
 
     def zero_grad(self) -> None:
         """Forgets the gradients."""
-        for part in self._parts:
+        for part, _, _ in self._parts:
             part.zero_grad(set_to_none=True)
-
-    def _part_of(self, p: nn.Parameter) -> tuple[torch.optim.Optimizer, tuple[str, ...]]:
-        part = next(o for o in self._parts if any(_among(p, group["params"]) for group in o.param_groups))
-        return part, next(keys for kind, keys in self.MOMENTS.items() if isinstance(part, kind))
 
     def moment_names(self) -> dict[str, nn.Parameter]:
         """The parameter of each moment there is after the first update: "exp_avg.PARAMETER" and the like."""
-        return {f"{key}.{name}": p for name, p in self._named.items() for key in self._part_of(p)[1]}
+        return {f"{key}.{name}": p for _, named, keys in self._parts for name, p in named.items() for key in keys}
 
     def moments(self) -> dict[str, Tensor]:
         """The moments by those names, each float32 of its parameter's shape; none before a step."""
-        states = {name: self._part_of(p)[0].state[p] for name, p in self._named.items()}
-        return {
-            f"{key}.{name}": state[key]
-            for name, state in states.items()
-            if state
-            for key in self._part_of(self._named[name])[1]
-        }
+        states = [(part.state[p], name, keys) for part, named, keys in self._parts for name, p in named.items()]
+        return {f"{key}.{name}": state[key] for state, name, keys in states if state for key in keys}
 
     def load(self, moments: Mapping[str, Tensor], step: int) -> None:
         """Puts back what `moments` gave after `step` updates."""
-        for name, p in self._named.items():
-            part, keys = self._part_of(p)
-            part.state[p].update({key: moments[f"{key}.{name}"].to(p.device).float() for key in keys})
-            if isinstance(part, AdamATan2):
-                part.state[p]["step"] = step
+        for part, named, keys in self._parts:
+            for name, p in named.items():
+                part.state[p].update({key: moments[f"{key}.{name}"].to(p.device).float() for key in keys})
+                if isinstance(part, AdamATan2):
+                    part.state[p]["step"] = step
 
 
 KINDS = ("adam_atan2", "muon")
-
-
-def _among(p: Tensor, others: Iterable[Tensor]) -> bool:
-    return any(p is other for other in others)
 
 
 class EMA:
