@@ -20,9 +20,11 @@ from torch import Tensor
 
 from eqr_kernels.arguments import check_choice, check_count, check_number
 from eqr_kernels.backends import Backend
+from eqr_kernels.backends.cpu import CpuBackend
 from eqr_kernels.forking import fork_safe_lock
 from eqr_kernels.modules import EqROperator, LatentState
 from eqr_kernels.results import SolveResult
+from eqr_kernels.serving.compiled import CompiledRunner
 from eqr_kernels.serving.errors import QueueFull
 from eqr_kernels.serving.lifetime import Work
 from eqr_kernels.serving.requests import OnStep, Request, Requests
@@ -312,11 +314,12 @@ class Engine:
 
     def _runner(self, backend: Backend) -> Runner:
         """Who computes requests of a backend; made when the first comes."""
-        kind = "stepping"
+        make = CompiledRunner if isinstance(backend, CpuBackend) else SteppingRunner
+        kind = make.__name__
         with self._lock:
             runner = self._work.runners.get(kind)
             if runner is None:
-                runner = self._work.runners[kind] = SteppingRunner(
+                runner = self._work.runners[kind] = make(
                     self._work.requests, max_in_flight=self.max_in_flight, policy=self.policy, quantum=self.quantum
                 )
             return runner
