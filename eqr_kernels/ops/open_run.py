@@ -62,7 +62,7 @@ class OpenRun:
     Args:
         threads: at least 1. Where there are fewer trajectories, several work at one.
         quantum: outer steps that a trajectory takes while others wait, at least 1.
-        in_flight: trajectories with a state at most; at least one a thread.
+        in_flight: trajectories with a state at most, at least 1; threads that have none help.
         policy: "least_service" (next is the problem that has had the fewest outer steps, in quanta) or "fifo".
 
     Raises:

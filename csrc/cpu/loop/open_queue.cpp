@@ -25,7 +25,7 @@ Running::Running(std::shared_ptr<Job> owner, int64_t number)
 
 // In a race all siblings run side by side, as far as an eighth of the places goes: others need some, too.
 OpenQueue::OpenQueue(Policy policy, int64_t quantum, int64_t in_flight, int64_t threads)
-    : policy_(policy), quantum_(quantum), limit_(std::max(in_flight, threads)), share_(threads + limit_ / 8) {}
+    : policy_(policy), quantum_(quantum), limit_(in_flight), share_(threads + in_flight / 8) {}
 
 int64_t OpenQueue::rank(const Job& job) const {
   if (job.stop) return -1;

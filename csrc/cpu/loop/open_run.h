@@ -35,7 +35,7 @@ class OpenRun {
   struct Options {
     int threads = 1;             // that may call `work`, each of which runs a trajectory of its own or helps another
     int64_t quantum = kWhole;    // outer steps that a trajectory takes while others wait
-    int64_t in_flight = kWhole;  // trajectories with a state at most; at least one a thread
+    int64_t in_flight = kWhole;  // trajectories with a state at most
     Policy policy = Policy::least_service;
     // Called by any of the threads: when the first trajectory of a problem begins; and when a problem has ended and is
     // forgotten, `error` being what a thread threw over it.
