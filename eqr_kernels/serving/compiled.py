@@ -52,7 +52,8 @@ class CompiledRunner:
         packed = backend.packed(job.solve.model, p.precision)
         control = torch.zeros(3, dtype=torch.int64, device="cpu")
         arguments = packed, p.tokens.contiguous(), p.ids.contiguous(), control
-        with self._open:
+        # The output is for callers in any mode.
+        with torch.inference_mode(False), self._open:
             if self._closing:
                 raise EngineClosed("the engine was closed while the request was prepared")
             output = self._run.join(

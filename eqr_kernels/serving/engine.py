@@ -163,9 +163,9 @@ class Engine:
                 self._requests.enter(request, wait=False)
                 return await asyncio.wrap_future(request.answer)
             except QueueFull:
-                left = None if limit is None else limit - time.monotonic()
-                if not block or (left is not None and left <= 0):
+                if not block or (until is not None and time.monotonic() >= until):
                     raise
+                left = None if limit is None else max(0.0, limit - time.monotonic())
             loop = asyncio.get_running_loop()
             room = loop.create_future()
             self._requests.when_room(waker(loop, room))
