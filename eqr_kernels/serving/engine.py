@@ -46,7 +46,7 @@ class Engine:
     the "reference" backend (also of a model that is run through its modules) requests take turns of `quantum` outer
     steps, and one that comes has the next step where there is room. By the compiled backends "cpu", "cuda" and "triton"
     each is for now one launch, which no other request interrupts, and which a cancelled one leaves where the launch
-    asks next.
+    asks next. It computes on as many threads as torch was set to when the first request came.
 
     A model's weights are read at `submit`: one that is changed in place between two gives the new weights' answers. A
     model that was modified (see `SolveResult.backend_reason`) is called as it is while its request runs.
@@ -209,6 +209,9 @@ class Engine:
             puzzles: tokens [S] or [N, S] each, so also all of them as one tensor [M, S].
             as_submit: as for `submit`, of each, but for `block` and `timeout`: it waits as long as it takes.
         """
+        for name in ("block", "timeout"):
+            if name in as_submit:
+                raise TypeError(f"as_completed waits for room as long as it takes; leave out {name}")
         deadline, on_step = as_submit.pop("deadline", None), as_submit.pop("on_step", None)
         answered: SimpleQueue[int] = SimpleQueue()
         waiting: dict[int, Future[SolveResult]] = {}

@@ -310,7 +310,9 @@ def test_as_completed_gives_each_once_and_keeps_the_queue_short(contractive, puz
             assert result.steps.tolist() == [2]
             break
         with pytest.raises(ValueError, match=r"tokens must be in 0\.\.6, got 9"):
-            list(engine.as_completed([puzzles[0], puzzles[0] + 9 - puzzles[0]]))
+            list(engine.as_completed([puzzles[0], torch.full((6,), 9)]))
+        with pytest.raises(TypeError, match="as_completed waits for room as long as it takes; leave out block"):
+            list(engine.as_completed(many, block=True))
         stats = engine.stats()
     stats = engine.stats()
     assert stats.submitted == stats.completed + stats.cancelled and stats.failed == 0
