@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn.utils import parametrizations
 
-from eqr_kernels import DeadlineExceeded, Engine, EngineClosed, QueueFull, SolveResult, StepUpdate
+from eqr_kernels import DeadlineExceeded, Engine, EngineClosed, EqRConfig, QueueFull, SolveResult, StepUpdate
 from tests.support.models import make_contractive, tiny_config
 from tests.support.serving import ENDLESS, PATIENCE, assert_equal, busy, until
 
@@ -86,6 +86,7 @@ def test_weights_are_read_at_submit(puzzles, backend):
             futures.append(engine.submit(puzzles[0]))
             with torch.no_grad():
                 model.lm_head.weight.data.mul_(-1.5)  # leaves no trace but the bytes
+            model.config = EqRConfig.from_dict({**model.config.to_dict(), "lambda_": 0.5 + 0.1 * len(want)})
         until(lambda: engine.stats().queued == 3)
     for future, result in zip(futures, want, strict=True):
         assert_equal(future.result(PATIENCE), result)
@@ -387,6 +388,23 @@ def test_arguments_are_refused_in_the_words_of_solve(contractive, puzzles, optio
                 engine.submit(tokens, **options)
             assert str(ours.value) == str(theirs.value)
         assert engine.stats().submitted == 0
+
+
+def test_weights_without_sound_values_are_refused_as_by_solve(puzzles):
+    model = make_contractive(tiny_config())
+    with Engine(model, depth=2, halt="none") as engine:
+        for broken in (True, True, False):
+            with torch.no_grad():
+                model.lm_head.weight[0, 0] = torch.nan if broken else 0.0
+            if not broken:
+                want = model.solve(puzzles[:1], depth=2, halt="none")
+                assert_equal(engine.submit(puzzles[0]).result(PATIENCE), want)
+                continue
+            for ask in (engine.submit, model.solve, lambda _: Engine(model)):
+                with pytest.raises(RuntimeError, match="weight lm_head.weight holds 1 non-finite values"):
+                    ask(puzzles[:1])
+    with pytest.raises(RuntimeError, match="the model's weights are on the meta device and hold no values"):
+        Engine(model.to("meta"))
 
 
 def test_times_are_checked(contractive, puzzles):
