@@ -20,16 +20,18 @@ from torch import Tensor
 from eqr_kernels.arguments import check_choice, check_count, check_number
 from eqr_kernels.backends import Backend
 from eqr_kernels.backends.cpu import CpuBackend
+from eqr_kernels.modifications import modification
 from eqr_kernels.modules import EqROperator, LatentState
 from eqr_kernels.results import SolveResult
 from eqr_kernels.serving import lifetime
 from eqr_kernels.serving.compiled import CompiledRunner
 from eqr_kernels.serving.errors import QueueFull
-from eqr_kernels.serving.requests import OnStep, Request, Requests
+from eqr_kernels.serving.requests import OnStep, Request, Requests, finish_on
 from eqr_kernels.serving.runner import Job, Runner, StepUpdate
 from eqr_kernels.serving.stats import EngineStats, Meter
 from eqr_kernels.serving.stepping import POLICIES, SteppingRunner
 from eqr_kernels.serving.stream import Stream, waker
+from eqr_kernels.serving.weights import FrozenWeights
 from eqr_kernels.solver import PreparedSolve, prepare, solve
 
 # The options and their defaults have one home, the signature of `solve`.
@@ -45,11 +47,11 @@ class Engine:
     """Requests that join a running solve: each is answered, bit for bit, as `model.solve` would, in any company.
 
     Threads of the engine compute; they start with the first request and wait, at no cost, while there is none. By the
-    "cpu" backend the trajectories of all requests take turns of `quantum` outer steps on as many threads as torch has,
-    in compiled code; who comes has his first turn at the next outer step, and a lone trajectory has all threads. By the
-    "reference" backend (also of a model that is run through its modules) requests take turns on one thread. By "cuda"
-    and "triton" each is for now one launch, which no other request interrupts, and which a cancelled one leaves where
-    the launch asks next.
+    "cpu" backend the trajectories of all requests take turns of `quantum` outer steps in compiled code, on as many
+    threads as torch was set to when the first request came; who comes has his first turn at the next outer step, and a
+    lone trajectory has all threads. By the "reference" backend (also of a model that is run through its modules)
+    requests take turns on one thread. By "cuda" and "triton" each is for now one launch, which no other request
+    interrupts, and which a cancelled one leaves where the launch asks next.
 
     A model's weights are read at `submit`: one that is changed in place between two gives the new weights' answers. A
     model that was modified (see `SolveResult.backend_reason`) is called as it is while its request runs.
@@ -99,7 +101,7 @@ class Engine:
         _check_names("Engine", options, OPTIONS)
         self._options = {**_SOLVE, **options, "backend": backend, "precision": precision}
         del self._options["progress"]
-        self._meter = Meter()
+        self._meter, self._weights = Meter(), FrozenWeights()
         # Of no puzzles: checks the options, and is silent since every request will tell.
         none = torch.zeros(0, model.config.seq_len, dtype=torch.int64, device=model.device)
         chosen = self._prepare(none, {}, warn=lambda _: None)
@@ -212,6 +214,9 @@ class Engine:
             puzzles: tokens [S] or [N, S] each, so also all of them as one tensor [M, S].
             as_submit: as for `submit`, of each, but for `block` and `timeout`: it waits as long as it takes.
         """
+        for name in ("block", "timeout"):
+            if name in as_submit:
+                raise TypeError(f"as_completed waits for room as long as it takes; leave out {name}")
         deadline, on_step = as_submit.pop("deadline", None), as_submit.pop("on_step", None)
         answered: SimpleQueue[int] = SimpleQueue()
         waiting: dict[int, Future[SolveResult]] = {}
@@ -230,6 +235,8 @@ class Engine:
                     waiting[index] = request.answer
                     request.answer.add_done_callback(lambda _, index=index: answered.put(index))  # type: ignore[misc]
                     following = next(left, None)
+                if self._requests.in_child:
+                    self._requests.check_open()
                 index = answered.get()
                 yield index, waiting.pop(index).result()
         finally:
@@ -301,7 +308,14 @@ class Engine:
                 if tokens.shape == (self.model.config.seq_len,):
                     tokens = tokens[None]
             options = {name: _copied(value) for name, value in options.items()}
-            return prepare(self.model, tokens, **{**self._options, **options}, warn=warn, report_steps=report_steps)
+            model, choices = self.model, None
+            # One that was modified is called as it is: what its hooks and layers do cannot be copied.
+            if modification(model) is None:
+                model, choices = self._weights.of(model)
+            options = {**self._options, **options}
+            prepared = prepare(model, tokens, **options, warn=warn, report_steps=report_steps, choices=choices)
+            finish_on(model.device)
+            return prepared
 
     def _runner(self, backend: Backend) -> Runner:
         """Who computes requests of a backend; made when the first comes."""
