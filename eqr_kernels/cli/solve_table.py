@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.cli.console import BAD_INPUT, INCOMPLETE, emit
@@ -70,6 +71,8 @@ def solve_table(
         first = _first_rows(reader, model.config.seq_len)
         tolerance = settling_tolerance(model, first, request.wanted_tol, settings["noise_scale"], **run)
         settings["tol"] = tolerance.value
+    # Says of the arguments what it would say on a worker.
+    model.solve(torch.zeros((0, model.config.seq_len), dtype=torch.int64), **settings)
     given = {name: value for name, value in settings.items() if name not in ("slots", *DECIDES)}
     shards = open_shards(
         request.out,

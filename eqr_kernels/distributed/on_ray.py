@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 from collections.abc import Generator, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,8 +80,10 @@ class OnRay:
                 num_cpus=self.cpus,
                 num_gpus=gpus,
             )
-            for batch in tables.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
-                yield _finished(batch)
+            batches = tables.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0)
+            with _reasons():
+                for batch in batches:
+                    yield _finished(batch)
 
     def _size(self, resources: dict[str, float], gpus: int) -> int:
         """Actors of the pool."""
@@ -146,6 +149,18 @@ def _datasource(reader: Reader, skip: Set[Key]) -> Any:
 
 
 @contextmanager
+def _reasons() -> Iterator[None]:
+    """Turns what Ray raises, a traceback of all processes in one text, into what was raised on a worker."""
+    errors = ray().exceptions
+    try:
+        yield
+    except errors.RayError as error:
+        raised = re.search(r"^(?!ray[.:])[A-Za-z_][\w.]*: .+", str(error), re.MULTILINE)
+        reason = raised[0] if raised else (str(error).splitlines() or [type(error).__name__])[0]
+        raise RuntimeError(f"the work failed on the cluster: {reason}") from error
+
+
+@contextmanager
 def connected(address: str | None) -> Iterator[None]:
     """A connection to the cluster at that address; one that was there before is kept."""
     rays = ray()
@@ -176,13 +191,11 @@ def _settings() -> Iterator[None]:
     mine = context_of.get_current().copy()
     mine.target_max_block_size = 1  # bytes: any row fills a block, so that units are not put together
     mine.enable_progress_bars = False
-    loggers = [logging.getLogger(name) for name in ("ray.data", "ray.data._internal.execution.streaming_executor")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # what fails is raised
     try:
         with context_of.current(mine):
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logger.setLevel(level)

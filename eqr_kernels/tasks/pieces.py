@@ -6,16 +6,15 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from eqr_kernels.tasks.common import ParseError, ParseErrors, PuzzleSet
 from eqr_kernels.tasks.files import numbered_lines
 from eqr_kernels.tasks.files.container import Container, lines_of, open_container
 from eqr_kernels.tasks.files.lines import is_comment
 from eqr_kernels.tasks.files.records import parquet_records
-from eqr_kernels.tasks.files.tables import Header, Numbered, find_header, records, split
+from eqr_kernels.tasks.files.tables import Header, Numbered, find_header, records
 from eqr_kernels.tasks.task import Task
 
 
@@ -47,8 +46,8 @@ class _Text(io.StringIO):
 def kind_of(path: Path, format: str = "auto") -> str | None:
     """How a file is read in pieces: "csv" or "parquet"; None where it can only be read whole.
 
-    A CSV is one whose header has several columns, as many as the line behind it, or that `format` calls so: a name over
-    written grids may look like a header of one.
+    A CSV is one whose header names two things that are known here, or has as many columns (two or more) as the row
+    behind it, or that `format` calls so: a title over written grids may look like a header.
 
     Args:
         format: as for `Task.load`.
@@ -62,12 +61,15 @@ def kind_of(path: Path, format: str = "auto") -> str | None:
         container = open_container(file, path.name, format)
         if container.kind != "text":
             return "parquet" if container.kind == "parquet" else None
-        found = _find_table(_text_lines(container, ParseErrors()))
-    if found is None:
-        return None
-    header, _, second = found
-    several = header.width > 1 and len(split(second[1], header.delimiter)) == header.width if second else False
-    return "csv" if several or format == "csv" else None
+        lines = _text_lines(container, ParseErrors())
+        found = _find_table(lines)
+        if found is None:
+            return None
+        header = found[0]
+        row = next(records(lines, header, comments=True), None)
+    known = sum(column >= 0 for column in (header.question, header.answer, header.source, header.rating, header.id))
+    wide = header.width > 1 and row is not None and len(row[2]) == header.width
+    return "csv" if known > 1 or wide or format == "csv" else None
 
 
 def pieces(path: Path, kind: str, rows: int) -> Iterator[Piece]:
@@ -80,27 +82,30 @@ def pieces(path: Path, kind: str, rows: int) -> Iterator[Piece]:
         OSError, ValueError, ImportError: the file as a whole cannot be read.
     """
     with open(path, "rb") as file:
-        size = max(1, path.stat().st_size)
         container = open_container(file, path.name, kind)
         errors = ParseErrors()
         held: list[Numbered] = []
         if kind == "parquet":
             top: tuple[Numbered, ...] = ()
-            text, source = "json", _parquet_lines(container.stream, path.name, errors)
+            _, size, table = parquet_records(container.stream, path.name, errors)
+            text, source = "json", ([(n, json.dumps(record, default=_as_text))] for n, record in table)
         else:
             lines = _text_lines(container, errors)
             found = _find_table(lines)
             if found is None:
                 raise ValueError(f"{path.name} holds no CSV header with the puzzle's column")
-            header, first, second = found
-            top, text = (first,), "csv"
-            source = _csv_lines(chain([second] if second else [], lines), header)
+            header, first = found
+            top, text, size = (first,), "csv", path.stat().st_size
+            # What is a comment is left to the task: one more line in a piece changes nothing.
+            source = (list(enumerate(record.split("\n"), n)) for n, record, _ in records(lines, header, comments=False))
         count = 0
         for record in source:
             held += record
             count += 1
             if count == rows:
-                yield Piece(path.name, text, (*top, *held), min(1.0, file.tell() / size))
+                # An open quote is looked for to the end, where the file is closed.
+                done = held[-1][0] if kind == "parquet" else size if file.closed else file.tell()
+                yield Piece(path.name, text, (*top, *held), min(1.0, done / max(1, size)))
                 held, count = [], 0
         if held or errors:
             yield Piece(path.name, text, (*top, *held) if held else (), 1.0, tuple(errors))
@@ -128,24 +133,11 @@ def _text_lines(container: Container, errors: ParseErrors) -> Iterator[Numbered]
         yield from numbered_lines(stream, errors)
 
 
-def _find_table(lines: Iterator[Numbered]) -> tuple[Header, Numbered, Numbered | None] | None:
-    """The header, its line and the next that is not empty; None where the first line of a text is none."""
+def _find_table(lines: Iterator[Numbered]) -> tuple[Header, Numbered] | None:
+    """The header and its line; None where the first line of a text is none. The lines go on behind it."""
     first = next((line for line in lines if line[1].strip() and not is_comment(line[1])), None)
     header = None if first is None else find_header(first[1])
-    if first is None or header is None:
-        return None
-    return header, first, next((line for line in lines if line[1].strip()), None)
-
-
-def _csv_lines(lines: Iterator[Numbered], header: Header) -> Iterator[list[Numbered]]:
-    """The lines of each record. What is a comment is left to the task: one more line in a piece changes nothing."""
-    for number, text, _ in records(lines, header, comments=False):
-        yield list(enumerate(text.split("\n"), number))
-
-
-def _parquet_lines(stream: BinaryIO, name: str, errors: ParseErrors) -> Iterator[list[Numbered]]:
-    for number, record in parquet_records(stream, name, errors)[1]:
-        yield [(number, json.dumps(record, default=_as_text))]
+    return None if first is None or header is None else (header, first)
 
 
 def _as_text(value: Any) -> str:

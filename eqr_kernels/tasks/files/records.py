@@ -92,7 +92,7 @@ def read_parquet(stream: BinaryIO, name: str, codec: Codec, errors: ParseErrors)
         ImportError: pyarrow is not there.
         ValueError: it is no Parquet table, or no column is the puzzle.
     """
-    question, records = parquet_records(stream, name, errors)
+    question, _, records = parquet_records(stream, name, errors)
     for number, record in records:
         try:
             yield _row(number, str(record[question]), record, name, codec)
@@ -102,8 +102,11 @@ def read_parquet(stream: BinaryIO, name: str, codec: Codec, errors: ParseErrors)
 
 def parquet_records(
     stream: BinaryIO, name: str, errors: ParseErrors
-) -> tuple[str, Iterator[tuple[int, dict[str, Any]]]]:
-    """The column with the puzzles, and (number, the columns that say something here) of each row, read as it is needed.
+) -> tuple[str, int, Iterator[tuple[int, dict[str, Any]]]]:
+    """A Parquet table, read as it is needed.
+
+    Returns:
+        the column with the puzzles, the number of rows, and of each row (number, the columns that say something here).
 
     Raises:
         As `read_parquet`.
@@ -140,4 +143,4 @@ def parquet_records(
             message = f"the table cannot be read from here on ({printable(problem)}): fetch it again"
             errors.append(ParseError(number + 1, "", message))
 
-    return columns["question"], rows()
+    return columns["question"], table.metadata.num_rows, rows()
