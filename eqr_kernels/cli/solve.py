@@ -211,6 +211,7 @@ def _rows(task: Task, puzzles: PuzzleSet, result: SolveResult | None) -> list[di
         {
             "number": i + 1,
             "line": None if puzzles.line is None else int(puzzles.line[i]),
+            "id": None if puzzles.id is None else str(puzzles.id[i]),
             "source": str(puzzles.source[i]),
             "rating": rating_number(puzzles.rating[i]),
             "puzzle": task.decode(puzzles.inputs[i]),
