@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from eqr_kernels.cli import puzzles as puz
-from eqr_kernels.cli.console import BAD_INPUT, INCOMPLETE, emit
+from eqr_kernels.cli.console import BAD_INPUT, INCOMPLETE, busy, emit
 from eqr_kernels.cli.engines import DECIDES, kept_in, open_shards, run_all
 from eqr_kernels.cli.render import terminal as drawing
 from eqr_kernels.cli.tolerance import as_settings, settling_tolerance
@@ -74,6 +74,8 @@ def solve_table(
     # Says of the arguments what it would say on a worker.
     model.solve(torch.zeros((0, model.config.seq_len), dtype=torch.int64), **settings)
     given = {name: value for name, value in settings.items() if name not in ("slots", *DECIDES)}
+    with busy("reading the input", show):
+        input_identity = reader.identity()
     shards = open_shards(
         request.out,
         model,
@@ -83,7 +85,7 @@ def solve_table(
         reveal=request.reveal,
         check=request.check,
         rows=request.rows,
-        input=reader.identity(),
+        input=input_identity,
         **given,
     )
     there = len(shards.finished)

@@ -57,10 +57,10 @@ class OnRay:
 
     def run(self, reader: Reader, skip: Set[Key], model: EquilibriumReasoner, job: Job) -> Generator[Finished]:
         rays = ray()
-        packed, weights = PackedModel.of(model)
+        packed, weights = PackedModel.of(model, job.settings)
         with connected(self.address), _settings():
             gpus = 1 if packed.device == "cuda" else 0
-            size = self._size(rays.cluster_resources(), gpus)
+            size = self._size([node["Resources"] for node in rays.nodes() if node["Alive"]], gpus)
             held = rays.put(weights)
             # Reading asks for no CPU: where actors have them all, it would never begin.
             units = rays.data.read_datasource(
@@ -85,14 +85,15 @@ class OnRay:
                 for batch in batches:
                     yield _finished(batch)
 
-    def _size(self, resources: dict[str, float], gpus: int) -> int:
-        """Actors of the pool."""
-        room = int(resources.get("CPU", 0)) // self.cpus
-        room = min(room, int(resources.get("GPU", 0)) // gpus) if gpus else room
+    def _size(self, nodes: list[dict[str, float]], gpus: int) -> int:
+        """Actors of the pool, on nodes with these resources."""
+        counts = [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes]
+        room = sum(min(cpu // self.cpus, gpu // gpus) if gpus else cpu // self.cpus for cpu, gpu in counts)
         if not room:
+            shown = ", ".join(f"{cpu} CPUs and {gpu} GPUs" for cpu, gpu in counts)
             raise ValueError(
-                f"the cluster has no room for a worker of {self.cpus} CPUs{' and a GPU' if gpus else ''}: all together "
-                f"it has {resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs; ask for fewer"
+                f"no machine of the cluster has room for a worker of {self.cpus} CPUs{' and a GPU' if gpus else ''}: "
+                f"they have {shown}; ask for fewer"
             )
         return min(room, self.workers or room)
 

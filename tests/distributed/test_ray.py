@@ -100,7 +100,7 @@ def test_eqr_solve_and_eval_give_the_rows_and_the_report_of_this_process(cluster
     assert shards_of(tmp_path / "ray") == shards_of(tmp_path / "local")
     assert "depth was 6 and is 7" in eqr(*solving, *on_ray, "--out", tmp_path / "ray", "--depth", 7, code=2).stderr
     told = eqr(*solving, "--engine", "ray", "--cpus-per-worker", 50, "--out", tmp_path / "none", code=2).stderr
-    assert "the cluster has no room for a worker of 50 CPUs: all together it has 2 CPUs" in told
+    assert "no machine of the cluster has room for a worker of 50 CPUs: they have 1 CPUs and 0 GPUs, 1 CPUs" in told
     evaluating = ("eval", data, "--model", model, "--depths", "1,6", "--breadths", "1,2")
     same = eqr_json(*evaluating, *on_ray, "--shard-rows", 4, code=1)
     assert same_report(same, eqr_json(*evaluating, code=1))

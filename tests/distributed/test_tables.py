@@ -253,15 +253,17 @@ def test_a_map_is_filled_with_the_parts_that_it_would_record(data, model, tmp_pa
 
 def test_a_model_travels_as_weights_and_card(model):
     reasoner = EquilibriumReasoner.from_pretrained(model)
-    packed, weights = PackedModel.of(reasoner)
+    packed, weights = PackedModel.of(reasoner, {"noise_scale": 0.5})
     other = packed.unpack(weights)
     assert other.card == reasoner.card and not other.training
     for name, weight in reasoner.state_dict().items():
         torch.testing.assert_close(other.state_dict()[name], weight, rtol=0, atol=0)
-    half, weights = PackedModel.of(reasoner.bfloat16())
+    for name, value in (("torch", "1.0"), ("backend", "triton"), ("noise_scale", 0.25)):
+        changed = dataclasses.replace(packed, decides={**packed.decides, name: value})
+        with pytest.raises(RuntimeError, match=f"this worker would answer otherwise .*: {name} is .* here and {value}"):
+            changed.unpack(weights)
+    half, weights = PackedModel.of(reasoner.bfloat16(), {})
     assert half.unpack(weights).dtype == torch.bfloat16
-    with pytest.raises(RuntimeError, match="this worker has torch .*, and the command was given with 1.0; install"):
-        dataclasses.replace(packed, versions=(("torch", "1.0"),)).unpack(weights)
     reasoner.lm_head.register_forward_hook(lambda *_: None)
     with pytest.raises(RuntimeError, match="a forward hook; a model on other machines is its weights"):
-        PackedModel.of(reasoner)
+        PackedModel.of(reasoner, {})

@@ -38,6 +38,10 @@ class Gated:
     folder: Path
     place: int
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.job.settings
+
     def work(self, model: EquilibriumReasoner) -> Callable[[Unit], Any]:
         answers = self.job.work(model)
 
