@@ -17,7 +17,7 @@ from eqr_kernels.cli import options as opt
 from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.cli import render
 from eqr_kernels.cli.console import INCOMPLETE, Bar, command, complain
-from eqr_kernels.cli.engines import engine_of, rows_shown, task_spec
+from eqr_kernels.cli.engines import engine_of, rows_shown, task_spec, working
 from eqr_kernels.cli.provenance import device_name, reproduction
 from eqr_kernels.cli.render import require, terminal
 from eqr_kernels.cli.render.curve_terminal import draw_curve
@@ -168,7 +168,7 @@ def curve(
         raise ValueError(f"{error} (--fresh starts afresh, --out names another folder)") from None
     try:
         if engine != "local":
-            with Bar("running all puzzles", progress) as bar:
+            with working("running all puzzles", progress) as bar:
                 fill(runner, mapping, task_spec(task, its_task), rows_shown(bar))
         measured = mapping.run(lambda text: Bar(text, progress))
     except KeyboardInterrupt:

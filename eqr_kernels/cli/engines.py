@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +76,16 @@ def run_all(
 ) -> tuple[int, float]:
     """Runs what is not in the results yet, with a bar of that text: the rows that were run, and the seconds."""
     begun = time.perf_counter()
-    with Bar(text, show) as bar:
+    with working(text, show) as bar:
         rows = run_into(results, engine, reader, model, job, rows_shown(bar))
     return rows, time.perf_counter() - begun
+
+
+@contextmanager
+def working(text: str, show: bool | None) -> Iterator[Bar]:
+    """The bar of an engine's work. Ray tells of lost workers on stdout, which is the report's: to stderr with it."""
+    with Bar(text, show) as bar, redirect_stdout(sys.stderr):
+        yield bar
 
 
 def rows_shown(bar: Bar) -> Callable[[float, int], None]:

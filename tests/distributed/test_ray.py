@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,16 +14,14 @@ from typing import Any
 
 import pytest
 
-from eqr_kernels import EqRConfig, EquilibriumReasoner
+from eqr_kernels import EqRConfig
 from eqr_kernels.distributed.answers import Answering
-from eqr_kernels.distributed.engines import Local, run_into
-from eqr_kernels.distributed.on_ray import OnRay, _reasons
-from eqr_kernels.distributed.reading import TableReader, find_tables
+from eqr_kernels.distributed.on_ray import _reasons
 from eqr_kernels.distributed.shards import Shards
 from eqr_kernels.distributed.units import Key
 from tests.support.commands import TINY, eqr, eqr_json, make_copier
 from tests.support.environment import needs_extension
-from tests.support.gated_job import Gated
+from tests.support.gated_job import Gated, waiting
 from tests.support.tables import rows, same_report, shards_of, write_csv, write_parquet
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'eqr_kernels[distributed]'")
@@ -89,21 +88,14 @@ def model(tmp_path_factory) -> Path:
     return make_copier(tmp_path_factory.mktemp("model"), EqRConfig.sudoku(**TINY), tol=0.05)
 
 
-def test_eqr_solve_and_eval_give_the_rows_and_the_report_of_this_process(cluster, model, tmp_path):
+ON_RAY = ("--engine", "ray", "--cpus-per-worker", 1)
+
+
+def test_the_report_of_eval_is_that_of_this_process(cluster, model, tmp_path):
     data = write_csv(tmp_path / "puzzles.csv", rows(10))
-    solving = ("solve", data, "--model", model, "--depth", 6, "--breadth", 2, "--shard-rows", 4)
-    eqr(*solving, "--out", tmp_path / "local", code=1)
-    on_ray = ("--engine", "ray", "--workers", 1, "--cpus-per-worker", 1)
-    report = json.loads(eqr(*solving, *on_ray, "--out", tmp_path / "ray", "--json", code=1).stdout)
-    assert report["shards"] == {"rows": 4, "count": 3, "found": 0, "rows_run": 10}
-    assert [error["line"] for error in report["errors"]] == [5, 9]
-    assert shards_of(tmp_path / "ray") == shards_of(tmp_path / "local")
-    assert "depth was 6 and is 7" in eqr(*solving, *on_ray, "--out", tmp_path / "ray", "--depth", 7, code=2).stderr
-    told = eqr(*solving, "--engine", "ray", "--cpus-per-worker", 50, "--out", tmp_path / "none", code=2).stderr
-    assert "no machine of the cluster has room for a worker of 50 CPUs: they have 1 CPUs and 0 GPUs, 1 CPUs" in told
     evaluating = ("eval", data, "--model", model, "--depths", "1,6", "--breadths", "1,2")
-    same = eqr_json(*evaluating, *on_ray, "--shard-rows", 4, code=1)
-    assert same_report(same, eqr_json(*evaluating, code=1))
+    report = eqr_json(*evaluating, *ON_RAY, "--workers", 1, "--shard-rows", 4, code=1)
+    assert same_report(report, eqr_json(*evaluating, code=1))
 
 
 @pytest.mark.parametrize(
@@ -123,44 +115,48 @@ def test_what_a_worker_raised_is_one_line(text, reason):
     assert "\n" not in str(raised.value)
 
 
-def test_a_killed_worker_and_a_lost_node_cost_no_row_and_no_bit(cluster, model, tmp_path):
+def test_a_killed_worker_and_a_lost_node_cost_no_row_and_no_bit(cluster, model, tmp_path, monkeypatch):
     """Both while each worker has a unit; two shards were there before, and are not asked for."""
-    reasoner = EquilibriumReasoner.from_pretrained(model)
-    data = write_parquet(tmp_path / "puzzles.parquet", rows(42))
-    reader = TableReader(find_tables(str(data), "auto"), "sudoku", 81, 3)
-    job = Answering("sudoku", dict(depth=6, breadth=2, tol=0.05, seed=3))
-    want = Shards(tmp_path / "local", {"seed": 3})
-    assert run_into(want, Local(), reader, reasoner, job) == 42
+    data, here, there = write_parquet(tmp_path / "puzzles.parquet", rows(42)), tmp_path / "here", tmp_path / "there"
+    solving = ("solve", data, "--model", model, "--depth", 6, "--breadth", 2, "--seed", 3, "--shard-rows", 3, "--out")
+    eqr(*solving, here, code=1)
+    shutil.copytree(here, there)
+    for place in range(14):
+        if place not in (0, 5):
+            (there / f"part-00000-{place:08d}.parquet").unlink()
 
-    got = Shards(tmp_path / "ray", {"seed": 3})
-    for key in (Key(0, 0), Key(0, 5)):
-        got.write(key, want.read(key))
     gate = tmp_path / "gate"
     gate.mkdir()
-    gated = Gated(job, gate, place=4)
+    monkeypatch.setattr("eqr_kernels.cli.solve_table.Answering", lambda *job: Gated(Answering(*job), gate, place=4))
     written: list[Key] = []
+    write = Shards.write
+    monkeypatch.setattr(Shards, "write", lambda self, key, table: (written.append(key), write(self, key, table)))
     failures: list[BaseException] = []
 
     def lose() -> None:
         try:
-            first, _ = gated.waiting(2)
-            assert {path.read_text() for path in gate.glob("waiting-*")} == {"1"}, "a thread for each CPU asked for"
+            first, _ = waiting(gate, 2)
             os.kill(first, signal.SIGKILL)
             cluster.remove_node(cluster.second, allow_graceful=False)
         except BaseException as error:
             failures.append(error)
         finally:
-            gated.open()
+            (gate / "open").touch()
 
-    write = got.write
-    got.write = lambda key, table: (written.append(key), write(key, table))  # type: ignore[method-assign]
     losing = threading.Thread(target=lose)
     losing.start()
     try:
-        assert run_into(got, OnRay(), reader, reasoner, gated) == 36
+        eqr(*solving, there, *ON_RAY, "--output", tmp_path / "report.json", code=1)
     finally:
         losing.join(SECONDS)
     assert not failures, failures
+    assert {path.read_text() for path in gate.glob("waiting-*")} == {"1"}, "a thread for each CPU that is asked for"
     assert len(ray.nodes()) == 2 and sum(node["Alive"] for node in ray.nodes()) == 1
     assert sorted(written) == [Key(0, place) for place in range(14) if place not in (0, 5)], "each unit once"
-    assert shards_of(tmp_path / "ray") == shards_of(tmp_path / "local")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["shards"] == {"rows": 3, "count": 14, "found": 2, "rows_run": 36}
+    assert shards_of(there) == shards_of(here)
+
+    assert "depth was 6 and is 7" in eqr(*solving, there, *ON_RAY, "--depth", 7, code=2).stderr
+    told = eqr(*solving, tmp_path / "none", *ON_RAY, "--cpus-per-worker", 50, code=2).stderr
+    assert "no machine of the cluster has room for a worker of 50 CPUs: they have 1 CPUs and 0 GPUs" in told

@@ -53,14 +53,12 @@ class Gated:
 
         return gated
 
-    def waiting(self, count: int) -> list[int]:
-        """The processes that wait, once so many do."""
 
-        def pids() -> list[int]:
-            found = [int(path.name.removeprefix("waiting-")) for path in self.folder.glob("waiting-*")]
-            return found if len(found) >= count else []
+def waiting(folder: Path, count: int) -> list[int]:
+    """The processes that wait at the gate of that folder, once so many do."""
 
-        return wait_for(pids, f"{count} workers at the gate")
+    def pids() -> list[int]:
+        found = [int(path.name.removeprefix("waiting-")) for path in folder.glob("waiting-*")]
+        return found if len(found) >= count else []
 
-    def open(self) -> None:
-        (self.folder / "open").touch()
+    return wait_for(pids, f"{count} workers at the gate")
