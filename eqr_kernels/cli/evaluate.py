@@ -108,7 +108,7 @@ def evaluate(
     all machines of a Ray cluster record. The report is the same.
 
     A puzzle without an answer is reported and not counted. Exit code 0: all puzzles were counted; 1: some lines could
-    not be; 2: nothing could be done; 130: interrupted, nothing was written.
+    not be; 2: nothing could be done; 130: interrupted, nothing was written (with --out: what was done is kept).
     """
     check_output(output)
     runner = engine_of(engine, address, workers, cpus_per_worker)

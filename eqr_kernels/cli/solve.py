@@ -92,7 +92,8 @@ def solve(
     are the same, bit for bit. Stopped and given again, the command goes on where it stopped.
 
     Exit code 0: every puzzle was read and tried (one that stays unsolved is a result, not a failure); 1: some lines
-    were no puzzles, the others were tried; 2: nothing could be done; 130: interrupted, nothing was written.
+    were no puzzles, the others were tried; 2: nothing could be done; 130: interrupted, nothing was written (with --out:
+    what was done is kept).
     """
     check_output(output)
     if demo and file is not None:

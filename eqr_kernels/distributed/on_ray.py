@@ -172,13 +172,12 @@ def connected(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's C++ writes warnings about Ray Data's own actors to the terminal; what fails comes as an exception.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    own: dict[str, Any] = {}
-    if address is None and not os.environ.get("RAY_ADDRESS"):
-        own = dict(address="local", include_dashboard=False)
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    own = dict(include_dashboard=False) if where == "local" else {}
     try:
-        rays.init(**(own or dict(address=address)), log_to_driver=False, logging_level=logging.ERROR)
+        rays.init(address=where, **own, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise RuntimeError(f"no Ray cluster answers at {address or os.environ.get('RAY_ADDRESS')}: {error}") from error
+        raise RuntimeError(f"no Ray cluster answers at {where!r}: {error}") from error
     try:
         yield
     finally:
