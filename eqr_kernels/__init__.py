@@ -11,11 +11,23 @@ if TYPE_CHECKING:
     from eqr_kernels.modules import LatentState
     from eqr_kernels.reasoner import EquilibriumReasoner
     from eqr_kernels.results import Recorded, SolveResult
+    from eqr_kernels.serving import (
+        DeadlineExceeded,
+        Engine,
+        EngineClosed,
+        EngineStats,
+        QueueFull,
+        StepUpdate,
+    )
     from eqr_kernels.solver import solve
     from eqr_kernels.trajectory import FinishedTrajectory, Status
 
 __version__ = "0.1.0"
 __all__ = [
+    "DeadlineExceeded",
+    "Engine",
+    "EngineClosed",
+    "EngineStats",
     "EqRConfig",
     "EquilibriumReasoner",
     "FinishedTrajectory",
@@ -23,14 +35,20 @@ __all__ = [
     "FixedPointResult",
     "LatentState",
     "ModelCard",
+    "QueueFull",
     "Recorded",
     "SolveResult",
     "Status",
+    "StepUpdate",
     "fixed_point",
     "solve",
 ]
 
 _HOMES = {
+    "DeadlineExceeded": "serving",
+    "Engine": "serving",
+    "EngineClosed": "serving",
+    "EngineStats": "serving",
     "EqRConfig": "config",
     "EquilibriumReasoner": "reasoner",
     "LatentState": "modules",
@@ -38,9 +56,11 @@ _HOMES = {
     "FinishedTrajectory": "trajectory",
     "FixedPoint": "implicit",
     "FixedPointResult": "iteration",
+    "QueueFull": "serving",
     "Recorded": "results",
     "SolveResult": "results",
     "Status": "trajectory",
+    "StepUpdate": "serving",
     "fixed_point": "iteration",
     "solve": "solver",
 }

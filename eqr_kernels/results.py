@@ -99,7 +99,13 @@ class _Table:
 
 
 class Collector:
-    """Records trajectories as they come, and selects at the end."""
+    """Records trajectories as they come, and selects at the end.
+
+    Attributes:
+        on_stepped: called with trajectories after an outer step, as `Recorder.stepped` is.
+    """
+
+    on_stepped: Callable[[Snapshot], object] | None = None
 
     def __init__(self, problem: FixedPointProblem, config: EqRConfig, on_finished: OnFinished | None) -> None:
         self.problem, self.config, self.on_finished = problem, config, on_finished
@@ -118,6 +124,10 @@ class Collector:
         if self.on_finished is not None:
             self.reported.add(trajectory.puzzle * self.problem.breadth + trajectory.restart)
             self.on_finished(trajectory)
+
+    def stepped(self, rows: Snapshot) -> None:
+        if self.on_stepped is not None:
+            self.on_stepped(rows)
 
     def finished(self, rows: Snapshot) -> None:
         self.table.put(rows)

@@ -8,7 +8,7 @@ copied in between.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -58,6 +58,67 @@ Size = Callable[[int], int]
 """Rows that a step of n rows computes, at least n."""
 
 
+class Stepper(Protocol):
+    """A run that goes on when it is told to, such as `Iteration`, which see."""
+
+    @property
+    def ended(self) -> int: ...
+
+    @property
+    def running(self) -> int: ...
+
+    @property
+    def spent(self) -> int: ...
+
+    def step(self) -> bool: ...
+
+    def stop(self) -> None: ...
+
+
+class Iteration(Generic[R]):
+    """Rows 0..count-1 of an operator, at most `slots` at a time, each to its end, step by step.
+
+    Attributes:
+        ended: rows that have ended. running: rows in flight.
+        spent: steps of all rows so far. computed: rows that the steps have computed, padding included.
+    """
+
+    def __init__(self, operator: Operator[R], count: int, slots: int, size: Size) -> None:
+        self._operator, self._count, self._slots, self._size = operator, count, slots, size
+        self._queued = min(slots, count)
+        self.spent = self.computed = 0
+        rows = operator.admit(_numbers(0, self._queued))
+        self._rows, self._going = _resized(rows, torch.ones(len(rows.number), dtype=torch.bool, device="cpu"), size)
+        self.running = int(self._going.sum())
+
+    @property
+    def ended(self) -> int:
+        return self._queued - self.running
+
+    def step(self) -> bool:
+        """One step of the rows in flight, then others in the place of those that have ended; False: all had ended."""
+        rows, going = self._rows, self._going
+        if self.running:
+            rows, ended = self._operator.advance(rows, going)
+            going = going & ~ended
+            self.computed, self.spent = self.computed + len(going), self.spent + self.running
+            self.running = int(going.sum())
+        elif self._queued == self._count:
+            return False
+        free = min(self._slots - self.running, self._count - self._queued)
+        if free:
+            rows, going = _placed(rows, going, self._operator.admit(_numbers(self._queued, self._queued + free)))
+            self._queued += free
+        self._rows, self._going = _resized(rows, going, self._size)
+        self.running = int(self._going.sum())
+        return True
+
+    def stop(self) -> None:
+        """The caller wants no more steps."""
+        waiting = _numbers(self._queued, self._count)
+        self._operator.stop(take(self._rows, _places(self._going, self._rows)), waiting)
+
+
 def iterate(operator: Operator[R], count: int, slots: int, proceed: Proceed, size: Size) -> int:
     """Iterates rows 0..count-1, at most `slots` at a time, each to its end.
 
@@ -68,26 +129,17 @@ def iterate(operator: Operator[R], count: int, slots: int, proceed: Proceed, siz
     Returns:
         Rows that the steps have computed, padding included.
     """
-    queued = min(slots, count)
-    rows = operator.admit(_numbers(0, queued))
-    rows, going = _resized(rows, torch.ones(len(rows.number), dtype=torch.bool, device="cpu"), size)
-    spent = computed = 0
-    while True:
-        running = int(going.sum())
-        if not proceed(queued - running, spent):
-            operator.stop(take(rows, _places(going, rows)), _numbers(queued, count))
-            return computed
-        if running:
-            rows, ended = operator.advance(rows, going)
-            going = going & ~ended
-            computed, spent, running = computed + len(going), spent + running, int(going.sum())
-        elif queued == count:
-            return computed
-        free = min(slots - running, count - queued)
-        if free:
-            rows, going = _placed(rows, going, operator.admit(_numbers(queued, queued + free)))
-            queued += free
-        rows, going = _resized(rows, going, size)
+    iteration = Iteration(operator, count, slots, size)
+    run(iteration, proceed)
+    return iteration.computed
+
+
+def run(iteration: Stepper, proceed: Proceed) -> None:
+    """Steps until all rows have ended, or `proceed`, asked before each step and at the end, says no."""
+    while proceed(iteration.ended, iteration.spent):
+        if not iteration.step():
+            return
+    iteration.stop()
 
 
 def _numbers(start: int, end: int) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 from eqr_kernels import backends, noise, selection
 from eqr_kernels._nvtx import nvtx_range
 from eqr_kernels.arguments import check_choice, check_count, check_number
-from eqr_kernels.backends import FixedPointProblem
+from eqr_kernels.backends import Backend, FixedPointProblem
 from eqr_kernels.forking import check_threads
 from eqr_kernels.modifications import overrides
 from eqr_kernels.modules import EqROperator, LatentState, check_fields, check_ids, check_tokens, has_values
@@ -108,15 +110,111 @@ def solve(
         RuntimeError: weights that are not finite or hold no values (meta, fake), a backend that cannot run here, or
             several threads in a forked child.
     """
+    if progress is not None and not callable(progress):
+        raise TypeError(_no_function("progress", progress))
+    prepared = prepare(
+        model,
+        tokens,
+        depth=depth,
+        breadth=breadth,
+        halt=halt,
+        tol=tol,
+        patience=patience,
+        select=select,
+        window=window,
+        noise_scale=noise_scale,
+        seed=seed,
+        ids=ids,
+        checkpoints=checkpoints,
+        slots=slots,
+        backend=backend,
+        precision=precision,
+        return_all=return_all,
+        trace=trace,
+        return_state=return_state,
+        initial_state=initial_state,
+        on_finished=on_finished,
+        warn=partial(warnings.warn, stacklevel=5),  # behind _tolerance, prepare, solve and not_compiled
+    )
+    problem, chosen = prepared.problem, prepared.backend
+    n = len(problem.tokens)
+
+    def proceed(finished: int, spent: int) -> bool:
+        return progress is None or progress(finished, problem.trajectories, spent) is not False
+
+    with nvtx_range(f"eqr solve: {n} x {breadth} trajectories, {chosen.name}"):
+        if n:
+            with nvtx_range(f"eqr fixed point: {chosen.name}"):
+                chosen.fixed_point(model, problem, prepared.collector, proceed)
+        with nvtx_range("eqr selection"):
+            return prepared.result()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedSolve:
+    """A solve whose arguments are checked, up to its fixed point.
+
+    Attributes:
+        reason: why it is this backend.
+        collector: takes what the backend gives.
+    """
+
+    model: EqROperator
+    problem: FixedPointProblem
+    backend: Backend
+    reason: str
+    collector: Collector
+    return_all: bool
+
+    def result(self) -> SolveResult:
+        """What `solve` gives, once every trajectory has ended."""
+        reason = "; ".join([self.reason, *self.collector.notes])
+        return self.collector.result(self.backend.name, reason, self.return_all)
+
+
+def prepare(
+    model: EqROperator,
+    tokens: Tensor,
+    *,
+    depth: int,
+    breadth: int,
+    halt: str,
+    tol: float | str,
+    patience: int,
+    select: str,
+    window: int | None,
+    noise_scale: float | None,
+    seed: int,
+    ids: Tensor | None,
+    checkpoints: Sequence[int],
+    slots: int | None,
+    backend: str,
+    precision: str,
+    return_all: bool,
+    trace: bool,
+    return_state: bool,
+    initial_state: LatentState | None,
+    on_finished: OnFinished | None,
+    warn: Callable[[str], object],
+    report_steps: bool = False,
+) -> PreparedSolve:
+    """All of `solve` but the computation itself: its checks, its defaults, and its choice of the backend.
+
+    Args:
+        warn: called with each warning.
+        report_steps: the recorder wants every outer step.
+
+    Raises:
+        As `solve`.
+    """
     _check_has_values(model, tokens, initial_state)
     check_threads()
     tokens = check_tokens(tokens, model.config).to(model.device)
     n = tokens.shape[0]
     for name, value in (("depth", depth), ("breadth", breadth), ("patience", patience)):
         check_count(name, value)
-    for name, callback in (("progress", progress), ("on_finished", on_finished)):
-        if callback is not None and not callable(callback):
-            raise TypeError(f"{name} must be a function or None, got {callback!r} ({type(callback).__name__})")
+    if on_finished is not None and not callable(on_finished):
+        raise TypeError(_no_function("on_finished", on_finished))
     if slots is not None:
         check_count("slots", slots)
     if depth >= 1 << 24 or breadth >= 1 << 32:
@@ -131,7 +229,7 @@ def solve(
         noise_scale = model.inference_noise_scale
     check_number("noise_scale", noise_scale)
     run: dict[str, Any] = dict(depth=depth, seed=seed, slots=slots, backend=backend, precision=precision)
-    tolerance = _tolerance(model, halt, tokens, tol, noise_scale, run)
+    tolerance = _tolerance(model, halt, tokens, tol, noise_scale, run, warn)
     if isinstance(checkpoints, (str, Tensor)) or not isinstance(checkpoints, Iterable):
         kind = type(checkpoints).__name__
         raise TypeError(f"checkpoints must be a sequence of depths, as in (1, 4, 16), got {checkpoints!r} ({kind})")
@@ -169,18 +267,20 @@ def solve(
         start=start,
         keep_states=return_state,
         report_ends=on_finished is not None,
+        report_steps=report_steps,
     )
-    collector = Collector(problem, model.config, on_finished)
+    return PreparedSolve(
+        model=model,
+        problem=problem,
+        backend=chosen,
+        reason=reason,
+        collector=Collector(problem, model.config, on_finished),
+        return_all=return_all,
+    )
 
-    def proceed(finished: int, spent: int) -> bool:
-        return progress is None or progress(finished, problem.trajectories, spent) is not False
 
-    with nvtx_range(f"eqr solve: {n} x {breadth} trajectories, {chosen.name}"):
-        if n:
-            with nvtx_range(f"eqr fixed point: {chosen.name}"):
-                chosen.fixed_point(model, problem, collector, proceed)
-        with nvtx_range("eqr selection"):
-            return collector.result(chosen.name, "; ".join([reason, *collector.notes]), return_all)
+def _no_function(name: str, value: object) -> str:
+    return f"{name} must be a function or None, got {value!r} ({type(value).__name__})"
 
 
 def _check_has_values(model: EqROperator, tokens: object, state: object) -> None:
@@ -232,20 +332,25 @@ def _start(
 
 
 def _tolerance(
-    model: EqROperator, halt: str, tokens: Tensor, tol: float | str, noise_scale: float, run: dict[str, Any]
+    model: EqROperator,
+    halt: str,
+    tokens: Tensor,
+    tol: float | str,
+    noise_scale: float,
+    run: dict[str, Any],
+    warn: Callable[[str], object],
 ) -> float:
     if halt not in RULES_WITH_TOLERANCE:
         check_tolerance(tol)
         return 0.0
     tolerance = tolerance_of(model, tokens, tol, noise_scale=noise_scale, **run)
     if tolerance.caveat:
-        warnings.warn(tolerance.caveat, stacklevel=4)
+        warn(tolerance.caveat)
     floor = noise.noise_floor(noise_scale)
     if tolerance.value < floor:
-        warnings.warn(
+        warn(
             f"tol={tolerance.value:g} is below {floor:g}, about the residual that noise_scale={noise_scale:g} alone "
-            "leaves: no trajectory will converge; raise tol or lower noise_scale",
-            stacklevel=4,
+            "leaves: no trajectory will converge; raise tol or lower noise_scale"
         )
     return tolerance.value
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from eqr_kernels.modules import EqROperator
 from eqr_kernels.ops import StartStates
 from eqr_kernels.precision import Precision
 from eqr_kernels.run_rules import RunRules
-from eqr_kernels.scheduler import Proceed
+from eqr_kernels.scheduler import Proceed, Stepper
 from eqr_kernels.trajectory import FinishedTrajectory, Snapshot
 
 
@@ -31,6 +31,7 @@ class FixedPointProblem(RunRules):
     start: StartStates | None = None  # of all trajectories, float64 where the run is; None: each draws its own
     keep_states: bool = False  # of the winners
     report_ends: bool = False  # `Recorder.ended` wants each trajectory soon after its end
+    report_steps: bool = False  # `Recorder.stepped` wants every outer step
 
     @property
     def trajectories(self) -> int:
@@ -46,6 +47,10 @@ class Recorder(Protocol):
 
     def ended(self, trajectory: FinishedTrajectory) -> None:
         """One that has ended, from a backend that can tell so before it gives it to `finished`."""
+
+    def stepped(self, rows: Snapshot) -> None:
+        """Trajectories after an outer step, their status `scheduler.GOING` where they go on: of a stepper, with
+        `report_steps`, before those that have ended are given to `finished`."""
 
     def finished(self, rows: Snapshot) -> None:
         """Trajectories that have ended; each is given once."""
@@ -91,6 +96,14 @@ class Backend(Protocol):
 
     def fixed_point(self, model: EqROperator, problem: FixedPointProblem, recorder: Recorder, proceed: Proceed) -> None:
         """Iterates every trajectory to its end and hands each to `recorder`."""
+
+
+@runtime_checkable
+class Stepping(Protocol):
+    """A backend whose runs can be taken in turns."""
+
+    def stepper(self, model: EqROperator, problem: FixedPointProblem, recorder: Recorder) -> Stepper:
+        """`fixed_point`, an outer step at a time, in any thread: the arithmetic is the same, bit for bit."""
 
 
 @cache

@@ -22,7 +22,7 @@ from eqr_kernels.backends.steps import ModuleStep, PlainStep
 from eqr_kernels.modifications import modification
 from eqr_kernels.modules import EqROperator
 from eqr_kernels.precision import Precision
-from eqr_kernels.scheduler import GOING, bucket, exactly, iterate, take, to_device
+from eqr_kernels.scheduler import GOING, Iteration, Stepper, bucket, exactly, run, take, to_device
 from eqr_kernels.trajectory import Snapshot, Status, settled
 from eqr_kernels.update import why_not_fused_update
 
@@ -81,16 +81,56 @@ class ReferenceBackend:
 
     @torch.no_grad()
     def fixed_point(self, model: EqROperator, problem: FixedPointProblem, recorder: Recorder, proceed: Proceed) -> None:
+        with _own_precision(model):
+            run(self._iteration(model, problem, recorder), proceed)
+
+    @torch.no_grad()
+    def stepper(self, model: EqROperator, problem: FixedPointProblem, recorder: Recorder) -> Stepper:
+        with _own_precision(model):
+            return _Stepper(model, self._iteration(model, problem, recorder))
+
+    def _iteration(self, model: EqROperator, problem: FixedPointProblem, recorder: Recorder) -> Iteration[_Rows]:
         modified = modification(model) is not None
-        # What the user's autocast does elsewhere must not change a precision that was asked for.
-        with torch.autocast(model.device.type, enabled=False):
-            step = ModuleStep(model, problem) if modified else PlainStep(model, problem)
-            # A captured graph would not call hooks; and who looks at a module must see no row twice.
-            graphs = None if modified else self._graphs(model.device)
-            run = step if graphs is None else GraphedStep(step, graphs, bucket(problem.slots), recorder.note)
-            trajectories = _Trajectories(model, problem, step.injection, run, recorder)
-            size = exactly if modified else bucket
-            iterate(trajectories, problem.trajectories, problem.slots, proceed, size)
+        step = ModuleStep(model, problem) if modified else PlainStep(model, problem)
+        # A captured graph would not call hooks; and who looks at a module must see no row twice.
+        graphs = None if modified else self._graphs(model.device)
+        graphed = step if graphs is None else GraphedStep(step, graphs, bucket(problem.slots), recorder.note)
+        trajectories = _Trajectories(model, problem, step.injection, graphed, recorder)
+        return Iteration(trajectories, problem.trajectories, problem.slots, exactly if modified else bucket)
+
+
+def _own_precision(model: EqROperator) -> torch.autocast:
+    """What the user's autocast does elsewhere must not change a precision that was asked for."""
+    return torch.autocast(model.device.type, enabled=False)
+
+
+class _Stepper:
+    """An iteration whose steps find torch's state as `fixed_point` sets it, whoever takes them."""
+
+    def __init__(self, model: EqROperator, iteration: Iteration[_Rows]) -> None:
+        self._model, self._iteration = model, iteration
+
+    @property
+    def ended(self) -> int:
+        return self._iteration.ended
+
+    @property
+    def running(self) -> int:
+        return self._iteration.running
+
+    @property
+    def spent(self) -> int:
+        return self._iteration.spent
+
+    @torch.no_grad()
+    def step(self) -> bool:
+        with _own_precision(self._model):
+            return self._iteration.step()
+
+    @torch.no_grad()
+    def stop(self) -> None:
+        with _own_precision(self._model):
+            self._iteration.stop()
 
 
 class _Trajectories:
@@ -188,6 +228,8 @@ class _Trajectories:
             states = (z_H.float(), z_L.float()) if p.keep_states else ()
             return Snapshot(rows.number, kept.argmax(-1), kept, q_halt, residual, score, steps, statuses, *states)
 
+        if p.report_steps:
+            self.recorder.stepped(snapshot().take(self._to_device(going.nonzero()[:, 0])))
         self._record(snapshot, steps_now, ended, stepped=going)
         return after, ended
 

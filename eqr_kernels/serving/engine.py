@@ -1,0 +1,349 @@
+"""`Engine`: requests that join a running solve."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eqr_kernels.arguments import check_choice, check_count, check_number
+from eqr_kernels.backends import Backend
+from eqr_kernels.forking import fork_safe_lock
+from eqr_kernels.modules import EqROperator, LatentState
+from eqr_kernels.results import SolveResult
+from eqr_kernels.serving.errors import QueueFull
+from eqr_kernels.serving.lifetime import Work
+from eqr_kernels.serving.requests import OnStep, Request, Requests
+from eqr_kernels.serving.runner import Job, Runner, StepUpdate
+from eqr_kernels.serving.stats import EngineStats, Meter
+from eqr_kernels.serving.stepping import POLICIES, SteppingRunner
+from eqr_kernels.serving.stream import Stream, waker
+from eqr_kernels.solver import PreparedSolve, prepare, solve
+
+# The options and their defaults have one home, the signature of `solve`.
+_SOLVE = {p.name: p.default for p in inspect.signature(solve).parameters.values() if p.kind is p.KEYWORD_ONLY}
+_ENGINES = ("backend", "precision")
+_NOBODYS = ("slots", "on_finished", "progress")
+_PER_PUZZLES = ("ids", "initial_state")
+OPTIONS = tuple(name for name in _SOLVE if name not in (*_ENGINES, *_NOBODYS, *_PER_PUZZLES))
+"""Options of `solve` that an engine takes as defaults of its requests."""
+_TIMEOUT = "timeout is for block=True, got timeout={!r} without it"
+
+
+class Engine:
+    """Requests that join a running solve: each is answered, bit for bit, as `model.solve` would, in any company.
+
+    A thread of the engine computes; it starts with the first request and waits, at no cost, while there is none. By
+    the "reference" backend (also of a model that is run through its modules) requests take turns of `quantum` outer
+    steps. By the compiled backends "cpu", "cuda" and "triton" each is for now one launch, which no other request
+    interrupts, and which a cancelled one leaves where the launch asks next.
+
+    A model's weights are read at `submit`: one that is changed in place between two gives the new weights' answers. A
+    model that was modified (see `SolveResult.backend_reason`) is called as it is while its request runs.
+
+    The engine may be used from any number of threads, as a context manager, and beside others in one process. Leaving
+    its with-block closes it, cancelling what is left where an exception leaves it. One that is collected without
+    `close` answers what it has and ends its thread; the end of the interpreter cancels what is left; in a forked child
+    it is closed.
+
+    Args:
+        model: the reasoner, as for `solve`.
+        max_in_flight: trajectories that have a state at most, of requests that run beside each other. A request that
+            has more by itself (`solve` has 64 at a time at most) runs alone.
+        max_queued: requests that wait at most.
+        policy: "least_service" (the next turn is of the request that has had the fewest outer steps so far, so that a
+            long one does not hold up the short) or "fifo" (the oldest to its end).
+        quantum: outer steps of a turn.
+        backend, precision: as for `solve`.
+        options: defaults for `submit`, those of `solve`: depth, breadth, halt, tol, patience, select, window,
+            noise_scale, seed, checkpoints, return_all, trace, return_state.
+
+    Attributes:
+        backend, backend_reason: what it chose when it was made, and why. Each request has its own in its result: it
+            differs where the model was modified meanwhile, or where states are wanted that a backend does not keep.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `solve`; a TypeError names an unknown option.
+    """
+
+    def __init__(
+        self,
+        model: EqROperator,
+        *,
+        max_in_flight: int = 256,
+        max_queued: int = 10_000,
+        policy: str = "least_service",
+        quantum: int = 4,
+        backend: str = "auto",
+        precision: str = "auto",
+        **options: Any,
+    ) -> None:
+        self.model = model
+        self.max_in_flight = check_count("max_in_flight", max_in_flight)
+        self.max_queued = check_count("max_queued", max_queued)
+        check_choice("policy", policy, POLICIES)
+        self.policy, self.quantum = policy, check_count("quantum", quantum)
+        _check_names("Engine", options, OPTIONS)
+        self._options = {**_SOLVE, **options, "backend": backend, "precision": precision}
+        del self._options["progress"]
+        self._meter = Meter()
+        self._lock = fork_safe_lock()
+        # Of no puzzles: checks the options, and is silent since every request will tell.
+        none = torch.zeros(0, model.config.seq_len, dtype=torch.int64, device=model.device)
+        chosen = self._prepare(none, {}, warn=lambda _: None)
+        self.backend, self.backend_reason = chosen.backend.name, chosen.reason
+        self._work = Work(Requests(self.max_queued))
+        weakref.finalize(self, self._work.let_go).atexit = False
+
+    def submit(
+        self,
+        tokens: Tensor,
+        *,
+        deadline: float | None = None,
+        block: bool = False,
+        timeout: float | None = None,
+        on_step: OnStep | None = None,
+        **options: Any,
+    ) -> Future[SolveResult]:
+        """A request joins the running solve.
+
+        Args:
+            tokens: integers [S], one puzzle, or [N, S] as for `solve`: one request with one answer. They are copied.
+            deadline: seconds from now, at least 0; the future raises DeadlineExceeded then, and the request stops.
+            block: wait for room where `max_queued` requests wait, for `timeout` seconds at most (None: for ever), and
+                not beyond the deadline. The engine's own thread, which makes the room, never waits.
+            on_step: called in the engine's thread with a `StepUpdate` of each trajectory after each outer step (by a
+                backend that computes a request in one launch: once for each trajectory, when all have ended). What it
+                raises is what its request fails with.
+            options: those of the engine, which they override, and ids and initial_state.
+
+        Returns:
+            A future of the `SolveResult`, N = 1 for a puzzle. Its `cancel` stops the request at its next outer step,
+            whether it waits or runs, and is true unless it has ended. It fails with what its own computation raised.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as `solve`; a TypeError names an unknown option.
+            QueueFull: `max_queued` requests wait.
+            DeadlineExceeded: the deadline passed while it waited for room.
+            EngineClosed: after `close`.
+        """
+        if timeout is not None and not block:
+            raise ValueError(_TIMEOUT.format(timeout))
+        until = None if timeout is None else time.monotonic() + check_number("timeout", timeout)
+        request = self._request(tokens, deadline, on_step, options)
+        self._work.requests.enter(request, wait=block, until=until)
+        return request.answer
+
+    async def solve(
+        self,
+        tokens: Tensor,
+        *,
+        deadline: float | None = None,
+        block: bool = False,
+        timeout: float | None = None,
+        on_step: OnStep | None = None,
+        **options: Any,
+    ) -> SolveResult:
+        """As `submit`, for asyncio: cancelling the task cancels the request, and `block=True` awaits room."""
+        if timeout is not None and not block:
+            raise ValueError(_TIMEOUT.format(timeout))
+        until = None if timeout is None else time.monotonic() + check_number("timeout", timeout)
+        request = self._request(tokens, deadline, on_step, options)
+        limit = min((t for t in (until, request.job.deadline) if t is not None), default=None)
+        while True:
+            try:
+                self._work.requests.enter(request, wait=False)
+                return await asyncio.wrap_future(request.answer)
+            except QueueFull:
+                left = None if limit is None else limit - time.monotonic()
+                if not block or (left is not None and left <= 0):
+                    raise
+            loop = asyncio.get_running_loop()
+            room = loop.create_future()
+            self._work.requests.when_room(waker(loop, room))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(room, left)
+
+    def stream(
+        self,
+        tokens: Tensor,
+        *,
+        buffer: int = 256,
+        deadline: float | None = None,
+        block: bool = False,
+        timeout: float | None = None,
+        on_step: OnStep | None = None,
+        **options: Any,
+    ) -> Stream:
+        """As `submit`, and gives the updates as they come, by `for` or `async for`: see `Stream`.
+
+        Args:
+            buffer: updates that wait for a slow reader at most; the oldest is dropped then.
+        """
+        if timeout is not None and not block:
+            raise ValueError(_TIMEOUT.format(timeout))
+        until = None if timeout is None else time.monotonic() + check_number("timeout", timeout)
+        stream = Stream(check_count("buffer", buffer))
+        _check_function(on_step)
+
+        def step(update: StepUpdate) -> None:
+            stream.put(update)
+            if on_step is not None:
+                on_step(update)
+
+        request = self._request(tokens, deadline, step, options)
+        stream.follow(request.answer)
+        self._work.requests.enter(request, wait=block, until=until)
+        return stream
+
+    def as_completed(self, puzzles: Iterable[Tensor], **as_submit: Any) -> Iterator[tuple[int, SolveResult]]:
+        """Submits each of `puzzles` and gives (its index, its result) as they are answered.
+
+        It feeds the queue as there is room, and keeps it short, with twice `max_in_flight` unanswered at most: requests
+        of others then wait behind few. A request that fails ends it with its error; ending it cancels what is left.
+
+        Args:
+            puzzles: tokens [S] or [N, S] each, so also all of them as one tensor [M, S].
+            as_submit: as for `submit`, of each, but for `block` and `timeout`: it waits as long as it takes.
+        """
+        deadline, on_step = as_submit.pop("deadline", None), as_submit.pop("on_step", None)
+        answered: SimpleQueue[int] = SimpleQueue()
+        waiting: dict[int, Future[SolveResult]] = {}
+        left = enumerate(puzzles)
+        following = next(left, None)
+        try:
+            while waiting or following is not None:
+                while following is not None and len(waiting) < 2 * self.max_in_flight:
+                    index, tokens = following
+                    request = self._request(tokens, deadline, on_step, as_submit)
+                    try:
+                        # Where all that wait are others', there is nothing of its own to wait for.
+                        self._work.requests.enter(request, wait=not waiting)
+                    except QueueFull:
+                        break
+                    waiting[index] = request.answer
+                    request.answer.add_done_callback(lambda _, index=index: answered.put(index))  # type: ignore[misc]
+                    following = next(left, None)
+                index = answered.get()
+                yield index, waiting.pop(index).result()
+        finally:
+            for future in waiting.values():
+                future.cancel()
+
+    def stats(self) -> EngineStats:
+        """The load now; see `EngineStats`."""
+        runners = [runner.stats() for runner in list(self._work.runners.values())]
+        queued, requests, counts, histogram = self._work.requests.sizes()
+        steps_per_second, utilisation = self._meter.rates(runners)
+        return EngineStats(
+            in_flight=sum(r.in_flight for r in runners),
+            queued=queued,
+            requests=requests,
+            submitted=counts["submitted"],
+            completed=counts["completed"],
+            cancelled=counts["cancelled"],
+            failed=counts["failed"],
+            steps=sum(r.steps for r in runners),
+            steps_per_second=steps_per_second,
+            utilisation=utilisation,
+            steps_histogram=dict(sorted(histogram.items())),
+        )
+
+    @property
+    def closed(self) -> bool:
+        """It takes no more requests."""
+        return bool(self._work.requests.why_closed)
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Takes no more requests, answers those that it has, or cancels them, and returns when its threads have ended.
+
+        It may be called again, with `cancel` after a call that was interrupted. Called in the engine's own thread, by a
+        callback, it does not wait.
+        """
+        self._work.close("the engine is closed; make another", cancel=cancel)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close(cancel=kind is not None)
+
+    def _request(
+        self, tokens: Tensor, deadline: float | None, on_step: OnStep | None, options: dict[str, Any]
+    ) -> Request:
+        """A request that is ready to enter. Each public method calls it itself: warnings name its caller's line."""
+        now = time.monotonic()
+        self._work.requests.check_open()
+        until = None if deadline is None else now + check_number("deadline", deadline)
+        _check_names("submit", options, (*OPTIONS, *_PER_PUZZLES))
+        _check_function(on_step)
+        warn = partial(warnings.warn, stacklevel=6)  # behind _tolerance, prepare, _prepare, here and the public method
+        prepared = self._prepare(tokens, options, warn, on_step is not None)
+        requests = self._work.requests
+        number = next(requests.numbers)
+        job = Job(number, prepared, until, on_step is not None)
+        return Request(job, requests.answer(number), self._runner(prepared.backend), on_step)
+
+    def _prepare(
+        self, tokens: Tensor, options: dict[str, Any], warn: Callable[[str], object], report_steps: bool = False
+    ) -> PreparedSolve:
+        # What the caller does to its tensors afterwards is not for the engine's thread to see, nor inference mode.
+        with torch.inference_mode(False):
+            if isinstance(tokens, Tensor):
+                tokens = tokens.clone()
+                if tokens.shape == (self.model.config.seq_len,):
+                    tokens = tokens[None]
+            options = {name: _copied(value) for name, value in options.items()}
+            return prepare(self.model, tokens, **{**self._options, **options}, warn=warn, report_steps=report_steps)
+
+    def _runner(self, backend: Backend) -> Runner:
+        """Who computes requests of a backend; made when the first comes."""
+        kind = "stepping"
+        with self._lock:
+            runner = self._work.runners.get(kind)
+            if runner is None:
+                runner = self._work.runners[kind] = SteppingRunner(
+                    self._work.requests, max_in_flight=self.max_in_flight, policy=self.policy, quantum=self.quantum
+                )
+            return runner
+
+
+def _check_names(function: str, options: dict[str, Any], allowed: tuple[str, ...]) -> None:
+    for name in options:
+        if name in allowed:
+            continue
+        why = f"{function} has no option {name!r}"
+        if name in _ENGINES:
+            why = f"{name} is the engine's, not a request's; make another Engine with it"
+        elif name in _PER_PUZZLES:
+            why = f"{name} is a request's, not the engine's; give it to submit"
+        elif name == "on_finished" or name == "progress":
+            why += "; a request is followed with on_step"
+        elif name == "slots":
+            why += "; max_in_flight of the engine bounds what is in flight"
+        raise TypeError(f"{why}. Options: {', '.join(allowed)}")
+
+
+def _check_function(on_step: object) -> None:
+    if on_step is not None and not callable(on_step):
+        raise TypeError(f"on_step must be a function or None, got {on_step!r} ({type(on_step).__name__})")
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, LatentState):
+        return LatentState(*(_copied(field) for field in value))
+    return value.clone() if isinstance(value, Tensor) else value
