@@ -16,7 +16,7 @@ from eqr_kernels.serving import Engine
 from eqr_kernels.serving.http.app import create_app
 from eqr_kernels.serving.http.log import json_log
 from eqr_kernels.serving.http.schema import Defaults, Limits
-from eqr_kernels.serving.http.server import address_of, is_loopback, listening_socket, run
+from eqr_kernels.serving.http.server import Server, address_of, is_loopback, listening_socket
 
 _LIMITS, _DEFAULTS = Limits(), Defaults()
 
@@ -105,8 +105,9 @@ def serve(
                 text = f"{about['address']} serves {model} ({engine.backend}); Ctrl-C stops\n"
                 typer.echo(to_json({**about, "backend": engine.backend}) if as_json else text, nl=False)
 
+            server = Server(app, grace=grace, ready=ready)
             with json_log():
-                answered = run(app, listener, grace=grace, ready=ready)
+                server.run(sockets=[listener])
         finally:
             engine.close(cancel=True)
-    return 0 if answered else INCOMPLETE
+    return INCOMPLETE if server.cut else 0

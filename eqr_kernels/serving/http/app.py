@@ -256,13 +256,8 @@ def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
             message = f"{request.url.path[:80]} takes {allowed}, got {request.method[:20]}"
         return json_response(error_body(message), error.status_code, dict(error.headers or {}))
 
-    async def unexpected(request: Request, error: Exception) -> Response:
-        said = f"an error of the server; its log says what under the request id {request.state.request_id}"
-        return json_response(error_body(said), 500)
-
     app.add_exception_handler(Refused, refused)
     app.add_exception_handler(HTTPException, of_http)
-    app.add_exception_handler(Exception, unexpected)
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Around every request: its id, its time, its line in the log, and headers that keep browsers careful."""
+"""Around every request: its id, its time, its line in the log, its failure, and headers that keep browsers careful."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from eqr_kernels.serving.http.errors import error_body, json_response
 from eqr_kernels.serving.http.log import LOGGER
 from eqr_kernels.serving.http.metrics import Metrics
 
@@ -56,6 +57,12 @@ class Observed:
         try:
             with self.metrics.active.track_inprogress():
                 await self.app(scope, receive, send_with_headers)
+        except Exception as error:
+            LOGGER.error("failed", extra={"fields": {"request_id": request_id}}, exc_info=error)
+            if status != CLIENT_GONE:
+                raise  # a response that has begun can only be broken off
+            said = f"an error of the server; its log says what under the request id {request_id}"
+            await json_response(error_body(said), 500)(scope, receive, send_with_headers)
         finally:
             seconds = time.monotonic() - begun
             status = state.get("status", status)

@@ -139,11 +139,11 @@ def request_model(limits: Limits, defaults: Defaults, example: str) -> type[Solv
             ),
         ),
         "depth": (
-            Annotated[int, count["depth"], Field(ge=1, le=limits.depth)],
+            Annotated[int, Field(ge=1, le=limits.depth), count["depth"]],
             Field(defaults.depth, description="Outer steps of a trajectory, at most."),
         ),
         "breadth": (
-            Annotated[int, count["breadth"], Field(ge=1, le=limits.breadth)],
+            Annotated[int, Field(ge=1, le=limits.breadth), count["breadth"]],
             Field(
                 defaults.breadth,
                 description="Trajectories of each puzzle, from different random starts. depth x breadth may be "
@@ -166,7 +166,7 @@ def request_model(limits: Limits, defaults: Defaults, example: str) -> type[Solv
             Field("residual", description="When a trajectory stops."),
         ),
         "patience": (
-            Annotated[int, count["patience"], Field(ge=1, le=limits.depth)],
+            Annotated[int, Field(ge=1, le=limits.depth), count["patience"]],
             Field(1, description="Steps in a row at or below tol."),
         ),
         "noise_scale": (
@@ -177,7 +177,7 @@ def request_model(limits: Limits, defaults: Defaults, example: str) -> type[Solv
             Field(None, description="Of the noise injection; null takes the model's."),
         ),
         "seed": (
-            Annotated[int, _in_our_words(lambda v: noise.check_word("seed", v, 32)), Field(ge=0, le=(1 << 32) - 1)],
+            Annotated[int, Field(ge=0, le=(1 << 32) - 1), _in_our_words(lambda v: noise.check_word("seed", v, 32))],
             Field(0, description="Of random starts and noise: the same seed gives the same answer, bit for bit."),
         ),
         "ids": (
@@ -186,7 +186,7 @@ def request_model(limits: Limits, defaults: Defaults, example: str) -> type[Solv
             Field(None, description="Of each puzzle, key its random stream; null takes a hash of its tokens."),
         ),
         "deadline": (
-            Annotated[float, _in_our_words(_deadline), Field(gt=0, le=limits.seconds)],
+            Annotated[float, Field(gt=0, le=limits.seconds), _in_our_words(_deadline)],
             Field(limits.seconds, description="Seconds from now, in the queue and in flight together."),
         ),
         "stream": (
@@ -195,7 +195,7 @@ def request_model(limits: Limits, defaults: Defaults, example: str) -> type[Solv
         ),
     }
     model: type[SolveRequest] = create_model("SolveRequest", __base__=SolveRequest, **fields)
-    model.model_config["json_schema_extra"] = {"examples": [{"puzzles": [example], "depth": 64, "breadth": 4}]}
+    model.model_config["json_schema_extra"] = {"examples": [{"puzzles": [example], "depth": defaults.depth, "seed": 7}]}
     model.__doc__ = "Puzzles to solve, and how."
     model.model_rebuild(force=True)
     return model

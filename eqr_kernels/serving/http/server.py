@@ -49,8 +49,22 @@ def address_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], object]) -> None:
+class Server(uvicorn.Server):
+    """uvicorn, which says when it is ready, and whether it cut anything off.
+
+    Args:
+        grace: seconds that a stop may take to answer what is in flight. What is left then is cut off.
+        ready: called when connections are taken.
+
+    Attributes:
+        should_exit: set it to stop, from any thread.
+        cut: after the end, whether something was cut off.
+    """
+
+    def __init__(self, app: ASGIApp, *, grace: int, ready: Callable[[], object]) -> None:
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=grace, lifespan="off"
+        )
         super().__init__(config)
         self.ready = ready
         self.cut = False
@@ -67,7 +81,7 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, but a stop that was asked for is no error, and is not raised again."""
+        """SIGINT and SIGTERM stop it. Unlike uvicorn's own it does not raise them again: a stop is no error."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -82,20 +96,3 @@ class _Server(uvicorn.Server):
         # A second one, of either kind, stops at once.
         self.force_exit = self.should_exit
         self.should_exit = True
-
-
-def run(app: ASGIApp, listener: socket.socket, *, grace: int, ready: Callable[[], object]) -> bool:
-    """Serves until SIGINT or SIGTERM; then takes no more connections, and answers what is in flight.
-
-    Args:
-        grace: seconds that this may take. What is left then, or at a second signal, is cut off.
-        ready: called when connections are taken.
-    Returns:
-        whether everything was answered.
-    """
-    config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=grace, lifespan="off"
-    )
-    server = _Server(config, ready)
-    server.run(sockets=[listener])
-    return not server.cut
