@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import time
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
@@ -20,11 +19,10 @@ from torch import Tensor
 
 from eqr_kernels.arguments import check_choice, check_count, check_number
 from eqr_kernels.backends import Backend
-from eqr_kernels.forking import fork_safe_lock
 from eqr_kernels.modules import EqROperator, LatentState
 from eqr_kernels.results import SolveResult
+from eqr_kernels.serving import lifetime
 from eqr_kernels.serving.errors import QueueFull
-from eqr_kernels.serving.lifetime import Work
 from eqr_kernels.serving.requests import OnStep, Request, Requests
 from eqr_kernels.serving.runner import Job, Runner, StepUpdate
 from eqr_kernels.serving.stats import EngineStats, Meter
@@ -39,7 +37,6 @@ _NOBODYS = ("slots", "on_finished", "progress")
 _PER_PUZZLES = ("ids", "initial_state")
 OPTIONS = tuple(name for name in _SOLVE if name not in (*_ENGINES, *_NOBODYS, *_PER_PUZZLES))
 """Options of `solve` that an engine takes as defaults of its requests."""
-_TIMEOUT = "timeout is for block=True, got timeout={!r} without it"
 
 
 class Engine:
@@ -99,13 +96,12 @@ class Engine:
         self._options = {**_SOLVE, **options, "backend": backend, "precision": precision}
         del self._options["progress"]
         self._meter = Meter()
-        self._lock = fork_safe_lock()
         # Of no puzzles: checks the options, and is silent since every request will tell.
         none = torch.zeros(0, model.config.seq_len, dtype=torch.int64, device=model.device)
         chosen = self._prepare(none, {}, warn=lambda _: None)
         self.backend, self.backend_reason = chosen.backend.name, chosen.reason
-        self._work = Work(Requests(self.max_queued))
-        weakref.finalize(self, self._work.let_go).atexit = False
+        self._requests = Requests(self.max_queued)
+        lifetime.watch(self, self._requests)
 
     def submit(
         self,
@@ -139,11 +135,9 @@ class Engine:
             DeadlineExceeded: the deadline passed while it waited for room.
             EngineClosed: after `close`.
         """
-        if timeout is not None and not block:
-            raise ValueError(_TIMEOUT.format(timeout))
-        until = None if timeout is None else time.monotonic() + check_number("timeout", timeout)
+        until = _until(block, timeout)
         request = self._request(tokens, deadline, on_step, options)
-        self._work.requests.enter(request, wait=block, until=until)
+        self._requests.enter(request, wait=block, until=until)
         return request.answer
 
     async def solve(
@@ -157,14 +151,12 @@ class Engine:
         **options: Any,
     ) -> SolveResult:
         """As `submit`, for asyncio: cancelling the task cancels the request, and `block=True` awaits room."""
-        if timeout is not None and not block:
-            raise ValueError(_TIMEOUT.format(timeout))
-        until = None if timeout is None else time.monotonic() + check_number("timeout", timeout)
+        until = _until(block, timeout)
         request = self._request(tokens, deadline, on_step, options)
         limit = min((t for t in (until, request.job.deadline) if t is not None), default=None)
         while True:
             try:
-                self._work.requests.enter(request, wait=False)
+                self._requests.enter(request, wait=False)
                 return await asyncio.wrap_future(request.answer)
             except QueueFull:
                 left = None if limit is None else limit - time.monotonic()
@@ -172,7 +164,7 @@ class Engine:
                     raise
             loop = asyncio.get_running_loop()
             room = loop.create_future()
-            self._work.requests.when_room(waker(loop, room))
+            self._requests.when_room(waker(loop, room))
             with suppress(TimeoutError):
                 await asyncio.wait_for(room, left)
 
@@ -192,9 +184,7 @@ class Engine:
         Args:
             buffer: updates that wait for a slow reader at most; the oldest is dropped then.
         """
-        if timeout is not None and not block:
-            raise ValueError(_TIMEOUT.format(timeout))
-        until = None if timeout is None else time.monotonic() + check_number("timeout", timeout)
+        until = _until(block, timeout)
         stream = Stream(check_count("buffer", buffer))
         _check_function(on_step)
 
@@ -205,7 +195,7 @@ class Engine:
 
         request = self._request(tokens, deadline, step, options)
         stream.follow(request.answer)
-        self._work.requests.enter(request, wait=block, until=until)
+        self._requests.enter(request, wait=block, until=until)
         return stream
 
     def as_completed(self, puzzles: Iterable[Tensor], **as_submit: Any) -> Iterator[tuple[int, SolveResult]]:
@@ -230,7 +220,7 @@ class Engine:
                     request = self._request(tokens, deadline, on_step, as_submit)
                     try:
                         # Where all that wait are others', there is nothing of its own to wait for.
-                        self._work.requests.enter(request, wait=not waiting)
+                        self._requests.enter(request, wait=not waiting)
                     except QueueFull:
                         break
                     waiting[index] = request.answer
@@ -244,8 +234,8 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """The load now; see `EngineStats`."""
-        runners = [runner.stats() for runner in list(self._work.runners.values())]
-        queued, requests, counts, histogram = self._work.requests.sizes()
+        runners = [runner.stats() for runner in list(self._requests.runners.values())]
+        queued, requests, counts, histogram = self._requests.sizes()
         steps_per_second, utilisation = self._meter.rates(runners)
         return EngineStats(
             in_flight=sum(r.in_flight for r in runners),
@@ -264,7 +254,7 @@ class Engine:
     @property
     def closed(self) -> bool:
         """It takes no more requests."""
-        return bool(self._work.requests.why_closed)
+        return bool(self._requests.why_closed)
 
     def close(self, *, cancel: bool = False) -> None:
         """Takes no more requests, answers those that it has, or cancels them, and returns when its threads have ended.
@@ -272,7 +262,7 @@ class Engine:
         It may be called again, with `cancel` after a call that was interrupted. Called in the engine's own thread, by a
         callback, it does not wait.
         """
-        self._work.close("the engine is closed; make another", cancel=cancel)
+        lifetime.close(self._requests, "the engine is closed; make another", cancel=cancel)
 
     def __enter__(self) -> Engine:
         return self
@@ -287,16 +277,15 @@ class Engine:
     ) -> Request:
         """A request that is ready to enter. Each public method calls it itself: warnings name its caller's line."""
         now = time.monotonic()
-        self._work.requests.check_open()
+        self._requests.check_open()
         until = None if deadline is None else now + check_number("deadline", deadline)
         _check_names("submit", options, (*OPTIONS, *_PER_PUZZLES))
         _check_function(on_step)
         warn = partial(warnings.warn, stacklevel=6)  # behind _tolerance, prepare, _prepare, here and the public method
         prepared = self._prepare(tokens, options, warn, on_step is not None)
-        requests = self._work.requests
-        number = next(requests.numbers)
+        number = next(self._requests.numbers)
         job = Job(number, prepared, until, on_step is not None)
-        return Request(job, requests.answer(number), self._runner(prepared.backend), on_step)
+        return Request(job, self._requests.answer(number), self._runner(prepared.backend), on_step)
 
     def _prepare(
         self, tokens: Tensor, options: dict[str, Any], warn: Callable[[str], object], report_steps: bool = False
@@ -312,14 +301,11 @@ class Engine:
 
     def _runner(self, backend: Backend) -> Runner:
         """Who computes requests of a backend; made when the first comes."""
-        kind = "stepping"
-        with self._lock:
-            runner = self._work.runners.get(kind)
-            if runner is None:
-                runner = self._work.runners[kind] = SteppingRunner(
-                    self._work.requests, max_in_flight=self.max_in_flight, policy=self.policy, quantum=self.quantum
-                )
-            return runner
+        return self._requests.runner("stepping", self._stepping_runner)
+
+    def _stepping_runner(self) -> Runner:
+        limits: dict[str, Any] = dict(max_in_flight=self.max_in_flight, policy=self.policy, quantum=self.quantum)
+        return SteppingRunner(self._requests, **limits)
 
 
 def _check_names(function: str, options: dict[str, Any], allowed: tuple[str, ...]) -> None:
@@ -336,6 +322,15 @@ def _check_names(function: str, options: dict[str, Any], allowed: tuple[str, ...
         elif name == "slots":
             why += "; max_in_flight of the engine bounds what is in flight"
         raise TypeError(f"{why}. Options: {', '.join(allowed)}")
+
+
+def _until(block: bool, timeout: float | None) -> float | None:
+    """The `time.monotonic()` to which a request waits for room; None: for ever, or not at all."""
+    if timeout is None:
+        return None
+    if not block:
+        raise ValueError(f"timeout is for block=True, got timeout={timeout!r} without it")
+    return time.monotonic() + check_number("timeout", timeout)
 
 
 def _check_function(on_step: object) -> None:

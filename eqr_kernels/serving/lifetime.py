@@ -1,13 +1,12 @@
-"""What ends engines that nobody closed: a garbage collection, the end of the interpreter, and a fork in the child."""
+"""How engines end: by `close`, or where nobody calls it, by a collection, the interpreter's end, or a fork."""
 
 from __future__ import annotations
 
 import atexit
 import os
-from weakref import WeakSet
+import weakref
 
 from eqr_kernels.serving.requests import Requests, leave_answers_to_parent
-from eqr_kernels.serving.runner import Runner
 
 PATIENCE = 10.0
 """Seconds that the end of the interpreter waits at most for an outer step under way."""
@@ -15,47 +14,42 @@ _FORKED = (
     "this process was forked from that of the engine, whose threads are not here; make an Engine here, or start the "
     "process with multiprocessing's 'spawn' or 'forkserver'"
 )
-_live: WeakSet[Work] = WeakSet()
+# What an engine's threads hold; the engine itself can be collected.
+_live: weakref.WeakSet[Requests] = weakref.WeakSet()
 
 
-class Work:
-    """All of an engine that its threads hold, so that the engine itself can be collected.
+def watch(engine: object, requests: Requests) -> None:
+    """Ends an engine that nobody closes."""
+    _live.add(requests)
+    weakref.finalize(engine, _let_go, requests).atexit = False
 
-    Attributes:
-        requests: not answered yet. runners: by kind, made when they are first needed.
-    """
 
-    def __init__(self, requests: Requests) -> None:
-        self.requests = requests
-        self.runners: dict[str, Runner] = {}
-        self.in_child = False
-        _live.add(self)
+def close(requests: Requests, why: str, *, cancel: bool, timeout: float | None = None) -> None:
+    """See `Engine.close`; it returns after `timeout` seconds at most."""
+    if requests.in_child:
+        return
+    requests.close(why)
+    if cancel:
+        requests.cancel_all()
+    for runner in list(requests.runners.values()):
+        runner.close(timeout)
 
-    def let_go(self) -> None:
-        """The engine was collected: what was submitted is answered, then the threads end. Takes no lock."""
-        if not self.in_child:
-            for runner in list(self.runners.values()):
-                runner.close(timeout=0)
 
-    def close(self, why: str, *, cancel: bool, timeout: float | None = None) -> None:
-        if self.in_child:
-            return
-        self.requests.close(why)
-        if cancel:
-            self.requests.cancel_all()
-        for runner in list(self.runners.values()):
-            runner.close(timeout)
+def _let_go(requests: Requests) -> None:
+    """The engine was collected: what was submitted is answered, then the threads end. Takes no lock."""
+    if not requests.in_child:
+        for runner in list(requests.runners.values()):
+            runner.close(timeout=0)
 
 
 def _at_exit() -> None:
-    for work in list(_live):
-        work.close("the interpreter is ending", cancel=True, timeout=PATIENCE)
+    for requests in list(_live):
+        close(requests, "the interpreter is ending", cancel=True, timeout=PATIENCE)
 
 
 def _in_child() -> None:
-    for work in list(_live):
-        work.in_child = True
-        work.requests.leave_to_parent(_FORKED)
+    for requests in list(_live):
+        requests.leave_to_parent(_FORKED)
     leave_answers_to_parent(_FORKED)
 
 

@@ -60,6 +60,11 @@ class Requests:
 
     Whoever takes a request out of it answers it, so that each is answered once. No lock is held while a future calls
     back, nor while a step's callback runs.
+
+    Attributes:
+        runners: by kind, made when they are first needed.
+        why_closed: "" while it is open.
+        in_child: this is a forked child, which has none of the runners' threads.
     """
 
     def __init__(self, max_queued: int) -> None:
@@ -67,7 +72,8 @@ class Requests:
         self.numbers = count()
         self.counts: Counter[str] = Counter()
         self.histogram: Counter[int] = Counter()
-        self.why_closed = ""
+        self.runners: dict[str, Runner] = {}
+        self.why_closed, self.in_child = "", False
         self._changed = threading.Condition(fork_safe_lock())
         self._open: dict[int, Request] = {}
         self._queued = 0
@@ -83,6 +89,14 @@ class Requests:
         """
         if self.why_closed:
             raise EngineClosed(self.why_closed)
+
+    def runner(self, kind: str, make: Callable[[], Runner]) -> Runner:
+        """That of a kind; none is made behind `close`, which would not end it."""
+        with self._changed:
+            self.check_open()
+            if kind not in self.runners:
+                self.runners[kind] = make()
+            return self.runners[kind]
 
     def enter(self, request: Request, *, wait: bool, until: float | None = None) -> None:
         """Puts a request in the queue, its deadline included, and starts it.
@@ -243,8 +257,8 @@ class Requests:
             self.cancel(number)
 
     def leave_to_parent(self, why: str) -> None:
-        """In a forked child, which has none of the engine's threads."""
-        self.why_closed = why
+        """In a forked child; nothing is told, as whoever waits was a thread of the parent."""
+        self.why_closed, self.in_child = why, True
         self._open.clear()
         self._queued, self._room = 0, []
 

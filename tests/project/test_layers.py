@@ -83,7 +83,7 @@ def layers_hold(folder: Path) -> subprocess.CompletedProcess[str]:
             "from eqr_kernels.cli import console",
             "eqr_kernels.training.run -> eqr_kernels.cli.console",
         ),
-        ("serving.py", "import torch", "serving"),
+        ("elsewhere.py", "import torch", "elsewhere"),
     ],
 )
 def test_the_layers_hold_and_an_upward_import_breaks_them(tmp_path, file, line, chain):

@@ -1,0 +1,151 @@
+"""How engines end that nobody closes, and that nothing hangs: collection, the interpreter's end, forks, Ctrl-C."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import weakref
+
+import pytest
+
+from eqr_kernels import Engine
+from tests.support.environment import REPOSITORY
+from tests.support.serving import ENDLESS, PATIENCE, until
+
+PROGRAM = """
+import os, signal, sys, threading, time
+import torch
+from eqr_kernels import Engine, EngineClosed
+from tests.support.models import make_contractive, tiny_config
+from tests.support.serving import ENDLESS, PATIENCE, until
+
+backend = sys.argv[1]
+model, tokens = make_contractive(tiny_config()), torch.arange(6)
+want = model.solve(tokens[None], depth=3, halt="none", backend=backend)
+engine = Engine(model, backend=backend, max_in_flight=1, depth=3, halt="none")
+
+def right(future):
+    return torch.equal(future.result(PATIENCE).logits, want.logits)
+
+assert right(engine.submit(tokens))
+"""
+
+
+def outputs(backend: str, program: str) -> str:
+    command = [sys.executable, "-W", "error", "-c", PROGRAM + program, backend]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr
+    return done.stdout
+
+
+ENDS = {
+    "with work in flight": """
+future, waiting = engine.submit(tokens, **ENDLESS), engine.submit(tokens)
+until(lambda: engine.stats().requests == 1)
+for f in (future, waiting):
+    f.add_done_callback(lambda f: print("cancelled" if f.cancelled() else f.exception(), flush=True))
+""",
+    "by sys.exit within a with-block": """
+with engine:
+    future, waiting = engine.submit(tokens, **ENDLESS), engine.submit(tokens)
+    for f in (future, waiting):
+        f.add_done_callback(lambda f: print("cancelled" if f.cancelled() else f.exception(), flush=True))
+    sys.exit(0)
+""",
+    "with an engine that was dropped": """
+future, waiting = engine.submit(tokens, **ENDLESS), engine.submit(tokens)
+for f in (future, waiting):
+    f.add_done_callback(lambda f: print("cancelled" if f.cancelled() else f.exception(), flush=True))
+del engine
+""",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ENDS.values(), ids=ENDS.keys())
+def test_the_end_of_the_interpreter_cancels_what_is_left(backend, program):
+    assert outputs(backend, program) == "cancelled\ncancelled\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="forks as Linux does")
+def test_a_forked_child_is_told_and_may_make_its_own(backend):
+    program = """
+running, waiting = engine.submit(tokens, **ENDLESS), engine.submit(tokens)
+stream = engine.stream(tokens)
+until(lambda: engine.stats().requests == 1)
+sys.stdout.flush()
+pid = os.fork()
+if pid == 0:
+    def ends_by(function):
+        try:
+            function()
+        except EngineClosed as error:
+            return "forked" in str(error) and "make an Engine here" in str(error)
+        return False
+
+    assert ends_by(lambda: engine.submit(tokens))
+    assert ends_by(lambda: engine.stream(tokens))
+    assert ends_by(lambda: running.result(PATIENCE)) and ends_by(lambda: waiting.result(PATIENCE))
+    assert ends_by(lambda: next(stream)) and not running.cancel()
+    assert engine.closed and engine.stats().queued == 0
+    engine.close()
+    with Engine(model, backend=backend, depth=3, halt="none") as own:
+        assert right(own.submit(tokens, deadline=PATIENCE))
+    print("child", flush=True)
+    del engine, own
+    sys.exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+running.cancel()
+assert right(waiting) and right(engine.submit(tokens, deadline=PATIENCE))
+engine.close()
+print("parent")
+"""
+    assert outputs(backend, program) == "child\nparent\n"
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_waiting_leaves_the_engine_usable(backend):
+    program = """
+signal.signal(signal.SIGINT, signal.default_int_handler)
+future = engine.submit(tokens, **ENDLESS)
+until(lambda: engine.stats().requests == 1)
+threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    future.result(PATIENCE)
+except KeyboardInterrupt:
+    print("interrupted")
+assert not future.done() and future.cancel()
+assert right(engine.submit(tokens))
+engine.close()
+"""
+    assert outputs(backend, program) == "interrupted\n"
+
+
+def test_an_engine_that_is_collected_answers_and_leaves_no_thread(contractive, puzzles, backend):
+    before = set(threading.enumerate())
+    engine = Engine(contractive, backend=backend, max_in_flight=1, depth=3, halt="none")
+    endless, future = engine.submit(puzzles[0], **ENDLESS), engine.submit(puzzles[1])
+    gone = weakref.ref(engine)
+    (thread,) = set(threading.enumerate()) - before
+    del engine
+    gc.collect()
+    assert gone() is None and not endless.done() and thread.is_alive()
+    endless.cancel()
+    assert future.result(PATIENCE).steps.tolist() == [3]
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+def test_a_thread_comes_with_the_first_request_and_sleeps_where_there_is_none(contractive, puzzles, backend):
+    before = set(threading.enumerate())
+    with Engine(contractive, backend=backend, depth=3, halt="none") as engine:
+        assert set(threading.enumerate()) == before
+        engine.submit(puzzles[0]).result(PATIENCE)
+        assert len(set(threading.enumerate()) - before) == 1
+    assert set(threading.enumerate()) == before
+    until(lambda: engine.stats().requests == 0)
