@@ -9,8 +9,6 @@ from concurrent.futures import Future
 import pytest
 import torch
 
-pytest.importorskip("fastapi", reason="needs the extra serve: pip install -e '.[dev]'")
-
 from eqr_kernels.serving.http import solving
 from eqr_kernels.serving.http.schema import Limits
 from eqr_kernels.tasks import sudoku

@@ -11,8 +11,6 @@ import re
 import pytest
 import torch
 
-pytest.importorskip("fastapi", reason="needs the extra serve: pip install -e '.[dev]'")
-
 import eqr_kernels.serving.http as package
 from eqr_kernels.serving.http.schema import Defaults, Limits
 from eqr_kernels.tasks import sudoku

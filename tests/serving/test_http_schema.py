@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
-pytest.importorskip("fastapi", reason="needs the extra serve: pip install -e '.[dev]'")
-schemathesis = pytest.importorskip("schemathesis", reason="needs Schemathesis: pip install -e '.[dev]'")
-
 import hypothesis
+import pytest
+import schemathesis
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from eqr_kernels.serving.http.schema import Defaults, Limits

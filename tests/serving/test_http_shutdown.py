@@ -15,8 +15,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-pytest.importorskip("fastapi", reason="needs the extra serve: pip install -e '.[dev]'")
-
 from eqr_kernels import EqRConfig
 from tests.support.commands import TINY, eqr, make_copier
 from tests.support.environment import REPOSITORY
