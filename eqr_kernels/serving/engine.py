@@ -44,8 +44,9 @@ class Engine:
 
     A thread of the engine computes; it starts with the first request and waits, at no cost, while there is none. By
     the "reference" backend (also of a model that is run through its modules) requests take turns of `quantum` outer
-    steps. By the compiled backends "cpu", "cuda" and "triton" each is for now one launch, which no other request
-    interrupts, and which a cancelled one leaves where the launch asks next.
+    steps, and one that comes has the next step where there is room. By the compiled backends "cpu", "cuda" and "triton"
+    each is for now one launch, which no other request interrupts, and which a cancelled one leaves where the launch
+    asks next.
 
     A model's weights are read at `submit`: one that is changed in place between two gives the new weights' answers. A
     model that was modified (see `SolveResult.backend_reason`) is called as it is while its request runs.

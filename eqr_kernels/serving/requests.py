@@ -253,7 +253,8 @@ class Requests:
         self._tell(room)
 
     def cancel_all(self) -> None:
-        for number in list(self._open):
+        """The last first: none begins in the place of another."""
+        for number in sorted(list(self._open), reverse=True):
             self.cancel(number)
 
     def leave_to_parent(self, why: str) -> None:

@@ -7,7 +7,6 @@ request has a turn meanwhile, and a cancelled one ends where the launch asks nex
 
 from __future__ import annotations
 
-import heapq
 import threading
 import time
 from collections import OrderedDict
@@ -36,7 +35,8 @@ class SteppingRunner:
             flight by itself (`solve` takes 64 at most) runs alone.
         policy: whose turn it is: "least_service", of the request that has had the fewest outer steps so far, or "fifo",
             of the oldest until it has ended.
-        quantum: outer steps of a turn; each is of all of a request's trajectories in flight.
+        quantum: outer steps of a turn, each of all of a request's trajectories in flight; it is cut short for a request
+            that begins.
     """
 
     def __init__(self, events: Events, *, max_in_flight: int, policy: str, quantum: int) -> None:
@@ -48,7 +48,6 @@ class SteppingRunner:
         self._closing = False
         self._waiting: OrderedDict[int, Job] = OrderedDict()
         self._tasks: dict[int, _Task] = {}
-        self._turns: list[tuple[int, int]] = []  # a heap of (service, number); those that have ended may still be there
         self._admitted = 0  # slots of those in `_tasks`
         self._steps, self._busy, self._busy_since = 0, 0.0, 0.0
         self._thread = threading.Thread(target=self._run, name="eqr-engine", daemon=True)
@@ -109,28 +108,23 @@ class SteppingRunner:
             self._events.done(number, CancelledError())
 
     def _admit(self) -> None:
-        while self._waiting:
-            number, job = next(iter(self._waiting.items()))
-            slots = job.problem.slots
-            if self._tasks and self._admitted + slots > self._max_in_flight:
-                return
-            self._waiting.popitem(last=False)
+        while self._may_begin():
+            number, job = self._waiting.popitem(last=False)
             self._tasks[number] = _Task(job, self._events)
-            self._admitted += slots
-            self._line_up(self._tasks[number])
+            self._admitted += job.problem.slots
             self._events.begun(number)
 
-    def _line_up(self, task: _Task) -> None:
-        if not self._fifo:
-            heapq.heappush(self._turns, (task.service, task.job.number))
+    def _may_begin(self) -> bool:
+        """Whether the first that waits fits beside those that run."""
+        if not self._waiting:
+            return False
+        first = next(iter(self._waiting.values()))
+        return not self._tasks or self._admitted + first.problem.slots <= self._max_in_flight
 
     def _next(self) -> _Task:
         if self._fifo:
             return next(iter(self._tasks.values()))
-        while True:
-            _, number = heapq.heappop(self._turns)
-            if number in self._tasks:
-                return self._tasks[number]
+        return min(self._tasks.values(), key=lambda task: task.service)  # of several the one that came first
 
     def _turn(self, task: _Task) -> None:
         number, error = task.job.number, None
@@ -139,10 +133,9 @@ class SteppingRunner:
                 if not self._step(task):
                     break
                 self._read()
-                if number not in self._tasks:
-                    return
+                if number not in self._tasks or (not self._fifo and self._may_begin()):
+                    return  # whoever begins has had the least
             else:
-                self._line_up(task)
                 return
         except BaseException as raised:  # of the request alone: a hook, a callback, memory that it asked for
             error = raised

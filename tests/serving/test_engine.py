@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.utils import parametrizations
 
 from eqr_kernels import DeadlineExceeded, Engine, EngineClosed, QueueFull, SolveResult, StepUpdate
 from tests.support.models import make_contractive, tiny_config
@@ -90,6 +91,29 @@ def test_weights_are_read_at_submit(puzzles, backend):
         assert_equal(future.result(PATIENCE), result)
 
 
+MODELS: dict[str, dict[str, Any]] = {
+    "attention": dict(mlp_t=False),
+    "rope2d": dict(mlp_t=False, pos_encodings="rope2d", seq_len=9),
+    "noise": dict(noise_scale=0.02),
+    "fixed start": dict(fixed_init=True, lambda_=1.0),
+}
+
+
+@pytest.mark.parametrize("kind", [*MODELS, "parametrised", "float64"])
+def test_every_kind_of_operator_is_read_whole(kind):
+    model = make_contractive(tiny_config(**MODELS.get(kind, {})))
+    if kind == "parametrised":
+        parametrizations.weight_norm(model.lm_head)
+    if kind == "float64":
+        model.double()
+    tokens, rules = torch.arange(model.config.seq_len)[None] % 7, dict(depth=3, halt="none", backend="reference")
+    state = torch.get_rng_state()
+    with Engine(model, **rules) as engine:
+        want = model.solve(tokens, **rules)
+        assert_equal(engine.submit(tokens).result(PATIENCE), want)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_a_modified_model_runs_through_its_modules_and_a_raising_hook_fails_its_request_alone(puzzles):
     model = make_contractive(tiny_config())
     rules = dict(depth=6, tol=0.02)
@@ -135,7 +159,7 @@ def test_a_short_request_overtakes_a_long_one_and_not_with_fifo(contractive, puz
             begun.set()
             assert_equal(second.result(PATIENCE), contractive.solve(puzzles[1:2], backend="reference", **short))
             if policy == "least_service":
-                assert done_at[0] <= 4 * 8 and not first.done()  # the turn that was going on when it came
+                assert done_at[0] == 8 and not first.done()  # after the outer step that was going on when it came
                 first.cancel()
             else:
                 assert done_at[0] == 50 * 8 and first.done()
@@ -275,14 +299,14 @@ def test_callbacks_may_use_the_engine(contractive, puzzles, backend):
 
 
 def test_as_completed_gives_each_once_and_keeps_the_queue_short(contractive, puzzles, backend):
-    many = puzzles.repeat(5, 1)
+    many = puzzles.repeat(2, 1)
     with Engine(contractive, backend=backend, max_in_flight=2, max_queued=3, depth=8, tol=0.05) as engine:
         got = dict(engine.as_completed(many, breadth=2))
         want = contractive.solve(many, depth=8, tol=0.05, breadth=2, backend=backend)
-        assert sorted(got) == list(range(60))
-        assert torch.equal(torch.cat([got[i].preds for i in range(60)]), want.preds)
+        assert sorted(got) == list(range(24))
+        assert torch.equal(torch.cat([got[i].preds for i in range(24)]), want.preds)
         assert list(engine.as_completed([])) == []
-        for _, result in engine.as_completed(iter(many[:20]), depth=2, halt="none"):
+        for _, result in engine.as_completed(iter(many[:9]), depth=2, halt="none"):
             assert result.steps.tolist() == [2]
             break
         with pytest.raises(ValueError, match=r"tokens must be in 0\.\.6, got 9"):
@@ -361,6 +385,17 @@ def test_arguments_are_refused_in_the_words_of_solve(contractive, puzzles, optio
                 engine.submit(tokens, **options)
             assert str(ours.value) == str(theirs.value)
         assert engine.stats().submitted == 0
+
+
+def test_times_are_checked(contractive, puzzles):
+    with Engine(contractive, tol=0.1) as engine:
+        for options, message in [
+            (dict(deadline=-1), "deadline must be finite and not negative, got -1"),
+            (dict(timeout=1), "timeout is for block=True, got timeout=1 without it"),
+            (dict(timeout=-1, block=True), "timeout must be finite and not negative"),
+        ]:
+            with pytest.raises(ValueError, match=message):
+                engine.submit(puzzles[0], **options)
 
 
 def test_warnings_are_those_of_solve_and_name_the_callers_line(contractive, puzzles):
