@@ -152,6 +152,7 @@ def test_a_bad_request_is_told_what_is_wrong(served: Served, body, message, argu
         ("POST", "/healthz", {}, b"", 405, "/healthz takes GET, got POST"),
         ("GET", "/../etc/passwd", {}, b"", 404, "there is no /etc/passwd; there are /, /v1/solve, "),
         ("GET", "/docs", {}, b"", 404, "there is no /docs"),
+        ("POST", "/v1/solve/", {}, b"", 404, "there is no /v1/solve/"),
         (
             "POST",
             "/v1/solve",

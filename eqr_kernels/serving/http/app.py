@@ -90,6 +90,7 @@ def create_app(
         description=f"Puzzles of the {task.name} task, each solved until its own latent state has settled.",
         docs_url=None,  # they fetch scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.add_middleware(Observed, metrics=metrics, paths=frozenset(_PATHS))
     app.state.metrics = metrics

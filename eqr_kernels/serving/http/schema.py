@@ -307,7 +307,7 @@ class Results(BaseModel):
     model_config = ConfigDict(extra="forbid")
     results: list[Answer | Failure]
     seconds: Annotated[float, Field(ge=0, description="From the request to its results, in the server.")]
-    steps_left_out: Annotated[int, Field(ge=0, description="Lines that a slow reader of a stream missed.")] = 0
+    steps_left_out: Annotated[int, Field(ge=0, description="Of a stream: lines that a slow reader missed.")] = 0
 
 
 class Step(BaseModel):

@@ -24,8 +24,10 @@ from eqr_kernels.serving.http.schema import SolveRequest
 from eqr_kernels.tasks.common import Tokens
 from eqr_kernels.tasks.task import Task
 
-_STEPS_KEPT = 20_000
-"""Lines of a stream that wait for a slow reader; older ones are left out."""
+_STEPS_KEPT = 4096
+"""Lines of a stream that wait for a slow reader, about a kilobyte each; older ones are left out."""
+_STEPS_AT_ONCE = 256
+"""Lines that are written before other requests have their turn."""
 
 
 class Steps:
@@ -56,9 +58,10 @@ class Steps:
             pass  # the loop is closed: nobody reads any more
 
     def take(self) -> list[tuple[int, StepUpdate]]:
-        self.arrived.clear()
         with self._lock:
-            taken, self._waiting = self._waiting, []
+            taken, self._waiting = self._waiting[:_STEPS_AT_ONCE], self._waiting[_STEPS_AT_ONCE:]
+            if not self._waiting:
+                self.arrived.clear()
         return taken
 
 
@@ -167,14 +170,14 @@ class Solving:
         """
         async for _ in self._taken():
             pass
-        return self._collected()
+        return await asyncio.to_thread(self._collected)
 
     async def lines(self) -> AsyncIterator[bytes]:
         """JSON lines: each outer step, then the results, or an error where there are none."""
         async for taken in self._taken():
             yield b"".join(to_json(self._step(*each)) + b"\n" for each in taken)
         try:
-            last = self._collected()
+            last = await asyncio.to_thread(self._collected)
         except Refused as refused:
             self.state["status"] = refused.status
             last = error_body(refused.message, refused.argument)
@@ -194,7 +197,7 @@ class Solving:
                     pass
         finally:
             self.give_up()
-        if taken := self.steps.take():
+        while taken := self.steps.take():
             yield taken
 
     def _seconds_left(self) -> float:
@@ -241,5 +244,5 @@ class Solving:
         return {
             "results": [self.entries[place] for place in range(len(self.request.puzzles))],
             "seconds": round(time.monotonic() - self.begun, 4),
-            "steps_left_out": self.steps.left_out,
+            **({"steps_left_out": self.steps.left_out} if self.request.stream else {}),
         }
