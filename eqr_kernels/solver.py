@@ -150,6 +150,10 @@ def solve(
             return prepared.result()
 
 
+Choices = dict[tuple[Any, ...], tuple[Backend, str]]
+"""Backends that were chosen for one model and one `backend=`, and why."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PreparedSolve:
     """A solve whose arguments are checked, up to its fixed point.
@@ -197,12 +201,15 @@ def prepare(
     on_finished: OnFinished | None,
     warn: Callable[[str], object],
     report_steps: bool = False,
+    choices: Choices | None = None,
 ) -> PreparedSolve:
     """All of `solve` but the computation itself: its checks, its defaults, and its choice of the backend.
 
     Args:
         warn: called with each warning.
         report_steps: the recorder wants every outer step.
+        choices: of a model whose weights nobody changes, what was found before, and what is found now: weights that
+            are finite stay so, and a backend that was chosen is chosen again.
 
     Raises:
         As `solve`.
@@ -237,7 +244,8 @@ def prepare(
     if checkpoints and checkpoints[-1] > depth:
         raise ValueError(f"checkpoints must be at most depth={depth}, got {checkpoints[-1]}; raise depth")
     computed_in = precision_of(model, precision)
-    _check_finite(model)
+    if not choices:
+        _check_finite(model)
     start = None if initial_state is None else _start(model, initial_state, n, breadth, depth, seed, ids, computed_in)
     ids = noise.hash_tokens(tokens) if ids is None else check_ids(ids, n).to(model.device)
     if start is None and overrides(model, "initial_state"):
@@ -246,7 +254,11 @@ def prepare(
         own = model.initial_state(tokens[rows], seed, ids=ids[rows], restart=restarts.repeat(n))
         start = _start(model, own, n, breadth, depth, 0, None, computed_in)
     states = start is not None or return_state
-    chosen, reason = backends.choose(backend, model, computed_in, states=states)
+    choices = {} if choices is None else choices
+    kind = computed_in, states, torch.get_num_threads()
+    if kind not in choices:
+        choices[kind] = backends.choose(backend, model, computed_in, states=states)
+    chosen, reason = choices[kind]
     problem = FixedPointProblem(
         tokens=tokens,
         ids=ids,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from eqr_kernels.arguments import check_choice, check_count, check_number
 from eqr_kernels.backends import Backend
+from eqr_kernels.modifications import modification
 from eqr_kernels.modules import EqROperator, LatentState
 from eqr_kernels.results import SolveResult
 from eqr_kernels.serving import lifetime
@@ -28,6 +29,7 @@ from eqr_kernels.serving.runner import Job, Runner, StepUpdate
 from eqr_kernels.serving.stats import EngineStats, Meter
 from eqr_kernels.serving.stepping import POLICIES, SteppingRunner
 from eqr_kernels.serving.stream import Stream, waker
+from eqr_kernels.serving.weights import FrozenWeights
 from eqr_kernels.solver import PreparedSolve, prepare, solve
 
 # The options and their defaults have one home, the signature of `solve`.
@@ -46,7 +48,7 @@ class Engine:
     the "reference" backend (also of a model that is run through its modules) requests take turns of `quantum` outer
     steps, and one that comes has the next step where there is room. By the compiled backends "cpu", "cuda" and "triton"
     each is for now one launch, which no other request interrupts, and which a cancelled one leaves where the launch
-    asks next.
+    asks next. It computes on as many threads as torch was set to when the first request came.
 
     A model's weights are read at `submit`: one that is changed in place between two gives the new weights' answers. A
     model that was modified (see `SolveResult.backend_reason`) is called as it is while its request runs.
@@ -96,7 +98,7 @@ class Engine:
         _check_names("Engine", options, OPTIONS)
         self._options = {**_SOLVE, **options, "backend": backend, "precision": precision}
         del self._options["progress"]
-        self._meter = Meter()
+        self._meter, self._weights = Meter(), FrozenWeights()
         # Of no puzzles: checks the options, and is silent since every request will tell.
         none = torch.zeros(0, model.config.seq_len, dtype=torch.int64, device=model.device)
         chosen = self._prepare(none, {}, warn=lambda _: None)
@@ -209,6 +211,9 @@ class Engine:
             puzzles: tokens [S] or [N, S] each, so also all of them as one tensor [M, S].
             as_submit: as for `submit`, of each, but for `block` and `timeout`: it waits as long as it takes.
         """
+        for name in ("block", "timeout"):
+            if name in as_submit:
+                raise TypeError(f"as_completed waits for room as long as it takes; leave out {name}")
         deadline, on_step = as_submit.pop("deadline", None), as_submit.pop("on_step", None)
         answered: SimpleQueue[int] = SimpleQueue()
         waiting: dict[int, Future[SolveResult]] = {}
@@ -298,7 +303,12 @@ class Engine:
                 if tokens.shape == (self.model.config.seq_len,):
                     tokens = tokens[None]
             options = {name: _copied(value) for name, value in options.items()}
-            return prepare(self.model, tokens, **{**self._options, **options}, warn=warn, report_steps=report_steps)
+            model, choices = self.model, None
+            # One that was modified is called as it is: what its hooks and layers do cannot be copied.
+            if modification(model) is None:
+                model, choices = self._weights.of(model)
+            options = {**self._options, **options}
+            return prepare(model, tokens, **options, warn=warn, report_steps=report_steps, choices=choices)
 
     def _runner(self, backend: Backend) -> Runner:
         """Who computes requests of a backend; made when the first comes."""

@@ -31,7 +31,8 @@ class Job(NamedTuple):
 
     Attributes:
         number: of the request, unique in an engine; lower ones came first.
-        solve: what to compute, and the collector for what comes out.
+        solve: what to compute, and the collector for what comes out. Its model is a copy that nobody changes, the same
+            for all jobs until the weights change; or the engine's own, where that was modified.
         deadline: `time.monotonic()` at which the engine answers and cancels it, or None.
         wants_steps: `Events.step` is to be called.
     """
@@ -78,7 +79,7 @@ class Runner(Protocol):
     """Computes jobs in threads of its own, several at a time. All methods may be called from any thread."""
 
     def start(self, job: Job) -> None:
-        """Takes a job, with the model's weights as they are now.
+        """Takes a job.
 
         Raises:
             EngineClosed: after `close`.

@@ -12,16 +12,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from dataclasses import replace
 from queue import SimpleQueue
 
 from eqr_kernels.backends import Snapshot, Stepping
 from eqr_kernels.forking import fork_safe_lock
-from eqr_kernels.modifications import modification
 from eqr_kernels.scheduler import Stepper
 from eqr_kernels.serving.errors import EngineClosed
 from eqr_kernels.serving.runner import Events, Job, RunnerStats, StepUpdate
-from eqr_kernels.serving.weights import FrozenWeights
 from eqr_kernels.trajectory import FinishedTrajectory, Status, settled
 
 POLICIES = ("least_service", "fifo")
@@ -41,7 +38,6 @@ class SteppingRunner:
 
     def __init__(self, events: Events, *, max_in_flight: int, policy: str, quantum: int) -> None:
         self._events, self._max_in_flight, self._fifo, self._quantum = events, max_in_flight, policy == "fifo", quantum
-        self._weights = FrozenWeights()
         # All else belongs to the thread, which learns by these messages: a queue that a finalizer may put into.
         self._inbox: SimpleQueue[Callable[[], object]] = SimpleQueue()
         self._open = fork_safe_lock()  # held where a job is put, so that none comes behind the end
@@ -54,9 +50,6 @@ class SteppingRunner:
         self._thread.start()
 
     def start(self, job: Job) -> None:
-        # One that was modified is called as it is: what its hooks and layers do cannot be copied.
-        if modification(job.solve.model) is None:
-            job = job._replace(solve=replace(job.solve, model=self._weights.of(job.solve.model)))
         with self._open:
             if self._closing:
                 raise EngineClosed("the engine was closed while the request was prepared")
@@ -176,19 +169,20 @@ class _Task:
 
     def __init__(self, job: Job, events: Events) -> None:
         self.job, self.events = job, events
+        self._stepping = job.solve.backend if isinstance(job.solve.backend, Stepping) else None
         self.service = self.counted = self.in_flight = 0
         self._stepper: Stepper | None = None
 
     def step(self, proceed: Callable[[_Task], bool]) -> bool:
         """An outer step, or all of them by a backend that cannot be stepped; False: there was none left."""
         solve, problem = self.job.solve, self.job.problem
-        if not isinstance(solve.backend, Stepping):
+        if self._stepping is None:
             self._launch(proceed)
             return False
         if self._stepper is None:
             if self.job.wants_steps:
                 solve.collector.on_stepped = self._stepped
-            self._stepper = solve.backend.stepper(solve.model, problem, solve.collector)
+            self._stepper = self._stepping.stepper(solve.model, problem, solve.collector)
         more = self._stepper.step()
         self.service, self.in_flight = self._stepper.spent, self._stepper.running
         return more and self._stepper.ended < problem.trajectories

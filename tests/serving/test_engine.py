@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import warnings
+from collections import Counter
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch.nn.utils import parametrizations
 
-from eqr_kernels import DeadlineExceeded, Engine, EngineClosed, QueueFull, SolveResult, StepUpdate
+from eqr_kernels import DeadlineExceeded, Engine, EngineClosed, EqRConfig, QueueFull, SolveResult, StepUpdate
 from tests.support.models import make_contractive, tiny_config
 from tests.support.serving import ENDLESS, PATIENCE, assert_equal, busy, until
 
@@ -56,6 +57,60 @@ def test_answers_are_those_of_solve_in_any_company_and_order(contractive, puzzle
     assert stats.in_flight == stats.queued == stats.requests == 0
 
 
+@pytest.mark.parametrize("policy", ["least_service", "fifo"])
+def test_none_is_lost_where_clients_do_anything(contractive, puzzles, backend, policy):
+    """Cancelled, late, refused, failing and raced requests of several threads: each ends once, and all room is free."""
+
+    def fail(update: StepUpdate) -> None:
+        raise ZeroDivisionError
+
+    kinds: list[dict[str, Any]] = [
+        dict(),
+        dict(deadline=0.002),
+        dict(deadline=0.02, **ENDLESS),
+        dict(on_step=fail),
+        dict(breadth=7, select="first"),
+        dict(block=True),
+        dict(block=True, deadline=0.01),
+    ]
+
+    def client(number: int) -> Counter[str]:
+        generator, ends = random.Random(number), Counter[str]()
+        for _ in range(25):
+            try:
+                future = engine.submit(puzzles[generator.randrange(12)], **generator.choice(kinds))
+            except (QueueFull, DeadlineExceeded):
+                continue
+            if generator.random() < 0.3:
+                future.cancel()
+            assert future in wait([future], PATIENCE).done
+            error = CancelledError() if future.cancelled() else future.exception(0)
+            ends[type(error).__name__] += 1
+        return ends
+
+    with Engine(
+        contractive, backend=backend, policy=policy, max_in_flight=6, max_queued=3, quantum=2, **DEFAULTS
+    ) as engine:
+        with ThreadPoolExecutor(8) as clients:
+            ends = sum(clients.map(client, range(8)), Counter[str]())
+        until(lambda: engine.stats().in_flight == 0)
+        stats = engine.stats()
+    assert set(ends) <= {"NoneType", "CancelledError", "DeadlineExceeded", "ZeroDivisionError"}
+    assert (stats.completed, stats.cancelled) == (ends["NoneType"], ends["CancelledError"])
+    assert stats.failed == ends["DeadlineExceeded"] + ends["ZeroDivisionError"]
+    assert stats.submitted == sum(ends.values()) and (stats.queued, stats.requests) == (0, 0)
+
+
+def test_a_race_has_the_winner_of_solve(contractive, puzzles, backend):
+    rules = dict(breadth=6, select="first", halt="residual", tol=0.05, depth=12, backend=backend)
+    with Engine(contractive, **rules) as engine:
+        futures = [engine.submit(puzzle) for puzzle in puzzles[:6]]
+        for i, future in enumerate(futures):
+            result, want = future.result(PATIENCE), contractive.solve(puzzles[i : i + 1], **rules)
+            for name in ("preds", "logits", "steps", "restart", "residual", "score", "converged"):
+                assert_equal(getattr(result, name), getattr(want, name), name)
+
+
 def test_ids_and_states_are_a_requests_own(contractive, puzzles, backend):
     first = contractive.solve(puzzles[:2], depth=3, halt="none", return_state=True, backend=backend)
     start = contractive.initial_state(puzzles[:2])._replace(
@@ -86,6 +141,7 @@ def test_weights_are_read_at_submit(puzzles, backend):
             futures.append(engine.submit(puzzles[0]))
             with torch.no_grad():
                 model.lm_head.weight.data.mul_(-1.5)  # leaves no trace but the bytes
+            model.config = EqRConfig.from_dict({**model.config.to_dict(), "lambda_": 0.5 + 0.1 * len(want)})
         until(lambda: engine.stats().queued == 3)
     for future, result in zip(futures, want, strict=True):
         assert_equal(future.result(PATIENCE), result)
@@ -302,15 +358,19 @@ def test_as_completed_gives_each_once_and_keeps_the_queue_short(contractive, puz
     many = puzzles.repeat(2, 1)
     with Engine(contractive, backend=backend, max_in_flight=2, max_queued=3, depth=8, tol=0.05) as engine:
         got = dict(engine.as_completed(many, breadth=2))
-        want = contractive.solve(many, depth=8, tol=0.05, breadth=2, backend=backend)
         assert sorted(got) == list(range(24))
-        assert torch.equal(torch.cat([got[i].preds for i in range(24)]), want.preds)
+        for i in range(12):
+            want = contractive.solve(puzzles[i : i + 1], depth=8, tol=0.05, breadth=2, backend=backend)
+            assert_equal(got[i], want)
+            assert_equal(got[i + 12], want)
         assert list(engine.as_completed([])) == []
         for _, result in engine.as_completed(iter(many[:9]), depth=2, halt="none"):
             assert result.steps.tolist() == [2]
             break
         with pytest.raises(ValueError, match=r"tokens must be in 0\.\.6, got 9"):
-            list(engine.as_completed([puzzles[0], puzzles[0] + 9 - puzzles[0]]))
+            list(engine.as_completed([puzzles[0], torch.full((6,), 9)]))
+        with pytest.raises(TypeError, match="as_completed waits for room as long as it takes; leave out block"):
+            list(engine.as_completed(many, block=True))
         stats = engine.stats()
     stats = engine.stats()
     assert stats.submitted == stats.completed + stats.cancelled and stats.failed == 0
@@ -385,6 +445,23 @@ def test_arguments_are_refused_in_the_words_of_solve(contractive, puzzles, optio
                 engine.submit(tokens, **options)
             assert str(ours.value) == str(theirs.value)
         assert engine.stats().submitted == 0
+
+
+def test_weights_without_sound_values_are_refused_as_by_solve(puzzles):
+    model = make_contractive(tiny_config())
+    with Engine(model, depth=2, halt="none") as engine:
+        for broken in (True, True, False):
+            with torch.no_grad():
+                model.lm_head.weight[0, 0] = torch.nan if broken else 0.0
+            if not broken:
+                want = model.solve(puzzles[:1], depth=2, halt="none")
+                assert_equal(engine.submit(puzzles[0]).result(PATIENCE), want)
+                continue
+            for ask in (engine.submit, model.solve, lambda _: Engine(model)):
+                with pytest.raises(RuntimeError, match="weight lm_head.weight holds 1 non-finite values"):
+                    ask(puzzles[:1])
+    with pytest.raises(RuntimeError, match="the model's weights are on the meta device and hold no values"):
+        Engine(model.to("meta"))
 
 
 def test_times_are_checked(contractive, puzzles):
