@@ -24,7 +24,7 @@ from eqr_kernels.modules import EqROperator, LatentState
 from eqr_kernels.results import SolveResult
 from eqr_kernels.serving import lifetime
 from eqr_kernels.serving.errors import QueueFull
-from eqr_kernels.serving.requests import OnStep, Request, Requests
+from eqr_kernels.serving.requests import OnStep, Request, Requests, finish_on
 from eqr_kernels.serving.runner import Job, Runner, StepUpdate
 from eqr_kernels.serving.stats import EngineStats, Meter
 from eqr_kernels.serving.stepping import POLICIES, SteppingRunner
@@ -232,6 +232,8 @@ class Engine:
                     waiting[index] = request.answer
                     request.answer.add_done_callback(lambda _, index=index: answered.put(index))  # type: ignore[misc]
                     following = next(left, None)
+                if self._requests.in_child:
+                    self._requests.check_open()
                 index = answered.get()
                 yield index, waiting.pop(index).result()
         finally:
@@ -308,7 +310,9 @@ class Engine:
             if modification(model) is None:
                 model, choices = self._weights.of(model)
             options = {**self._options, **options}
-            return prepare(model, tokens, **options, warn=warn, report_steps=report_steps, choices=choices)
+            prepared = prepare(model, tokens, **options, warn=warn, report_steps=report_steps, choices=choices)
+            finish_on(model.device)
+            return prepared
 
     def _runner(self, backend: Backend) -> Runner:
         """Who computes requests of a backend; made when the first comes."""

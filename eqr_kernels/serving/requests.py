@@ -12,6 +12,8 @@ from functools import partial
 from itertools import count
 from weakref import WeakSet, ref
 
+import torch
+
 from eqr_kernels.forking import fork_safe_lock
 from eqr_kernels.results import SolveResult
 from eqr_kernels.serving.deadlines import call_at
@@ -211,6 +213,7 @@ class Requests:
         solve, number = request.job.solve, request.job.number
         try:
             result = solve.result()
+            finish_on(result.preds.device)
             steps, status = result.all_steps.flatten().tolist(), result.all_status.flatten().tolist()
         except BaseException as error:
             self.fail(number, error)
@@ -275,6 +278,12 @@ def _expire(requests: ref[Requests], number: int) -> None:
     there = requests()
     if there is not None:
         there.fail(number, DeadlineExceeded("the request's deadline passed before it was answered"))
+
+
+def finish_on(device: torch.device) -> None:
+    """Waits for what this thread has asked of a GPU: the thread that goes on with it may be on another stream."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 def leave_answers_to_parent(why: str) -> None:

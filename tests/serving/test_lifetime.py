@@ -76,7 +76,10 @@ def test_the_end_of_the_interpreter_cancels_what_is_left(backend, program):
 def test_a_forked_child_is_told_and_may_make_its_own(backend):
     program = """
 running, waiting = engine.submit(tokens, **ENDLESS), engine.submit(tokens)
-stream = engine.stream(tokens)
+stream, several = engine.stream(tokens), iter(engine.as_completed([tokens] * 2, deadline=PATIENCE))
+running.cancel()
+assert torch.equal(next(several)[1].logits, want.logits)
+running, waiting, stream = engine.submit(tokens, **ENDLESS), engine.submit(tokens), engine.stream(tokens)
 until(lambda: engine.stats().requests == 1)
 sys.stdout.flush()
 pid = os.fork()
@@ -91,7 +94,7 @@ if pid == 0:
     assert ends_by(lambda: engine.submit(tokens))
     assert ends_by(lambda: engine.stream(tokens))
     assert ends_by(lambda: running.result(PATIENCE)) and ends_by(lambda: waiting.result(PATIENCE))
-    assert ends_by(lambda: next(stream)) and not running.cancel()
+    assert ends_by(lambda: next(stream)) and ends_by(lambda: list(several)) and not running.cancel()
     assert engine.closed and engine.stats().queued == 0
     engine.close()
     with Engine(model, backend=backend, depth=3, halt="none") as own:
