@@ -60,7 +60,7 @@ def serve(
     device: opt.Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print where it listens as one JSON object.")] = False,
 ) -> int:
-    """Solve puzzles over HTTP, and show one settle on a page.
+    """Solve puzzles over HTTP, with a page that shows one settle.
 
     Exit code 0: stopped by Ctrl-C or SIGTERM after everything in flight was answered; 1: something was cut off; 2: it
     could not start.
