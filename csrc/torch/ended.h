@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/loop/selection.h"
+
 namespace eqr {
 
 struct EndedTrajectory {
@@ -13,6 +15,10 @@ struct EndedTrajectory {
   float residual, score, q_halt;
   std::vector<int64_t> preds;  // [S]
 };
+
+inline EndedTrajectory ended_trajectory(const cpu::Ended& t) {
+  return {t.puzzle, t.restart, t.status, t.steps, t.residual, t.score, t.q_halt, {t.preds, t.preds + t.tokens}};
+}
 
 class EndedQueue {
  public:

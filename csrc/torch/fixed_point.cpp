@@ -13,39 +13,19 @@
 #include <vector>
 
 #include "cpu/loop/fixed_point.h"
-#include "cpu/loop/selection.h"
 #include "torch/checks.h"
 #include "torch/ended.h"
 #include "torch/fixed_point.h"
+#include "torch/fixed_point_cpu.h"
 #include "torch/floating_point.h"
 #include "torch/number.h"
-#include "torch/operator_args.h"
 #include "torch/packed.h"
 #include "torch/polling.h"
 
 namespace eqr {
 namespace {
 
-// The packed weights know their operator; a caller that names another one is mistaken about what it gets.
-void check_operator(const Shape& given, const Shape& packed) {
-  const auto integers = [](const Shape& s) {
-    return std::vector{s.tokens, s.features, s.vocabulary, s.mixer_hidden, s.hidden,
-                       s.heads,  s.layers,   s.H_cycles,   s.L_cycles,     s.rope_parts};
-  };
-  const auto numbers = [](const Shape& s) { return std::vector{s.lambda, s.norm_eps, s.H_std, s.L_std}; };
-  if (integers(given) != integers(packed))
-    fail("sizes must be those of the packed weights, ", list(integers(packed)), ", got ", list(integers(given)));
-  if (numbers(given) != numbers(packed))
-    fail("constants must be those of the packed weights, ", list(numbers(packed)), ", got ", list(numbers(given)));
-  if (given.fixed_start != packed.fixed_start)
-    fail("fixed_start must be that of the packed weights, ", packed.fixed_start, ", got ", given.fixed_start);
-}
-
-void push_ended(void* queue, const cpu::Ended& t) {
-  std::vector<int64_t> preds(t.preds, t.preds + t.tokens);
-  static_cast<EndedQueue*>(queue)->push(
-      {t.puzzle, t.restart, t.status, t.steps, t.residual, t.score, t.q_halt, std::move(preds)});
-}
+void push_ended(void* queue, const cpu::Ended& t) { static_cast<EndedQueue*>(queue)->push(ended_trajectory(t)); }
 
 // Torch's threads, up to twice the CPUs that this process may use: the members of a team wait for each other at every
 // barrier, and with 32 on two CPUs one trajectory took ten times as long.
@@ -59,41 +39,10 @@ int worker_count() {
 }  // namespace
 
 FixedPointResult fixed_point_on_cpu(const RunArguments& run) {
-  const cpu::Engine engine = cpu::engine_of(run.packed);
-  check_operator(run.shape, *engine.shape);
-  run.check();
-  check_tensor("control", run.control, ScalarType::Long, {3});
-  const int64_t *tokens = run.tokens.const_data_ptr<int64_t>(), S = run.shape.tokens, T = run.trajectories();
-  check_tokens("tokens", tokens, run.puzzles(), S, run.shape.vocabulary);
-
+  const cpu::Engine engine = cpu::checked_engine(run);
   const RunResults results(run);
   std::vector<Records> at;
-  for (size_t c = 0; c < run.checkpoints.size(); ++c) at.push_back(results.at.records(int64_t(c), T, S));
-  cpu::FixedPoint problem(run.rules);
-  problem.window = std::min(run.rules.window, run.rules.depth);  // an older difference does not exist
-  problem.engine = engine;
-  problem.puzzles = run.puzzles();
-  problem.tokens = tokens;
-  problem.ids = run.ids.const_data_ptr<int64_t>();
-  problem.checkpoints = run.checkpoints.data();
-  problem.checkpoint_count = int64_t(run.checkpoints.size());
-  problem.slots = run.slots;
-  problem.end = results.end.records(0, T, S);
-  problem.at = at.data();
-  problem.residuals = run.trace ? results.residuals.mutable_data_ptr<float>() : nullptr;
-  problem.winner = results.winner.mutable_data_ptr<int64_t>();
-  problem.logits = results.logits.mutable_data_ptr<float>();
-  problem.control = run.control.mutable_data_ptr<int64_t>();
-  problem.state_size = S * run.shape.features;
-  if (run.keep_states) {
-    problem.z_H = results.z_H.mutable_data_ptr<float>();
-    problem.z_L = results.z_L.mutable_data_ptr<float>();
-  }
-  if (run.start) {
-    problem.start_H = run.start->z_H.const_data_ptr<float>();
-    problem.start_L = run.start->z_L.const_data_ptr<float>();
-    problem.start_rng = run.start->rng.const_data_ptr<int64_t>();
-  }
+  cpu::FixedPoint problem = cpu::problem_of(engine, run, results, &at);
   if (ended_queue) {
     problem.on_end = &push_ended;
     problem.on_end_context = ended_queue;
@@ -110,15 +59,6 @@ FixedPointResult fixed_point_on_cpu(const RunArguments& run) {
 
 namespace {
 
-Halt halt_named(const std::string& name) {
-  return choice<Halt>("halt", name,
-                      {{"residual", Halt::residual},
-                       {"q", Halt::q},
-                       {"residual+q", Halt::residual_and_q},
-                       {"residual|q", Halt::residual_or_q},
-                       {"none", Halt::none}});
-}
-
 // packed: uint8 [bytes] of pack_weights; tokens: int64 [N, S], ids: int64 [N], control: int64 [3]; T = N * breadth, C
 // checkpoints -> logits float32 [N, S, V], winner int64 [N], preds int64 [T, S], q_halt, residual, score float32 [T],
 // steps, status int64 [T], the same six with [C, ...] at the checkpoints, residuals float32 [T, depth] or [0], the
@@ -130,31 +70,9 @@ FixedPointResult fixed_point(const Tensor& packed, const Tensor& tokens, const T
                              std::string select, int64_t window, double noise_scale, std::vector<int64_t> checkpoints,
                              int64_t slots, bool trace, std::optional<Tensor> start_H, std::optional<Tensor> start_L,
                              std::optional<Tensor> start_rng, bool keep_states) {
-  if (start_H.has_value() != start_L.has_value() || start_H.has_value() != start_rng.has_value())
-    fail("start_H, start_L and start_rng must all be given or all be None");
-  const RunArguments run{.packed = packed,
-                         .tokens = tokens,
-                         .ids = ids,
-                         .control = control,
-                         .shape = shape_of(sizes, constants, fixed_start),
-                         .rules = {.seed = seed,
-                                   .breadth = breadth,
-                                   .depth = depth,
-                                   .halt = halt_named(halt),
-                                   .tol = float(tol),
-                                   .patience = patience,
-                                   .select = choice<Select>("select", select,
-                                                            {{"residual", Select::residual},
-                                                             {"vote", Select::vote},
-                                                             {"q", Select::q},
-                                                             {"first", Select::first}}),
-                                   .window = window,
-                                   .noise_scale = float(noise_scale)},
-                         .checkpoints = checkpoints,
-                         .slots = slots,
-                         .trace = trace,
-                         .start = start_H ? std::optional<StartStates>({*start_H, *start_L, *start_rng}) : std::nullopt,
-                         .keep_states = keep_states};
+  const RunArguments run = run_arguments(packed, tokens, ids, control, sizes, constants, fixed_start, seed, breadth,
+                                         depth, halt, tol, patience, select, window, noise_scale, checkpoints, slots,
+                                         trace, start_H, start_L, start_rng, keep_states);
 #ifdef EQR_HAVE_CUDA
   if (place_of(tokens).cuda) return fixed_point_on_cuda(run);
 #endif

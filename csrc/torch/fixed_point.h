@@ -9,12 +9,15 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "common/operator.h"
 #include "common/run_rules.h"
 #include "torch/checks.h"
+#include "torch/operator_args.h"
 
 namespace eqr {
 
@@ -77,6 +80,51 @@ struct RunArguments {
       fail("select='first' needs a halting rule, got halt='none'; use halt='residual' or halt='q'");
   }
 };
+
+inline Halt halt_named(const std::string& name) {
+  return choice<Halt>("halt", name,
+                      {{"residual", Halt::residual},
+                       {"q", Halt::q},
+                       {"residual+q", Halt::residual_and_q},
+                       {"residual|q", Halt::residual_or_q},
+                       {"none", Halt::none}});
+}
+
+// In the order of the op's schema.
+inline RunArguments run_arguments(const Tensor& packed, const Tensor& tokens, const Tensor& ids, const Tensor& control,
+                                  const std::vector<int64_t>& sizes, const std::vector<double>& constants,
+                                  bool fixed_start, int64_t seed, int64_t breadth, int64_t depth,
+                                  const std::string& halt, double tol, int64_t patience, const std::string& select,
+                                  int64_t window, double noise_scale, std::vector<int64_t> checkpoints, int64_t slots,
+                                  bool trace, const std::optional<Tensor>& start_H,
+                                  const std::optional<Tensor>& start_L, const std::optional<Tensor>& start_rng,
+                                  bool keep_states) {
+  if (start_H.has_value() != start_L.has_value() || start_H.has_value() != start_rng.has_value())
+    fail("start_H, start_L and start_rng must all be given or all be None");
+  return {.packed = packed,
+          .tokens = tokens,
+          .ids = ids,
+          .control = control,
+          .shape = shape_of(sizes, constants, fixed_start),
+          .rules = {.seed = seed,
+                    .breadth = breadth,
+                    .depth = depth,
+                    .halt = halt_named(halt),
+                    .tol = float(tol),
+                    .patience = patience,
+                    .select = choice<Select>("select", select,
+                                             {{"residual", Select::residual},
+                                              {"vote", Select::vote},
+                                              {"q", Select::q},
+                                              {"first", Select::first}}),
+                    .window = window,
+                    .noise_scale = float(noise_scale)},
+          .checkpoints = std::move(checkpoints),
+          .slots = slots,
+          .trace = trace,
+          .start = start_H ? std::optional<StartStates>({*start_H, *start_L, *start_rng}) : std::nullopt,
+          .keep_states = keep_states};
+}
 
 struct Recording {  // of T trajectories of S tokens, at C checkpoints (or once, without that dimension)
   Tensor preds, q_halt, residual, score, steps, status;

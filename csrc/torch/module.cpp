@@ -144,6 +144,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("race"), "How a run would be launched on a device; needs none.");
 #endif
   eqr::add_polling(m);
+  eqr::add_open_run(m);
   m.def("philox4x32_10", &philox4x32_10, py::arg("counter"), py::arg("key"), "Four words of csrc/common/philox.h.");
   m.def("training_scratch_bytes", &training_scratch_bytes, py::arg("sizes"), py::arg("constants"));
   m.def("peak", &peak, py::arg("precision"), py::arg("seconds"),

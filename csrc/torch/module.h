@@ -6,5 +6,6 @@
 namespace eqr {
 
 void add_polling(pybind11::module_&);
+void add_open_run(pybind11::module_&);
 
 }  // namespace eqr

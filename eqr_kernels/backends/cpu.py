@@ -73,6 +73,11 @@ def why_not_cpu(model: EqROperator, precision: Precision) -> str | None:
     return None
 
 
+def cpu_threads() -> int:
+    """That a run takes: torch's, up to twice the CPUs that the process may use, as in csrc/torch/fixed_point.cpp."""
+    return min(torch.get_num_threads(), 2 * len(os.sched_getaffinity(0)))
+
+
 class CpuBackend:
     """The fused fixed-point kernel, on torch's threads, up to twice the CPUs that the process may use."""
 
@@ -90,8 +95,7 @@ class CpuBackend:
         return why_not_cpu(model, precision)
 
     def describe(self, model: EqROperator, precision: Precision) -> str:
-        # As many as csrc/torch/fixed_point.cpp takes.
-        isa, threads = ops.cpu_isa(), min(torch.get_num_threads(), 2 * len(os.sched_getaffinity(0)))
+        isa, threads = ops.cpu_isa(), cpu_threads()
         many = f"{threads} {'thread' if threads == 1 else 'threads'}"
         description = f"fused fixed-point kernel, {isa} {precision.name}, {many}"
         native = isa == "avx512_bf16" and ops.build_info()["avx512"] == "native"

@@ -16,6 +16,7 @@ from eqr_kernels.ops.fingerprint import fingerprint
 from eqr_kernels.ops.fixed_point import FixedPointOutput, StartStates, fixed_point, trajectory_bytes
 from eqr_kernels.ops.latent_recursions import latent_recursions
 from eqr_kernels.ops.library import build_info, cpu_isa, cpu_isas, extension_status, set_cpu_isa, why_not_cuda
+from eqr_kernels.ops.open_run import Begun, Done, OpenRun, RunCounts, Stepped
 from eqr_kernels.ops.operator import Operator, PackedWeights
 from eqr_kernels.ops.pack_weights import pack_weights
 from eqr_kernels.ops.philox import philox_normal, philox_words
@@ -28,12 +29,17 @@ from eqr_kernels.ops.training_step import (
 )
 
 __all__ = [
+    "Begun",
     "DifferentiableStepOutput",
+    "Done",
     "FixedPointOutput",
+    "OpenRun",
     "Operator",
     "PackedWeights",
+    "RunCounts",
     "StartStates",
     "StepRows",
+    "Stepped",
     "TrainingBatch",
     "TrainingStepOutput",
     "adam_atan2_",

@@ -93,13 +93,11 @@ def fixed_point(
     """
     extension = require()
     require_cuda(tokens)
-    if not isinstance(packed, PackedWeights):
-        raise TypeError(f"packed must be PackedWeights, got {type(packed).__name__}; make it with pack_weights")
-    _check(packed, tokens, ids, control)
+    check_arguments(packed, tokens, ids, control)
 
     def run() -> tuple[Tensor, ...]:
         result: tuple[Tensor, ...] = torch.ops.eqr_kernels.fixed_point.default(
-            packed.data, tokens, ids, control, *packed.operator, *rules.in_order(), *(start or _NO_START), keep_states
+            packed.data, tokens, ids, control, *packed.operator, *rules.in_order(), *(start or NO_START), keep_states
         )
         return result
 
@@ -111,7 +109,7 @@ def fixed_point(
     return FixedPointOutput(*(extension.with_poll(run, ask, ended) if polled else run()))
 
 
-_NO_START = (None, None, None)
+NO_START = (None, None, None)
 
 
 def trajectory_bytes(packed: PackedWeights, window: int = 3) -> int:
@@ -130,7 +128,10 @@ def trajectory_bytes(packed: PackedWeights, window: int = 3) -> int:
     return int(torch.ops.eqr_kernels.trajectory_bytes.default(packed.data, window))
 
 
-def _check(packed: PackedWeights, tokens: Tensor, ids: Tensor, control: Tensor) -> None:
+def check_arguments(packed: PackedWeights, tokens: Tensor, ids: Tensor, control: Tensor) -> None:
+    """Of a run; see `fixed_point`."""
+    if not isinstance(packed, PackedWeights):
+        raise TypeError(f"packed must be PackedWeights, got {type(packed).__name__}; make it with pack_weights")
     packed.operator.check()
     like = ("tokens", tokens)
     check.tensor("tokens", tokens, torch.int64, ("N", packed.operator.sizes[0]), like)
@@ -151,7 +152,7 @@ def _(
     fixed_start: bool,
     *arguments: Any,
 ) -> tuple[Tensor, ...]:
-    _check(PackedWeights(packed, Operator(sizes, constants, fixed_start)), tokens, ids, control)
+    check_arguments(PackedWeights(packed, Operator(sizes, constants, fixed_start)), tokens, ids, control)
     in_order, given = arguments[: len(RULE_FIELDS)], arguments[len(RULE_FIELDS) :]
     keep_states = len(given) == 4 and given[3]  # torch leaves out last arguments that are the defaults
     rules, puzzles, length, vocabulary = RunRules(*in_order), tokens.shape[0], sizes[0], sizes[2]

@@ -19,10 +19,12 @@ from torch import Tensor
 
 from eqr_kernels.arguments import check_choice, check_count, check_number
 from eqr_kernels.backends import Backend
+from eqr_kernels.backends.cpu import CpuBackend
 from eqr_kernels.modifications import modification
 from eqr_kernels.modules import EqROperator, LatentState
 from eqr_kernels.results import SolveResult
 from eqr_kernels.serving import lifetime
+from eqr_kernels.serving.compiled import CompiledRunner
 from eqr_kernels.serving.errors import QueueFull
 from eqr_kernels.serving.requests import OnStep, Request, Requests, finish_on
 from eqr_kernels.serving.runner import Job, Runner, StepUpdate
@@ -44,11 +46,12 @@ OPTIONS = tuple(name for name in _SOLVE if name not in (*_ENGINES, *_NOBODYS, *_
 class Engine:
     """Requests that join a running solve: each is answered, bit for bit, as `model.solve` would, in any company.
 
-    A thread of the engine computes; it starts with the first request and waits, at no cost, while there is none. By
-    the "reference" backend (also of a model that is run through its modules) requests take turns of `quantum` outer
-    steps, and one that comes has the next step where there is room. By the compiled backends "cpu", "cuda" and "triton"
-    each is for now one launch, which no other request interrupts, and which a cancelled one leaves where the launch
-    asks next. It computes on as many threads as torch was set to when the first request came.
+    Threads of the engine compute; they start with the first request and wait, at no cost, while there is none. By the
+    "cpu" backend the trajectories of all requests take turns of `quantum` outer steps in compiled code, on as many
+    threads as torch was set to when the first request came; who comes has his first turn at the next outer step, and a
+    lone trajectory has all threads. By the "reference" backend (also of a model that is run through its modules)
+    requests take turns on one thread. By "cuda" and "triton" each is for now one launch, which no other request
+    interrupts, and which a cancelled one leaves where the launch asks next.
 
     A model's weights are read at `submit`: one that is changed in place between two gives the new weights' answers. A
     model that was modified (see `SolveResult.backend_reason`) is called as it is while its request runs.
@@ -162,9 +165,9 @@ class Engine:
                 self._requests.enter(request, wait=False)
                 return await asyncio.wrap_future(request.answer)
             except QueueFull:
-                left = None if limit is None else limit - time.monotonic()
-                if not block or (left is not None and left <= 0):
+                if not block or (until is not None and time.monotonic() >= until):
                     raise
+                left = None if limit is None else max(0.0, limit - time.monotonic())
             loop = asyncio.get_running_loop()
             room = loop.create_future()
             self._requests.when_room(waker(loop, room))
@@ -316,11 +319,9 @@ class Engine:
 
     def _runner(self, backend: Backend) -> Runner:
         """Who computes requests of a backend; made when the first comes."""
-        return self._requests.runner("stepping", self._stepping_runner)
-
-    def _stepping_runner(self) -> Runner:
+        make = CompiledRunner if isinstance(backend, CpuBackend) else SteppingRunner
         limits: dict[str, Any] = dict(max_in_flight=self.max_in_flight, policy=self.policy, quantum=self.quantum)
-        return SteppingRunner(self._requests, **limits)
+        return self._requests.runner(make.__name__, lambda: make(self._requests, **limits))
 
 
 def _check_names(function: str, options: dict[str, Any], allowed: tuple[str, ...]) -> None:

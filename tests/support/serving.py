@@ -30,7 +30,7 @@ def busy(engine: Engine, tokens: torch.Tensor) -> Iterator[Future[SolveResult]]:
     """An engine with max_in_flight=1 that computes a request without end: whatever else comes, waits."""
     assert engine.max_in_flight == 1
     future = engine.submit(tokens, **ENDLESS)
-    until(lambda: engine.stats().steps > 0)
+    until(lambda: engine.stats().requests == 1 and engine.stats().steps > 0)
     try:
         yield future
     finally:

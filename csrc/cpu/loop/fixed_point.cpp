@@ -2,18 +2,17 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <deque>
 #include <exception>
 #include <mutex>
 #include <optional>
-#include <utility>
 #include <vector>
 
 #include "cpu/loop/backoff.h"
+#include "cpu/loop/flight.h"
 #include "cpu/loop/open_team.h"
+#include "cpu/loop/poll.h"
 #include "cpu/loop/selection.h"
-#include "cpu/loop/trajectory.h"
 #include "cpu/loop/workspace.h"
 
 namespace eqr::cpu {
@@ -21,39 +20,11 @@ namespace {
 
 // A place for one trajectory at a time.
 struct Slot {
-  explicit Slot(const FixedPoint& p)
-      : workspace(p.engine.workspace_bytes),
-        trajectory(p),
-        z_H(p.z_H ? p.state_size : 0),
-        z_L(p.z_H ? p.state_size : 0) {}
+  Slot(const FixedPoint& p, Race* race) : workspace(p.engine.workspace_bytes), flight(p, race) {}
 
   OpenTeam team;
   Workspace workspace;
-  Trajectory trajectory;
-  std::vector<float> z_H, z_L;  // [S, d], its state when it has ended, where these are kept
-};
-
-// The caller's `poll`, which costs more than a look at the clock.
-class Poll {
- public:
-  explicit Poll(bool (*function)()) : function_(function) {}
-
-  // False once: after that it asks no more.
-  bool operator()() {
-    if (!function_ || Clock::now() < next_) return true;
-    const auto function = std::exchange(function_, nullptr);
-    if (!function()) return false;
-    function_ = function;
-    next_ = Clock::now() + kInterval;
-    return true;
-  }
-
- private:
-  using Clock = std::chrono::steady_clock;
-  static constexpr std::chrono::milliseconds kInterval{20};
-
-  bool (*function_)();
-  Clock::time_point next_ = Clock::now() + kInterval;
+  Flight flight;
 };
 
 int64_t slot_count(const FixedPoint& p, int workers) {
@@ -66,7 +37,7 @@ class FixedPointRun::State {
  public:
   State(const FixedPoint& p, int workers) : p_(p), trajectories_(p.puzzles * p.breadth), selection_(p_) {
     if (is_race(p)) race_.emplace(p.puzzles);
-    for (int64_t i = 0; i < slot_count(p, workers); ++i) slots_.emplace_back(p_);
+    for (int64_t i = 0; i < slot_count(p, workers); ++i) slots_.emplace_back(p_, race_ ? &*race_ : nullptr);
   }
 
   void work(bool (*function)()) noexcept {
@@ -101,61 +72,26 @@ class FixedPointRun::State {
   }
 
   void run(Slot& slot, int64_t number, Poll& poll) {
-    Trajectory& t = slot.trajectory;
-    t.begin(number);
+    Flight& flight = slot.flight;
+    flight.begin(number);
     if (cancelled(poll))
-      t.cancel();
-    else if (hopeless(t))
-      t.lose();
+      flight.trajectory.cancel();
+    else if (flight.hopeless())
+      flight.trajectory.lose();
     else
       iterate(slot, poll);
-    t.record();
-    Ended ended = t.ended();
-    if (p_.z_H) {
-      keep_state(slot);
-      ended.z_H = slot.z_H.data(), ended.z_L = slot.z_L.data();
-    }
+    const Ended ended = flight.end(slot.workspace.data());
     selection_.offer(ended);
     if (p_.on_end) p_.on_end(p_.on_end_context, ended);
-    count(1, 1);
-  }
-
-  void keep_state(Slot& slot) {
-    if (slot.trajectory.steps()) {
-      p_.engine.get_state(p_.engine.packed, slot.workspace.data(), slot.z_H.data(), slot.z_L.data());
-    } else {
-      std::fill(slot.z_H.begin(), slot.z_H.end(), 0.0f);
-      std::fill(slot.z_L.begin(), slot.z_L.end(), 0.0f);
-    }
-  }
-
-  void begin(Slot& slot, StepInput& input) {
-    const Engine& engine = p_.engine;
-    void* workspace = slot.workspace.data();
-    if (!p_.start_H) return slot.team.call(engine.start, engine.packed, workspace, input);
-    const int64_t number = slot.trajectory.number(), at = number * p_.state_size;
-    std::copy_n(p_.start_rng + 4 * number, 4, input.rng);
-    engine.put_state(engine.packed, workspace, p_.start_H + at, p_.start_L + at);
+    flight.finish();
   }
 
   void iterate(Slot& slot, Poll& poll) {
-    const Engine& engine = p_.engine;
-    Trajectory& t = slot.trajectory;
-    StepInput input{.tokens = p_.tokens + t.puzzle() * engine.tokens,
-                    .rng = {p_.seed, t.restart(), p_.ids[t.puzzle()], 0},
-                    .noise_scale = p_.noise_scale};
-    void* workspace = slot.workspace.data();
-    begin(slot, input);
-    const int64_t before = input.rng[3];
-    while (t.going()) {
-      if (cancelled(poll)) return t.cancel();
-      input.rng[3] = before + t.steps();
-      slot.team.call(engine.outer_step, engine.packed, workspace, input);
-      count(2, 1);
-      t.advance(*static_cast<const StepOutput*>(workspace));
-      if (race_ && settled(t.status())) race_->settled(t.puzzle(), t.restart(), t.steps());
-      if (t.going() && hopeless(t)) t.lose();
-      if (t.going()) t.record();
+    Flight& flight = slot.flight;
+    flight.enter(slot.team, slot.workspace.data());
+    while (flight.trajectory.going()) {
+      if (cancelled(poll)) return flight.trajectory.cancel();
+      flight.step(slot.team, slot.workspace.data());
     }
   }
 
@@ -193,8 +129,6 @@ class FixedPointRun::State {
     }
   }
 
-  bool hopeless(const Trajectory& t) const { return race_ && race_->cannot_win(t.puzzle(), t.restart(), t.steps()); }
-
   bool cancelled(Poll& poll) {
     // Caught here: a member that left its team would be waited for.
     try {
@@ -205,8 +139,6 @@ class FixedPointRun::State {
     return cancelled_.load(std::memory_order_relaxed) ||
            std::atomic_ref(p_.control[0]).load(std::memory_order_relaxed) != 0;
   }
-
-  void count(int what, int64_t more) { std::atomic_ref(p_.control[what]).fetch_add(more, std::memory_order_relaxed); }
 
   void fail(std::exception_ptr error) {
     const std::lock_guard lock(error_mutex_);
@@ -232,8 +164,7 @@ void FixedPointRun::work(bool (*poll)()) noexcept { state_->work(poll); }
 void FixedPointRun::finish() { state_->finish(); }
 
 int64_t FixedPointRun::bytes_per_trajectory(const FixedPoint& p) {
-  const int64_t states = p.z_H ? 2 * int64_t(sizeof(float)) * p.state_size : 0;
-  return p.engine.workspace_bytes + int64_t(sizeof(Slot)) - int64_t(sizeof(Trajectory)) + Trajectory::bytes(p) + states;
+  return p.engine.workspace_bytes + int64_t(sizeof(Slot)) - int64_t(sizeof(Flight)) + Flight::bytes(p);
 }
 
 }  // namespace eqr::cpu

@@ -31,7 +31,7 @@ struct FixedPoint : RunRules {
   // Where trajectories start: states [T, S, d], and rng [T, 4] as in StepInput; or null, and each draws its own.
   const float *start_H = nullptr, *start_L = nullptr;
   const int64_t* start_rng = nullptr;
-  int64_t state_size = 0;  // S * d, where any of these is not null
+  int64_t state_size = 0;  // S * d, where any of these is not null and in an open run
   // Called by any of the threads when a trajectory has ended, or null.
   void (*on_end)(void* context, const Ended&) = nullptr;
   void* on_end_context = nullptr;

@@ -62,18 +62,22 @@ void Trajectory::cancel() {
 }
 
 void Trajectory::record() {
-  const int64_t S = p_.engine.tokens, V = p_.engine.vocabulary;
   const bool reached = checkpoint_ < p_.checkpoint_count && p_.checkpoints[checkpoint_] == steps_;
   if (going() && !reached) return;
+  answer();
+  if (reached) write(p_.at[checkpoint_++]);
+  if (going()) return;
+  write(p_.end);
+  while (checkpoint_ < p_.checkpoint_count) write(p_.at[checkpoint_++]);
+}
+
+void Trajectory::answer() const {
+  const int64_t S = p_.engine.tokens, V = p_.engine.vocabulary;
   int64_t* preds = p_.end.preds + number_ * S;
   for (int64_t s = 0; s < S; ++s) {
     const float* row = logits_.data() + s * V;
     preds[s] = std::max_element(row, row + V) - row;  // the first of equals
   }
-  if (reached) write(p_.at[checkpoint_++]);
-  if (going()) return;
-  write(p_.end);
-  while (checkpoint_ < p_.checkpoint_count) write(p_.at[checkpoint_++]);
 }
 
 Ended Trajectory::ended() const {

@@ -25,6 +25,8 @@ class Trajectory {
   void cancel();
   // Writes the checkpoint that has just been reached; once ended, the end and all later checkpoints.
   void record();
+  // Writes the answer of now to where that of the end will be.
+  void answer() const;
 
   bool going() const { return status_ == kGoing; }
   Status status() const { return status_; }
@@ -32,7 +34,7 @@ class Trajectory {
   int64_t puzzle() const { return number_ / p_.breadth; }
   int64_t restart() const { return number_ % p_.breadth; }
   int64_t steps() const { return steps_; }
-  Ended ended() const;  // after `record`; without states
+  Ended ended() const;  // after `record` or `answer`; without states
 
  private:
   float score() const;

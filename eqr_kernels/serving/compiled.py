@@ -1,0 +1,108 @@
+"""The runner on compiled threads: trajectories of all requests take turns in the kernel's loop on CPU."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import CancelledError
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from eqr_kernels import ops
+from eqr_kernels.backends.cpu import CpuBackend, cpu_threads
+from eqr_kernels.backends.packing import hand_over
+from eqr_kernels.forking import fork_safe_lock
+from eqr_kernels.ops import Begun, Done, Stepped
+from eqr_kernels.serving.errors import EngineClosed
+from eqr_kernels.serving.runner import Events, Job, RunnerStats, StepUpdate
+from eqr_kernels.trajectory import Status
+
+
+class _Guest(NamedTuple):
+    """A request in the run, and all the memory that the run reads and writes for it."""
+
+    job: Job
+    arguments: tuple[ops.PackedWeights, Tensor, Tensor, Tensor]
+    output: ops.FixedPointOutput
+
+
+class CompiledRunner:
+    """See `runner.Runner`; of requests by the "cpu" backend.
+
+    As many threads as torch has when it is made compute, and one more hands over what they did.
+
+    Args:
+        max_in_flight, policy, quantum: as of `Engine`.
+    """
+
+    def __init__(self, events: Events, *, max_in_flight: int, policy: str, quantum: int) -> None:
+        self._events = events
+        self._workers = cpu_threads()
+        self._run = ops.OpenRun(threads=self._workers, quantum=quantum, in_flight=max_in_flight, policy=policy)
+        self._guests: dict[int, _Guest] = {}
+        self._open = fork_safe_lock()  # held where a job is put, so that none comes behind the end
+        self._closing = False
+        self._thread = threading.Thread(target=self._hand_over, name="eqr-engine", daemon=True)
+        self._thread.start()
+
+    def start(self, job: Job) -> None:
+        backend, p = job.solve.backend, job.problem
+        assert isinstance(backend, CpuBackend)
+        packed = backend.packed(job.solve.model, p.precision)
+        control = torch.zeros(3, dtype=torch.int64, device="cpu")
+        arguments = packed, p.tokens.contiguous(), p.ids.contiguous(), control
+        # The output is for callers in any mode.
+        with torch.inference_mode(False), self._open:
+            if self._closing:
+                raise EngineClosed("the engine was closed while the request was prepared")
+            output = self._run.join(
+                *arguments, p, number=job.number, start=p.start, keep_states=p.keep_states, steps=job.wants_steps
+            )
+            self._guests[job.number] = _Guest(job, arguments, output)
+
+    def cancel(self, number: int) -> None:
+        self._run.cancel(number)
+
+    def stats(self) -> RunnerStats:
+        return RunnerStats(*self._run.counts(), self._workers)
+
+    def close(self, timeout: float | None = None) -> None:
+        if timeout != 0:
+            with self._open:
+                self._closing = True
+        self._run.close()
+        if timeout != 0 and threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
+
+    def _hand_over(self) -> None:
+        while events := self._run.take():
+            for event in events:
+                match event:
+                    case Begun(number):
+                        self._events.begun(number)
+                    case Stepped():
+                        self._events.step(event.number, _update(event))
+                    case Done():
+                        self._done(event)
+
+    def _done(self, done: Done) -> None:
+        with self._open:  # it may have ended before `start` had noted it
+            guest = self._guests.pop(done.number)
+        error: BaseException | None = None
+        try:
+            if done.outcome == "complete":
+                hand_over(guest.output, guest.job.problem, guest.job.solve.collector)
+            elif done.outcome == "cancelled":
+                error = CancelledError()
+            else:
+                error = RuntimeError(f"the kernel could not go on with this request: {done.error}")
+        except BaseException as raised:  # of the request alone
+            error = raised
+        self._events.done(done.number, error)
+
+
+def _update(event: Stepped) -> StepUpdate:
+    preds = torch.tensor(event.preds, dtype=torch.int64, device="cpu")
+    fired = event.status in (Status.CONVERGED, Status.HALTED)
+    return StepUpdate(event.restart, event.steps, preds, event.residual, event.q_halt, event.puzzle, fired)
