@@ -17,7 +17,7 @@ HARD = "..............3.85..1.2.......5.7.....4...1...9.......5......73..2.1....
 ONE_IN_FOUR = "1...6........2.7...53........98...........41.......6.742..........3.9......5...8."
 END = "() => run && run.results && clock >= run.length && !playing && rest >= COOL"
 PICTURES: dict[str, dict[str, Any]] = {
-    "serving_running": dict(puzzle=HARD, theme="light", step=5),
+    "serving_running": dict(puzzle=HARD, theme="light", step=14),
     "serving_settled": dict(puzzle=ONE_IN_FOUR, theme="dark"),
     "serving_hard": dict(puzzle=HARD, theme="light"),
     "serving_phone": dict(puzzle=HARD, theme="dark", size=(390, 844)),
@@ -41,8 +41,8 @@ def take(
     if not step:
         page.wait_for_function(END, timeout=WAIT_MS)
     else:
-        page.wait_for_function(f"() => run && run.length > {3 * step}", timeout=WAIT_MS)
-        page.evaluate(f"() => {{ playing = false; clock = {step}; draw(); }}")
+        page.wait_for_function(f"() => run && run.steps.every((steps) => steps.length > {step + 1})", timeout=WAIT_MS)
+        page.evaluate(f"() => show({step})")
     page.mouse.move(0, 0)
     page.wait_for_timeout(1000)  # colours fade
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(256, kmeans=4, dither=Image.Dither.NONE)
