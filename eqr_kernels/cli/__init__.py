@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Find two residual tolerances: tol, at which converged is a promise, and tol_fast, which costs no accuracy.",
     ),
     "curve": ("curve", "Map what depth, breadth and early exit cost, what they buy, and where the curve bends."),
+    "serve": ("serve", "Solve puzzles over HTTP, with a page that shows one settle."),
     "generate": ("generate", "Make puzzles that have exactly one solution."),
     "info": (
         "info",

@@ -25,7 +25,7 @@ from eqr_kernels.precision import NAMED, Precision
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.tasks.registry import known_tasks
 
-_EXTRAS = {"huggingface_hub": "hub", "tensorboard": "train", "matplotlib": "plot"}
+_EXTRAS = {"huggingface_hub": "hub", "tensorboard": "train", "matplotlib": "plot", "fastapi": "serve"}
 
 
 @command
