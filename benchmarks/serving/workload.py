@@ -26,7 +26,7 @@ class Workload:
     puzzles: str
     model: str = "sudoku"
     depth: int = 256
-    tol: str = "fast"
+    tol: float | str = "fast"
     easy_share: float = 0.9
     pool: int = 60
     clues: tuple[int, int] = (36, 50)
