@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from eqr_kernels.arguments import check_choice, check_count, check_number
-from eqr_kernels.backends import Backend
+from eqr_kernels.backends import Backend, Stepping
 from eqr_kernels.backends.cpu import CpuBackend
 from eqr_kernels.modifications import modification
 from eqr_kernels.modules import EqROperator, LatentState
@@ -26,6 +26,7 @@ from eqr_kernels.results import SolveResult
 from eqr_kernels.serving import lifetime
 from eqr_kernels.serving.compiled import CompiledRunner
 from eqr_kernels.serving.errors import QueueFull
+from eqr_kernels.serving.launching import LaunchingRunner
 from eqr_kernels.serving.requests import OnStep, Request, Requests, finish_on
 from eqr_kernels.serving.runner import Job, Runner, StepUpdate
 from eqr_kernels.serving.stats import EngineStats, Meter
@@ -50,8 +51,8 @@ class Engine:
     "cpu" backend the trajectories of all requests take turns of `quantum` outer steps in compiled code, on as many
     threads as torch was set to when the first request came; who comes has his first turn at the next outer step, and a
     lone trajectory has all threads. By the "reference" backend (also of a model that is run through its modules)
-    requests take turns on one thread. By "cuda" and "triton" each is for now one launch, which no other request
-    interrupts, and which a cancelled one leaves where the launch asks next.
+    requests take turns on one thread. By "cuda" and "triton" a launch takes all that wait for the
+    same rules; nobody joins one that has begun.
 
     A model's weights are read at `submit`: one that is changed in place between two gives the new weights' answers. A
     model that was modified (see `SolveResult.backend_reason`) is called as it is while its request runs.
@@ -127,7 +128,7 @@ class Engine:
             block: wait for room where `max_queued` requests wait, for `timeout` seconds at most (None: for ever), and
                 not beyond the deadline. The engine's own thread, which makes the room, never waits.
             on_step: called in the engine's thread with a `StepUpdate` of each trajectory after each outer step (by a
-                backend that computes a request in one launch: once for each trajectory, when all have ended). What it
+                backend that computes in launches: once for each trajectory, when all have ended). What it
                 raises is what its request fails with.
             options: those of the engine, which they override, and ids and initial_state.
 
@@ -319,9 +320,16 @@ class Engine:
 
     def _runner(self, backend: Backend) -> Runner:
         """Who computes requests of a backend; made when the first comes."""
-        make = CompiledRunner if isinstance(backend, CpuBackend) else SteppingRunner
+        make = runner_class(backend)
         limits: dict[str, Any] = dict(max_in_flight=self.max_in_flight, policy=self.policy, quantum=self.quantum)
         return self._requests.runner(make.__name__, lambda: make(self._requests, **limits))
+
+
+def runner_class(backend: Backend) -> type[CompiledRunner | SteppingRunner | LaunchingRunner]:
+    """What computes the requests of a backend."""
+    if isinstance(backend, CpuBackend):
+        return CompiledRunner
+    return SteppingRunner if isinstance(backend, Stepping) else LaunchingRunner
 
 
 def _check_names(function: str, options: dict[str, Any], allowed: tuple[str, ...]) -> None:
