@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from eqr_kernels.tasks import sudoku
 from eqr_kernels.tasks.registry import find_task
 from eqr_kernels.tasks.task import try_task
-from tests.support.environment import REPOSITORY
+from tests.support.environment import REPOSITORY, needs_extension
 
 DOCS = sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")
@@ -51,6 +52,18 @@ def test_example_of_a_task():
         assert (documented.check(puzzles.inputs, answers) == whole.check(puzzles.inputs, answers)).all()
     assert documented.check(puzzles.inputs, puzzles.labels).all()
     assert documented.decode(puzzles.inputs[0]) == whole.decode(puzzles.inputs[0])
+
+
+@pytest.mark.slow
+@needs_extension
+def test_example_of_serving(capsys: pytest.CaptureFixture[str]):
+    (code,) = examples("docs/serving.md")
+    exec(compile(code, "docs/serving.md", "exec"), {})
+    first, *lines = capsys.readouterr().out.splitlines()
+    grid = sudoku.encode(first)[None]
+    assert sudoku.is_solution(grid, grid).all() and first.startswith("53")
+    assert [int(line.split()[0]) for line in lines[:-1]] == list(range(1, len(lines)))
+    assert lines[-1].startswith("EngineStats(in_flight=0, queued=0, requests=0, submitted=2, completed=2")
 
 
 def examples(page: str) -> list[str]:
