@@ -80,7 +80,7 @@ def measure(
         # What the last one can do at all.
         own = saturation[FULL_DEPTH]["requests_per_second"]
         offered.append(_offered(servers, FULL_DEPTH, _DECISIVE * own / full, _DECISIVE * own, seconds, deadline))
-        beside = {n: servers[n].request(measure="beside", hard=64) for n in (LEAST_SERVICE, FIFO)}
+        beside = {n: servers[n].request(measure="beside", hard=64, depth=1024) for n in (LEAST_SERVICE, FIFO)}
         steps = servers[LEAST_SERVICE].about["steps"]
     alone = beside[LEAST_SERVICE]["alone"] / steps[0]
     speed = simulator.Speed(threads / saturation[LEAST_SERVICE]["steps_per_second"], alone, threads)

@@ -42,8 +42,9 @@ def measure(server: servers.Server, workload: Workload, tokens: Any, answers: An
     return beside(server, tokens, **what)
 
 
-def beside(server: servers.Server, tokens: torch.Tensor, hard: int) -> dict[str, Any]:
-    """Seconds that an easy request takes alone, and beside `hard` hard ones which were there before it; medians."""
+def beside(server: servers.Server, tokens: torch.Tensor, hard: int, depth: int) -> dict[str, Any]:
+    """Seconds that an easy request takes alone, and beside `hard` hard ones at a depth, which were there before it."""
+    assert isinstance(server, servers.Continuous)
 
     def timed() -> float:
         begun = time.perf_counter()
@@ -52,11 +53,18 @@ def beside(server: servers.Server, tokens: torch.Tensor, hard: int) -> dict[str,
 
     alone = sorted(timed() for _ in range(15))[7]
     half = len(tokens) // 2
-    others = [server.submit(tokens[half + i % half]) for i in range(hard)]
+    others = [server.engine.submit(tokens[half + i % half], depth=depth, halt="none") for i in range(hard)]
     time.sleep(5 * alone)
     company = sorted(timed() for _ in range(15))
     running = sum(not other.done() for other in others)
-    return {"alone": alone, "beside": company[7], "beside_worst": company[-1], "hard": hard, "hard_running": running}
+    return {
+        "alone": alone,
+        "beside": company[7],
+        "beside_worst": company[-1],
+        "hard": hard,
+        "depth": depth,
+        "hard_running": running,
+    }
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class Continuous:
     """Requests join a running solve."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self.engine = engine
 
     def submit(self, tokens: Tensor) -> Future[Served]:
         served: Future[Served] = Future()
@@ -56,11 +56,11 @@ class Continuous:
                 result = future.result()
                 served.set_result(Served(result.preds[0], int(result.nfe[0])))
 
-        self._engine.submit(tokens).add_done_callback(answer)
+        self.engine.submit(tokens).add_done_callback(answer)
         return served
 
     def close(self) -> None:
-        self._engine.close(cancel=True)
+        self.engine.close(cancel=True)
 
 
 class Batches:

@@ -34,7 +34,7 @@ DEFAULTS = dict(depth=5, tol=0.1)
 
 @pytest.mark.slow
 def test_answers_are_those_of_solve_in_any_company_and_order(contractive, puzzles, backend):
-    generator, count = random.Random(0), 1000 if backend == "cpu" else 150  # a step in PyTorch takes a millisecond
+    generator, count = random.Random(0), 1000 if backend == "cpu" else 40  # a step in PyTorch takes a millisecond
     asked = [(n, first, case) for case in CASES for n, first in ((None, 0), (None, 5), (3, 2))]
     tokens = [puzzles[first] if n is None else puzzles[first : first + n] for n, first, _ in asked]
     with warnings.catch_warnings():

@@ -66,9 +66,11 @@ del engine
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", ENDS.values(), ids=ENDS.keys())
-def test_the_end_of_the_interpreter_cancels_what_is_left(backend, program):
-    assert outputs(backend, program) == 2 * "cancelled: True\n"
+@pytest.mark.parametrize("end", ENDS)
+def test_the_end_of_the_interpreter_cancels_what_is_left(backend, end):
+    if backend == "reference" and end != "with work in flight":
+        pytest.skip("how an engine ends does not depend on who computes, and each takes a process")
+    assert outputs(backend, ENDS[end]) == 2 * "cancelled: True\n"
 
 
 @pytest.mark.slow
