@@ -78,6 +78,8 @@ def create_app(
         ValueError: defaults beyond the limits, or an empty token.
     """
     limits, defaults = limits or Limits(), defaults or Defaults()
+    # More than may wait would never be taken.
+    limits = dataclasses.replace(limits, puzzles=min(limits.puzzles, engine.max_queued))
     defaults.fit(limits)
     if token is not None and not token.strip():
         raise ValueError("the token is empty; leave it out, or give one that is hard to guess")
