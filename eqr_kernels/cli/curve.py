@@ -17,13 +17,16 @@ from eqr_kernels.cli import options as opt
 from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.cli import render
 from eqr_kernels.cli.console import INCOMPLETE, Bar, command, complain
-from eqr_kernels.cli.provenance import device_name, reproduction, weights_digest
+from eqr_kernels.cli.engines import engine_of, rows_shown, task_spec, working
+from eqr_kernels.cli.provenance import device_name, reproduction
 from eqr_kernels.cli.render import require, terminal
 from eqr_kernels.cli.render.curve_terminal import draw_curve
+from eqr_kernels.distributed.recordings import fill
 from eqr_kernels.solver import DEFAULT_DEPTH
 from eqr_kernels.studies.costs import Price, UnitCosts
 from eqr_kernels.studies.curve import CurveMap, Request, group_sizes, usual_tolerances
 from eqr_kernels.studies.curve_report import CurveReport, Puzzles
+from eqr_kernels.studies.identity import weights_digest
 from eqr_kernels.studies.store import OtherRecording
 from eqr_kernels.studies.subset import SUBSET_SEED
 from eqr_kernels.tasks.common import ParseErrors
@@ -91,6 +94,10 @@ def curve(
     reveal: opt.Reveal = None,
     format: opt.Format = "auto",
     split: opt.Split = None,
+    engine: opt.Engine = "local",
+    address: opt.Address = None,
+    workers: opt.Workers = None,
+    cpus_per_worker: opt.CpusPerWorker = None,
     as_json: opt.AsJson = False,
     progress: opt.ShowProgress = None,
 ) -> int:
@@ -103,12 +110,14 @@ def curve(
     both are reported.
 
     What was run is kept in OUT/recording as it is done. The same command goes on after an interruption, and another
-    --price, --target or --budget does not run the puzzles again.
+    --price, --target or --budget does not run the puzzles again. With --engine ray, workers on all machines of a Ray
+    cluster run the puzzles; steps are timed, and points run for real, on this one.
 
     Exit code 0: mapped; 1: mapped, but some lines could not be used, or nothing fits --target and --budget; 2: nothing
     could be done; 130: interrupted, and what was run is kept.
     """
     begun = time.perf_counter()
+    runner = engine_of(engine, address, workers, cpus_per_worker)
     sizes = _QUICK if quick else _USUAL
     asked = None if price is None else Price(price, currency)
     limit_of = _budget(budget, asked)
@@ -158,6 +167,9 @@ def curve(
     except OtherRecording as error:
         raise ValueError(f"{error} (--fresh starts afresh, --out names another folder)") from None
     try:
+        if engine != "local":
+            with working("running all puzzles", progress) as bar:
+                fill(runner, mapping, task_spec(task, its_task), rows_shown(bar))
         measured = mapping.run(lambda text: Bar(text, progress))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(

@@ -12,6 +12,7 @@ import typer
 from eqr_kernels.cli import options as opt
 from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.cli.console import INCOMPLETE, Bar, check_output, command, emit, parse_counts
+from eqr_kernels.cli.engines import engine_of, record_elsewhere, task_spec
 from eqr_kernels.cli.provenance import reproduction
 from eqr_kernels.cli.render import terminal as drawing
 from eqr_kernels.cli.tolerance import (
@@ -21,6 +22,9 @@ from eqr_kernels.cli.tolerance import (
     refuse_tolerance,
     settling_tolerance,
 )
+from eqr_kernels.distributed.recordings import Recorded
+from eqr_kernels.distributed.shards import check_folder
+from eqr_kernels.distributed.units import DEFAULT_ROWS
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.run_rules import RULES_WITH_TOLERANCE
 from eqr_kernels.studies import attractors
@@ -68,6 +72,12 @@ def evaluate(
     reveal: opt.Reveal = None,
     format: opt.Format = "auto",
     split: opt.Split = None,
+    engine: opt.Engine = "local",
+    address: opt.Address = None,
+    workers: opt.Workers = None,
+    cpus_per_worker: opt.CpusPerWorker = None,
+    out: opt.Out = None,
+    shard_rows: opt.ShardRows = None,
     as_json: opt.AsJson = False,
     output: opt.Output = None,
     progress: opt.ShowProgress = None,
@@ -94,10 +104,18 @@ def evaluate(
     have settled and are wrong); narrow (the others). Settled is a residual of at most --tol at that depth or, with
     --halt, to have halted; without either there are no modes.
 
+    --out keeps what was recorded of each puzzle, and the same command goes on from there; with --engine ray, workers on
+    all machines of a Ray cluster record. The report is the same.
+
     A puzzle without an answer is reported and not counted. Exit code 0: all puzzles were counted; 1: some lines could
-    not be; 2: nothing could be done; 130: interrupted, nothing was written.
+    not be; 2: nothing could be done; 130: interrupted, nothing was written (with --out: what was done is kept).
     """
     check_output(output)
+    runner = engine_of(engine, address, workers, cpus_per_worker)
+    if out is not None:
+        check_folder(out)
+    if shard_rows is not None and out is None and engine == "local":
+        raise ValueError("--shard-rows is for --out and --engine ray; leave it out")
     asked = parse_counts("--depths", depths), parse_counts("--breadths", breadths)
     rules = check_rules([rule.strip() for rule in select.split(",")], halt)
     wanted_tol = parse_tolerance(tol)
@@ -119,19 +137,17 @@ def evaluate(
     settings: dict[str, Any] = dict(halt=halt, tol=tolerance, window=window, noise_scale=noise_scale, **run)
     given = settings if halt in RULES_WITH_TOLERANCE else {**settings, "tol": "auto"}
     others = OtherSolutions(its_task.check, puzzles.inputs)
+    traced = halt == "none" and tolerance is not None
+    recorded: dict[str, Any] = dict(depths=asked[0], breadth=asked[1][-1], trace=traced, **given)
     begun = time.perf_counter()
-    with Bar("evaluating", progress) as bar:
-        recording = record(
-            reasoner,
-            puzzles.inputs,
-            puzzles.labels,
-            depths=asked[0],
-            breadth=asked[1][-1],
-            progress=bar.update,
-            trace=halt == "none" and tolerance is not None,
-            observe=others.observe,
-            **given,
-        )
+    if out is None and engine == "local":
+        with Bar("evaluating", progress) as bar:
+            recording = record(
+                reasoner, puzzles.inputs, puzzles.labels, progress=bar.update, observe=others.observe, **recorded
+            )
+    else:
+        job = Recorded(task_spec(task, its_task), recorded)
+        recording = record_elsewhere(job, runner, reasoner, puzzles, others, out, shard_rows or DEFAULT_ROWS, progress)
     seconds = time.perf_counter() - begun
     grid = correct_grid(recording, *asked, rules)
     still = None if halt == "none" and tolerance is None else settled(recording, tolerance or 0.0)

@@ -88,3 +88,32 @@ Output = Annotated[
 ShowProgress = Annotated[
     bool | None, typer.Option("--progress/--no-progress", help="Progress on stderr.", show_default="on a terminal")
 ]
+Engine = Annotated[
+    str, typer.Option("--engine", help="Where the work is done: local, or ray, on the machines of a Ray cluster.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the Ray cluster: auto or HOST:PORT.",
+        show_default="RAY_ADDRESS, else a cluster of this machine for the time of the command",
+    ),
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Workers of --engine ray at most.", show_default="as many as have room")
+]
+CpusPerWorker = Annotated[
+    int | None, typer.Option(min=1, help="CPUs of each worker of --engine ray, and its threads.", show_default="1")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="FOLDER",
+        help="Write the results of all rows there, as Parquet shards as they finish; the same command goes on from "
+        "them.",
+    ),
+]
+ShardRows = Annotated[
+    int | None,
+    typer.Option(min=1, help="Rows of a shard of --out, which a worker solves together.", show_default="256"),
+]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 from typing import Any
 
@@ -11,6 +10,7 @@ import typer
 
 from eqr_kernels.cli.info import cpu_name, versions
 from eqr_kernels.reasoner import EquilibriumReasoner
+from eqr_kernels.studies.identity import weights_digest
 from eqr_kernels.studies.subset import digest
 from eqr_kernels.tasks.common import PuzzleSet
 
@@ -49,15 +49,6 @@ def command_line(ctx: typer.Context) -> str:
         else:
             words += [option.opts[0], shlex.quote(str(value))]
     return " ".join([*words, *arguments])
-
-
-def weights_digest(model: EquilibriumReasoner) -> str:
-    """SHA-256 of the weights by name: the same for the same weights in whatever kind of file they came."""
-    hashed = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        hashed.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
-        hashed.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return hashed.hexdigest()
 
 
 def device_name(device: torch.device) -> str:

@@ -16,7 +16,7 @@ from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.studies.subset import stratified_subset
 from eqr_kernels.tasks.common import KEPT_ERRORS, ParseError, ParseErrors, PuzzleSet
 from eqr_kernels.tasks.registry import MAZE, SUDOKU, choose_task
-from eqr_kernels.tasks.task import CountsSolutions, Reveals, Task
+from eqr_kernels.tasks.task import CountsSolutions, Reveals, Task, solutions_of
 
 __all__ = [
     "ParseErrors",
@@ -30,6 +30,7 @@ __all__ = [
     "solutions",
     "stratified",
     "task_for",
+    "that_counts",
     "with_answers",
 ]
 
@@ -137,13 +138,23 @@ def solutions(task: Task, puzzles: PuzzleSet, show: bool | None = None) -> list[
     Raises:
         ValueError: the task has none.
     """
+    counting = that_counts(task)
+    with busy("counting solutions", show):
+        return [solutions_of(counting, grid) for grid in puzzles.inputs]
+
+
+def that_counts(task: Task) -> CountsSolutions:
+    """The task, which has an exact solver.
+
+    Raises:
+        ValueError: it has none.
+    """
     if not isinstance(task, CountsSolutions):
         raise ValueError(
             f"--check is for Sudoku and tasks with a `count_solutions`, and this model solves the {task.name} task; "
             "leave it out"
         )
-    with busy("counting solutions", show):
-        return [("none", "one", "several")[min(2, task.count_solutions(grid))] for grid in puzzles.inputs]
+    return task
 
 
 def read_answered(task: Task, seq_len: int, file: str | None, **reading: Any) -> tuple[PuzzleSet, ParseErrors]:

@@ -22,8 +22,11 @@ from eqr_kernels.cli.console import (
     emit,
     parse_counts,
 )
+from eqr_kernels.cli.engines import engine_of, task_spec
 from eqr_kernels.cli.render import terminal as drawing
+from eqr_kernels.cli.solve_table import TableRequest, solve_table
 from eqr_kernels.cli.tolerance import as_settings, parse_tolerance, refuse_tolerance, settling_tolerance
+from eqr_kernels.distributed.units import DEFAULT_ROWS
 from eqr_kernels.results import SolveResult
 from eqr_kernels.run_rules import RULES_WITH_TOLERANCE
 from eqr_kernels.solver import DEFAULT_DEPTH
@@ -70,6 +73,12 @@ def solve(
     format: opt.Format = "auto",
     values: opt.Values = "auto",
     split: opt.Split = None,
+    engine: opt.Engine = "local",
+    address: opt.Address = None,
+    workers: opt.Workers = None,
+    cpus_per_worker: opt.CpusPerWorker = None,
+    out: opt.Out = None,
+    shard_rows: opt.ShardRows = None,
     grids: Annotated[bool, typer.Option("--grids/--no-grids", help="Draw each grid, or print a line for each.")] = True,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the summary only.")] = False,
     as_json: opt.AsJson = False,
@@ -78,8 +87,13 @@ def solve(
 ) -> int:
     """Solve puzzles, each until its own latent state has settled.
 
+    --out writes a row for each row of the input, CSV or Parquet of any size (a file, or a folder of them) or any other
+    form, and prints the summary only. With --engine ray, workers on all machines of a Ray cluster solve them; the rows
+    are the same, bit for bit. Stopped and given again, the command goes on where it stopped.
+
     Exit code 0: every puzzle was read and tried (one that stays unsolved is a result, not a failure); 1: some lines
-    were no puzzles, the others were tried; 2: nothing could be done; 130: interrupted, nothing was written.
+    were no puzzles, the others were tried; 2: nothing could be done; 130: interrupted, nothing was written (with --out:
+    what was done is kept).
     """
     check_output(output)
     if demo and file is not None:
@@ -87,6 +101,13 @@ def solve(
     depths = () if by_depth is None else parse_counts("--by-depth", by_depth)
     if depths and depths[-1] > depth:
         raise ValueError(f"--by-depth must be at most --depth {depth}, got {depths[-1]}; raise --depth")
+    runner = engine_of(engine, address, workers, cpus_per_worker)
+    if out is None and (engine != "local" or shard_rows is not None):
+        raise ValueError("--engine ray and --shard-rows write to a folder; name it with --out, as in answers.parquet")
+    if out is not None and (demo or depths):
+        raise ValueError(
+            f"--out writes a table, which has no place for {'--demo' if demo else '--by-depth'}; leave it out"
+        )
     wanted_tol = parse_tolerance(tol)
     if halt not in RULES_WITH_TOLERANCE:
         refuse_tolerance(wanted_tol, halt)
@@ -106,15 +127,27 @@ def solve(
     reasoner = puz.load_model(model, device, progress)
     seq_len = reasoner.config.seq_len
     its_task = puz.task_for(task, reasoner)
+    reading: dict[str, Any] = dict(format=format, values=values, split=split, limit=limit, show=progress)
+    if out is not None:
+        request = TableRequest(
+            file,
+            reading,
+            reveal,
+            check,
+            task_spec(task, its_task),
+            out,
+            shard_rows or DEFAULT_ROWS,
+            settings,
+            wanted_tol,
+        )
+        return solve_table(request, model, reasoner, its_task, runner, as_json=as_json, output=output, show=progress)
     errors = ParseErrors()
     if demo:
         with busy("generating puzzles", progress):
             puzzles = generated(its_task, seq_len, _DEMO if seq_len <= _SMALL else _DEMO // 2, _DEMO_SEED)
         puzzles = puzzles.subset(slice(limit))
     else:
-        puzzles, errors = puz.read_puzzles(
-            its_task, seq_len, file, format=format, values=values, split=split, limit=limit, show=progress
-        )
+        puzzles, errors = puz.read_puzzles(its_task, seq_len, file, **reading)
     puz.report_errors(errors)
     puzzles = puz.reveal_clues(its_task, puzzles, reveal, seed)
     result, seconds, tolerance = None, 0.0, None
@@ -179,6 +212,7 @@ def _rows(task: Task, puzzles: PuzzleSet, result: SolveResult | None) -> list[di
         {
             "number": i + 1,
             "line": None if puzzles.line is None else int(puzzles.line[i]),
+            "id": None if puzzles.id is None else str(puzzles.id[i]),
             "source": str(puzzles.source[i]),
             "rating": rating_number(puzzles.rating[i]),
             "puzzle": task.decode(puzzles.inputs[i]),

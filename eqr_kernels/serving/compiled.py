@@ -5,15 +5,18 @@ from __future__ import annotations
 import threading
 from concurrent.futures import CancelledError
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from eqr_kernels import ops
-from eqr_kernels.backends.cpu import CpuBackend, cpu_threads
-from eqr_kernels.backends.packing import hand_over
+from eqr_kernels.backends.cpu import cpu_threads
+from eqr_kernels.backends.packing import PackArguments, hand_over
 from eqr_kernels.forking import fork_safe_lock
+from eqr_kernels.modules import EqROperator
 from eqr_kernels.ops import Begun, Done, Stepped
+from eqr_kernels.precision import Precision
 from eqr_kernels.serving.errors import EngineClosed
 from eqr_kernels.serving.runner import Events, Job, RunnerStats, StepUpdate
 from eqr_kernels.trajectory import Status
@@ -41,15 +44,18 @@ class CompiledRunner:
         self._workers = cpu_threads()
         self._run = ops.OpenRun(threads=self._workers, quantum=quantum, in_flight=max_in_flight, policy=policy)
         self._guests: dict[int, _Guest] = {}
+        self._packed: WeakKeyDictionary[EqROperator, dict[tuple[str, Precision], ops.PackedWeights]] = (
+            WeakKeyDictionary()
+        )
+        self._packing = fork_safe_lock()
         self._open = fork_safe_lock()  # held where a job is put, so that none comes behind the end
         self._closing = False
         self._thread = threading.Thread(target=self._hand_over, name="eqr-engine", daemon=True)
         self._thread.start()
 
     def start(self, job: Job) -> None:
-        backend, p = job.solve.backend, job.problem
-        assert isinstance(backend, CpuBackend)
-        packed = backend.packed(job.solve.model, p.precision)
+        p = job.problem
+        packed = self._pack(job.solve.model, p.precision)
         control = torch.zeros(3, dtype=torch.int64, device="cpu")
         arguments = packed, p.tokens.contiguous(), p.ids.contiguous(), control
         # The output is for callers in any mode.
@@ -60,6 +66,15 @@ class CompiledRunner:
                 *arguments, p, number=job.number, start=p.start, keep_states=p.keep_states, steps=job.wants_steps
             )
             self._guests[job.number] = _Guest(job, arguments, output)
+
+    def _pack(self, model: EqROperator, precision: Precision) -> ops.PackedWeights:
+        """The engine's copy of a model, which never changes, as the kernel takes it."""
+        with self._packing:
+            packs, key = self._packed.setdefault(model, {}), (ops.cpu_isa(), precision)
+            if key not in packs:
+                with torch.inference_mode(False), torch.no_grad():
+                    packs[key] = PackArguments.of(model).pack(precision)
+            return packs[key]
 
     def cancel(self, number: int) -> None:
         self._run.cancel(number)

@@ -12,11 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-import eqr_kernels
-from eqr_kernels import backends, ops
 from eqr_kernels.noise import noise_floor
 from eqr_kernels.reasoner import EquilibriumReasoner
-from eqr_kernels.solver import precision_of
 from eqr_kernels.studies.checking import check
 from eqr_kernels.studies.costs import Price, UnitCosts, measure_costs
 from eqr_kernels.studies.curve_report import (
@@ -29,6 +26,7 @@ from eqr_kernels.studies.curve_report import (
     Settling,
 )
 from eqr_kernels.studies.front import recommend
+from eqr_kernels.studies.identity import what_decides
 from eqr_kernels.studies.points import Point, bend, map_points, savings, steps_to_settle
 from eqr_kernels.studies.recording import Recording, chunk_size, record, recordable_depths
 from eqr_kernels.studies.replay import outcome, policies
@@ -123,8 +121,9 @@ class CurveMap:
         self.recorded = recordable_depths(
             model, request.depth, self.depths, backend=options["backend"], precision=options["precision"]
         )
-        self.decides = _what_decides(model, options)
+        self.decides = what_decides(model, options)
         sizes = self.recorded, request.breadth, model.device.type
+        self.chunk = chunk_size(len(puzzles), model.config.seq_len, *sizes, resumable=True)
         identity = {
             "weights": weights,
             "puzzles": digest(puzzles.inputs, puzzles.labels),
@@ -133,7 +132,7 @@ class CurveMap:
             "breadth": request.breadth,
             "seed": request.seed,
             **self.decides,
-            "chunk": chunk_size(len(puzzles), model.config.seq_len, *sizes, resumable=True),
+            "chunk": self.chunk,
         }
         if fresh:
             Store.discard(folder)
@@ -149,6 +148,7 @@ class CurveMap:
                 self.labels,
                 depths=self.recorded,
                 breadth=request.breadth,
+                chunk=self.chunk,
                 parts=self.store,
                 seed=request.seed,
                 progress=bar.update,
@@ -243,24 +243,6 @@ class CurveMap:
             rows.append(CheckedPoint(index, tuple(reasons), run))
             bar.update(len(rows), len(why))
         return rows
-
-
-def _what_decides(model: EquilibriumReasoner, options: dict[str, Any]) -> dict[str, Any]:
-    """What decides the answers of a run beside weights, puzzles, sizes and seed: in words and numbers, not defaults."""
-    precision = precision_of(model, options["precision"])
-    backend = backends.choose(options["backend"], model, precision)[0].name
-    noise_scale, window = options["noise_scale"], options["window"]
-    return {
-        "config": model.config.to_dict(),
-        "noise_scale": model.inference_noise_scale if noise_scale is None else noise_scale,
-        "window": model.inference_window if window is None else window,
-        "backend": backend,
-        "precision": str(precision.dtype).removeprefix("torch."),
-        "instruction_set": ops.cpu_isa() if backend == "cpu" else None,
-        "device": str(model.device),
-        "torch": torch.__version__,
-        "eqr_kernels": eqr_kernels.__version__,
-    }
 
 
 def group_sizes(puzzles: PuzzleSet) -> dict[str, int]:

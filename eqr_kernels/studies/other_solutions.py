@@ -30,6 +30,15 @@ class OtherSolutions:
         self._is_solution, self._inputs = is_solution, inputs
         self._parts: list[Bools] = []
 
+    @property
+    def marks(self) -> Bools:
+        """bool [N, B, K], the answer is such a solution; of the puzzles that have been recorded."""
+        return np.concatenate(self._parts)
+
+    def known(self, marks: Bools) -> None:
+        """Of the next n puzzles, bool [n, B, K], where they were recorded elsewhere."""
+        self._parts.append(marks)
+
     def observe(self, labels: npt.NDArray[np.integer], result: SolveResult) -> None:
         """Of the next n puzzles: labels [n, S] and what came of them."""
         start = sum(map(len, self._parts))
@@ -46,7 +55,7 @@ class OtherSolutions:
         With the rule "any", those that some trajectory answers so and none answers right.
         """
         cells = recording.depths, [recording.breadth], [rule]
-        other = correct_grid(dataclasses.replace(recording, correct=np.concatenate(self._parts)), *cells)
+        other = correct_grid(dataclasses.replace(recording, correct=self.marks), *cells)
         if rule == ANY:
             other &= ~correct_grid(recording, *cells)
         return [int(count) for count in other[:, :, 0, 0].sum(0)]

@@ -37,17 +37,8 @@ class Store:
 
     def __init__(self, folder: Path, settings: Mapping[str, object]) -> None:
         self.folder = folder
-        now = json.loads(json.dumps(settings))
-        path = folder / _SETTINGS
-        if path.exists():
-            before = json.loads(path.read_text())
-            differs = sorted(key for key in {*now, *before} if now.get(key) != before.get(key))
-            if differs:
-                what = "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in differs)
-                raise OtherRecording(f"{folder} holds parts of another recording: {what}")
-            return
         folder.mkdir(exist_ok=True)
-        atomic_write(path, json.dumps(now, indent=1).encode())
+        keep_settings(folder / _SETTINGS, settings, "parts of another recording")
 
     def load(self, start: int) -> Recording | None:
         """The part that begins with puzzle `start`, or None where it is not there or cannot be read."""
@@ -86,3 +77,24 @@ class Store:
 
     def _path(self, start: int) -> Path:
         return self.folder / f"part-{start:06d}.npz"
+
+
+def keep_settings(path: Path, settings: Mapping[str, object], what: str) -> dict[str, Any]:
+    """Writes what the files of a folder depend on, as JSON, or checks that it is what was written before.
+
+    Args:
+        what: the folder holds if it is not, for the message.
+
+    Raises:
+        OtherRecording: it is not; which settings differ.
+    """
+    now: dict[str, Any] = json.loads(json.dumps(settings))
+    if not path.exists():
+        atomic_write(path, json.dumps(now, indent=1).encode())
+        return now
+    before = json.loads(path.read_text())
+    differs = sorted(key for key in {*now, *before} if now.get(key) != before.get(key))
+    if differs:
+        texts = "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in differs)
+        raise OtherRecording(f"{path.parent} holds {what}: {texts}")
+    return now

@@ -27,6 +27,8 @@ class PuzzleSet:
         rating: how hard each puzzle is on its source's own scale, float64 [N]; -1 = unknown.
         line: 1-based line of the file (or row of the array) that each puzzle came from, int64 [N]; None when the set
             was not read from a file.
+        id: the name that each puzzle has in a table's column "id", str [N]; None where there is none. It says nothing
+            to the solver.
     """
 
     inputs: Tokens
@@ -34,6 +36,7 @@ class PuzzleSet:
     source: npt.NDArray[np.str_]
     rating: npt.NDArray[np.float64]
     line: npt.NDArray[np.int64] | None = None
+    id: npt.NDArray[np.str_] | None = None
 
     def __post_init__(self) -> None:
         if self.inputs.ndim != 2:
@@ -42,7 +45,7 @@ class PuzzleSet:
             raise ValueError(
                 f"PuzzleSet: labels has shape {self.labels.shape}; it must be that of inputs, {self.inputs.shape}"
             )
-        for name in ("source", "rating", "line"):
+        for name in ("source", "rating", "line", "id"):
             array = getattr(self, name)
             if array is not None and array.shape != self.inputs.shape[:1]:
                 raise ValueError(f"PuzzleSet: {name} has shape {array.shape}; it must be [N] = [{len(self.inputs)}]")
@@ -58,6 +61,7 @@ class PuzzleSet:
             self.source[index],
             self.rating[index],
             None if self.line is None else self.line[index],
+            None if self.id is None else self.id[index],
         )
 
 

@@ -185,6 +185,11 @@ class CountsSolutions(Protocol):
         ...
 
 
+def solutions_of(task: CountsSolutions, inputs: Tokens) -> str:
+    """How many solutions a puzzle, uint8 [S], has: "none", "one" or "several"."""
+    return ("none", "one", "several")[min(2, task.count_solutions(inputs))]
+
+
 def generated(
     task: Task, seq_len: int, n: int, seed: int, progress: Callable[[int], object] | None = None
 ) -> PuzzleSet:

@@ -184,6 +184,9 @@ STUDIES = (
     "eval.json",
     "quantisation.json",
     "recipe_scan.json",
+    "serving.json",
+    "serving_soak.json",
+    "ray_throughput.json",
 )  # of other forms
 
 

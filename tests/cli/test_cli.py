@@ -77,6 +77,7 @@ def test_solve_tells_what_became_of_each_puzzle_as_json(model):
     assert set(filled) == {
         "number",
         "line",
+        "id",
         "source",
         "rating",
         "puzzle",

@@ -11,6 +11,7 @@ import torch
 
 from eqr_kernels import EqRConfig
 from eqr_kernels.checkpoint import ModelCard
+from eqr_kernels.distributed.engines import Local
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.studies import costs
 from eqr_kernels.studies.curve_report import CurveReport
@@ -155,6 +156,22 @@ def test_an_interruption_keeps_what_was_run_and_says_so(data, tmp_path, monkeypa
     monkeypatch.setattr(Store, "save", counted)
     eqr("curve", data, "--out", out, "--depth", 2, "--breadth", 1, "--quick")
     assert ran == [2, 3, 4, 5] and (out / "curve.json").exists()
+
+
+def test_another_engine_records_what_is_not_there_yet(data, tmp_path, monkeypatch):
+    """Ray itself is in tests/distributed."""
+    pytest.importorskip("pyarrow")
+    sizes = ["--depth", 2, "--breadth", 1, "--quick"]
+    eqr("curve", data, "--out", tmp_path / "here", *sizes)
+    monkeypatch.setattr("eqr_kernels.cli.engines.OnRay", lambda *_: Local())
+    eqr("curve", data, "--out", tmp_path / "there", *sizes, "--engine", "ray")
+    parts = sorted(path.name for path in (tmp_path / "here" / "recording").iterdir())
+    assert len(parts) > 1
+    for name in parts:
+        here, there = ((tmp_path / place / "recording" / name) for place in ("here", "there"))
+        assert here.read_bytes() == there.read_bytes()
+    reports = [CurveReport.from_json((tmp_path / place / "curve.json").read_text()) for place in ("here", "there")]
+    assert reports[0].points == reports[1].points
 
 
 def test_what_decides_the_answers_is_in_the_recording(data, tmp_path, monkeypatch):

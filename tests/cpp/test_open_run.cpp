@@ -292,9 +292,9 @@ TEST(a_problem_that_has_no_memory_fails_alone) {
   CHECK(served.wait(2) == Outcome::complete && same(kept, solve(other, 1)));
 }
 
-std::vector<int64_t> seen;  // restart * 1000 + step
+std::vector<int64_t> seen;  // restart * 1000 + step, in order
 
-TEST(every_outer_step_is_told) {
+TEST(every_outer_step_is_told_and_those_who_are_looked_at_go_on_side_by_side) {
   const Varied p(1);
   Result result(p);
   seen.clear();
@@ -306,7 +306,14 @@ TEST(every_outer_step_is_told) {
   Served served(1, {.quantum = 3});
   served.join(7, p, result, joining);
   CHECK(served.wait(7) == Outcome::complete);
-  std::vector<int64_t> want;
+  std::vector<int64_t> ahead(size_t(p.breadth), 0), want;
+  for (int64_t entry : seen) {
+    // Nobody is more than a turn ahead of one that goes on.
+    const int64_t restart = entry / 1000;
+    ahead[size_t(restart)] = entry % 1000;
+    for (int64_t t = 0; t < p.breadth; ++t)
+      if (ahead[size_t(t)] < result.end.steps[size_t(t)]) CHECK(entry % 1000 - ahead[size_t(t)] <= 3, entry, t);
+  }
   for (int64_t t = 0; t < p.breadth; ++t)
     for (int64_t k = 1; k <= result.end.steps[size_t(t)]; ++k) want.push_back(t * 1000 + k);
   std::sort(seen.begin(), seen.end());

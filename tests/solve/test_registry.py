@@ -68,7 +68,8 @@ import eqr_kernels
 for module in pkgutil.walk_packages(eqr_kernels.__path__, "eqr_kernels."):
     if ".triton" not in module.name and module.name != "eqr_kernels._C":
         importlib.import_module(module.name)
-assert "triton" not in sys.modules, "triton was imported"
+for name in ("triton", "ray", "pyarrow"):
+    assert name not in sys.modules, f"{name} was imported"
 from eqr_kernels import EqRConfig, EquilibriumReasoner, backends
 model = EquilibriumReasoner(EqRConfig.sudoku_small())
 result = model.solve(torch.ones(1, 81, dtype=torch.long), depth=1, halt="none")

@@ -23,7 +23,7 @@ Running::Running(std::shared_ptr<Job> owner, int64_t number)
   flight.begin(number);
 }
 
-// In a race all siblings run side by side, as far as an eighth of the places goes: others need some, too.
+// Those that go on side by side do so as far as an eighth of the places goes: others need some, too.
 OpenQueue::OpenQueue(Policy policy, int64_t quantum, int64_t in_flight, int64_t threads)
     : policy_(policy), quantum_(quantum), limit_(in_flight), share_(threads + in_flight / 8) {}
 
@@ -73,7 +73,7 @@ std::unique_ptr<Running> OpenQueue::take(const Running* current) {
     Job& other = *current->job;
     if (&other != job && turn(other) < turn(*job)) return nullptr;
     if (&other == job) {
-      if (!job->race || job->stop) return nullptr;
+      if (!job->abreast() || job->stop) return nullptr;
       const bool fresh = job->begun < job->trajectories() && may_begin(*job);
       const bool behind = std::any_of(job->parked.begin(), job->parked.end(), [&](const auto& running) {
         return steps(running) < current->flight.trajectory.steps();
@@ -86,13 +86,14 @@ std::unique_ptr<Running> OpenQueue::take(const Running* current) {
 
 std::unique_ptr<Running> OpenQueue::take_from(Job& job) {
   const bool fresh = job.begun < job.trajectories() && may_begin(job);
-  const bool broad = job.race && job.begun - job.ended < share_;
+  const bool broad = job.abreast() && job.begun - job.ended < share_;
   std::unique_ptr<Running> taken;
   unlist(job);
   if (!job.parked.empty() && !(fresh && broad)) {
-    const auto least = job.race ? std::min_element(job.parked.begin(), job.parked.end(),
-                                                   [](const auto& a, const auto& b) { return steps(a) < steps(b); })
-                                : job.parked.begin();
+    const auto least = job.abreast()
+                           ? std::min_element(job.parked.begin(), job.parked.end(),
+                                              [](const auto& a, const auto& b) { return steps(a) < steps(b); })
+                           : job.parked.begin();
     taken = std::move(*least);
     job.parked.erase(least);
   } else {

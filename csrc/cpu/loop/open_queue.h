@@ -24,6 +24,9 @@ struct Job {
 
   const FixedPoint& problem() const { return joining.problem; }
   int64_t trajectories() const { return problem().puzzles * problem().breadth; }
+  // Its trajectories go on side by side, the one with the fewest steps first: a race, or somebody looks on. Those of
+  // others end one after another, which keeps fewer states.
+  bool abreast() const { return race || joining.on_step; }
   // From any thread: its trajectories are to go no further.
   bool stopped() const;
 

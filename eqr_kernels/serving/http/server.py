@@ -63,7 +63,14 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: ASGIApp, *, grace: int, ready: Callable[[], object]) -> None:
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=grace, lifespan="off"
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=grace,
+            # Longer than clients and proxies keep theirs, or one of these would send into a connection that closes.
+            timeout_keep_alive=75,
+            lifespan="off",
         )
         super().__init__(config)
         self.ready = ready

@@ -75,10 +75,10 @@ def _load_file(
 
 def _load_text(stream: Iterable[str], name: str, codec: Codec, format: str) -> tuple[PuzzleSet, ParseErrors]:
     errors = ParseErrors()
-    return from_rows(_read_rows(_numbered(stream, errors), name, codec, format, errors), codec, errors)
+    return from_rows(_read_rows(numbered_lines(stream, errors), name, codec, format, errors), codec, errors)
 
 
-def _numbered(stream: Iterable[str], errors: ParseErrors) -> Iterator[tuple[int, str]]:
+def numbered_lines(stream: Iterable[str], errors: ParseErrors) -> Iterator[tuple[int, str]]:
     """(line number, text without its line end and the Ctrl-Z that old programs write at the end)."""
     number = 0
     try:

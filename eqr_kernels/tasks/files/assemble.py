@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -26,6 +27,7 @@ def from_rows(rows: list[Row], codec: Codec, errors: ParseErrors) -> tuple[Puzzl
         np.array([row.source for row in rows], np.str_),
         np.array([row.rating for row in rows], np.float64),
         np.array([row.line for row in rows], np.int64),
+        np.array([row.id for row in rows], np.str_) if any(row.id for row in rows) else None,
     )
     return checked(puzzles, wrong, [row.text for row in rows], errors, codec, lambda i: _place(rows[i]))
 
@@ -50,7 +52,7 @@ def checked(
     kept = puzzles.subset(np.flatnonzero([not message for message in wrong]))
     assert kept.labels is not None
     if not kept.labels.any():
-        kept = PuzzleSet(kept.inputs, None, kept.source, kept.rating, kept.line)
+        kept = replace(kept, labels=None)
     return kept, errors
 
 

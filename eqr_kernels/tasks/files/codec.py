@@ -64,6 +64,7 @@ class Row(NamedTuple):
     answer: str
     source: str
     rating: float
+    id: str = ""
 
 
 @dataclass(frozen=True)

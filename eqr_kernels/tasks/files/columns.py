@@ -16,6 +16,7 @@ COLUMNS = {
     ),
     "source": ("source",),
     "rating": ("rating", "ratings", "difficulty", "difficulty_rating"),
+    "id": ("id",),
 }
 """Names of columns by role, the preferred first; capitals do not count, and blanks and hyphens are as underscores."""
 

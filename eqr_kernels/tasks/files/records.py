@@ -70,7 +70,7 @@ def _is_grid(value: list[Any]) -> bool:
 
 def _row(number: int, text: str, value: Any, name: str, codec: Codec) -> Row:
     if isinstance(value, str | list):
-        return table_row(number, text, value, "", name, "", codec, False)
+        return table_row(number, text, value, "", name, "", None, codec, False)
     if not isinstance(value, dict):
         raise ValueError('is no JSON object, such as {"question": "53..7...", "answer": "5346789..."}')
     keys = list(value)
@@ -81,7 +81,8 @@ def _row(number: int, text: str, value: Any, name: str, codec: Codec) -> Row:
     cells = {role: value[keys[column]] if column >= 0 else None for role, column in columns.items()}
     words = columns["rating"] >= 0 and "difficulty" in keys[columns["rating"]].lower()
     source = name if cells["source"] is None else cells["source"]
-    return table_row(number, text, cells["question"], cells["answer"], source, cells["rating"], codec, words)
+    parts = cells["question"], cells["answer"], source, cells["rating"], cells["id"]
+    return table_row(number, text, *parts, codec, words)
 
 
 def read_parquet(stream: BinaryIO, name: str, codec: Codec, errors: ParseErrors) -> Iterator[Row]:
@@ -90,6 +91,25 @@ def read_parquet(stream: BinaryIO, name: str, codec: Codec, errors: ParseErrors)
     Raises:
         ImportError: pyarrow is not there.
         ValueError: it is no Parquet table, or no column is the puzzle.
+    """
+    question, _, records = parquet_records(stream, name, errors)
+    for number, record in records:
+        try:
+            yield _row(number, str(record[question]), record, name, codec)
+        except ValueError as problem:
+            errors.append(ParseError(number, str(record), str(problem)))
+
+
+def parquet_records(
+    stream: BinaryIO, name: str, errors: ParseErrors
+) -> tuple[str, int, Iterator[tuple[int, dict[str, Any]]]]:
+    """A Parquet table, read as it is needed.
+
+    Returns:
+        the column with the puzzles, the number of rows, and of each row (number, the columns that say something here).
+
+    Raises:
+        As `read_parquet`.
     """
     try:
         import pyarrow
@@ -111,15 +131,16 @@ def read_parquet(stream: BinaryIO, name: str, codec: Codec, errors: ParseErrors)
             f"{name} has the columns {', '.join(map(repr, names))}, none of which is the puzzle: name one of them "
             f"{QUESTION_NAMES}"
         )
-    number = 0
-    try:
-        for batch in table.iter_batches(columns=list(columns.values())):
-            for record in batch.to_pylist():
-                number += 1
-                try:
-                    yield _row(number, str(record[columns["question"]]), record, name, codec)
-                except ValueError as problem:
-                    errors.append(ParseError(number, str(record), str(problem)))
-    except broken as problem:
-        message = f"the table cannot be read from here on ({printable(problem)}): fetch it again"
-        errors.append(ParseError(number + 1, "", message))
+
+    def rows() -> Iterator[tuple[int, dict[str, Any]]]:
+        number = 0
+        try:
+            for batch in table.iter_batches(columns=list(columns.values())):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield number, record
+        except broken as problem:
+            message = f"the table cannot be read from here on ({printable(problem)}): fetch it again"
+            errors.append(ParseError(number + 1, "", message))
+
+    return columns["question"], table.metadata.num_rows, rows()

@@ -30,6 +30,7 @@ class Header(NamedTuple):
     answer: int
     source: int
     rating: int
+    id: int
     words: bool
 
 
@@ -58,7 +59,7 @@ def split(line: str, delimiter: str) -> list[str]:
 
 def read_csv(lines: Iterable[Numbered], header: Header, name: str, codec: Codec, errors: ParseErrors) -> Iterator[Row]:
     """The rows behind the header. A stray quote spoils its own line, not those that follow."""
-    for number, text, fields in _records(lines, header, codec):
+    for number, text, fields in records(lines, header, comments=bool(codec.blanks)):
         if codec.blanks and not text.strip(header.delimiter + " "):
             continue  # a spreadsheet's empty row
         while len(fields) > header.width and not fields[-1].strip():
@@ -70,13 +71,18 @@ def read_csv(lines: Iterable[Numbered], header: Header, name: str, codec: Codec,
             answer = fields[header.answer] if header.answer >= 0 else ""
             source = fields[header.source] if header.source >= 0 else name
             rating = fields[header.rating] if header.rating >= 0 else ""
-            yield table_row(number, text, question, answer, source, rating, codec, header.words)
+            its_id = fields[header.id] if header.id >= 0 else None
+            yield table_row(number, text, question, answer, source, rating, its_id, codec, header.words)
         except ValueError as problem:
             errors.append(ParseError(number, text, str(problem)))
 
 
-def _records(lines: Iterable[Numbered], header: Header, codec: Codec) -> Iterator[tuple[int, str, list[str]]]:
-    """(line number, text, fields) of each record; a quoted field may hold line breaks."""
+def records(lines: Iterable[Numbered], header: Header, *, comments: bool) -> Iterator[tuple[int, str, list[str]]]:
+    """(line number, text, fields) of each record; a quoted field may hold line breaks.
+
+    Args:
+        comments: lines that begin with '#' are none, and white space around a line says nothing.
+    """
     ahead: list[Numbered] = []  # lines to be read again, the next last
     stream = iter(lines)
 
@@ -85,9 +91,9 @@ def _records(lines: Iterable[Numbered], header: Header, codec: Codec) -> Iterato
 
     while (first := following()) is not None:
         number, line = first
-        if not line.strip() or (codec.blanks and is_comment(line)):
+        if not line.strip() or (comments and is_comment(line)):
             continue
-        if codec.blanks:
+        if comments:
             line = line.strip(" \r") if header.delimiter == "\t" else line.strip()
         taken = [first]
         fields = None
@@ -124,7 +130,15 @@ def starts_table(line: str, following: str, codec: Codec) -> Header | None:
 
 
 def table_row(
-    number: int, text: str, question: Any, answer: Any, source: Any, rating: Any, codec: Codec, words: bool
+    number: int,
+    text: str,
+    question: Any,
+    answer: Any,
+    source: Any,
+    rating: Any,
+    its_id: Any,
+    codec: Codec,
+    words: bool,
 ) -> Row:
     """A row from the values of a table, CSV or other.
 
@@ -138,6 +152,7 @@ def table_row(
         field_cells(cell_text(answer), codec),
         printable(source),
         parse_rating(rating, words),
+        "" if its_id is None else str(its_id),
     )
 
 
