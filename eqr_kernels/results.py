@@ -86,8 +86,8 @@ class SolveResult:
     z_L: Tensor | None = None
 
     def rows(self) -> list[dict[str, Any]]:
-        """What became of each puzzle, in plain Python: "status" (of the selected trajectory, in lower case) and the fields
-        of `ROW_FIELDS`."""
+        """What became of each puzzle, in plain Python: "status" (of the selected trajectory, in lower case) and the
+        fields of `ROW_FIELDS`."""
         status = self.all_status.gather(1, self.restart[:, None])[:, 0].tolist()
         fields = {name: getattr(self, name).tolist() for name in ROW_FIELDS}
         return [
