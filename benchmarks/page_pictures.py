@@ -55,11 +55,13 @@ def take(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url", help="of `eqr serve`, on a backend that tells each step")
-    url = parser.parse_args().url.rstrip("/")
+    parser.add_argument("names", nargs="*", default=list(PICTURES), help=f"which: {', '.join(PICTURES)}; default all")
+    asked = parser.parse_args()
+    url = asked.url.rstrip("/")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
-        for name, what in PICTURES.items():
-            data = take(browser, url, **what)
+        for name in asked.names:
+            data = take(browser, url, **PICTURES[name])
             (FOLDER / f"{name}.png").write_bytes(data)
             print(f"{name}.png: {len(data) / 1000:.0f} kB")
 

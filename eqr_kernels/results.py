@@ -14,6 +14,9 @@ from eqr_kernels.backends import FixedPointProblem, Snapshot, Status
 from eqr_kernels.config import EqRConfig
 from eqr_kernels.trajectory import FinishedTrajectory, settled
 
+ROW_FIELDS = ("converged", "steps", "nfe", "restart", "residual", "score", "q_halt")
+"""Of a `SolveResult`, what reports tell of each puzzle."""
+
 OnFinished = Callable[[FinishedTrajectory], object]
 
 
@@ -81,6 +84,16 @@ class SolveResult:
     residuals: Tensor | None = None
     z_H: Tensor | None = None
     z_L: Tensor | None = None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What became of each puzzle, in plain Python: "status" (of the selected trajectory, in lower case) and the
+        fields of `ROW_FIELDS`."""
+        status = self.all_status.gather(1, self.restart[:, None])[:, 0].tolist()
+        fields = {name: getattr(self, name).tolist() for name in ROW_FIELDS}
+        return [
+            {"status": Status(each).name.lower(), **{name: values[i] for name, values in fields.items()}}
+            for i, each in enumerate(status)
+        ]
 
 
 class _Table:

@@ -67,7 +67,7 @@ def serve(
     """
     limits = Limits(
         body=max_body,
-        puzzles=min(max_puzzles, max_queued),
+        puzzles=max_puzzles,
         depth=max_depth,
         breadth=max_breadth,
         steps=max_steps,

@@ -33,7 +33,6 @@ from eqr_kernels.solver import DEFAULT_DEPTH
 from eqr_kernels.studies import exact_match
 from eqr_kernels.tasks.common import ParseErrors, PuzzleSet, rating_number
 from eqr_kernels.tasks.task import CountsSolutions, Task, generated
-from eqr_kernels.trajectory import Status
 
 _DEMO, _SMALL = 12, 100
 """Puzzles of --demo, half of them where one has more tokens than `_SMALL`."""
@@ -202,12 +201,6 @@ def _rows(task: Task, puzzles: PuzzleSet, result: SolveResult | None) -> list[di
     preds = result.preds.cpu().numpy()
     valid = task.check(puzzles.inputs, preds)
     correct = _correct(puzzles, preds)
-    chosen = result.restart[:, None]
-    status = result.all_status.gather(1, chosen)[:, 0].tolist()
-    fields = {
-        name: getattr(result, name).tolist()
-        for name in ("steps", "residual", "score", "q_halt", "restart", "converged", "nfe")
-    }
     return [
         {
             "number": i + 1,
@@ -222,10 +215,9 @@ def _rows(task: Task, puzzles: PuzzleSet, result: SolveResult | None) -> list[di
             "correct": correct[i],
             "other_valid": bool(valid[i]) and correct[i] is False,
             "solutions": None,
-            "status": Status(status[i]).name.lower(),
-            **{name: values[i] for name, values in fields.items()},
+            **row,
         }
-        for i in range(len(puzzles))
+        for i, row in enumerate(result.rows())
     ]
 
 

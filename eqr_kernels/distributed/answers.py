@@ -18,13 +18,11 @@ from eqr_kernels.studies.scoring import exact_match
 from eqr_kernels.tasks.common import rating_number
 from eqr_kernels.tasks.registry import find_task
 from eqr_kernels.tasks.task import CountsSolutions, Task, solutions_of
-from eqr_kernels.trajectory import Status
 
 ERROR = "error"
 """Status of a row that could not be read."""
 
 _COUNTED = ("valid", "correct", "solutions", "converged", "steps", "nfe")
-_NUMBERS = ("converged", "steps", "nfe", "restart", "residual", "score", "q_halt")
 
 
 def schema() -> Any:
@@ -82,14 +80,11 @@ def _solved(model: EquilibriumReasoner, task: Task, unit: Unit, job: Answering) 
     labels = np.zeros_like(p.inputs) if p.labels is None else p.labels
     valid, right = task.check(p.inputs, preds), exact_match(preds, labels)
     labelled: list[bool] = np.asarray(labels.any(1)).tolist()
-    status = result.all_status.gather(1, result.restart[:, None])[:, 0].tolist()
     solutions: list[str | None] = [None] * len(p)
     if isinstance(task, CountsSolutions):
         # What was filled is only solved where nothing else could have been.
         solutions = [solutions_of(task, p.inputs[i]) if job.check or valid[i] else None for i in range(len(p))]
-    # float32 goes through Python's float64 and back unchanged.
-    numbers = {name: getattr(result, name).tolist() for name in _NUMBERS}
-    numbers["random_id"] = hash_tokens(tokens).tolist()
+    random_ids = hash_tokens(tokens).tolist()
     return [
         {
             "file": unit.file,
@@ -103,10 +98,10 @@ def _solved(model: EquilibriumReasoner, task: Task, unit: Unit, job: Answering) 
             "valid": bool(valid[i]),
             "correct": bool(right[i]) if labelled[i] else None,
             "solutions": solutions[i],
-            "status": Status(status[i]).name.lower(),
-            **{name: values[i] for name, values in numbers.items()},
+            "random_id": random_ids[i],
+            **row,  # float32 goes through Python's float64 and back unchanged
         }
-        for i in range(len(p))
+        for i, row in enumerate(result.rows())
     ]
 
 

@@ -168,6 +168,7 @@ def test_half_a_body_and_a_hundred_idle_connections_hold_up_nobody(served: Serve
         for connection in idle:
             connection.close()
     assert served.engine.stats().requests == 0
+    until(lambda: 'eqr_requests_total{path="/v1/solve",status="499"} 100.0' in served.client.get("/metrics").text)
 
 
 def test_a_closed_engine_is_503(served: Served):

@@ -94,6 +94,16 @@ def test_what_is_not_answered_in_time_is_cut_off_and_said(model):
 
 
 @pytest.mark.parametrize(
+    ("options", "warned"),
+    [(["--host", "0.0.0.0"], True), (["--host", "0.0.0.0", "--token", "secret"], False), ([], False)],
+)
+def test_it_warns_where_others_can_reach_it_without_a_token(model, options, warned):
+    result = eqr("serve", model, "--port", "0", *options, "--backend", "quantum", code=2)
+    said = "can be reached from other machines, and no token is asked for; set EQR_TOKEN"
+    assert (said in result.stderr) == warned
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--port", "{taken}"], "cannot listen on 127.0.0.1:{taken}: Address already in use; choose another --port"),

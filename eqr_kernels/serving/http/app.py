@@ -19,6 +19,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 import eqr_kernels
@@ -78,6 +79,8 @@ def create_app(
         ValueError: defaults beyond the limits, or an empty token.
     """
     limits, defaults = limits or Limits(), defaults or Defaults()
+    # More than may wait would never be taken.
+    limits = dataclasses.replace(limits, puzzles=min(limits.puzzles, engine.max_queued))
     defaults.fit(limits)
     if token is not None and not token.strip():
         raise ValueError("the token is empty; leave it out, or give one that is hard to guess")
@@ -231,7 +234,8 @@ class _Stream(StreamingResponse):
     """JSON lines of a solve, which ends where its reader leaves."""
 
     def __init__(self, work: Solving) -> None:
-        super().__init__(work.lines(), media_type="application/x-ndjson", headers={"Cache-Control": "no-store"})
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the latter for nginx: lines as they come
+        super().__init__(work.lines(), media_type="application/x-ndjson", headers=headers)
         self.work = work
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -257,6 +261,10 @@ def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
             message = f"{request.url.path[:80]} takes {allowed}, got {request.method[:20]}"
         return json_response(error_body(message), error.status_code, dict(error.headers or {}))
 
+    async def left(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_GONE)
+
+    app.add_exception_handler(ClientDisconnect, left)
     app.add_exception_handler(Refused, refused)
     app.add_exception_handler(HTTPException, of_http)
 

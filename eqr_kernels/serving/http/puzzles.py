@@ -14,7 +14,6 @@ from eqr_kernels.config import EqRConfig
 from eqr_kernels.results import SolveResult
 from eqr_kernels.tasks.common import Tokens
 from eqr_kernels.tasks.task import Task
-from eqr_kernels.trajectory import Status
 
 
 def read_puzzle(task: Task, config: EqRConfig, text: str) -> Tokens:
@@ -46,16 +45,9 @@ def finite(value: float) -> float | None:
 def answer(task: Task, tokens: Tokens, result: SolveResult) -> dict[str, Any]:
     """The entry of a puzzle, tokens [S], whose result is that of one row."""
     preds = result.preds[0].cpu().numpy()
-    restart = int(result.restart[0])
+    (row,) = result.rows()
     return {
         "prediction": task.decode(preds),
         "valid": bool(np.asarray(task.check(tokens[None], preds[None]))[0]),
-        "status": Status(int(result.all_status[0, restart])).name.lower(),
-        "converged": bool(result.converged[0]),
-        "steps": int(result.steps[0]),
-        "residual": finite(result.residual[0].item()),
-        "q_halt": finite(result.q_halt[0].item()),
-        "score": finite(result.score[0].item()),
-        "restart": restart,
-        "nfe": int(result.nfe[0]),
+        **{name: finite(value) if isinstance(value, float) else value for name, value in row.items()},
     }

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, MutableMapping
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -119,6 +119,8 @@ class Solving:
             raise Refused(400, before + first["message"], first["argument"])
         try:
             for place, tokens in self.tokens.items():
+                if self.given_up:
+                    return
                 self._submit_one(place, tokens)
         except BaseException as error:
             self.give_up()
@@ -134,7 +136,7 @@ class Solving:
         self.futures[place] = future
         future.add_done_callback(self._one_ended)
         if self.given_up:
-            raise CancelledError
+            future.cancel()
 
     def _one_ended(self, future: Future[SolveResult]) -> None:
         if not future.cancelled():
