@@ -67,8 +67,8 @@ class SteppingRunner(ThreadedRunner):
     def _next(self) -> _Task:
         if self._fifo:
             return next(iter(self._tasks.values()))
-        # In quanta, rounded up, and of several the one that came first: one whose turn a newcomer cut short must not stand
-        # behind all that come later.
+        # In quanta, rounded up, and of several the one that came first: one whose turn a newcomer cut short must not
+        # stand behind all that come later.
         return min(self._tasks.values(), key=lambda task: -(-task.service // self._quantum))
 
     def _turn(self, task: _Task) -> None:
