@@ -40,7 +40,9 @@ class CompiledRunner:
     def __init__(self, events: Events, *, max_in_flight: int, policy: str, quantum: int) -> None:
         self._events = events
         self._workers = cpu_threads()
-        self._run = ops.OpenRun(threads=self._workers, quantum=quantum, in_flight=max_in_flight, policy=policy)
+        most = torch.iinfo(torch.int64).max
+        limits = dict(quantum=min(quantum, most), in_flight=min(max_in_flight, most))
+        self._run = ops.OpenRun(threads=self._workers, policy=policy, **limits)
         self._guests: dict[int, _Guest] = {}
         self._packed: WeakKeyDictionary[EqROperator, dict[tuple[str, Precision], ops.PackedWeights]] = (
             WeakKeyDictionary()
