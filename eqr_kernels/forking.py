@@ -8,7 +8,7 @@ from weakref import WeakSet
 
 import torch
 
-_LOCKS: WeakSet[threading.Lock] = WeakSet()
+_LOCKS: WeakSet[threading.Lock | threading.RLock] = WeakSet()
 _TASKS = "/proc/self/task"
 _had_threads = False
 _threads_of_parent = 1
@@ -18,6 +18,13 @@ _in_forked_child = False
 def fork_safe_lock() -> threading.Lock:
     """A lock that is free again in a child that was forked while another thread held it."""
     lock = threading.Lock()
+    _LOCKS.add(lock)
+    return lock
+
+
+def fork_safe_rlock() -> threading.RLock:
+    """As `fork_safe_lock`, for what a finalizer may ask for: a collection can come while its thread holds the lock."""
+    lock = threading.RLock()
     _LOCKS.add(lock)
     return lock
 
@@ -46,7 +53,7 @@ def _before() -> None:
 def _in_child() -> None:
     global _in_forked_child
     for lock in _LOCKS:
-        lock._at_fork_reinit()  # type: ignore[attr-defined]
+        lock._at_fork_reinit()  # type: ignore[union-attr]
     # OpenMP would wait for ever for threads that it started in the parent.
     if _had_threads:
         _in_forked_child |= _threads_of_parent > 1

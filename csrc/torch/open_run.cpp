@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -16,8 +17,12 @@
 namespace eqr {
 namespace {
 
-// run: the handle of an open run; number: the caller's name of the problem there. The others as in fixed_point. All
-// tensors given and returned must stay until the run has said that the problem has ended.
+// What a problem is read from and written to.
+using Memory = std::tuple<Tensor, Tensor, Tensor, Tensor, std::optional<StartStates>, RunResults>;
+
+// run: the handle of an open run; number: the caller's name of the problem there. The others as in fixed_point. The run
+// keeps all tensors given and returned until it has said that the problem has ended: a caller may be interrupted before
+// it has them.
 FixedPointResult open_run_join(const Tensor& packed, const Tensor& tokens, const Tensor& ids, const Tensor& control,
                                std::vector<int64_t> sizes, std::vector<double> constants, bool fixed_start,
                                int64_t seed, int64_t breadth, int64_t depth, std::string halt, double tol,
@@ -32,7 +37,11 @@ FixedPointResult open_run_join(const Tensor& packed, const Tensor& tokens, const
                                                checkpoints, slots, trace, start_H, start_L, start_rng, keep_states);
   const cpu::Engine engine = cpu::checked_engine(arguments);
   const RunResults results(arguments);
-  ServedRun::Guest guest{.joining = {}, .checkpoints = arguments.checkpoints, .at = {}, .steps = steps};
+  ServedRun::Guest guest{.joining = {},
+                         .checkpoints = arguments.checkpoints,
+                         .at = {},
+                         .steps = steps,
+                         .memory = std::make_shared<Memory>(packed, tokens, ids, control, arguments.start, results)};
   guest.joining = {.problem = cpu::problem_of(engine, arguments, results, &guest.at), .number = number};
   served->join(std::move(guest), *cpu::packed_data(packed));
   return results.all();

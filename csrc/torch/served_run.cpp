@@ -129,7 +129,11 @@ std::vector<RunEvent> ServedRun::take() {
 
 void ServedRun::push(RunEvent event) {
   const std::lock_guard lock(mutex_);
-  if (event.kind == RunEvent::Kind::done) guests_.erase(event.number);
+  if (event.kind == RunEvent::Kind::done) {
+    const auto guest = guests_.find(event.number);
+    event.memory = std::move(guest->second.memory);
+    guests_.erase(guest);
+  }
   events_.push_back(std::move(event));
   changed_.notify_all();
 }

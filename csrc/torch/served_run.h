@@ -24,8 +24,9 @@ struct RunEvent {
   int64_t number;
   Kind kind;
   cpu::Outcome outcome{};
-  std::string error;             // of an outcome `failed`
-  EndedTrajectory trajectory{};  // of a step; its status is kGoing where it goes on
+  std::string error{};             // of an outcome `failed`
+  std::shared_ptr<void> memory{};  // of one that has ended: `Guest::memory`
+  EndedTrajectory trajectory{};    // of a step; its status is kGoing where it goes on
 };
 
 class ServedRun {
@@ -39,13 +40,13 @@ class ServedRun {
   ServedRun(const ServedRun&) = delete;
   ServedRun& operator=(const ServedRun&) = delete;
 
-  // The problem as cpu::Joining has it; its checkpoints are copied. All else that it points to must stay until its
-  // event has been taken.
+  // The problem as cpu::Joining has it, and all that it points to.
   struct Guest {
     cpu::Joining joining;
     std::vector<int64_t> checkpoints;
     std::vector<Records> at;
-    bool steps;  // whether each outer step is an event
+    bool steps;                    // whether each outer step is an event
+    std::shared_ptr<void> memory;  // all else; it is let go where the event of the end is taken
   };
   void join(Guest, const cpu::Packed&);
   void cancel(int64_t number) { run_.cancel(number); }

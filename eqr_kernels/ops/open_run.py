@@ -88,8 +88,8 @@ class OpenRun:
     ) -> FixedPointOutput:
         """A problem joins the run.
 
-        The arguments are those of `ops.fixed_point`; `rules.slots` is not looked at. They and the output, which is
-        written while the run goes on, must be kept until `take` has given the problem's `Done`.
+        The arguments are those of `ops.fixed_point`; `rules.slots` is not looked at. The run keeps them and the output,
+        which is written while it goes on, until `take` has given the problem's `Done`.
 
         Args:
             number: the caller's name for it, new among those that have not ended.

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
 
 from eqr_kernels import ops
 from eqr_kernels.backends.cpu import cpu_threads
@@ -23,10 +22,9 @@ from eqr_kernels.trajectory import Status
 
 
 class _Guest(NamedTuple):
-    """A request in the run, and all the memory that the run reads and writes for it."""
+    """A request in the run, and what the run writes for it."""
 
     job: Job
-    arguments: tuple[ops.PackedWeights, Tensor, Tensor, Tensor]
     output: ops.FixedPointOutput
 
 
@@ -42,7 +40,9 @@ class CompiledRunner:
     def __init__(self, events: Events, *, max_in_flight: int, policy: str, quantum: int) -> None:
         self._events = events
         self._workers = cpu_threads()
-        self._run = ops.OpenRun(threads=self._workers, quantum=quantum, in_flight=max_in_flight, policy=policy)
+        most = torch.iinfo(torch.int64).max
+        limits = dict(quantum=min(quantum, most), in_flight=min(max_in_flight, most))
+        self._run = ops.OpenRun(threads=self._workers, policy=policy, **limits)
         self._guests: dict[int, _Guest] = {}
         self._packed: WeakKeyDictionary[EqROperator, dict[tuple[str, Precision], ops.PackedWeights]] = (
             WeakKeyDictionary()
@@ -57,15 +57,23 @@ class CompiledRunner:
         p = job.problem
         packed = self._pack(job.solve.model, p.precision)
         control = torch.zeros(3, dtype=torch.int64, device="cpu")
-        arguments = packed, p.tokens.contiguous(), p.ids.contiguous(), control
+        tokens, ids = p.tokens.contiguous(), p.ids.contiguous()
         # The output is for callers in any mode.
         with torch.inference_mode(False), self._open:
             if self._closing:
                 raise EngineClosed("the engine was closed while the request was prepared")
             output = self._run.join(
-                *arguments, p, number=job.number, start=p.start, keep_states=p.keep_states, steps=job.wants_steps
+                packed,
+                tokens,
+                ids,
+                control,
+                p,
+                number=job.number,
+                start=p.start,
+                keep_states=p.keep_states,
+                steps=job.wants_steps,
             )
-            self._guests[job.number] = _Guest(job, arguments, output)
+            self._guests[job.number] = _Guest(job, output)
 
     def _pack(self, model: EqROperator, precision: Precision) -> ops.PackedWeights:
         """The engine's copy of a model, which never changes, as the kernel takes it."""
@@ -103,7 +111,9 @@ class CompiledRunner:
 
     def _done(self, done: Done) -> None:
         with self._open:  # it may have ended before `start` had noted it
-            guest = self._guests.pop(done.number)
+            guest = self._guests.pop(done.number, None)
+        if guest is None:  # whoever submitted it was interrupted before he had it
+            return
         error: BaseException | None = None
         try:
             if done.outcome == "complete":

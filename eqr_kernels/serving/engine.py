@@ -64,8 +64,8 @@ class Engine:
 
     Args:
         model: the reasoner, as for `solve`.
-        max_in_flight: trajectories that have a state at most, of requests that run beside each other. A request that
-            has more by itself (`solve` has 64 at a time at most) runs alone.
+        max_in_flight: trajectories that have a state at most, of requests that run beside each other. By other backends
+            than "cpu", a request that has more by itself (`solve` has 64 at a time at most) runs alone.
         max_queued: requests that wait at most.
         policy: "least_service" (the next turn is of the request that has had the fewest outer steps so far, so that a
             long one does not hold up the short) or "fifo" (the oldest to its end).

@@ -14,7 +14,7 @@ from weakref import WeakSet, ref
 
 import torch
 
-from eqr_kernels.forking import fork_safe_lock
+from eqr_kernels.forking import fork_safe_rlock
 from eqr_kernels.results import SolveResult
 from eqr_kernels.serving.deadlines import call_at
 from eqr_kernels.serving.errors import DeadlineExceeded, EngineClosed, QueueFull
@@ -76,7 +76,7 @@ class Requests:
         self.histogram: Counter[int] = Counter()
         self.runners: dict[str, Runner] = {}
         self.why_closed, self.in_child = "", False
-        self._changed = threading.Condition(fork_safe_lock())
+        self._changed = threading.Condition(fork_safe_rlock())
         self._open: dict[int, Request] = {}
         self._queued = 0
         self._room: list[Callable[[], object]] = []
@@ -141,7 +141,10 @@ class Requests:
             if self._take(job.number) is not None:
                 with self._changed:
                     self.counts["submitted"] -= 1
+            request.runner.cancel(job.number)  # Ctrl-C may have come when it had started
             raise
+        if job.number not in self._open:
+            request.runner.cancel(job.number)  # again, where that was before it had started
         if job.deadline is not None:
             call_at(job.deadline, partial(_expire, ref(self), job.number))
 
@@ -265,6 +268,7 @@ class Requests:
         self.why_closed, self.in_child = why, True
         self._open.clear()
         self._queued, self._room = 0, []
+        self.runners = {}  # whose locks nobody may release
 
     def sizes(self) -> tuple[int, int, Counter[str], Counter[int]]:
         """(queued, running, counts, histogram), of one moment."""

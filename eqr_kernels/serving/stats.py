@@ -70,4 +70,4 @@ class Meter:
                 self._samples.append(now)
         seconds = max(now.at - first.at, 1e-9)
         used = (now.busy - first.busy) / (seconds * workers) if workers else 0.0
-        return (now.steps - first.steps) / seconds, min(max(used, 0.0), 1.0)
+        return max(now.steps - first.steps, 0) / seconds, min(max(used, 0.0), 1.0)

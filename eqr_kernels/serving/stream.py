@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from types import TracebackType
 
-from eqr_kernels.forking import fork_safe_lock
+from eqr_kernels.forking import fork_safe_rlock
 from eqr_kernels.results import SolveResult
 from eqr_kernels.serving.runner import StepUpdate
 
@@ -33,7 +33,7 @@ class Stream(Iterator[StepUpdate], AsyncIterator[StepUpdate]):
         self._buffer = buffer
         self._updates: deque[StepUpdate] = deque()
         self._ended = False
-        self._changed = threading.Condition(fork_safe_lock())
+        self._changed = threading.Condition(fork_safe_rlock())
         self._readers: list[Callable[[], object]] = []
 
     def follow(self, future: Future[SolveResult]) -> None:

@@ -464,6 +464,12 @@ def test_weights_without_sound_values_are_refused_as_by_solve(puzzles):
         Engine(model.to("meta"))
 
 
+def test_limits_may_be_larger_than_any_count(contractive, puzzles, backend):
+    limits = dict(max_in_flight=2**64, max_queued=2**64, quantum=2**64)
+    with Engine(contractive, backend=backend, **limits, depth=2, halt="none") as engine:
+        assert engine.submit(puzzles[0]).result(PATIENCE).preds.shape == (1, 6)
+
+
 def test_times_are_checked(contractive, puzzles):
     with Engine(contractive, tol=0.1) as engine:
         for options, message in [

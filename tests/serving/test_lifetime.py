@@ -8,12 +8,15 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections import Counter, deque
 
 import pytest
 
-from eqr_kernels import Engine
+from eqr_kernels import Engine, ops
+from eqr_kernels.serving.compiled import CompiledRunner
+from eqr_kernels.serving.stepping import SteppingRunner
 from tests.support.environment import REPOSITORY
-from tests.support.serving import ENDLESS, PATIENCE, until
+from tests.support.serving import ENDLESS, PATIENCE, assert_equal, until
 
 PROGRAM = """
 import os, signal, sys, threading, time
@@ -97,7 +100,8 @@ if pid == 0:
     assert ends_by(lambda: engine.stream(tokens))
     assert ends_by(lambda: running.result(PATIENCE)) and ends_by(lambda: waiting.result(PATIENCE))
     assert ends_by(lambda: next(stream)) and ends_by(lambda: list(several)) and not running.cancel()
-    assert engine.closed and engine.stats().queued == 0
+    stats = engine.stats()  # asks no runner, which a thread of the parent may have locked
+    assert engine.closed and (stats.in_flight, stats.queued, stats.steps, stats.steps_per_second) == (0, 0, 0, 0)
     engine.close()
     with Engine(model, backend=backend, depth=3, halt="none") as own:
         assert right(own.submit(tokens, deadline=PATIENCE))
@@ -154,3 +158,79 @@ def test_a_thread_comes_with_the_first_request_and_sleeps_where_there_is_none(co
         assert len(set(threading.enumerate()) - before) == 1
     assert set(threading.enumerate()) == before
     until(lambda: engine.stats().requests == 0)
+
+
+def test_a_submit_that_is_interrupted_stops_what_it_started_and_the_engine_goes_on(
+    contractive, puzzles, backend, monkeypatch
+):
+    owner, name = (ops.OpenRun, "join") if backend == "cpu" else (SteppingRunner, "start")
+    start = getattr(owner, name)
+
+    def interrupted(*args, **kwargs):
+        start(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    with Engine(contractive, backend=backend, depth=3, halt="none") as engine:
+        want = engine.submit(puzzles[0]).result(PATIENCE)
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                engine.submit(puzzles[0], breadth=4, **ENDLESS)
+        assert_equal(engine.submit(puzzles[0]).result(PATIENCE), want)
+        until(lambda: engine.stats().in_flight == 0)
+        assert engine.stats().submitted == engine.stats().completed == 2
+
+
+def test_what_is_cancelled_before_it_has_started_does_not_run(contractive, puzzles, backend, monkeypatch):
+    with Engine(contractive, backend=backend, depth=3, halt="none") as engine:
+        engine.submit(puzzles[0]).result(PATIENCE)
+        runner = SteppingRunner if backend == "reference" else CompiledRunner
+        start = runner.start
+
+        def late(self, job):
+            engine._requests.cancel_all()  # of `close` in another thread
+            start(self, job)
+
+        monkeypatch.setattr(runner, "start", late)
+        assert engine.submit(puzzles[0], **ENDLESS).cancelled()
+        engine.close()
+
+
+def test_a_collection_may_cancel_while_its_thread_holds_a_lock(contractive, puzzles):
+    """As a generator does that nobody finished, when the collector ends it."""
+
+    class Collecting(Counter):
+        def copy(self):
+            gc.collect()
+            return super().copy()
+
+    class CollectingBuffer(deque):
+        def append(self, update):
+            gc.collect()
+            super().append(update)
+
+    def follow(engine, buffer):
+        with engine.stream(puzzles[0], **ENDLESS) as stream:
+            futures.append(stream.future)
+            stream._updates = buffer
+            yield
+
+    def abandon(engine, buffer):
+        cycle = [follow(engine, buffer)]
+        cycle.append(cycle)
+        next(cycle[0])
+
+    futures = []
+    gc.disable()
+    try:
+        with Engine(contractive, backend="cpu") as engine:
+            abandon(engine, CollectingBuffer())  # in the engine's thread, at the next step
+            until(lambda: futures[0].done())
+            engine._requests.counts = Collecting(engine._requests.counts)
+            abandon(engine, deque())
+            client = threading.Thread(target=engine.stats, daemon=True)
+            client.start()
+            client.join(PATIENCE)
+            assert not client.is_alive() and all(future.cancelled() for future in futures)
+    finally:
+        gc.enable()
