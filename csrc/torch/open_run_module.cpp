@@ -93,7 +93,7 @@ void add_open_run(py::module_& m) {
       .def("cancel", &OpenRun::cancel, py::arg("number"), "What is left of the problem ends at the next outer step.")
       .def("close", &OpenRun::close, "Nobody joins any more; what is there comes to its end.")
       .def("take", &OpenRun::take,
-           "Waits for events: (number,) of a problem that has begun, (number, puzzle, restart, status, steps, "
+           "Waits for events: (number,) of a problem all of which has begun, (number, puzzle, restart, status, steps, "
            "residual, q_halt, preds) of an outer step, "
            "(number, outcome, error) of a problem that has ended. None once it is closed and all have ended.")
       .def("counts", &OpenRun::counts, "Trajectories in flight; outer steps, and seconds that threads spent in them.");

@@ -17,7 +17,7 @@
 
 namespace eqr {
 
-// Of a problem: it has begun, a trajectory has taken an outer step, or it has ended.
+// Of a problem: all of it has begun, a trajectory has taken an outer step, or it has ended.
 struct RunEvent {
   enum class Kind { begun, step, done };
 

@@ -15,7 +15,7 @@ from eqr_kernels.run_rules import RunRules
 
 
 class Begun(NamedTuple):
-    """The first trajectory of a problem has begun."""
+    """All trajectories of a problem have begun: none of it waits."""
 
     number: int
 

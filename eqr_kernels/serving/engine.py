@@ -129,7 +129,8 @@ class Engine:
                 not beyond the deadline. The engine's own thread, which makes the room, never waits.
             on_step: called in the engine's thread with a `StepUpdate` of each trajectory after each outer step (by a
                 backend that computes in launches: once for each trajectory, when all have ended). What it
-                raises is what its request fails with.
+                raises is what its request fails with. One that takes longer than an outer step holds up the answers of
+                others.
             options: those of the engine, which they override, and ids and initial_state.
 
         Returns:

@@ -183,8 +183,12 @@ class Requests:
 
     # What runners tell.
 
-    def begun(self, number: int) -> None:
+    def never_waits(self) -> None:
+        """Of the thread that calls."""
         self._tellers.add(threading.get_ident())
+
+    def begun(self, number: int) -> None:
+        self.never_waits()
         with self._changed:
             request = self._open.get(number)
             room = self._leave_queue(request) if request is not None else []
@@ -281,6 +285,7 @@ def _expire(requests: ref[Requests], number: int) -> None:
     """At a deadline, which keeps alive nothing of a request that was answered long ago."""
     there = requests()
     if there is not None:
+        there.never_waits()  # or a callback of the answer could hold up all deadlines
         there.fail(number, DeadlineExceeded("the request's deadline passed before it was answered"))
 
 

@@ -21,7 +21,7 @@ class EngineStats:
 
     Attributes:
         in_flight: trajectories that have a state now.
-        queued: requests that have not begun. requests: those that have begun and not ended.
+        queued: requests of which something has not begun. requests: the others that have not ended.
         submitted, completed, cancelled, failed: counts of requests since the start; one that passed its deadline has
             failed.
         steps: outer steps spent since the start, of all trajectories.

@@ -219,7 +219,7 @@ TEST(a_lone_problem_has_all_threads_until_another_joins) {
   CHECK(same(p_result, solve(quiet, 1)) && same(q_result, p_result));
 }
 
-TEST(cancelled_problems_keep_what_they_have_and_harm_nobody) {
+TEST(cancelled_problems_leave_at_once_and_harm_nobody) {
   for (int threads : {1, 2}) {
     const Deep deep(40, 2000, 200), quiet(40, 2000, 0);
     const Varied other(0);
@@ -238,21 +238,34 @@ TEST(cancelled_problems_keep_what_they_have_and_harm_nobody) {
     CHECK(served.wait(2) == Outcome::complete);  // by its own control, which it can read
     CHECK(served.wait(3) == Outcome::complete && same(kept, solve(other, 1)));
     const Oracle oracle(quiet);
-    for (const Result* result : {&cancelled, &waiting, &polled})
-      for (int64_t t = 0; t < deep.breadth; ++t) {
-        CHECK(result->end.status[size_t(t)] == eqr::kCancelled, t);
-        Table want(deep.trajectories(), deep.mock.tokens);
-        const int64_t steps = result->end.steps[size_t(t)];
-        if (steps) oracle.record(t, steps, &want);
-        const int64_t at = t * deep.mock.tokens;
-        for (int64_t s = at; s < at + deep.mock.tokens; ++s)
-          CHECK(result->end.preds[size_t(s)] == (steps ? want.preds[size_t(s)] : 0), t, steps);
-      }
+    for (int64_t t = 0; t < deep.breadth; ++t) {
+      CHECK(polled.end.status[size_t(t)] == eqr::kCancelled, t);
+      Table want(deep.trajectories(), deep.mock.tokens);
+      const int64_t steps = polled.end.steps[size_t(t)];
+      if (steps) oracle.record(t, steps, &want);
+      const int64_t at = t * deep.mock.tokens;
+      for (int64_t s = at; s < at + deep.mock.tokens; ++s)
+        CHECK(polled.end.preds[size_t(s)] == (steps ? want.preds[size_t(s)] : 0), t, steps);
+    }
+    CHECK(served.run.counts().in_flight == 0, served.run.counts().in_flight);
   }
 }
 
 void throws_at_third(void*, int64_t, const Ended& t) {
   if (t.steps == 3) throw std::runtime_error("thrown by on_step");
+}
+
+TEST(a_problem_has_begun_when_none_of_it_waits) {
+  const Deep broad(20, 1000000, 50), other(1, 2, 0);
+  Result result(broad), other_result(other);
+  Served served(2, {.quantum = 4, .in_flight = 5});
+  served.join(0, broad, result);
+  while (__atomic_load_n(&result.control[2], __ATOMIC_RELAXED) < 20) usleep(100);
+  CHECK(served.begun() == 0);
+  served.run.cancel(0);
+  CHECK(served.wait(0) == Outcome::cancelled);
+  served.join(1, other, other_result);
+  CHECK(served.wait(1) == Outcome::complete && served.begun() == 1, served.begun());
 }
 
 TEST(a_problem_that_fails_takes_nobody_with_it) {

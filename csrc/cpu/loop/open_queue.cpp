@@ -28,7 +28,6 @@ OpenQueue::OpenQueue(Policy policy, int64_t quantum, int64_t in_flight, int64_t 
     : policy_(policy), quantum_(quantum), limit_(in_flight), share_(threads + in_flight / 8) {}
 
 int64_t OpenQueue::rank(const Job& job) const {
-  if (job.stop) return -1;
   if (policy_ == Policy::fifo) return 0;
   return job.service / quantum_ +
          (job.service % quantum_ != 0);  // rounded up: who has had nothing is before all others
@@ -47,8 +46,7 @@ void OpenQueue::unlist(Job& job) {
 
 void OpenQueue::add(std::shared_ptr<Job> job) {
   job->place = arrivals_++;
-  list(*job);
-  jobs_.emplace(job->joining.number, std::move(job));
+  list(*jobs_.emplace(job->joining.number, std::move(job)).first->second);
 }
 
 std::shared_ptr<Job> OpenQueue::find(int64_t number) const {
@@ -56,8 +54,7 @@ std::shared_ptr<Job> OpenQueue::find(int64_t number) const {
   return found == jobs_.end() ? nullptr : found->second;
 }
 
-// One that is stopped ends at once, and takes nobody's place.
-bool OpenQueue::may_begin(const Job& job) const { return in_flight_ < limit_ || job.stop; }
+bool OpenQueue::may_begin(const Job& job) const { return in_flight_ < limit_ && job.begun < job.trajectories(); }
 
 Job* OpenQueue::first() const {
   const auto parked = parked_.begin(), fresh = fresh_.begin();
@@ -73,23 +70,21 @@ std::unique_ptr<Running> OpenQueue::take(const Running* current) {
     Job& other = *current->job;
     if (&other != job && turn(other) < turn(*job)) return nullptr;
     if (&other == job) {
-      if (!job->abreast() || job->stop) return nullptr;
-      const bool fresh = job->begun < job->trajectories() && may_begin(*job);
+      if (!job->abreast()) return nullptr;
       const bool behind = std::any_of(job->parked.begin(), job->parked.end(), [&](const auto& running) {
         return steps(running) < current->flight.trajectory.steps();
       });
-      if (!behind && !(fresh && job->begun - job->ended < share_)) return nullptr;
+      if (!behind && !(may_begin(*job) && job->begun - job->ended < share_)) return nullptr;
     }
   }
   return take_from(*job);
 }
 
 std::unique_ptr<Running> OpenQueue::take_from(Job& job) {
-  const bool fresh = job.begun < job.trajectories() && may_begin(job);
-  const bool broad = job.abreast() && job.begun - job.ended < share_;
+  const bool broad = job.abreast() && may_begin(job) && job.begun - job.ended < share_;
   std::unique_ptr<Running> taken;
   unlist(job);
-  if (!job.parked.empty() && !(fresh && broad)) {
+  if (!job.parked.empty() && !broad) {
     const auto least = job.abreast()
                            ? std::min_element(job.parked.begin(), job.parked.end(),
                                               [](const auto& a, const auto& b) { return steps(a) < steps(b); })
@@ -100,7 +95,7 @@ std::unique_ptr<Running> OpenQueue::take_from(Job& job) {
     try {
       taken = std::make_unique<Running>(jobs_.at(job.joining.number), job.begun);
     } catch (...) {
-      fail(job, std::current_exception());
+      drop(job, Outcome::failed, std::current_exception());
       ++failed_;
       return nullptr;
     }
@@ -115,7 +110,7 @@ std::unique_ptr<Running> OpenQueue::take_from(Job& job) {
 void OpenQueue::park(std::unique_ptr<Running> running) {
   Job& job = *running->job;
   --job.in_hand;
-  if (job.error) {
+  if (job.outcome != Outcome::complete) {
     --in_flight_;
     return;
   }
@@ -137,23 +132,13 @@ void OpenQueue::end(Job& job) {
   ++job.ended;
 }
 
-void OpenQueue::stop(Job& job) {
-  if (job.stop) return;
+void OpenQueue::drop(Job& job, Outcome outcome, std::exception_ptr error) {
   unlist(job);
-  job.outcome = Outcome::cancelled;
-  job.stop = true;
-  list(job);
-}
-
-void OpenQueue::fail(Job& job, std::exception_ptr error) {
-  unlist(job);
-  if (!job.error) job.error = std::move(error);
-  job.outcome = Outcome::failed;
+  if (job.outcome == Outcome::complete) job.outcome = outcome, job.error = std::move(error);
   job.stop = true;
   in_flight_ -= int64_t(job.parked.size());
   job.parked.clear();
   job.begun = job.trajectories();
-  list(job);
 }
 
 std::shared_ptr<Job> OpenQueue::failed() {
@@ -164,7 +149,7 @@ std::shared_ptr<Job> OpenQueue::failed() {
 }
 
 std::shared_ptr<Job> OpenQueue::leave(Job& job) {
-  if (job.error ? job.in_hand > 0 : job.ended < job.trajectories()) return nullptr;
+  if (job.outcome == Outcome::complete ? job.ended < job.trajectories() : job.in_hand > 0) return nullptr;
   const auto found = jobs_.find(job.joining.number);
   if (found == jobs_.end() || found->second.get() != &job) return nullptr;
   std::shared_ptr<Job> left = std::move(found->second);

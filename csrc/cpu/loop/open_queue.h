@@ -34,7 +34,7 @@ struct Job {
   Selection selection;
   std::optional<Race> race;
   std::atomic<bool> stop{false};
-  Outcome outcome = Outcome::complete;
+  Outcome outcome = Outcome::complete;  // another one: what it has not begun or has parked is forgotten
   std::exception_ptr error;
 
   // The queue's.
@@ -74,10 +74,8 @@ class OpenQueue {
   void served(Job&, int64_t steps);
   // It is in hand and has ended.
   void end(Job&);
-  // Its trajectories are taken before all others, and end at once.
-  void stop(Job&);
-  // What it has parked or not begun is forgotten.
-  void fail(Job&, std::exception_ptr);
+  // It goes no further: what it has parked or not begun is forgotten, and what is in hand ends.
+  void drop(Job&, Outcome, std::exception_ptr = nullptr);
   // The job itself once nothing of it is left, which leaves the queue then; else null.
   std::shared_ptr<Job> leave(Job&);
 
@@ -88,7 +86,7 @@ class OpenQueue {
   int64_t rank(const Job&) const;
   void list(Job&);
   void unlist(Job&);
-  bool may_begin(const Job&) const;
+  bool may_begin(const Job&) const;  // whether it has a trajectory that may begin now
   Job* first() const;
   std::unique_ptr<Running> take_from(Job&);
 

@@ -64,10 +64,11 @@ class OpenRun::State {
   }
 
   void cancel(int64_t number) {
-    const std::lock_guard lock(mutex_);
+    Lock lock(mutex_);
     if (const auto job = queue_.find(number)) {
-      queue_.stop(*job);
+      queue_.drop(*job, Outcome::cancelled);
       look_up();
+      leave(*job, lock);
     }
   }
 
@@ -126,7 +127,7 @@ class OpenRun::State {
       busy_seconds_ += seconds;
       queue_.served(job, steps);
       if (error) {
-        queue_.fail(job, error);
+        queue_.drop(job, Outcome::failed, error);
         queue_.park(std::move(running));
         leave(job, lock);
       } else if (!running->flight.trajectory.going()) {
@@ -154,7 +155,7 @@ class OpenRun::State {
           error = std::current_exception();
         }
         lock.lock();
-        if (error) queue_.fail(*(*running)->job, error);
+        if (error) queue_.drop(*(*running)->job, Outcome::failed, error);
       }
       const std::shared_ptr<Job> job = (*running)->job;
       queue_.park(std::move(*running));
@@ -169,8 +170,9 @@ class OpenRun::State {
     Flight& flight = running.flight;
     Trajectory& t = flight.trajectory;
     try {
-      // A problem's trajectories begin in order.
-      if (t.number() == 0 && !std::exchange(running.announced, true)) o_.on_begun(o_.context, job.joining.number);
+      // They begin in order, so that none waits any more.
+      if (t.number() == job.trajectories() - 1 && !std::exchange(running.announced, true))
+        o_.on_begun(o_.context, job.joining.number);
       if (job.stopped()) {
         t.cancel();
       } else if (!running.entered) {
@@ -217,7 +219,7 @@ class OpenRun::State {
   }
 
   void dismiss(Job& job) {
-    if (!job.error) try {
+    if (job.outcome == Outcome::complete) try {
         job.selection.finish();
       } catch (...) {
         job.error = std::current_exception();

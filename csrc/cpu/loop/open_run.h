@@ -37,7 +37,7 @@ class OpenRun {
     int64_t quantum = kWhole;    // outer steps that a trajectory takes while others wait
     int64_t in_flight = kWhole;  // trajectories with a state at most
     Policy policy = Policy::least_service;
-    // Called by any of the threads: when the first trajectory of a problem begins; and when a problem has ended and is
+    // Called by any of the threads: when the last trajectory of a problem begins; and when a problem has ended and is
     // forgotten, `error` being what a thread threw over it.
     void (*on_begun)(void* context, int64_t number) = nullptr;
     void (*on_done)(void* context, int64_t number, Outcome, std::exception_ptr error) = nullptr;
@@ -56,7 +56,7 @@ class OpenRun {
 
   // All of these from any thread.
   void join(const Joining&);
-  // Its trajectories keep the answers that they have, at the next outer step.
+  // It ends at the next outer step, and what it has written by then means nothing.
   void cancel(int64_t number);
   // Nobody joins any more: `work` returns when the last problem has ended.
   void close();
