@@ -89,7 +89,7 @@ class Replica:
 
 
 def _without_id(app: ASGIApp) -> ASGIApp:
-    """The app without the request's id in its responses, where Ray Serve adds it: the one that the request came with."""
+    """The app without the request's id in its responses, where Ray Serve adds it: that which the request came with."""
 
     async def called(scope: Scope, receive: Receive, send: Send) -> None:
         asked = dict(scope.get("headers", ())).get(b"x-request-id")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,8 @@ from tests.support.commands import TINY, eqr, make_copier
 from tests.support.environment import needs_extension
 from tests.support.http_server import BROKEN, PUZZLE, SOLUTION, serving
 from tests.support.ray_cluster import SECONDS, time_limit, two_nodes
-from tests.support.serving import until
 
-pytest.importorskip("ray.serve", reason="needs Ray Serve: pip install 'eqr_kernels[distributed]'")
+serve = pytest.importorskip("ray.serve", reason="needs Ray Serve: pip install 'eqr_kernels[distributed]'")
 
 from eqr_kernels.distributed import online  # noqa: E402
 
@@ -73,6 +73,14 @@ def replicas() -> set[int]:
     return {pid for pid in found if mine(pid)}
 
 
+def until(condition: Callable[[], bool]) -> None:
+    """Waits for what processes do; to look is not cheap."""
+    limit = time.monotonic() + SECONDS / 2
+    while not condition():
+        assert time.monotonic() < limit, "waited in vain"
+        time.sleep(0.1)
+
+
 def status(client: httpx.Client) -> int:
     try:
         return client.get("/healthz").status_code
@@ -117,7 +125,7 @@ def test_two_replicas_answer_as_one_engine_also_when_one_is_killed(cluster, mode
             too_many = next(f.result() for f in full if f.result().status_code == 429)
 
     def use(client: httpx.Client) -> None:
-        until(lambda: status(client) == 200 and len(replicas()) == 2)
+        until(lambda: status(client) == 200)
         for _ in range(2):
             assert [results(client.post("/v1/solve", json=asked)) for asked in ASKED] == wanted
         for refused, said in zip(REFUSED, refusals, strict=True):
@@ -178,8 +186,19 @@ def test_two_replicas_answer_as_one_engine_also_when_one_is_killed(cluster, mode
     using = threading.Thread(target=used)
     using.start()
     try:
-        serve = ("serve", model, "--engine", "ray", "--replicas", 2, "--port", port, "--max-in-flight", 2, "--json")
-        told = eqr(*serve, "--max-queued", 4, "--max-puzzles", 4, *OF_LONG, "--backend", "cpu")
+        serving_on_ray = (
+            "serve",
+            model,
+            "--engine",
+            "ray",
+            "--replicas",
+            2,
+            "--port",
+            port,
+            "--json",
+            "--max-in-flight",
+        )
+        told = eqr(*serving_on_ray, 2, "--max-queued", 4, "--max-puzzles", 4, *OF_LONG, "--backend", "cpu")
     finally:
         using.join(SECONDS)
     assert not failures, failures
@@ -201,23 +220,38 @@ def streamed(client: httpx.Client, asked: dict[str, Any], started: threading.Eve
 
 
 def test_waiting_requests_ask_for_another_replica(cluster, model, port):
-    soon = dict(target_ongoing_requests=1, upscale_delay_s=0.1, look_back_period_s=1.0, metrics_interval_s=0.2)
+    soon = dict(target_ongoing_requests=1, upscale_delay_s=0.1, look_back_period_s=1.0)
     app = online.application(
         EquilibriumReasoner.from_pretrained(model),
         replicas=(1, 2),
         autoscaling=soon,
         app={"limits": Limits(depth=1 << 20, steps=1 << 20)},
     )
-    with online.running(app, "127.0.0.1", port), httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-        assert len(replicas()) == 1
+    with (
+        online.running(app, "127.0.0.1", port),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=SECONDS) as client,
+    ):
         with pytest.raises(RuntimeError, match="Ray Serve runs on this cluster already"), online.running(app, "", 1):
             pass
-        asked = {"puzzles": [PUZZLE] * 4, "depth": 1 << 20, "halt": "none", "deadline": 30}
+        wanted = threading.Event()
+
+        def load() -> None:
+            while not wanted.is_set():
+                asked = {"puzzles": [PUZZLE] * 2, "depth": 1 << 20, "halt": "none", "deadline": 2}
+                assert client.post("/v1/solve", json=asked).status_code == 504
+
+        def running() -> int:
+            (deployment,) = serve.status().applications[online.APP].deployments.values()
+            return sum(deployment.replica_states.values())
+
+        assert running() == 1
         with ThreadPoolExecutor(3) as pool:
-            waiting = [pool.submit(streamed, client, asked, threading.Event()) for _ in range(3)]
-            until(lambda: len(replicas()) == 2)
-            client.close()
-        assert all(future.done() for future in waiting)
+            loads = [pool.submit(load) for _ in range(3)]
+            try:
+                until(lambda: running() == 2)
+            finally:
+                wanted.set()
+        assert [each.result() for each in loads] == [None] * 3
 
 
 @pytest.mark.parametrize(("text", "numbers"), [(None, (1, 7)), ("2", (2, 2)), ("1:4", (1, 4)), ("3:3", (3, 3))])
