@@ -13,9 +13,10 @@ import eqr_kernels as ek
 from eqr_kernels.distributed.on_ray import connected
 from eqr_kernels.distributed.online import application, running
 from eqr_kernels.tasks.registry import SUDOKU
+from eqr_kernels.tasks.sudoku_generator import generate
 
 model = ek.EquilibriumReasoner.from_pretrained("sudoku")
-puzzles = ek.tasks.generate_sudoku(12, seed=0)
+puzzles = generate(12, "easy", seed=0).inputs
 
 with connected("local"), running(application(model, name="sudoku", replicas=(2, 2)), "127.0.0.1", 8123):
     asked = {"puzzles": [SUDOKU.decode(tokens) for tokens in puzzles]}

@@ -159,7 +159,10 @@ def test_two_replicas_answer_as_one_engine_also_when_one_is_killed(cluster, mode
             for future in whole:
                 response = future.result()
                 if response.status_code != 200:
-                    assert response.status_code in (500, 503) and "replica" in response.text.lower(), response.text
+                    assert (response.status_code, response.text) == (
+                        500,
+                        "Internal Server Error",
+                    )  # Ray's proxy says it
                 else:
                     assert results(response) == wanted_long
         assert results(client.post("/v1/solve", json=ASKED[1])) == wanted[1]
@@ -220,7 +223,7 @@ def streamed(client: httpx.Client, asked: dict[str, Any], started: threading.Eve
 
 
 def test_waiting_requests_ask_for_another_replica(cluster, model, port):
-    soon = dict(target_ongoing_requests=1, upscale_delay_s=0.1, look_back_period_s=1.0)
+    soon = dict(target_ongoing_requests=1, upscale_delay_s=0.1, aggregation_function="max")
     app = online.application(
         EquilibriumReasoner.from_pretrained(model),
         replicas=(1, 2),
