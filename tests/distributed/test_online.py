@@ -28,7 +28,7 @@ serve = pytest.importorskip("ray.serve", reason="needs Ray Serve: pip install 'e
 from eqr_kernels.distributed import online  # noqa: E402
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, needs_extension]
-LONG = {"puzzles": [PUZZLE], "depth": 10_000, "halt": "none"}
+LONG = {"puzzles": [PUZZLE], "depth": 5_000, "halt": "none"}
 """In flight for seconds."""
 
 
@@ -104,7 +104,7 @@ REFUSED: list[dict[str, Any]] = [
     {"puzzles": [PUZZLE], "select": "best"},
     {"puzzles": [PUZZLE] * 5},
 ]
-TOO_MUCH = {"puzzles": [PUZZLE] * 4, "depth": 2_000, "halt": "none"}
+TOO_MUCH = {"puzzles": [PUZZLE] * 4, "depth": 1_000, "halt": "none"}
 """Of which a replica takes one: two puzzles run, and four wait at most."""
 OF_LONG = ("--max-depth", 1 << 20, "--max-steps", 1 << 20)
 
