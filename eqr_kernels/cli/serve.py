@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -11,6 +11,8 @@ import typer
 from eqr_kernels.cli import options as opt
 from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.cli.console import INCOMPLETE, busy, command, complain, to_json
+from eqr_kernels.cli.engines import task_spec
+from eqr_kernels.cli.serve_ray import Cluster, check_ray_options, serve_on_ray
 from eqr_kernels.cli.tolerance import parse_tolerance
 from eqr_kernels.serving import Engine
 from eqr_kernels.serving.http.app import create_app
@@ -58,9 +60,22 @@ def serve(
     backend: opt.BackendName = "auto",
     precision: opt.Precision = "auto",
     device: opt.Device = "auto",
+    engine: opt.Engine = "local",
+    address: opt.Address = None,
+    replicas: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LEAST:MOST",
+            help="Replicas of --engine ray; between the two, as many as the waiting requests ask for.",
+            show_default="1 to as many as have room",
+        ),
+    ] = None,
+    cpus_per_worker: opt.CpusPerWorker = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print where it listens as one JSON object.")] = False,
 ) -> int:
     """Solve puzzles over HTTP, with a page that shows one settle.
+
+    With --engine ray, replicas on the machines of a Ray cluster do; --max-queued is of each. The answers are the same.
 
     Exit code 0: stopped by Ctrl-C or SIGTERM after everything in flight was answered; 1: something was cut off; 2: it
     could not start.
@@ -74,6 +89,7 @@ def serve(
         seconds=max_seconds,
     )
     defaults = Defaults(depth=depth, breadth=breadth, tol=parse_tolerance(tol), select=select)
+    check_ray_options(engine, address=address, replicas=replicas, cpus_per_worker=cpus_per_worker, port=port)
     listener = listening_socket(host, port)
     with listener:
         if not is_loopback(listener) and token is None:
@@ -83,31 +99,35 @@ def serve(
             )
         reasoner = puz.load_model(model, device)
         its_task = puz.task_for(task, reasoner)
+        open_cells = np.full(reasoner.config.seq_len, its_task.open_token, np.uint8)
+        of_engine: dict[str, Any] = dict(
+            max_in_flight=max_in_flight, max_queued=max_queued, backend=backend, precision=precision
+        )
+        of_app: dict[str, Any] = dict(
+            name=os.path.basename(model.rstrip("/")) or model,
+            limits=limits,
+            defaults=defaults,
+            token=token,
+            example=its_task.decode(open_cells),
+        )
+        where = address_of(listener)
+
+        def ready(on: str) -> None:
+            about = {"command": "serve", "address": where, "pid": os.getpid(), "model": model, "backend": on}
+            typer.echo(to_json(about) if as_json else f"{where} serves {model} ({on}); Ctrl-C stops\n", nl=False)
+
+        if engine == "ray":
+            listener.close()  # it was free; Ray Serve listens there
+            cluster = Cluster(address, replicas, 1 if cpus_per_worker is None else cpus_per_worker, host, port, grace)
+            serve_on_ray(cluster, reasoner, task_spec(task, its_task), of_engine, of_app, ready)
+            return 0
         with busy("starting the engine"):
-            engine = Engine(
-                reasoner, max_in_flight=max_in_flight, max_queued=max_queued, backend=backend, precision=precision
-            )
+            running = Engine(reasoner, **of_engine)
         try:
-            open_cells = np.full(reasoner.config.seq_len, its_task.open_token, np.uint8)
-            app = create_app(
-                engine,
-                reasoner,
-                its_task,
-                name=os.path.basename(model.rstrip("/")) or model,
-                limits=limits,
-                defaults=defaults,
-                token=token,
-                example=its_task.decode(open_cells),
-            )
-
-            def ready() -> None:
-                about = {"command": "serve", "address": address_of(listener), "pid": os.getpid(), "model": model}
-                text = f"{about['address']} serves {model} ({engine.backend}); Ctrl-C stops\n"
-                typer.echo(to_json({**about, "backend": engine.backend}) if as_json else text, nl=False)
-
-            server = Server(app, grace=grace, ready=ready)
+            app = create_app(running, reasoner, its_task, **of_app)
+            server = Server(app, grace=grace, ready=lambda: ready(running.backend))
             with json_log():
                 server.run(sockets=[listener])
         finally:
-            engine.close(cancel=True)
+            running.close(cancel=True)
     return INCOMPLETE if server.cut else 0

@@ -5,5 +5,7 @@
 writes what comes as it comes, so that the same run goes on after a stop. A row's result depends on the row and on the
 job alone, so all engines write the same bytes.
 
+`online` is apart from these: the HTTP app of an Engine, in replicas that Ray Serve runs.
+
 pyarrow and Ray are optional dependencies, which `optional` imports when they are needed.
 """

@@ -60,7 +60,8 @@ class OnRay:
         packed, weights = PackedModel.of(model, job.settings)
         with connected(self.address), _settings():
             gpus = 1 if packed.device == "cuda" else 0
-            size = self._size([node["Resources"] for node in rays.nodes() if node["Alive"]], gpus)
+            room = room_for(self.cpus, gpus)
+            size = min(room, self.workers or room)
             held = rays.put(weights)
             # Reading asks for no CPU: where actors have them all, it would never begin.
             units = rays.data.read_datasource(
@@ -85,17 +86,23 @@ class OnRay:
                 for batch in batches:
                     yield _finished(batch)
 
-    def _size(self, nodes: list[dict[str, float]], gpus: int) -> int:
-        """Actors of the pool, on nodes with these resources."""
-        counts = [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes]
-        room = sum(min(cpu // self.cpus, gpu // gpus) if gpus else cpu // self.cpus for cpu, gpu in counts)
-        if not room:
-            shown = ", ".join(f"{cpu} CPUs and {gpu} GPUs" for cpu, gpu in counts)
-            raise ValueError(
-                f"no machine of the cluster has room for a worker of {self.cpus} CPUs{' and a GPU' if gpus else ''}: "
-                f"they have {shown}; ask for fewer"
-            )
-        return min(room, self.workers or room)
+
+def room_for(cpus: int, gpus: int) -> int:
+    """How many workers of so many CPUs and GPUs (0 or 1) the machines of the cluster have room for.
+
+    Raises:
+        ValueError: for none.
+    """
+    nodes = [node["Resources"] for node in ray().nodes() if node["Alive"]]
+    counts = [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes]
+    room = sum(min(cpu // cpus, gpu // gpus) if gpus else cpu // cpus for cpu, gpu in counts)
+    if not room:
+        shown = ", ".join(f"{cpu} CPUs and {gpu} GPUs" for cpu, gpu in counts)
+        raise ValueError(
+            f"no machine of the cluster has room for a worker of {cpus} CPUs{' and a GPU' if gpus else ''}: "
+            f"they have {shown}; ask for fewer"
+        )
+    return room
 
 
 class Actor:

@@ -27,6 +27,24 @@ def ray() -> Any:
     return _modules("--engine ray needs Ray", "ray.data", "ray")
 
 
+def ray_core() -> Any:
+    """The module `ray` alone, which is imported quicker.
+
+    Raises:
+        ImportError: it is not there.
+    """
+    return _modules("--engine ray needs Ray", "ray")
+
+
+def ray_serve() -> Any:
+    """The module `ray.serve`.
+
+    Raises:
+        ImportError: it is not there.
+    """
+    return _modules("--engine ray needs Ray Serve to serve", "ray.serve")
+
+
 def _modules(what: str, *names: str) -> ModuleType:
     """The last of the modules."""
     try:

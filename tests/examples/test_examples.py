@@ -20,9 +20,14 @@ PRINTED = {
     "looped_transformer.py": (r"\b8 bits +[\d.]+ steps +(\d+)\.\d% right", 95),
     "looped_language_model.py": (r"(\d+) of 32 prompts have the logits of the model's own forward", 32),
     "latin_squares.py": (r"(\d+) of 200 fresh squares right", 190),
+    "ray_serve.py": (r"(\d+) of 12 solved by 2 replicas", 12),
 }
 
-NEEDED = {"deq_classifier.py": ("sklearn",), "looped_language_model.py": ("transformers",)}
+NEEDED = {
+    "ray_serve.py": ("ray.serve",),
+    "deq_classifier.py": ("sklearn",),
+    "looped_language_model.py": ("transformers",),
+}
 SHORTER = {"looped_transformer.py": dict(updates=250, picture="")}
 
 
@@ -31,7 +36,9 @@ def test_every_example_is_run():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PRINTED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.ray] * (name == "ray_serve.py")) for name in PRINTED]
+)
 def test_example(name: str, capsys: pytest.CaptureFixture[str]):
     for package in NEEDED.get(name, ()):
         pytest.importorskip(package)
