@@ -71,6 +71,9 @@ class Server(uvicorn.Server):
             # Longer than clients and proxies keep theirs, or one of these would send into a connection that closes.
             timeout_keep_alive=75,
             lifespan="off",
+            # Not whatever happens to be installed.
+            loop="asyncio",
+            http="h11",
         )
         super().__init__(config)
         self.ready = ready
