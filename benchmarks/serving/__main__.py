@@ -18,10 +18,10 @@ from rich.console import Console
 from benchmarks import machine
 from benchmarks.peers.process import REPOSITORY, Process
 from benchmarks.serving import drawing, simulator
-from benchmarks.serving.servers import BATCHES, FIFO, FULL_DEPTH, LEAST_SERVICE, SERVERS
+from benchmarks.serving.servers import BATCHES, FIFO, FULL_DEPTH, LEAST_SERVICE, MOST, SERVERS
 from benchmarks.serving.workload import EASY, Workload
 
-_LOADS = (0.3, 0.5, 0.7, 0.85, 1.0, 1.2)
+_LOADS = (0.3, 0.5, 0.7, 0.9, 1.1)
 _DECISIVE = 0.7
 _MACHINES = (1, 3, 10, 30, 100, 300, 1000)
 _DATA = Path(os.environ.get("EQR_SUDOKU_DATA", REPOSITORY.parent / "shared" / "data" / "sudoku"))
@@ -109,11 +109,14 @@ _ENGINES = (LEAST_SERVICE, FIFO)
 
 
 def _saturation(servers: dict[str, Process], seconds: float) -> dict[str, dict[str, float]]:
-    """The median of three turns each, in an order that changes."""
+    """The median of three turns each, in an order that changes; one turn of full depth, whose steps do not vary."""
     turns: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
     for turn in range(3):
         for name in list(servers)[:: 1 if turn % 2 == 0 else -1]:
-            turns[name].append(servers[name].request(measure="saturation", seconds=seconds / 2))
+            if turn and name == FULL_DEPTH:
+                continue
+            least = (2 if name == FULL_DEPTH else 4) * MOST
+            turns[name].append(servers[name].request(measure="saturation", seconds=seconds / 2, least=least))
             console.print(f"saturation, {name}: {turns[name][-1]['requests_per_second']:.2f} answers/s")
     return {
         name: {key: statistics.median(turn[key] for turn in rows) for key in rows[0]} for name, rows in turns.items()

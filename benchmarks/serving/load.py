@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.serving.servers import MOST, Served, Server
+from benchmarks.serving.servers import Served, Server
 from benchmarks.serving.workload import EASY, HARD, Workload
 
 OUTSTANDING = 128
@@ -40,10 +40,12 @@ class Log:
             self.wrong.append(index)
 
 
-def saturation(server: Server, workload: Workload, tokens: Tensor, answers: Tensor, seconds: float) -> dict[str, Any]:
+def saturation(
+    server: Server, workload: Workload, tokens: Tensor, answers: Tensor, seconds: float, least: int
+) -> dict[str, Any]:
     """Answers a second while some always wait, from the answer after a third of the time to the last.
 
-    It goes on beyond `seconds` until four batches can have been answered.
+    It goes on beyond `seconds` until there are `least` answers.
     """
     puzzles = workload.ask(1_000_000, stream=0)
     log = Log(puzzles, np.zeros(len(puzzles)))
@@ -55,7 +57,7 @@ def saturation(server: Server, workload: Workload, tokens: Tensor, answers: Tens
         log.take(index, future.result(), time.perf_counter() - begun, answers)
         room.release()
 
-    while time.perf_counter() - begun < seconds or np.isfinite(log.answered[:asked]).sum() < 4 * MOST:
+    while time.perf_counter() - begun < seconds or np.isfinite(log.answered[:asked]).sum() < least:
         if room.acquire(timeout=0.1):
             server.submit(tokens[puzzles[asked]]).add_done_callback(partial(done, index=asked))
             asked += 1

@@ -24,7 +24,7 @@ class Workload:
     """
 
     puzzles: str
-    model: str = "sudoku"
+    model: str = "sudoku-small"
     depth: int = 256
     tol: float | str = "fast"
     easy_share: float = 0.9
