@@ -18,10 +18,10 @@ from rich.console import Console
 from benchmarks import machine
 from benchmarks.peers.process import REPOSITORY, Process
 from benchmarks.serving import drawing, simulator
-from benchmarks.serving.servers import BATCHES, FIFO, FULL_DEPTH, LEAST_SERVICE, MOST, SERVERS
+from benchmarks.serving.servers import BATCHES, FIFO, FULL_DEPTH, LEAST_SERVICE, SERVERS
 from benchmarks.serving.workload import EASY, Workload
 
-_LOADS = (0.3, 0.5, 0.7, 0.9, 1.1)
+_LOADS = (0.4, 0.7, 0.9, 1.1)
 _DECISIVE = 0.7
 _MACHINES = (1, 3, 10, 30, 100, 300, 1000)
 _DATA = Path(os.environ.get("EQR_SUDOKU_DATA", REPOSITORY.parent / "shared" / "data" / "sudoku"))
@@ -36,6 +36,7 @@ def main(
     results: Annotated[Path | None, typer.Option(help="Folder of <device>/serving.json.")] = None,
     picture: Annotated[Path | None, typer.Option(help="A PNG or SVG file of the curves.")] = None,
     seconds: Annotated[float, typer.Option(help="Of each point.")] = 60.0,
+    requests: Annotated[int, typer.Option(help="That are there at once, for the saturation.")] = 320,
     deadline: Annotated[float, typer.Option(help="Seconds within which an answer is goodput.")] = 2.0,
     price: Annotated[float, typer.Option(help="Of such a machine, for an hour.")] = 0.10,
     pool: Annotated[int, typer.Option(help="Different puzzles of each kind.")] = Workload.pool,
@@ -49,7 +50,9 @@ def main(
         if not puzzles.is_file():
             raise typer.BadParameter(f"{puzzles} is not there; name a CSV file of puzzles in --puzzles")
         workload = Workload(str(puzzles), pool=8 if quick else pool)
-        report = measure(workload, (0.3, _DECISIVE) if quick else _LOADS, 6.0 if quick else seconds, deadline, price)
+        loads = (0.3, _DECISIVE) if quick else _LOADS
+        seconds, requests = (6.0, 40) if quick else (seconds, requests)
+        report = measure(workload, loads, seconds, requests, deadline, price)
     drawing.print_tables(report)
     if picture is not None:
         drawing.draw(report, picture)
@@ -60,7 +63,7 @@ def main(
 
 
 def measure(
-    workload: Workload, loads: tuple[float, ...], seconds: float, deadline: float, price: float
+    workload: Workload, loads: tuple[float, ...], seconds: float, requests: int, deadline: float, price: float
 ) -> dict[str, Any]:
     given = json.dumps(vars(workload))
     threads = torch.get_num_threads()
@@ -69,7 +72,7 @@ def measure(
         for name in SERVERS:
             console.print(f"starting: {name}")
             servers[name] = stack.enter_context(Process("benchmarks.serving.child", name, given, threads=threads))
-        saturation = _saturation(servers, seconds)
+        saturation = _saturation(servers, requests)
         full = saturation[LEAST_SERVICE]["requests_per_second"]
         offered = []
         for load in loads:
@@ -108,15 +111,15 @@ def measure(
 _ENGINES = (LEAST_SERVICE, FIFO)
 
 
-def _saturation(servers: dict[str, Process], seconds: float) -> dict[str, dict[str, float]]:
+def _saturation(servers: dict[str, Process], requests: int) -> dict[str, dict[str, float]]:
     """The median of three turns each, in an order that changes; one turn of full depth, whose steps do not vary."""
     turns: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
     for turn in range(3):
         for name in list(servers)[:: 1 if turn % 2 == 0 else -1]:
             if turn and name == FULL_DEPTH:
                 continue
-            least = (2 if name == FULL_DEPTH else 4) * MOST
-            turns[name].append(servers[name].request(measure="saturation", seconds=seconds / 2, least=least))
+            count = round(requests / 8) if name == FULL_DEPTH else requests
+            turns[name].append(servers[name].request(measure="saturation", count=count))
             console.print(f"saturation, {name}: {turns[name][-1]['requests_per_second']:.2f} answers/s")
     return {
         name: {key: statistics.median(turn[key] for turn in rows) for key in rows[0]} for name, rows in turns.items()

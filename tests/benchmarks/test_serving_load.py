@@ -83,8 +83,8 @@ def test_a_server_answers_under_load(workload, name):
     solved = model.solve(tokens, depth=workload.depth, tol=0.5, halt=halt)
     server = servers.make(name, model, workload)
     try:
-        full = load.saturation(server, workload, tokens, solved.preds, 0.2, 20)
-        assert full["answered"] > 0 and full["steps_per_second"] > 0
+        full = load.saturation(server, workload, tokens, solved.preds, 20)
+        assert full["answered"] == 20 and full["steps_per_second"] > 0
         row = load.offered(server, workload, tokens, solved.preds, 40.0, 1.0, 30.0)
     finally:
         server.close()
