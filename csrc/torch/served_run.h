@@ -1,7 +1,6 @@
 // An open run with threads of its own, and what it has to say until somebody asks. Knows neither torch nor Python.
 #pragma once
 
-#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <map>

@@ -52,20 +52,23 @@ class LaunchingRunner(ThreadedRunner):
         jobs = self._take()
         for job in jobs:
             self._events.begun(job.number)
+        self._compute(jobs)
+
+    def _compute(self, jobs: list[Job]) -> None:
+        self._launched = {job.number: job for job in jobs}
+        error: BaseException | None = None
         try:
             self._launch(jobs)
-        except BaseException as error:
-            alone = len(jobs) == 1
-            for job in [*self._launched.values()]:
-                # Of several it may be another's error: each by itself then.
-                self._launched.pop(job.number)
-                if alone:
-                    self._events.done(job.number, error)
-                else:
-                    self._retry(job)
-        for number in [*self._launched]:
-            del self._launched[number]
-            self._events.done(number, None)
+        except BaseException as raised:
+            error = raised
+        left, self._launched = self._launched, {}
+        if error is not None and len(jobs) > 1:
+            # It may be of one of them alone: each by itself then.
+            for job in left.values():
+                self._compute([job])
+            return
+        for number in left:
+            self._events.done(number, error)
 
     def _take(self) -> list[Job]:
         """The oldest that waits, and those that can be launched with it."""
@@ -77,19 +80,7 @@ class LaunchingRunner(ThreadedRunner):
                 del self._waiting[number]
                 jobs.append(job)
                 trajectories += more
-        self._launched = {job.number: job for job in jobs}
         return jobs
-
-    def _retry(self, job: Job) -> None:
-        others, self._launched = self._launched, {job.number: job}
-        error: BaseException | None = None
-        try:
-            self._launch([job])
-        except BaseException as raised:
-            error = raised
-        if self._launched.pop(job.number, None) is not None:
-            self._events.done(job.number, error)
-        self._launched = others
 
     def _launch(self, jobs: list[Job]) -> None:
         for job in jobs:
