@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from email.message import Message
 from pathlib import Path
 
 import pytest
-import torch
 
 import eqr_kernels
 from eqr_kernels import ops
@@ -81,10 +79,17 @@ def test_extension_is_there_unless_it_cannot_be() -> None:
     not available or not sys.platform.startswith("linux"), reason=why if not available else "reads /proc"
 )
 def test_one_openmp_runtime() -> None:
-    rng = torch.zeros(64, 4, dtype=torch.int64)
-    ops.philox_words(rng, 0, 5000)
-    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if ".so" in line}
-    assert len([path for path in mapped if re.match(r"lib[gi]?omp", Path(path).name)]) <= 1
+    code = """
+import re
+from pathlib import Path
+import torch
+from eqr_kernels import ops
+ops.philox_words(torch.zeros(64, 4, dtype=torch.int64), 0, 5000)
+mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if ".so" in line}
+print(len([path for path in mapped if re.match(r"lib[gi]?omp", Path(path).name)]))
+"""
+    # In a process of its own: other packages that tests import bring an OpenMP of theirs.
+    assert run("-c", code).stdout.strip() in ("0", "1")
 
 
 def test_the_package_runs_as_the_command() -> None:
