@@ -24,6 +24,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == REPOSITORY / "tests" / "benchmarks":
             item.add_marker(pytest.mark.tooling)
+        # `make gpu-check` runs these files alone.
+        assert item.path.stem.endswith("_gpu") or not item.get_closest_marker("gpu"), f"{item.path}: name it test_*_gpu"
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
 

@@ -133,7 +133,8 @@ def tests(check: Check, stage: dict[str, Any]) -> None:
         if found := re.match(r"(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED)\b", line):
             outcomes[found[2]].append(found[1])
 
-    command = ["-m", "pytest", "-m", "gpu", "tests", "-v", "-p", "no:cacheprovider", "--color=no", "--tb=short"]
+    files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*_gpu.py"))
+    command = ["-m", "pytest", *files, "-m", "gpu", "-v", "-p", "no:cacheprovider", "--color=no", "--tb=short"]
     ended = run([check.python, *command], check.left, read)
     stage["outcomes"] = {name.lower(): len(tests) for name, tests in outcomes.items() if tests}
     stage["failures"] = outcomes["FAILED"] + outcomes["ERROR"]

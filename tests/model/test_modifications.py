@@ -411,13 +411,13 @@ def test_an_adapter_is_trained_and_solve_follows_it(dtype):
 
 
 @pytest.mark.slow
-def test_fifty_steps_of_an_adapter_change_what_a_shipped_model_solves():
+def test_a_few_steps_of_an_adapter_change_what_a_shipped_model_solves():
     model = EquilibriumReasoner.from_pretrained("sudoku-small").float()
-    puzzles, held_out = (sudoku_generator.generate(n, "hard", seed=seed) for n, seed in ((200, 6), (60, 5)))
+    puzzles, held_out = (sudoku_generator.generate(n, "medium", seed=seed) for n, seed in ((40, 6), (24, 5)))
     tokens, answers = (torch.from_numpy(x.astype("int64")) for x in (held_out.inputs, held_out.labels))
 
     def right(of):
-        result = of.eval().solve(tokens, depth=16, halt="none")
+        result = of.eval().solve(tokens, depth=6, halt="none")
         return result, (result.preds == answers).all(1)
 
     before = right(model)[1]
@@ -427,9 +427,9 @@ def test_fifty_steps_of_an_adapter_change_what_a_shipped_model_solves():
         replace(model, path, lambda old: Lora(old, 4))
         model.get_submodule(path).up.data.zero_()
     assert torch.equal(right(model)[1], before) and before.any() and not before.all()
-    settings = TrainSettings(batch_size=8, total_steps=50, lr=3e-4, lr_warmup_steps=5, weight_decay=0.0, compile=False)
+    settings = TrainSettings(batch_size=4, total_steps=10, lr=1e-3, lr_warmup_steps=1, weight_decay=0.0, compile=False)
     trainer = Trainer(model, PuzzleStream(puzzles, sudoku.augment), settings)
-    for _ in range(50):
+    for _ in range(10):
         trainer.train_step()
     adapted, after = right(model)
     first = model.solve(tokens, depth=1, halt="none").logits  # more steps would amplify rounding
@@ -439,7 +439,7 @@ def test_fifty_steps_of_an_adapter_change_what_a_shipped_model_solves():
     merged, right_when_merged = right(model)
     assert merged.backend == ("cpu" if BUILT else "reference") and torch.equal(right_when_merged, after)
     torch.testing.assert_close(model.solve(tokens, depth=1, halt="none").logits, first, rtol=1e-3, atol=1e-3)
-    print(f"right of 60: {int(before.sum())} before, {int(after.sum())} with the adapter")
+    print(f"right of {len(tokens)}: {int(before.sum())} before, {int(after.sum())} with the adapter")
 
 
 def test_a_model_of_peft_solves_and_is_merged():

@@ -99,8 +99,10 @@ def test_opcheck_of_trajectory_bytes_and_fingerprint() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_compiler)])
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(
+    ("backend", "dynamic"),
+    [("aot_eager", False), ("aot_eager", True), pytest.param("inductor", True, marks=needs_compiler)],
+)
 def test_compiles_in_one_graph(backend: str, dynamic: bool) -> None:
     w, rules = weights(), RunRules(*list(problem().values())[6:])
     described = ops.Operator(**operator())
