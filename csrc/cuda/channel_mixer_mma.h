@@ -138,7 +138,7 @@ EQR_DEVICE void throughput_mma_body(const Problem& p) {
   Machine machine{{{p, TokenMixer<Be, D>::kPasses}, shared}};
   const Walk<Be, D, Machine> walk{p, shared.scratch, machine};
   walk.clear_padding();
-  if (walk.leader()) shared.scratch.control.live = 0;
+  if (walk.leader()) shared.scratch.control.live = 0, shared.scratch.control.number = 0;
   machine.weights.start();
   for (;;) {
     walk.ready();

@@ -179,7 +179,7 @@ struct ThroughputWgmma {
         Be::barrier_init(&shared.empty[i], Sizes<D>::kWarps * ranks);
       }
       Be::barrier_init_done();
-      shared.scratch.control.live = 0;
+      shared.scratch.control.live = 0, shared.scratch.control.number = 0;
     }
     Be::cluster_sync();
     if (Be::thread() < Machine::kFirstThread) {

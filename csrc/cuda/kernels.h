@@ -12,6 +12,7 @@ struct Kernel {
   int64_t shared_bytes;  // dynamic
   Order order;           // of the packed weights
   int64_t (*slot_bytes)(const Shape&, int64_t ring);
+  int64_t (*work_bytes)(const Shape&);  // of the device's memory, besides slots; null: none
 };
 
 // For 128, 256 or 512 features.

@@ -20,8 +20,12 @@ template <int D>
 struct Of {
   static Kernel kernel() {
     using Body = Latency<Device, D>;
-    return {reinterpret_cast<const void*>(&latency<D>), Body::kThreads, sizeof(typename Body::Shared), Body::kOrder,
-            &LatencyScratch<D>::bytes};
+    return {reinterpret_cast<const void*>(&latency<D>),
+            Body::kThreads,
+            sizeof(typename Body::Shared),
+            Body::kOrder,
+            &LatencyScratch<D>::slot_bytes,
+            &LatencyScratch<D>::work_bytes};
   }
 };
 

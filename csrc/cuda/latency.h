@@ -26,7 +26,7 @@ struct Latency {
   };
 
   const Problem& p;
-  const LatencyScratch<D> w = LatencyScratch<D>::of(p);
+  LatencyScratch<D> w = LatencyScratch<D>::of(p);
   Shared& shared = *reinterpret_cast<Shared*>(Be::shared());
   uint32_t passed = 0;  // arrivals of all barriers of the grid so far; kept by thread 0
 
@@ -38,6 +38,7 @@ struct Latency {
       if (leads()) ready();
       grid_sync();
       if (!w.control().live) break;
+      if (p.parked) w.own = p.slots + w.control().number * p.slot_bytes;
       if (w.control().steps == 0) start();
       outer_step();
       if (leads()) advance();
@@ -89,7 +90,7 @@ struct Latency {
     Control& c = w.control();
     trajectory().record(Be::thread(), kThreads, w.logits(c.logits));
     Be::sync();
-    if (Be::thread() == 0 && c.ended) c.live = 0;
+    if (Be::thread() == 0 && c.leaves) trajectory().leave();
     Be::sync();
   }
 

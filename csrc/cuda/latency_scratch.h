@@ -1,4 +1,4 @@
-// What the latency kernel keeps in global memory of the one trajectory in flight.
+// What the latency kernel keeps in global memory: a trajectory's own, and what it works on.
 #pragma once
 
 #include "cuda/elements.h"
@@ -21,33 +21,35 @@ struct LatencyScratch {
     float squares[kParts][kTokens];       // of a part's features, for the norm
   };
 
-  char* base;
+  char *own, *work;
   int64_t hidden_bytes, logits_bytes;
 
   EQR_HOST_DEVICE static int64_t of_hidden(const Shape& s) { return whole_lines(kTokens * s.hidden * 2); }
   EQR_HOST_DEVICE static int64_t of_logits(const Shape& s) { return whole_lines(s.tokens * s.vocabulary * 4); }
-  EQR_HOST_DEVICE static int64_t bytes(const Shape& s, int64_t ring) {
-    return 5 * kState + kState / 2 + of_hidden(s) + 2 * of_logits(s) + whole_lines(int64_t{sizeof(OfStep)}) +
-           whole_lines(ring * 4);
+  EQR_HOST_DEVICE static int64_t slot_bytes(const Shape& s, int64_t ring) {
+    return 4 * kState + 2 * of_logits(s) + whole_lines(ring * 4);
   }
-  EQR_DEVICE static LatencyScratch of(const Problem& p) { return {p.slots, of_hidden(p.shape), of_logits(p.shape)}; }
+  EQR_HOST_DEVICE static int64_t work_bytes(const Shape& s) {
+    return kState + kState / 2 + of_hidden(s) + whole_lines(int64_t{sizeof(OfStep)});
+  }
+  EQR_DEVICE static LatencyScratch of(const Problem& p) {
+    return {p.slots, p.work, of_hidden(p.shape), of_logits(p.shape)};
+  }
 
   // States and what a block makes of them, by parts of 16 features: [parts][88 tokens][4]
-  EQR_DEVICE Quad* z_H(int buffer) const { return reinterpret_cast<Quad*>(base + buffer * kState); }
-  EQR_DEVICE Quad* z_L(int buffer) const { return reinterpret_cast<Quad*>(base + (2 + buffer) * kState); }
-  EQR_DEVICE Quad* v() const { return reinterpret_cast<Quad*>(base + 4 * kState); }
-  EQR_DEVICE char* operand() const { return base + 5 * kState; }              // bf16 [88, D] in cores
-  EQR_DEVICE char* hidden() const { return base + 5 * kState + kState / 2; }  // bf16 [88, k] in cores
-  EQR_DEVICE float* logits(int buffer) const {                                // [S, V]
-    return reinterpret_cast<float*>(hidden() + hidden_bytes + buffer * logits_bytes);
+  EQR_DEVICE Quad* z_H(int buffer) const { return reinterpret_cast<Quad*>(own + buffer * kState); }
+  EQR_DEVICE Quad* z_L(int buffer) const { return reinterpret_cast<Quad*>(own + (2 + buffer) * kState); }
+  EQR_DEVICE float* logits(int buffer) const {  // [S, V]
+    return reinterpret_cast<float*>(own + 4 * kState + buffer * logits_bytes);
   }
-  EQR_DEVICE OfStep& of_step() const { return *reinterpret_cast<OfStep*>(logits(2)); }
+  EQR_DEVICE float* changes() const { return logits(2); }  // [min(window, depth)]
+  EQR_DEVICE Quad* v() const { return reinterpret_cast<Quad*>(work); }
+  EQR_DEVICE char* operand() const { return work + kState; }              // bf16 [88, D] in cores
+  EQR_DEVICE char* hidden() const { return work + kState + kState / 2; }  // bf16 [88, k] in cores
+  EQR_DEVICE OfStep& of_step() const { return *reinterpret_cast<OfStep*>(hidden() + hidden_bytes); }
   EQR_DEVICE Control& control() const { return of_step().control; }
   EQR_DEVICE float* squares() const { return of_step().squares[0]; }
   EQR_DEVICE float* sums() const { return of_step().sums[0][0]; }
-  EQR_DEVICE float* changes() const {  // [min(window, depth)]
-    return reinterpret_cast<float*>(reinterpret_cast<char*>(&of_step()) + whole_lines(int64_t{sizeof(OfStep)}));
-  }
 
   EQR_DEVICE StepSums step_sums(int tokens) const {
     const OfStep& s = of_step();

@@ -9,6 +9,7 @@
 #include "cuda/check.h"
 #include "cuda/kernels.h"
 #include "cuda/runtime.h"
+#include "cuda/trajectory.h"
 
 namespace eqr::cuda {
 namespace {
@@ -32,12 +33,13 @@ std::string text(const Parts&... parts) {
 
 int64_t padded(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
-// The workspace: slots, counters, and in a race the best of each puzzle.
+// The workspace: slots, scratch, counters, and in a race the best of each puzzle.
 struct Workspace {
-  int64_t counters, best, bytes;
+  int64_t work, counters, best, bytes;
 
-  Workspace(int64_t slots, int64_t slot_bytes, int64_t puzzles, bool race)
-      : counters(padded(slots * slot_bytes)),
+  Workspace(int64_t slots, const Plan& plan, int64_t puzzles, bool race)
+      : work(padded(slots * plan.slot_bytes)),
+        counters(work + padded(plan.work_bytes)),
         best(counters + padded(sizeof(Counters))),
         bytes(best + (race ? padded(puzzles * int64_t{sizeof(uint64_t)}) : 0)) {}
 };
@@ -49,6 +51,37 @@ int attribute(cudaDeviceAttr which, int device) {
   int value = 0;
   check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
   return value;
+}
+
+// Of a problem with all its memory.
+void run(Problem p, const Plan& plan, cudaStream_t stream) {
+  p.layout = layout_of(p.shape);
+  p.slot_bytes = plan.slot_bytes;
+  check(cudaMemsetAsync(p.counters, 0, sizeof(Counters), stream), "cudaMemsetAsync of the counters");
+  check_tokens(p, stream);
+  load_selection();
+
+  const Kernel kernel = kernel_of(plan.kernel, p.shape.features);
+  check(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(plan.shared_bytes)),
+        "cudaFuncSetAttribute of the shared memory");
+  cudaLaunchAttribute attribute{};
+  if (plan.kernel == Plan::Kernel::latency) {
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+  } else {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = unsigned(plan.cluster);
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(plan.ctas));
+  config.blockDim = dim3(unsigned(plan.threads));
+  config.dynamicSmemBytes = size_t(plan.shared_bytes);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = plan.kernel == Plan::Kernel::throughput_mma ? 0 : 1;  // which knows no clusters, as sm_80 does not
+  void* arguments[] = {&p};
+  check(cudaLaunchKernelExC(&config, kernel.function, arguments), kernel_name(plan.kernel));
 }
 
 }  // namespace
@@ -119,7 +152,8 @@ Plan plan(const Shape& s, const DeviceLimits& device, Regime regime, int64_t tra
     out.slots = out.ctas;
   }
   out.slot_bytes = padded(kernel.slot_bytes(s, std::min(window, depth)));
-  out.workspace_bytes = Workspace(out.slots, out.slot_bytes, puzzles, race).bytes;
+  out.work_bytes = kernel.work_bytes ? kernel.work_bytes(s) : 0;
+  out.workspace_bytes = Workspace(out.slots, out, puzzles, race).bytes;
   return out;
 }
 
@@ -127,39 +161,27 @@ int64_t packed_bytes(const Shape& s) { return layout_of(s).bytes; }
 
 void launch(Problem p, const Plan& plan, void* workspace, cudaStream_t stream) {
   char* const base = static_cast<char*>(workspace);
-  const Workspace at(plan.slots, plan.slot_bytes, p.puzzles, is_race(p));
-  p.layout = layout_of(p.shape);
+  const Workspace at(plan.slots, plan, p.puzzles, is_race(p));
   p.slots = base;
-  p.slot_bytes = plan.slot_bytes;
+  p.work = base + at.work;
   p.counters = reinterpret_cast<Counters*>(base + at.counters);
   p.best = is_race(p) ? reinterpret_cast<uint64_t*>(base + at.best) : nullptr;
-  check(cudaMemsetAsync(p.counters, 0, sizeof(Counters), stream), "cudaMemsetAsync of the counters");
   if (is_race(p))
     check(cudaMemsetAsync(p.best, 0xFF, p.puzzles * sizeof(uint64_t), stream), "cudaMemsetAsync of the best");
-  check_tokens(p, stream);
-  load_selection();
+  p.count = p.puzzles * p.breadth;
+  p.parked = nullptr;
+  run(p, plan, stream);
+}
 
-  const Kernel kernel = kernel_of(plan.kernel, p.shape.features);
-  check(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(plan.shared_bytes)),
-        "cudaFuncSetAttribute of the shared memory");
-  cudaLaunchAttribute attribute{};
-  if (plan.kernel == Plan::Kernel::latency) {
-    attribute.id = cudaLaunchAttributeCooperative;
-    attribute.val.cooperative = 1;
-  } else {
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = unsigned(plan.cluster);
-    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  }
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(plan.ctas));
-  config.blockDim = dim3(unsigned(plan.threads));
-  config.dynamicSmemBytes = size_t(plan.shared_bytes);
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = plan.kernel == Plan::Kernel::throughput_mma ? 0 : 1;  // which knows no clusters, as sm_80 does not
-  void* arguments[] = {&p};
-  check(cudaLaunchKernelExC(&config, kernel.function, arguments), kernel_name(plan.kernel));
+int64_t parked_bytes() { return sizeof(Control); }
+int64_t quantum_workspace_bytes(const Plan& plan) { return Workspace(0, plan, 0, false).bytes; }
+
+void launch_quantum(Problem p, const Plan& plan, void* workspace, cudaStream_t stream) {
+  char* const base = static_cast<char*>(workspace);
+  const Workspace at(0, plan, 0, false);
+  p.work = base + at.work;
+  p.counters = reinterpret_cast<Counters*>(base + at.counters);
+  run(p, plan, stream);
 }
 
 void use_device(int device) { check(cudaSetDevice(device), "cudaSetDevice"); }

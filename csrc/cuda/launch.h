@@ -29,6 +29,7 @@ struct Plan {
   int64_t shared_bytes;
   int64_t slots;  // trajectories in flight
   int64_t slot_bytes;
+  int64_t work_bytes;       // besides the slots
   int64_t workspace_bytes;  // of the device's memory, at a multiple of 256 bytes
 };
 
@@ -53,6 +54,15 @@ void pack(const Shape&, Plan::Kernel, const OperatorWeights&, void* packed, cuda
 // Fills in the problem's layout, slots, counters and best from the plan and the workspace, and runs it. `Problem::end`
 // and the rest are written when the stream gets there.
 void launch(Problem, const Plan&, void* workspace, cudaStream_t);
+
+// As `launch`, but of the `count` trajectories of `rows`, for `quantum` outer steps each at most, see problem.h. The
+// caller has set these three, and what stays on the device from launch to launch: `slots`, slot_bytes of the plan for
+// each trajectory; `parked`, parked_bytes() for each; in a race `best`; and the outputs, where a trajectory's are
+// written as it stands when the launch leaves it, its status kGoing where it goes on. The plan is for the trajectories
+// of the launch; its kernel is the same for all launches.
+void launch_quantum(Problem, const Plan&, void* workspace, cudaStream_t);
+int64_t parked_bytes();
+int64_t quantum_workspace_bytes(const Plan&);
 
 // Which of a puzzle's trajectories is its answer, by the problem's rule, after `launch` on the same stream. winner:
 // [N]; logits: [N, S, V], the winners' of the problem's [T, S, V]. ballots: [T], scratch.

@@ -11,7 +11,9 @@ namespace eqr::cuda {
 
 constexpr int kMostCheckpoints = 64;
 
-// What all CTAs share; zero before a run, but `best`.
+struct Control;  // of trajectory.h
+
+// What all CTAs share; zero before a launch, but `best`.
 struct Counters {
   uint64_t queue, finished, spent;  // trajectories taken, trajectories ended, outer steps
   uint32_t arrived;                 // at the barriers of the grid (latency kernel)
@@ -33,8 +35,15 @@ struct Problem : RunRules {
   float* residuals;  // [T, depth], written up to each one's end, or null
   Counters* counters;
   uint64_t* best;  // [N]: steps << 32 | restart of the first to settle, all ones before; null but in a race
-  char* slots;     // scratch of the trajectories in flight
+  char* slots;     // states of the trajectories in flight: a CTA's each, or where some are parked, one's own
   int64_t slot_bytes;
+  char* work;  // scratch of the latency kernel
+  // Which trajectories: the first `count`, each from its start to its end; or with `parked`, those of `rows`, each from
+  // where the launch before has left it, for at most `quantum` outer steps.
+  int64_t count;
+  const int64_t* rows;  // [count]
+  int64_t quantum;
+  Control* parked;  // [T], zeros where none has begun
   // [3], of the host: [0] non-zero cancels what is left; [1] trajectories ended; [2] outer steps spent. May be null.
   int64_t* control;
 

@@ -137,7 +137,7 @@ struct Slot {
   EQR_HOST_DEVICE static int64_t bytes(const Shape& s, int64_t ring) {
     return 5 * kQuads * 16 + 2 * padded_logits(s) + whole_lines(ring * 4);
   }
-  EQR_DEVICE static Slot of(const Problem& p, int number) {
+  EQR_DEVICE static Slot of(const Problem& p, int64_t number) {
     return {p.slots + number * p.slot_bytes, padded_logits(p.shape)};
   }
 

@@ -19,8 +19,12 @@ template <int D>
 struct Of {
   static Kernel kernel() {
     using Machine = MmaMachine<Device, D>;
-    return {reinterpret_cast<const void*>(&throughput_mma<D>), Sizes<D>::kThreads, sizeof(typename Machine::Shared),
-            Machine::Tiles::kOrder, &Slot<D>::bytes};
+    return {reinterpret_cast<const void*>(&throughput_mma<D>),
+            Sizes<D>::kThreads,
+            sizeof(typename Machine::Shared),
+            Machine::Tiles::kOrder,
+            &Slot<D>::bytes,
+            nullptr};
   }
 };
 

@@ -24,8 +24,12 @@ template <int D>
 struct Of {
   static Kernel kernel() {
     using Machine = WgmmaMachine<Device, D>;
-    return {reinterpret_cast<const void*>(&throughput_wgmma<D>), ThroughputWgmma<Device, D>::kThreads,
-            sizeof(typename Machine::Shared), Machine::Tiles::kOrder, &Slot<D>::bytes};
+    return {reinterpret_cast<const void*>(&throughput_wgmma<D>),
+            ThroughputWgmma<Device, D>::kThreads,
+            sizeof(typename Machine::Shared),
+            Machine::Tiles::kOrder,
+            &Slot<D>::bytes,
+            nullptr};
   }
 };
 

@@ -10,14 +10,17 @@ namespace eqr::cuda {
 struct Control {
   int64_t number, puzzle, restart;
   int64_t steps, streak;
+  int64_t left;  // outer steps of the quantum
   Status status;
   float residual, q_halt, score;
   int32_t live;         // a trajectory is in flight
   int32_t checkpoint;   // the next one
   int32_t first, last;  // checkpoints to be written now: [first, last)
-  int32_t ended;        // write the end too
-  int32_t logits;       // which of the two buffers holds the last finite logits
+  int32_t ended;
+  int32_t leaves;  // it has ended or its quantum is over: how it stands is written too
+  int32_t logits;  // which of the two buffers holds the last finite logits
 };
+static_assert(sizeof(Control) % 8 == 0);
 
 // What an outer step came to.
 struct StepSums {
@@ -36,11 +39,16 @@ struct Trajectory {
   // Takes the next trajectory that there is something to do for; those that cannot start are recorded by the leader
   // alone. False when the queue is empty.
   EQR_DEVICE bool take() {
-    const uint64_t all = uint64_t(p.puzzles * p.breadth);
     for (;;) {
       const uint64_t next = Be::atomic_add(&p.counters->queue, 1);
-      if (next >= all) return false;
-      begin(int64_t(next));
+      if (next >= uint64_t(p.count)) return false;
+      const int64_t number = p.parked ? p.rows[next] : int64_t(next);
+      if (p.parked && p.parked[number].live) {
+        c = p.parked[number];
+        c.left = p.quantum;
+        return true;
+      }
+      begin(number);
       if (!cancelled() && !hopeless()) return true;
       c.status = kCancelled;
       record_unstarted();
@@ -53,10 +61,10 @@ struct Trajectory {
     c.puzzle = number / p.breadth;
     c.restart = number % p.breadth;
     c.steps = c.streak = 0;
+    c.left = p.parked ? p.quantum : p.depth;
     c.status = kGoing;
     c.residual = c.q_halt = c.score = nan();
-    c.checkpoint = c.first = c.last = c.ended = c.logits = 0;
-    for (int64_t i = 0; i < ring(); ++i) changes[i] = nan();
+    c.checkpoint = c.first = c.last = c.ended = c.leaves = c.logits = 0;
   }
 
   // The caller wants no more: the trajectory keeps the answer that it has. Before an outer step.
@@ -79,6 +87,7 @@ struct Trajectory {
     else
       changes[(c.steps - 1) % ring()] = float(s.logits_change / double(p.shape.tokens));
     ++c.steps;
+    --c.left;
     c.streak = c.residual <= p.tol ? c.streak + 1 : 0;
     c.status = status_after(p, finite, c.q_halt, c.streak, c.steps);
     c.score = score();
@@ -104,20 +113,28 @@ struct Trajectory {
   // first step.
   EQR_DEVICE void record(int thread, int threads, const float* logits) const {
     const int64_t S = p.shape.tokens, V = p.shape.vocabulary, T = p.puzzles * p.breadth;
-    if (!c.ended && c.first == c.last) return;
+    if (!c.leaves && c.first == c.last) return;
     for (int64_t s = thread; s < S; s += threads) {
       int64_t best = 0;
       for (int64_t v = 1; logits && v < V; ++v)
         if (logits[s * V + v] > logits[s * V + best]) best = v;
       for (int i = c.first; i < c.last; ++i) p.at.preds[(i * T + c.number) * S + s] = best;
-      if (c.ended) p.end.preds[c.number * S + s] = best;
+      if (c.leaves) p.end.preds[c.number * S + s] = best;
     }
-    if (c.ended)
+    if (c.leaves)
       for (int64_t i = thread; i < S * V; i += threads) p.logits[c.number * S * V + i] = logits ? logits[i] : 0.0f;
     if (thread == 0) {
       for (int i = c.first; i < c.last; ++i) write(p.at, i * T + c.number);
-      if (c.ended) write(p.end, c.number);
+      if (c.leaves) write(p.end, c.number);
     }
+  }
+
+  // By the leader, when all of one that leaves is recorded.
+  EQR_DEVICE void leave() {
+    c.live = 0;
+    if (!p.parked) return;
+    p.parked[c.number] = c;
+    p.parked[c.number].live = !c.ended;
   }
 
  private:
@@ -132,9 +149,10 @@ struct Trajectory {
   EQR_DEVICE int64_t ring() const { return p.window < p.depth ? p.window : p.depth; }
 
   EQR_DEVICE float score() const {
+    const int64_t differences = c.steps > 1 ? c.steps - 1 : 1;
     double sum = 0;
     int64_t count = 0;
-    for (int64_t i = 0; i < ring(); ++i)
+    for (int64_t i = 0; i < differences && i < ring(); ++i)
       if (changes[i] == changes[i]) {
         sum += changes[i];
         ++count;
@@ -145,6 +163,7 @@ struct Trajectory {
   // Which checkpoints have just been reached; once ended, all later ones too.
   EQR_DEVICE void plan_records() {
     c.ended = c.status != kGoing;
+    c.leaves = c.ended || c.left == 0;
     c.first = c.last = c.checkpoint;
     if (c.last < p.checkpoint_count && p.checkpoints[c.last] == c.steps) ++c.last;
     if (c.ended) c.last = p.checkpoint_count;

@@ -13,7 +13,7 @@ struct Walk {
   Scratch<D>& s;
   Machine& machine;
 
-  EQR_DEVICE Slot<D> slot() const { return Slot<D>::of(p, Be::cta()); }
+  EQR_DEVICE Slot<D> slot() const { return Slot<D>::of(p, p.parked ? s.control.number : Be::cta()); }
   EQR_DEVICE Trajectory<Be> trajectory() const { return {p, s.control, slot().changes()}; }
   EQR_DEVICE OuterStep<Be, D> step() const { return {p, s}; }
   EQR_DEVICE static Lane lane() { return Lane::of<Be>(Machine::kFirstThread); }
@@ -43,7 +43,11 @@ struct Walk {
     machine.sync();
     if (leader()) s.control.live = trajectory().take();
     machine.sync();
-    if (s.control.live) step().start(lane(), slot());
+    if (!s.control.live) return;
+    if (s.control.steps)
+      step().inject(lane(), slot());
+    else
+      step().start(lane(), slot());
   }
 
   EQR_DEVICE void run() const {
@@ -55,7 +59,7 @@ struct Walk {
     machine.sync();
     if (leader()) trajectory().advance(outer.sums());
     machine.sync();
-    if (s.control.ended)
+    if (s.control.leaves)
       record();
     else {
       trajectory().record(int(lane().thread), Sizes<D>::kThreads, slot().logits(s.control.logits));
@@ -84,11 +88,11 @@ struct Walk {
     }
   }
 
-  // The end of the trajectory, by all.
+  // The trajectory leaves, by all.
   EQR_DEVICE void record() const {
     trajectory().record(int(lane().thread), Sizes<D>::kThreads, slot().logits(s.control.logits));
     machine.sync();
-    if (leader()) s.control.live = 0;
+    if (leader()) trajectory().leave();
     machine.sync();
   }
 };

@@ -99,6 +99,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(eqr_kernels, m) {
       "Tensor winner, Tensor preds, Tensor q_halt, Tensor residual, Tensor score, Tensor steps, Tensor status, "
       "Tensor at_preds, Tensor at_q_halt, Tensor at_residual, Tensor at_score, Tensor at_steps, Tensor at_status, "
       "Tensor residuals, Tensor z_H, Tensor z_L)");
+  // On CUDA devices only: see fixed_point_cuda.cpp.
+  m.def(
+      "fixed_point_quantum(Tensor packed, Tensor tokens, Tensor ids, Tensor(a!) control, int[] sizes, "
+      "float[] constants, bool fixed_start, int seed, int breadth, int depth, str halt, float tol, int patience, "
+      "str select, int window, float noise_scale, int[] checkpoints, int slots, bool trace, Tensor rows, int quantum, "
+      "Tensor(b!) states, Tensor(c!) parked, Tensor(d!) best, Tensor(e!)[] tables) -> ()");
   m.def("trajectory_bytes(Tensor packed, int window) -> Tensor");
 }
 

@@ -89,6 +89,7 @@ py::dict cuda_plan(const std::vector<int64_t>& sizes, const std::vector<double>&
   out["slots"] = plan.slots;
   out["slot_bytes"] = plan.slot_bytes;
   out["workspace_bytes"] = plan.workspace_bytes;
+  out["parked_bytes"] = eqr::cuda::parked_bytes();
   return out;
 }
 #endif

@@ -51,13 +51,16 @@ class EmulatedCuda:
         kernel: one of KERNELS.
         slots: CTAs of the throughput kernels. ctas: those of the latency kernel. cluster: of throughput_wgmma.
         schedule: which threads go on first, and how late what is asynchronous happens.
+        quantum: outer steps of a trajectory in a launch; 0: one launch takes each to its end.
     """
 
     name = "emulated_cuda"
     precisions = tuple(Precision)
 
-    def __init__(self, kernel: str, slots: int = 2, ctas: int = 3, cluster: int = 1, schedule: int = 0) -> None:
-        self.kernel, self.how = kernel, _integers(slots, ctas, cluster, schedule)
+    def __init__(
+        self, kernel: str, slots: int = 2, ctas: int = 3, cluster: int = 1, schedule: int = 0, quantum: int = 0
+    ) -> None:
+        self.kernel, self.how = kernel, _integers(slots, ctas, cluster, schedule, quantum)
 
     def why_not(self, model: EquilibriumReasoner, precision: Precision) -> str | None:
         return None

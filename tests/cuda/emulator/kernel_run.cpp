@@ -1,9 +1,11 @@
 #include "kernel_run.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
+#include <vector>
 
 #include "cuda/channel_mixer_mma.h"
 #include "cuda/channel_mixer_wgmma.h"
@@ -49,27 +51,48 @@ void run(const KernelRun& how, const OperatorWeights& weights, cuda::Problem p) 
   using Wgmma = cuda::WgmmaMachine<Emulated, D>;
   using Latency = cuda::Latency<Emulated, D>;
   const bool mma = how.kernel == "throughput_mma", wgmma = how.kernel == "throughput_wgmma";
-  const int64_t ring = p.window < p.depth ? p.window : p.depth, slots = mma || wgmma ? how.slots : 1;
+  const int64_t T = p.puzzles * p.breadth, ring = p.window < p.depth ? p.window : p.depth;
   p.layout = cuda::layout_of(p.shape);
   const Buffer packed = poisoned(p.layout.bytes);
   pack_all(p.shape, mma ? Mma::Tiles::kOrder : wgmma ? Wgmma::Tiles::kOrder : Latency::kOrder, weights, packed.get());
   p.packed = packed.get();
-  p.slot_bytes = mma || wgmma ? cuda::Slot<D>::bytes(p.shape, ring) : cuda::LatencyScratch<D>::bytes(p.shape, ring);
-  const Buffer scratch = poisoned(slots * p.slot_bytes);
-  p.slots = scratch.get();
-  cuda::Counters counters = {};
-  p.counters = &counters;
+  p.slot_bytes =
+      mma || wgmma ? cuda::Slot<D>::bytes(p.shape, ring) : cuda::LatencyScratch<D>::slot_bytes(p.shape, ring);
+  const Buffer slots = poisoned((how.quantum ? T : how.slots) * p.slot_bytes);
+  const Buffer work = poisoned(cuda::LatencyScratch<D>::work_bytes(p.shape));
+  p.slots = slots.get(), p.work = work.get();
   std::vector<uint64_t> best(size_t(p.puzzles), ~uint64_t{0});
   p.best = is_race(p) ? best.data() : nullptr;
-  const cuda::Problem& problem = p;
-  if (mma)
-    launch(how, int(slots), cuda::Sizes<D>::kThreads, 1, sizeof(typename Mma::Shared),
-           [&] { cuda::throughput_mma_body<Emulated, D>(problem); });
-  else if (wgmma)
-    launch(how, int(slots), cuda::ThroughputWgmma<Emulated, D>::kThreads, how.cluster, sizeof(typename Wgmma::Shared),
-           [&] { cuda::ThroughputWgmma<Emulated, D>{problem}.run(); });
-  else
-    launch(how, how.ctas, Latency::kThreads, 1, sizeof(typename Latency::Shared), [&] { Latency{problem}.run(); });
+  const auto launch_once = [&] {
+    cuda::Counters counters = {};
+    p.counters = &counters;
+    const cuda::Problem& problem = p;
+    if (mma)
+      launch(how, int(how.slots), cuda::Sizes<D>::kThreads, 1, sizeof(typename Mma::Shared),
+             [&] { cuda::throughput_mma_body<Emulated, D>(problem); });
+    else if (wgmma)
+      launch(how, int(how.slots), cuda::ThroughputWgmma<Emulated, D>::kThreads, how.cluster,
+             sizeof(typename Wgmma::Shared), [&] { cuda::ThroughputWgmma<Emulated, D>{problem}.run(); });
+    else
+      launch(how, how.ctas, Latency::kThreads, 1, sizeof(typename Latency::Shared), [&] { Latency{problem}.run(); });
+  };
+  p.count = T;
+  if (!how.quantum) return launch_once();
+  std::vector<cuda::Control> parked(size_t(T), cuda::Control{});
+  p.parked = parked.data(), p.quantum = how.quantum;
+  std::vector<int64_t> going;
+  for (int64_t t = 0; t < T; ++t) going.push_back(t), p.end.status[t] = kGoing;
+  int64_t finished = 0, spent = 0;
+  for (size_t launches = 0; !going.empty(); ++launches) {
+    std::rotate(going.begin(), going.begin() + int64_t(launches % going.size()), going.end());
+    p.count = launches % 2 ? int64_t(going.size()) : int64_t(going.size() + 1) / 2;
+    p.rows = going.data();
+    if (p.control) p.control[1] = p.control[2] = 0;
+    launch_once();
+    if (p.control) finished += p.control[1], spent += p.control[2];
+    std::erase_if(going, [&](int64_t t) { return p.end.status[t] != kGoing; });
+  }
+  if (p.control) p.control[1] = finished, p.control[2] = spent;
 }
 
 }  // namespace

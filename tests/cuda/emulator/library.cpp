@@ -16,12 +16,13 @@ extern "C" {
 
 // sizes and constants as in csrc/torch/operator_args.h; weights: embedding, lm_head, q_weight, q_bias, H_start, L_start
 // (or null), then 4 a layer; rules: puzzles, breadth, depth, seed, halt, patience, race, window; how: slots, ctas,
-// cluster, seed of the schedule; end and at: preds, q_halt, residual, score, steps, status. Null, or what went wrong.
+// cluster, seed of the schedule, quantum; end and at: preds, q_halt, residual, score, steps, status. Null, or what went
+// wrong.
 __attribute__((visibility("default"))) const char* eqr_emulated_fixed_point(
     const char* kernel, const int64_t* sizes /* [10] */, const double* constants /* [4] */, float** weights,
     const int64_t* tokens, const int64_t* ids, const int64_t* rules /* [8] */, double tol, double noise_scale,
     const int64_t* checkpoints, int64_t checkpoint_count, void** end /* [6] */, void** at /* [6] */, float* logits,
-    float* residuals, int64_t* control, const int64_t* how /* [4] */) {
+    float* residuals, int64_t* control, const int64_t* how /* [5] */) {
   using namespace eqr;
   try {
     cuda::Problem p = {};
@@ -46,7 +47,7 @@ __attribute__((visibility("default"))) const char* eqr_emulated_fixed_point(
     for (int64_t i = 0; i < checkpoint_count; ++i) p.checkpoints[i] = int32_t(checkpoints[i]);
     p.end = records(end), p.at = records(at);
     p.logits = logits, p.residuals = residuals, p.control = control;
-    test::run_kernel({kernel, how[0], int(how[1]), int(how[2]), uint64_t(how[3])}, all, p);
+    test::run_kernel({kernel, how[0], int(how[1]), int(how[2]), uint64_t(how[3]), how[4]}, all, p);
     return nullptr;
   } catch (const std::exception& e) {
     error = e.what();

@@ -103,6 +103,13 @@ TEST(all_throughput_kernels_give_the_same) {
   CHECK(mma == wgmma);
 }
 
+TEST(quanta_give_the_bits_of_one_launch) {
+  Case test(small_shape(1));
+  test.depth = 2;
+  for (const std::string& kernel : kernels())
+    CHECK(test.run({.kernel = kernel, .quantum = 1}) == test.run({.kernel = kernel}), kernel);
+}
+
 TEST(an_unknown_kernel_is_refused) {
   const Case test(small_shape(1));
   bool refused = false;
