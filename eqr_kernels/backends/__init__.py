@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from eqr_kernels.backends.base import Backend, FixedPointProblem, Recorder, Stepping
+from eqr_kernels.backends.base import Backend, FixedPointProblem, ParkedRun, Parking, Recorder, Stepping
 from eqr_kernels.backends.cpu import CpuBackend
 from eqr_kernels.backends.cuda import CudaBackend
 from eqr_kernels.backends.reference import ReferenceBackend
@@ -14,7 +14,18 @@ from eqr_kernels.modules import EqROperator
 from eqr_kernels.precision import Precision
 from eqr_kernels.trajectory import Snapshot, Status
 
-__all__ = ["Backend", "FixedPointProblem", "Recorder", "Snapshot", "Status", "Stepping", "available", "choose"]
+__all__ = [
+    "Backend",
+    "FixedPointProblem",
+    "ParkedRun",
+    "Parking",
+    "Recorder",
+    "Snapshot",
+    "Status",
+    "Stepping",
+    "available",
+    "choose",
+]
 
 # In the order in which "auto" prefers them.
 _BACKENDS: tuple[Backend, ...] = (CudaBackend(), TritonBackend(), CpuBackend(), ReferenceBackend())

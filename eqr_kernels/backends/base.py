@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol, runtime_checkable
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eqr_kernels.modules import EqROperator
-from eqr_kernels.ops import StartStates
+from eqr_kernels.ops import StartStates, Tables
 from eqr_kernels.precision import Precision
 from eqr_kernels.run_rules import RunRules
 from eqr_kernels.scheduler import Proceed, Stepper
@@ -104,6 +105,40 @@ class Stepping(Protocol):
 
     def stepper(self, model: EqROperator, problem: FixedPointProblem, recorder: Recorder) -> Stepper:
         """`fixed_point`, an outer step at a time, in any thread: the arithmetic is the same, bit for bit."""
+
+
+class ParkedRun(Protocol):
+    """Places for P puzzles of B trajectories each, whose states stay on the device between launches.
+
+    Trajectory t is restart t % B of the puzzle at place t // B.
+
+    Attributes:
+        width: trajectories that the device computes side by side.
+        tables: how each stands after the last launch that it was in, its status `scheduler.GOING` where it goes on.
+    """
+
+    width: int
+    tables: Tables
+
+    def begin(self, place: int, tokens: Tensor, ident: Tensor) -> None:
+        """Puts a puzzle in a place: tokens int64 [S], ident int64 [], the key of its random streams."""
+
+    def launch(self, rows: Sequence[int], quantum: int) -> None:
+        """Iterates trajectories that go on, each for at most `quantum` outer steps; returns when that is done."""
+
+
+@runtime_checkable
+class Parking(Protocol):
+    """A backend whose trajectories can wait on the device between launches."""
+
+    def parked_run(self, model: EqROperator, problem: FixedPointProblem, places: int) -> ParkedRun:
+        """For puzzles of the problem's rules; of its tokens only the length matters.
+
+        Its trajectories get the bits that `fixed_point` gives them, in any quanta and any company.
+        """
+
+    def kernel(self, model: EqROperator, problem: FixedPointProblem) -> str:
+        """What computes the problem; problems of one run must have the same."""
 
 
 @cache

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from eqr_kernels import ops
 from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder
-from eqr_kernels.backends.packing import PackArguments, hand_over, wrong_dtype
+from eqr_kernels.backends.packing import PackArguments, wrong_dtype
+from eqr_kernels.backends.tables import hand_over
 from eqr_kernels.forking import fork_safe_lock
 from eqr_kernels.modules import EqROperator
 from eqr_kernels.precision import Precision, names

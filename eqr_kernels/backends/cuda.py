@@ -15,8 +15,10 @@ import torch
 
 from eqr_kernels import ops
 from eqr_kernels._nvtx import nvtx_range
-from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder, gpu_is_seen, gpu_remedy
-from eqr_kernels.backends.packing import PackArguments, hand_over, operator_of, wrong_dtype
+from eqr_kernels.backends.base import FixedPointProblem, ParkedRun, Proceed, Recorder, gpu_is_seen, gpu_remedy
+from eqr_kernels.backends.cuda_parked import CudaParkedRun
+from eqr_kernels.backends.packing import PackArguments, operator_of, wrong_dtype
+from eqr_kernels.backends.tables import hand_over
 from eqr_kernels.backends.watch import StreamLaunch, Watch
 from eqr_kernels.modules import EqROperator
 from eqr_kernels.precision import Precision
@@ -132,6 +134,26 @@ class CudaBackend:
             hand_over(result, p, recorder)
             if not watch.captured:
                 proceed(p.trajectories, int(result.steps.sum()))
+
+    def kernel(self, model: EqROperator, problem: FixedPointProblem) -> str:
+        run = _run(regime(), problem.trajectories)
+        return str(plan(operator_of(model), _limits(model.device), **run)["kernel"])
+
+    @torch.no_grad()
+    def parked_run(self, model: EqROperator, problem: FixedPointProblem, places: int) -> ParkedRun:
+        kernel, p = self.kernel(model, problem), problem
+        run = dict(
+            regime="latency" if kernel == "latency" else "throughput",
+            trajectories=1 << 20,
+            slots=1 << 20,
+            window=p.window,
+            depth=p.depth,
+            puzzles=places,
+            race=p.race,
+        )
+        with torch.cuda.device(model.device):
+            packed = PackArguments.of(model).pack(Precision.bf16, kernel)
+            return CudaParkedRun(packed, p, plan(operator_of(model), _limits(model.device), **run), places)
 
 
 def _limits(device: torch.device) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""What the compiled backends share: a model as the ops take it, and what the ops give as a recorder takes it."""
+"""A model as the compiled ops take it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from eqr_kernels import ops
-from eqr_kernels.backends.base import FixedPointProblem, Recorder
 from eqr_kernels.config import PUBLISHED_MULTIPLE, EqRConfig, next_multiple
 from eqr_kernels.modules import EqROperator
 from eqr_kernels.precision import Precision
 from eqr_kernels.reference import BlockWeights, OperatorWeights, Rope
-from eqr_kernels.trajectory import Snapshot
 
 
 def wrong_dtype(model: EqROperator) -> str | None:
@@ -107,22 +105,3 @@ def padded_block(block: BlockWeights, c: EqRConfig) -> BlockWeights:
 
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().contiguous()
-
-
-def hand_over(result: ops.FixedPointOutput, problem: FixedPointProblem, recorder: Recorder) -> None:
-    """All trajectories of a run to the recorder, at their ends and at the checkpoints."""
-    number = torch.arange(problem.trajectories, device=result.steps.device)
-    for i, depth in enumerate(problem.checkpoints):
-        at = (field[i] for field in result[8:14])
-        recorder.checkpoint(depth, _snapshot(number, *at))
-    if problem.trace:
-        steps = torch.arange(problem.depth, device=number.device)
-        recorder.residual(number[:, None], steps, result.residuals)
-    recorder.finished(_snapshot(number, *result[2:8]))
-    recorder.winners(result.winner, result.logits, (result.z_H, result.z_L) if problem.keep_states else None)
-
-
-def _snapshot(
-    number: Tensor, preds: Tensor, q_halt: Tensor, residual: Tensor, score: Tensor, steps: Tensor, status: Tensor
-) -> Snapshot:
-    return Snapshot(number, preds, None, q_halt, residual, score, steps, status)

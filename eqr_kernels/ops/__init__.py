@@ -14,6 +14,7 @@ from eqr_kernels.ops.differentiable_step import (
 )
 from eqr_kernels.ops.fingerprint import fingerprint
 from eqr_kernels.ops.fixed_point import FixedPointOutput, StartStates, fixed_point, trajectory_bytes
+from eqr_kernels.ops.fixed_point_quantum import Parked, Tables, fixed_point_quantum
 from eqr_kernels.ops.latent_recursions import latent_recursions
 from eqr_kernels.ops.library import build_info, cpu_isa, cpu_isas, extension_status, set_cpu_isa, why_not_cuda
 from eqr_kernels.ops.open_run import Begun, Done, OpenRun, RunCounts, Stepped
@@ -36,10 +37,12 @@ __all__ = [
     "OpenRun",
     "Operator",
     "PackedWeights",
+    "Parked",
     "RunCounts",
     "StartStates",
     "StepRows",
     "Stepped",
+    "Tables",
     "TrainingBatch",
     "TrainingStepOutput",
     "adam_atan2_",
@@ -52,6 +55,7 @@ __all__ = [
     "extension_status",
     "fingerprint",
     "fixed_point",
+    "fixed_point_quantum",
     "latent_recursions",
     "pack_weights",
     "philox_normal",

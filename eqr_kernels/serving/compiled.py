@@ -11,7 +11,8 @@ import torch
 
 from eqr_kernels import ops
 from eqr_kernels.backends.cpu import cpu_threads
-from eqr_kernels.backends.packing import PackArguments, hand_over
+from eqr_kernels.backends.packing import PackArguments
+from eqr_kernels.backends.tables import hand_over
 from eqr_kernels.forking import fork_safe_lock
 from eqr_kernels.modules import EqROperator
 from eqr_kernels.ops import Begun, Done, Stepped

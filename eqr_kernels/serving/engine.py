@@ -51,8 +51,9 @@ class Engine:
     "cpu" backend the trajectories of all requests take turns of `quantum` outer steps in compiled code, on as many
     threads as torch was set to when the first request came; who comes has his first turn at the next outer step, and a
     lone trajectory has all threads. By the "reference" backend (also of a model that is run through its modules)
-    requests take turns on one thread. By "cuda" and "triton" a launch takes all that wait for the
-    same rules; nobody joins one that has begun.
+    requests take turns on one thread. By "cuda" and "triton" the trajectories of requests with the same
+    rules share launches of `quantum` outer steps, and their states wait on the device between them; who comes is in the
+    next launch.
 
     A model's weights are read at `submit`: one that is changed in place between two gives the new weights' answers. A
     model that was modified (see `SolveResult.backend_reason`) is called as it is while its request runs.
@@ -64,8 +65,9 @@ class Engine:
 
     Args:
         model: the reasoner, as for `solve`.
-        max_in_flight: trajectories that have a state at most, of requests that run beside each other. By other backends
-            than "cpu", a request that has more by itself (`solve` has 64 at a time at most) runs alone.
+        max_in_flight: trajectories that have a state at most, of requests that run beside each other. What has more by
+            itself runs alone: by "reference" a request (`solve` has 64 at a time at most), by "cuda" and "triton" the
+            trajectories of one puzzle.
         max_queued: requests that wait at most.
         policy: "least_service" (the next turn is of the request that has had the fewest outer steps so far, so that a
             long one does not hold up the short) or "fifo" (the oldest to its end).
@@ -127,8 +129,7 @@ class Engine:
             deadline: seconds from now, at least 0; the future raises DeadlineExceeded then, and the request stops.
             block: wait for room where `max_queued` requests wait, for `timeout` seconds at most (None: for ever), and
                 not beyond the deadline. The engine's own thread, which makes the room, never waits.
-            on_step: called in the engine's thread with a `StepUpdate` of each trajectory after each outer step (by a
-                backend that computes in launches: once for each trajectory, when all have ended). What it
+            on_step: called in the engine's thread with a `StepUpdate` of each trajectory after each outer step. What it
                 raises is what its request fails with. One that takes longer than an outer step holds up the answers of
                 others.
             options: those of the engine, which they override, and ids and initial_state.

@@ -1,184 +1,277 @@
-"""The runner of backends that compute a whole problem in one launch, such as those on a GPU.
+"""The runner of backends that compute in launches, such as those on a GPU.
 
-A launch takes all that wait and want the same rules: rows do not depend on their company, so each request gets the bits
-that it would get alone. Nobody joins a launch that has begun, and one of its requests that is cancelled is only left
-out of the answers; it ends early where all of them are.
+Trajectories of requests with the same rules share launches of a few outer steps, and their states wait on the device
+between them; a launch takes those that have had the least service, as many as the device computes side by side. Rows do
+not depend on their company, so each request gets the bits that it would get alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import CancelledError
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from eqr_kernels.backends import Snapshot
-from eqr_kernels.results import Collector, OnFinished
+from eqr_kernels.backends import Parking
+from eqr_kernels.backends.tables import deliver
+from eqr_kernels.ops import Tables
 from eqr_kernels.run_rules import RULE_FIELDS
+from eqr_kernels.scheduler import GOING
 from eqr_kernels.serving.runner import Events, Job, StepUpdate
 from eqr_kernels.serving.threaded import ThreadedRunner
-from eqr_kernels.trajectory import FinishedTrajectory, Status
+from eqr_kernels.trajectory import Status
 
 
 class LaunchingRunner(ThreadedRunner):
-    """See `runner.Runner`. Of a job that wants steps it tells each trajectory once, at its end.
+    """See `runner.Runner`. Where a job in a launch wants steps, that launch is of one outer step.
 
     Args:
-        max_in_flight: trajectories of a launch at most; a request that has more is launched alone.
-        policy, quantum: of other runners; a launch takes the oldest that waits, and all that fit it.
+        max_in_flight: trajectories whose states are kept on the device at most; a puzzle that has more runs alone.
+        policy: whose turn it is: "least_service", of the trajectories that have had the fewest outer steps so far, in
+            quanta, or "fifo", of the oldest request's until they have ended.
+        quantum: outer steps of a trajectory in a launch.
     """
 
     def __init__(self, events: Events, *, max_in_flight: int, policy: str, quantum: int) -> None:
-        self._max_in_flight = max_in_flight
-        self._launched: dict[int, Job] = {}  # those of the launch under way that are not cancelled
-        self._in_flight = 0
+        self._max_in_flight, self._fifo, self._quantum = max_in_flight, policy == "fifo", quantum
+        self._tasks: dict[int, _Task] = {}
+        self._batches: list[_Batch] = []
         super().__init__(events)
 
     @property
     def in_flight(self) -> int:
-        return self._in_flight
+        return sum(len(batch.going) for batch in [*self._batches])
 
     def _has_begun(self) -> bool:
-        return bool(self._launched)
+        return bool(self._tasks)
 
     def _drop(self, number: int) -> None:
-        if self._waiting.pop(number, None) is not None or self._launched.pop(number, None) is not None:
+        if self._waiting.pop(number, None) is not None or self._end(number):
             self._events.done(number, CancelledError())
 
+    def _end(self, number: int) -> bool:
+        """Frees what a job holds; False where it has ended before."""
+        task = self._tasks.pop(number, None)
+        for batch in self._batches:
+            batch.leave(number)
+        self._forget_empty()
+        return task is not None
+
     def _work(self) -> None:
-        jobs = self._take()
-        for job in jobs:
-            self._events.begun(job.number)
-        self._compute(jobs)
+        self._admit()
+        if self._batches:
+            self._turn(min(self._batches, key=lambda batch: min(map(self._rank, batch.going))))
 
-    def _compute(self, jobs: list[Job]) -> None:
-        self._launched = {job.number: job for job in jobs}
-        error: BaseException | None = None
-        try:
-            self._launch(jobs)
-        except BaseException as raised:
-            error = raised
-        left, self._launched = self._launched, {}
-        if error is not None and len(jobs) > 1:
-            # It may be of one of them alone: each by itself then.
-            for job in left.values():
-                self._compute([job])
-            return
-        for number in left:
-            self._events.done(number, error)
+    def _rank(self, one: _Trajectory) -> tuple[int, ...]:
+        served = 0 if self._fifo else -(-one.steps // self._quantum)
+        return served, one.task.job.number, one.puzzle, one.restart
 
-    def _take(self) -> list[Job]:
-        """The oldest that waits, and those that can be launched with it."""
-        _, first = self._waiting.popitem(last=False)
-        jobs, trajectories = [first], first.problem.trajectories
-        for number, job in [*self._waiting.items()]:
-            more = job.problem.trajectories
-            if _kind(job) == _kind(first) and trajectories + more <= self._max_in_flight:
-                del self._waiting[number]
-                jobs.append(job)
-                trajectories += more
-        return jobs
+    def _admit(self) -> None:
+        """Puts puzzles of jobs in places, oldest first; nobody overtakes one that finds none."""
+        while True:
+            task = next((task for task in self._tasks.values() if task.waiting), None)
+            if task is None:
+                if not self._waiting:
+                    return
+                number, job = self._waiting.popitem(last=False)
+                task = self._tasks[number] = _Task(job)
+                if not task.waiting:
+                    self._events.begun(number)
+                    self._finish(task)
+                    continue
+            try:
+                batch = self._batch_for(task)
+                if batch is None:
+                    return
+                batch.begin(task)
+            except BaseException as error:  # memory for its states, as a rule
+                self._fail([task], error)
+                continue
+            if not task.waiting:
+                self._events.begun(task.job.number)
 
-    def _launch(self, jobs: list[Job]) -> None:
-        for job in jobs:
-            if job.wants_steps:
-                job.solve.collector.on_finished = _teller(job, self._events)
-        solve, problem = jobs[0].solve, jobs[0].problem
-        if len(jobs) > 1:
-            tokens, ids = (torch.cat([getattr(job.problem, name) for job in jobs]) for name in ("tokens", "ids"))
-            problem = replace(problem, tokens=tokens, ids=ids, slots=sum(job.problem.slots for job in jobs))
-        spent = 0
+    def _batch_for(self, task: _Task) -> _Batch | None:
+        """A batch with a free place for a puzzle, a new one where there is room for that; None: it must wait."""
+        for batch in self._batches:
+            if batch.kind == task.kind and batch.free:
+                return batch
+        breadth = task.job.problem.breadth
+        room = self._max_in_flight - sum(batch.trajectories for batch in self._batches)
+        if self._batches and room < breadth:
+            return None
+        # Half of what is left: requests of other rules want some too.
+        places = max(1, room // 2 // breadth)
+        batch = _Batch(task, min(places, len(task.waiting)) if task.alone else places)
+        self._batches.append(batch)
+        return batch
 
-        def proceed(ended: int, now_spent: int) -> bool:
-            nonlocal spent
-            self._steps, spent = self._steps + now_spent - spent, now_spent
-            self._in_flight = min(problem.slots, problem.trajectories - ended)
-            self._read()
-            return bool(self._launched)
-
+    def _turn(self, batch: _Batch) -> None:
+        going = sorted(batch.going, key=self._rank)[: batch.width]
+        tasks = list({one.task.job.number: one.task for one in going}.values())
+        steps = any(task.job.wants_steps for task in tasks)
         try:
             with self._computing():
-                solve.backend.fixed_point(solve.model, problem, _Shares(jobs), proceed)
-        finally:
-            self._in_flight = 0
+                standings = batch.launch(going, 1 if steps else self._quantum)
+        except BaseException as error:
+            self._fail(list({one.task.job.number: one.task for one in batch.going}.values()), error)
+            return
+        for one, now in zip(going, standings, strict=True):
+            self._steps += now.steps - one.steps
+            one.steps, one.status = now.steps, now.status
+            if one.task.job.wants_steps:
+                self._events.step(one.task.job.number, now.update(one))
+        self._read()
+        for task in tasks:
+            if self._tasks.get(task.job.number) is task:
+                batch.collect(task)
+                if task.complete:
+                    self._finish(task)
+        self._forget_empty()
+
+    def _forget_empty(self) -> None:
+        self._batches = [batch for batch in self._batches if batch.going]
+
+    def _finish(self, task: _Task) -> None:
+        error: BaseException | None = None
+        try:
+            task.deliver()
+        except BaseException as raised:
+            error = raised
+        self._tasks.pop(task.job.number)
+        self._events.done(task.job.number, error)
+
+    def _fail(self, tasks: list[_Task], error: BaseException) -> None:
+        """Of several it may be one alone: each begins again by itself."""
+        for task in tasks:
+            self._end(task.job.number)
+            if task.alone or len(tasks) == 1:
+                self._events.done(task.job.number, error)
+            else:
+                self._tasks[task.job.number] = _Task(task.job, alone=True)
+
+
+class _Task:
+    """A request that has begun.
+
+    Attributes:
+        alone: it shares no launch, for one that it shared has failed.
+        kind: equal for those that may share one.
+        waiting: puzzles that have no place yet, in their order.
+    """
+
+    def __init__(self, job: Job, alone: bool = False) -> None:
+        self.job, self.alone = job, alone
+        self.kind = job.number if alone else _kind(job)
+        self.waiting = deque(range(len(job.problem.tokens)))
+        self.ended: dict[int, Tables] = {}  # by puzzles
+
+    @property
+    def complete(self) -> bool:
+        return len(self.ended) == len(self.job.problem.tokens)
+
+    def deliver(self) -> None:
+        """All that its puzzles came to, to the collector."""
+        problem, c = self.job.problem, self.job.solve.model.config
+        none = Tables.empty(problem, 0, c.seq_len, c.vocab_size, problem.tokens.device)
+        parts = [none, *(self.ended[puzzle] for puzzle in sorted(self.ended))]
+        *recorded, logits, residuals = zip(*parts, strict=True)
+        fields = [*(torch.cat(table, 1) for table in recorded), torch.cat(logits), torch.cat(residuals)]
+        deliver(Tables(*fields), problem, self.job.solve.collector)
 
 
 def _kind(job: Job) -> object:
-    """Equal for jobs that one launch can take."""
-    if job.problem.start is not None:
-        return job.number
     solve, p = job.solve, job.problem
+    assert isinstance(solve.backend, Parking)
     rules = (getattr(p, name) for name in RULE_FIELDS if name != "slots")
-    return id(solve.model), solve.backend.name, p.precision, p.keep_states, *rules
+    return id(solve.model), solve.backend.name, solve.backend.kernel(solve.model, p), p.precision, *rules
 
 
-class _Share(NamedTuple):
-    """What of a launch is a request's."""
+@dataclass(eq=False)
+class _Trajectory:
+    """One in a place: trajectory `row` of the batch's run."""
 
-    collector: Collector
-    puzzles: slice
-    trajectories: slice
-
-
-class _Shares:
-    """The recorder of a launch, which hands each request its own."""
-
-    def __init__(self, jobs: Iterable[Job]) -> None:
-        self._shares: list[_Share] = []
-        n = 0
-        for job in jobs:
-            rows, b = len(job.problem.tokens), job.problem.breadth
-            self._shares.append(_Share(job.solve.collector, slice(n, n + rows), slice(n * b, (n + rows) * b)))
-            n += rows
-
-    def ended(self, trajectory: FinishedTrajectory) -> None:
-        """Each is told when all have ended."""
-
-    def stepped(self, rows: Snapshot) -> None:
-        """There are none."""
-
-    def finished(self, rows: Snapshot) -> None:
-        for share, its in self._split(rows):
-            share.collector.finished(its)
-
-    def checkpoint(self, depth: int, rows: Snapshot) -> None:
-        for share, its in self._split(rows):
-            share.collector.checkpoint(depth, its)
-
-    def residual(self, number: Tensor, step: Tensor, residual: Tensor) -> None:
-        """number [m, 1], step [depth], residual [m, depth]."""
-        for share in self._shares:
-            its = _within(number[:, 0], share.trajectories)
-            share.collector.residual(number[its] - share.trajectories.start, step, residual[its])
-
-    def winners(self, restart: Tensor, logits: Tensor, states: tuple[Tensor, Tensor] | None = None) -> None:
-        for share in self._shares:
-            at = share.puzzles
-            its = None if states is None else (states[0][at].clone(), states[1][at].clone())
-            share.collector.winners(restart[at], logits[at].clone(), its)
-
-    def note(self, text: str) -> None:
-        for share in self._shares:
-            share.collector.note(text)
-
-    def _split(self, rows: Snapshot) -> Iterable[tuple[_Share, Snapshot]]:
-        for share in self._shares:
-            its = rows.take(_within(rows.number, share.trajectories))
-            yield share, its._replace(number=its.number - share.trajectories.start)
+    task: _Task
+    puzzle: int
+    restart: int
+    row: int
+    steps: int = 0
+    status: int = GOING
 
 
-def _within(number: Tensor, which: slice) -> Tensor:
-    return (number >= which.start) & (number < which.stop)
+class _Standing(NamedTuple):
+    """How a trajectory stands after a launch."""
+
+    steps: int
+    status: int
+    residual: float
+    q_halt: float
+    preds: Tensor  # int64 [S], on the CPU
+
+    def update(self, one: _Trajectory) -> StepUpdate:
+        fired = self.status in (Status.CONVERGED, Status.HALTED)
+        return StepUpdate(one.restart, self.steps, self.preds, self.residual, self.q_halt, one.puzzle, fired)
 
 
-def _teller(job: Job, events: Events) -> OnFinished:
-    def tell(t: FinishedTrajectory) -> None:
-        if t.steps:
-            fired = t.status in (Status.CONVERGED, Status.HALTED)
-            update = StepUpdate(t.restart, t.steps, t.preds, t.residual, t.q_halt, t.puzzle, fired)
-            events.step(job.number, update)
+class _Batch:
+    """Requests of one kind, whose trajectories share launches.
 
-    return tell
+    Args:
+        task: of that kind.
+        places: puzzles at a time.
+    """
+
+    def __init__(self, task: _Task, places: int) -> None:
+        solve, problem = task.job.solve, task.job.problem
+        assert isinstance(solve.backend, Parking)
+        self.kind = task.kind
+        self.trajectories = places * problem.breadth
+        self._breadth = problem.breadth
+        self._run = solve.backend.parked_run(solve.model, problem, places)
+        self.width = self._run.width
+        self._places: dict[int, list[_Trajectory]] = {}
+        self.free = list(range(places))
+
+    @property
+    def going(self) -> list[_Trajectory]:
+        """Trajectories that have not ended."""
+        return [one for place in [*self._places.values()] for one in place if one.status == GOING]
+
+    def begin(self, task: _Task) -> None:
+        """Puts the next puzzle of a task in a free place."""
+        problem, puzzle, place = task.job.problem, task.waiting[0], self.free[-1]
+        self._run.begin(place, problem.tokens[puzzle], problem.ids[puzzle])
+        task.waiting.popleft()
+        self.free.pop()
+        first = place * self._breadth
+        self._places[place] = [_Trajectory(task, puzzle, i, first + i) for i in range(self._breadth)]
+
+    def launch(self, going: Sequence[_Trajectory], quantum: int) -> list[_Standing]:
+        rows = [one.row for one in going]
+        self._run.launch(rows, quantum)
+        t = self._run.tables
+        which = torch.tensor(rows, device=t.steps.device)
+        stand = (table[-1, which].cpu() for table in (t.steps, t.status, t.residual, t.q_halt, t.preds))
+        steps, status, residual, q_halt, preds = stand
+        numbers = (steps.tolist(), status.tolist(), residual.tolist(), q_halt.tolist(), preds)
+        return [_Standing(*of_one) for of_one in zip(*numbers, strict=True)]
+
+    def collect(self, task: _Task) -> None:
+        """Hands a task its puzzles whose trajectories have all ended, and frees their places."""
+        for place, trajectories in [*self._places.items()]:
+            if trajectories[0].task is task and all(one.status != GOING for one in trajectories):
+                task.ended[trajectories[0].puzzle] = self._run.tables.take(place * self._breadth, self._breadth)
+                self._leave(place)
+
+    def leave(self, number: int) -> None:
+        """Frees the places of a request."""
+        for place, trajectories in [*self._places.items()]:
+            if trajectories[0].task.job.number == number:
+                self._leave(place)
+
+    def _leave(self, place: int) -> None:
+        del self._places[place]
+        self.free.append(place)

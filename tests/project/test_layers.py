@@ -18,6 +18,7 @@ _TRITON = "its module imports Triton, an optional dependency that may be missing
 ALLOWED = {
     ("ops/library.py", "eqr_kernels"): "the compiled extension may be missing, and its absence has a message",
     ("backends/triton/adapter.py", "eqr_kernels.backends.triton"): _TRITON,
+    ("backends/triton/adapter.py", "eqr_kernels.backends.triton.parked"): _TRITON,
     ("update.py", "eqr_kernels.ops.triton"): _TRITON,
     ("__init__.py", "eqr_kernels.{_HOMES[name]}'"): "the package's names are imported when they are first asked for",
     ("cli/__init__.py", "eqr_kernels.cli.{module}'"): "a command's module is imported when the command is run",

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from eqr_kernels._nvtx import nvtx_range
-from eqr_kernels.backends.base import FixedPointProblem, Proceed, Recorder, gpu_remedy
+from eqr_kernels.backends.base import FixedPointProblem, ParkedRun, Proceed, Recorder, gpu_remedy
+from eqr_kernels.backends.tables import deliver
 from eqr_kernels.backends.triton.plan import INTERPRETED, Plan
 from eqr_kernels.backends.watch import Launch, StreamLaunch, ThreadLaunch, Watch
 from eqr_kernels.config import PUBLISHED_MULTIPLE
-from eqr_kernels.forking import fork_safe_lock
 from eqr_kernels.modules import EqROperator
 from eqr_kernels.ops.triton import interpreting
 from eqr_kernels.precision import Precision, names
-from eqr_kernels.selection import select
-from eqr_kernels.trajectory import Snapshot
-
-if TYPE_CHECKING:
-    from eqr_kernels.backends.triton.launch import Tables
 
 _LEAST_CAPABILITY = (8, 0)
 
@@ -76,7 +71,7 @@ class TritonBackend:
             values, tables = launch.arguments(model, p, plan, watch.control, programs)
 
             def interpret() -> None:
-                with _INTERPRETER:
+                with launch.INTERPRETER:
                     launch.launch(values, plan, programs)
 
             running: Launch
@@ -90,10 +85,21 @@ class TritonBackend:
                 if not watch.captured:
                     with nvtx_range("eqr wait"):
                         watch.follow(running)
-            _deliver(p, tables, recorder)
+            deliver(tables, p, recorder)
             if not watch.captured:
-                finished, spent = tables.counters[2:].tolist()
+                finished, spent = values["counters"][2:].tolist()
                 proceed(finished, spent)
+
+    def kernel(self, model: EqROperator, problem: FixedPointProblem) -> str:
+        return self.name
+
+    def parked_run(self, model: EqROperator, problem: FixedPointProblem, places: int) -> ParkedRun:
+        # Here, since Triton is optional.
+        from eqr_kernels.backends.triton.parked import TritonParkedRun
+
+        plan = _plan(model, problem.dtype, None)
+        with _on(model.device):
+            return TritonParkedRun(model, problem, plan, places)
 
 
 def _no_device(model: EqROperator) -> str | None:
@@ -119,7 +125,7 @@ def _no_device(model: EqROperator) -> str | None:
     return None
 
 
-def _plan(model: EqROperator, dtype: torch.dtype, recorder: Recorder) -> Plan:
+def _plan(model: EqROperator, dtype: torch.dtype, recorder: Recorder | None) -> Plan:
     if model.device.type == "cpu":
         return Plan.of(model.config, INTERPRETED)
     from eqr_kernels.backends.triton import tuner
@@ -127,34 +133,10 @@ def _plan(model: EqROperator, dtype: torch.dtype, recorder: Recorder) -> Plan:
     plan = tuner.known_plan(model, dtype)
     if plan is None:
         plan = tuner.plan_for(model, dtype)
-        recorder.note(f"chosen now: {plan.tile.warps} warps, tiles {plan.tile}")
+        if recorder is not None:
+            recorder.note(f"chosen now: {plan.tile.warps} warps, tiles {plan.tile}")
     return plan
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-# The interpreter keeps its state in globals.
-_INTERPRETER = fork_safe_lock()
-
-
-def _deliver(problem: FixedPointProblem, tables: Tables, recorder: Recorder) -> None:
-    p, t = problem, tables
-    number = torch.arange(p.trajectories, device=t.preds.device)
-
-    def snapshot(row: int) -> Snapshot:
-        rows = (t.preds, t.q_halt, t.residual, t.score, t.steps, t.status)
-        preds, *rest = (table[row] for table in rows)
-        return Snapshot(number, preds, None, *rest)
-
-    for i, depth in enumerate(p.checkpoints):
-        recorder.checkpoint(depth, snapshot(i))
-    if p.trace:
-        recorder.residual(number[:, None], torch.arange(p.depth, device=number.device), t.residuals)
-    end = snapshot(-1)
-    recorder.finished(end)
-    grids = (field.unflatten(0, (-1, p.breadth)) for field in (end.preds, end.status, end.score, end.q_halt, end.steps))
-    restart = select(p.select, *grids)
-    winner = torch.arange(len(restart), device=number.device) * p.breadth + restart
-    recorder.winners(restart, t.logits[winner])

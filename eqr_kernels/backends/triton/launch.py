@@ -14,7 +14,9 @@ from eqr_kernels.backends.base import FixedPointProblem
 from eqr_kernels.backends.triton.kernels import fixed_point as kernel
 from eqr_kernels.backends.triton.plan import Plan
 from eqr_kernels.backends.watch import new_control
+from eqr_kernels.forking import fork_safe_lock
 from eqr_kernels.modules import EqROperator
+from eqr_kernels.ops import Tables
 from eqr_kernels.precision import Precision
 from eqr_kernels.run_rules import HALTING_RULES
 
@@ -58,20 +60,6 @@ class Weights(NamedTuple):
         return cls(*(weight.contiguous() for weight in (*heads, w.q_bias, *stacked, *angles, *starts)))
 
 
-class Tables(NamedTuple):
-    """What becomes of T trajectories. Row i of C + 1 is checkpoint i, the last row the end."""
-
-    preds: Tensor  # int64 [C + 1, T, S]
-    q_halt: Tensor  # float32 [C + 1, T]
-    residual: Tensor  # float32 [C + 1, T]
-    score: Tensor  # float32 [C + 1, T]
-    steps: Tensor  # int64 [C + 1, T]
-    status: Tensor  # int64 [C + 1, T]; -1: still going at that checkpoint
-    logits: Tensor  # float32 [T, S, V], at the end
-    residuals: Tensor  # float32 [T, depth], NaN after the end; [1] without a trace
-    counters: Tensor  # int64 [4]: taken from the queue, told to stop, finished, outer steps spent
-
-
 def compile_options(plan: Plan) -> dict[str, Any]:
     """Keyword arguments of a launch besides those of the kernel."""
     # Said, because its default changes between versions of Triton.
@@ -79,7 +67,13 @@ def compile_options(plan: Plan) -> dict[str, Any]:
 
 
 def arguments(
-    model: EqROperator, problem: FixedPointProblem, plan: Plan, control: Tensor, programs: int
+    model: EqROperator,
+    problem: FixedPointProblem,
+    plan: Plan,
+    control: Tensor,
+    programs: int,
+    *,
+    parked: bool = False,
 ) -> tuple[dict[str, Any], Tables]:
     """The kernel's arguments, and the tables among them that it fills.
 
@@ -87,47 +81,47 @@ def arguments(
         control: int64 [3], zeros in memory that both host and device reach: [0] is set by the host to cancel, [1]
             and [2] tell how many trajectories have finished and how many outer steps are spent.
         programs: how many run at a time, at least 1.
+        parked: for launches of quanta, whose `rows`, `count`, `quantum` and `counters` are set before each.
     """
     p, device = problem, model.device
-    n, t, rows = p.tokens.shape[0], p.trajectories, len(p.checkpoints) + 1
+    n, t = p.tokens.shape[0], p.trajectories
     w = Weights.of(model, p.dtype, plan)
 
     def scratch(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(programs, *shape, dtype=dtype, device=device)
 
-    def table(dtype: torch.dtype, *shape: int) -> Tensor:
-        return torch.zeros(rows, t, *shape, dtype=dtype, device=device)
+    def slots(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(t if parked else programs, *shape, dtype=dtype, device=device)
 
-    tables = Tables(
-        preds=table(torch.int64, plan.S),
-        q_halt=table(torch.float32),
-        residual=table(torch.float32),
-        score=table(torch.float32),
-        steps=table(torch.int64),
-        status=table(torch.int64),
-        logits=torch.zeros(t, plan.S, plan.V, dtype=torch.float32, device=device),
-        residuals=torch.full((t, p.depth) if p.trace else (1,), torch.nan, dtype=torch.float32, device=device),
-        counters=torch.zeros(4, dtype=torch.int64, device=device),
-    )
+    def integers(*values: int) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=device)
+
+    tables = Tables.empty(p, t, plan.S, plan.V, device)
     c = model.config
     values = dict(
         **w._asdict(),
         tokens=p.tokens.contiguous(),
         ids=p.ids.contiguous(),
-        z=scratch(4, plan.S, plan.width),
         a=scratch(plan.S, plan.width),
         squares=scratch(plan.squares_size),
-        u=scratch(plan.S, plan.width, dtype=p.dtype),
         # Zeros where attention's output has padding, which is never written.
         h=scratch(plan.work, dtype=p.dtype).zero_(),
-        ring=scratch(p.window),
-        **{name: value for name, value in tables._asdict().items() if name != "logits"},
+        z=slots(4, plan.S, plan.width),
+        u=slots(plan.S, plan.width, dtype=p.dtype),
+        logits=slots(2, plan.S, plan.V),
+        ring=slots(p.window),
+        parked=integers(0, 0, 0).repeat(t if parked else 1, 1),
+        rows=integers(0),
+        **{name: table for name, table in tables._asdict().items() if name not in ("logits", "residuals")},
         final=tables.logits,
-        logits=scratch(2, plan.S, plan.V),
-        checkpoints=torch.tensor(p.checkpoints or (0,), dtype=torch.int64, device=device),
+        residuals=tables.residuals if p.trace else torch.empty(1, device=device),
+        checkpoints=integers(*(p.checkpoints or (0,))),
+        counters=integers(0, 0, 0, 0),
         best=torch.full((n,), torch.iinfo(torch.int64).max, device=device),
         control=control,
         trajectories=t,
+        count=t,
+        quantum=0,
         breadth=p.breadth,
         depth=p.depth,
         seed=p.seed - (1 << 32) if p.seed >> 31 else p.seed,
@@ -147,6 +141,10 @@ def arguments(
         p=plan,
     )
     return values, tables
+
+
+# The interpreter keeps its state in globals.
+INTERPRETER = fork_safe_lock()
 
 
 def launch(values: dict[str, Any], plan: Plan, programs: int) -> None:

@@ -1,8 +1,8 @@
 """What ends a module: z <- (1 - lambda) z + lambda u + noise_scale eps, and the sum that the next module starts from;
 also the start states, which are followed by the same sum.
 
-The functions that a trajectory's code calls are not inlined, and find the program's part of each scratch tensor
-themselves: the registers do not suffice to keep that during the products.
+The functions that a trajectory's code calls are not inlined, and find the program's part of each scratch tensor and
+the trajectory's slot themselves: the registers do not suffice to keep that during the products.
 """
 
 from __future__ import annotations
@@ -24,6 +24,12 @@ from eqr_kernels.ops.triton.philox import (
 def own(scratch: tl.tensor, size: tl.constexpr) -> tl.tensor:
     """Where this program's `size` elements of a scratch tensor [programs, ...] begin."""
     return scratch + tl.program_id(0).to(tl.int64) * size
+
+
+@triton.jit
+def of_slot(states: tl.tensor, slot: tl.tensor, size: tl.constexpr) -> tl.tensor:
+    """Where the `size` elements of a trajectory in slot number `slot`, int64, of a tensor [slots, ...] begin."""
+    return states + slot * size
 
 
 @triton.jit
@@ -81,6 +87,7 @@ def damped_update(
     ids: tl.tensor,
     embedding: tl.tensor,
     t: tl.tensor,
+    slot: tl.tensor,
     breadth: tl.tensor,
     seed: tl.tensor,
     step: tl.tensor,
@@ -94,9 +101,9 @@ def damped_update(
     u = z_L + (z_H + e) as the next module takes it.
 
     a: float32 [programs, S, width], `squares` float32 [programs, squares_size] the sums of its rows' squares.
-    z: float32 [programs, 4, S, width], two buffers of z_H and two of z_L, of which number step % 2 holds the state that
-    the outer step began with and keeps it. u: [programs, S, width] in the compute dtype. tokens: int64 [N, S]. ids:
-    int64 [N]. embedding: [V, width] in the compute dtype. seed: the 32 bits as an int32.
+    z: float32 [slots, 4, S, width], two buffers of z_H and two of z_L, of which number step % 2 holds the state that
+    the outer step began with and keeps it. u: [slots, S, width] in the compute dtype. slot: t's, int64. tokens: int64
+    [N, S]. ids: int64 [N]. embedding: [V, width] in the compute dtype. seed: the 32 bits as an int32.
 
     Returns:
         The sums of (z' - z before the outer step)^2 and of z'^2, float32; zeros but where this closes the outer step.
@@ -109,7 +116,7 @@ def damped_update(
     first_H = m <= p.L_cycles  # z_H was not updated yet
     closes = m >= p.updates - 2
     parity = step % 2
-    mine = own(z, 4 * size)
+    mine = of_slot(z, slot, 4 * size)
     old_buffer = tl.where(is_H, 0, 2) + parity
     new_buffer = tl.where(is_H, 0, 2) + 1 - parity
     now_buffer = tl.where(tl.where(is_H, first_H, m == 0), old_buffer, new_buffer)
@@ -118,7 +125,7 @@ def damped_update(
     now = mine + now_buffer * size
     other = mine + tl.where(is_H, 3 - parity, tl.where(first_H, parity, 1 - parity)) * size
     a = own(a, size)
-    u = own(u, size)
+    u = of_slot(u, slot, size)
     squares = own(squares, p.squares_size)
     tokens += t // breadth * p.S
     id_low, id_high, restart = stream_of(ids, t, breadth)
@@ -163,6 +170,7 @@ def start(
     H_start: tl.tensor,
     L_start: tl.tensor,
     t: tl.tensor,
+    slot: tl.tensor,
     breadth: tl.tensor,
     seed: tl.tensor,
     H_std: tl.tensor,
@@ -171,14 +179,14 @@ def start(
 ) -> None:
     """The start states of trajectory t, in the buffers number 0, and u = z_L + (z_H + e).
 
-    z, u, tokens, ids, embedding, seed: as in `damped_update`. H_start, L_start: float32 [width], read where the start
-    is fixed.
+    z, u, slot, tokens, ids, embedding, seed: as in `damped_update`. H_start, L_start: float32 [width], read where
+    the start is fixed.
     """
     M: tl.constexpr = p.tile.row_tokens
     N: tl.constexpr = p.tile.row_features
     size: tl.constexpr = p.S * p.width
-    z = own(z, 4 * size)
-    u = own(u, size)
+    z = of_slot(z, slot, 4 * size)
+    u = of_slot(u, slot, size)
     tokens += t // breadth * p.S
     id_low, id_high, restart = stream_of(ids, t, breadth)
     key = seed.to(tl.uint32, bitcast=True)

@@ -1,5 +1,7 @@
 """The persistent kernel: every program takes trajectories from a queue and iterates each to its end.
 
+In a launch of a quantum it iterates each for so many outer steps, and its slot holds what the next launch goes on with.
+
 N puzzles x B restarts = T trajectories; trajectory t is restart t % B of puzzle t // B. The rules are those of
 csrc/cpu/loop/trajectory.cpp and csrc/cpu/loop/fixed_point.cpp. No program ever waits for another.
 """
@@ -60,6 +62,8 @@ def cannot_win(best: tl.tensor, t: tl.tensor, breadth: tl.tensor, steps: tl.tens
 @triton.jit(
     do_not_specialize=[
         "trajectories",
+        "count",
+        "quantum",
         "breadth",
         "depth",
         "seed",
@@ -90,13 +94,16 @@ def fixed_point(
     H_start: tl.tensor,  # float32 [width], read only where the start is fixed
     L_start: tl.tensor,  # float32 [width]
     # Scratch space, of which every program has its own.
-    z: tl.tensor,  # float32 [programs, 4, S, width]
     a: tl.tensor,  # float32 [programs, S, width]
     squares: tl.tensor,  # float32 [programs, squares_size]
-    u: tl.tensor,  # [programs, S, width] in the compute dtype, and so is h
-    h: tl.tensor,  # [programs, work]
-    logits: tl.tensor,  # float32 [programs, 2, S, V]
-    ring: tl.tensor,  # float32 [programs, window]
+    h: tl.tensor,  # [programs, work] in the compute dtype, and so is u
+    # A trajectory's own: a slot for each program, or with a quantum for each trajectory.
+    z: tl.tensor,  # float32 [slots, 4, S, width]
+    u: tl.tensor,  # [slots, S, width]
+    logits: tl.tensor,  # float32 [slots, 2, S, V]
+    ring: tl.tensor,  # float32 [slots, window]
+    parked: tl.tensor,  # int64 [T, 3], with a quantum: outer steps, streak, next checkpoint; zeros where none has begun
+    rows: tl.tensor,  # int64 [count], with a quantum: which trajectories
     # Results. Row i of C + 1 is checkpoint i, the last row the end.
     preds: tl.tensor,  # int64 [C + 1, T, S]
     q_halt: tl.tensor,  # float32 [C + 1, T]
@@ -107,10 +114,12 @@ def fixed_point(
     final: tl.tensor,  # float32 [T, S, V], logits
     residuals: tl.tensor,  # float32 [T, depth], written only with `trace`
     checkpoints: tl.tensor,  # int64 [C], rising
-    counters: tl.tensor,  # int64 [4], zeros
+    counters: tl.tensor,  # int64 [4], zeros at each launch
     best: tl.tensor,  # int64 [N], the largest, for a race
     control: tl.tensor,  # int64 [3] of the host: [0] not 0 cancels; [1] finished and [2] spent are written
     trajectories: tl.tensor,
+    count: tl.tensor,  # trajectories of this launch
+    quantum: tl.tensor,  # outer steps of each in this launch; 0: each to its end
     breadth: tl.tensor,
     depth: tl.tensor,
     seed: tl.tensor,  # the 32 bits as an int32
@@ -129,14 +138,20 @@ def fixed_point(
     L_std: tl.tensor,
     p: tl.constexpr,  # Plan
 ) -> None:
-    t = tl.atomic_add(counters + _QUEUE, 1)
-    while t < trajectories:
-        done = 0  # outer steps
-        streak = 0
-        mark = 0  # the next checkpoint
+    place = tl.atomic_add(counters + _QUEUE, 1)
+    while place < count:
+        t = tl.load(rows + place, mask=quantum > 0, other=0)
+        t = tl.where(quantum > 0, t, place)
+        slot = tl.where(quantum > 0, t, tl.program_id(0).to(tl.int64))
+        own_parked = parked + t * 3
+        done = tl.load(own_parked, mask=quantum > 0, other=0).to(tl.int32)  # outer steps
+        streak = tl.load(own_parked + 1, mask=quantum > 0, other=0).to(tl.int32)
+        mark = tl.load(own_parked + 2, mask=quantum > 0, other=0).to(tl.int32)  # the next checkpoint
+        left = tl.where(quantum > 0, quantum, depth)
         state = _GOING
-        begin(logits, q_halt, residual, checkpoint_count.to(tl.int64) * trajectories + t, p)
-        tl.debug_barrier()
+        if done == 0:
+            begin(logits, slot, q_halt, residual, checkpoint_count.to(tl.int64) * trajectories + t, p)
+            tl.debug_barrier()
         if race != 0:
             if cannot_win(best, t, breadth, done):
                 state = _CANCELLED
@@ -149,7 +164,7 @@ def fixed_point(
                     tl.debug_barrier()
             if state == _GOING:
                 if done == 0:
-                    start(z, u, tokens, ids, embedding, H_start, L_start, t, breadth, seed, H_std, L_std, p)
+                    start(z, u, tokens, ids, embedding, H_start, L_start, t, slot, breadth, seed, H_std, L_std, p)
                     tl.debug_barrier()
                 moved, length = outer_step(
                     z,
@@ -167,6 +182,7 @@ def fixed_point(
                     cos,
                     sin,
                     t,
+                    slot,
                     breadth,
                     seed,
                     done,
@@ -176,7 +192,7 @@ def fixed_point(
                     norm_eps,
                     p,
                 )
-                change, bad, last_q = heads(z, lm_head, q_weight, q_bias, logits, done, p)
+                change, bad, last_q = heads(z, lm_head, q_weight, q_bias, logits, slot, done, p)
                 # A state that is zero and stays so has settled: 0 / 0 counts as 0.
                 still = (moved == 0.0) & (length == 0.0)
                 last_residual = tl.where(still, 0.0, tl.sqrt(moved / length))
@@ -185,12 +201,12 @@ def fixed_point(
                 tl.store(residual + end, last_residual)
                 tl.store(q_halt + end, last_q)
                 # At depth 1 there is no difference yet: the residual stands in, and the first difference replaces it.
-                place = tl.where(done == 0, 0, (done - 1) % window)
-                own_ring = ring + tl.program_id(0).to(tl.int64) * window
-                tl.store(own_ring + place, tl.where(done == 0, last_residual, change))
+                newest = tl.where(done == 0, 0, (done - 1) % window)
+                tl.store(ring + slot * window + newest, tl.where(done == 0, last_residual, change))
                 if trace != 0:
                     tl.store(residuals + t * depth + done, last_residual)
                 done += 1
+                left -= 1
                 tl.store(control + 2, tl.atomic_add(counters + _SPENT, 1) + 1)
                 streak = tl.where(last_residual <= tol, streak + 1, 0)
                 state = tl.where(done == depth, _MAX_DEPTH, state)
@@ -207,10 +223,11 @@ def fixed_point(
                         if cannot_win(best, t, breadth, done):
                             state = _CANCELLED
                 tl.debug_barrier()
-            over = tl.where(state == _GOING, 0, 1)
+            ended = state != _GOING
+            over = tl.where(ended | (left == 0), 1, 0)
             # Written now: the checkpoint that was just reached; at the end it, all later ones, and the end.
             at = tl.load(checkpoints + mark, mask=mark < checkpoint_count, other=-1)
-            until = tl.where(over != 0, checkpoint_count + 1, tl.where(at == done, mark + 1, mark))
+            until = tl.where(ended, checkpoint_count + 1, tl.where(at == done, mark + 1, mark))
             if mark < until:
                 write_rows(
                     mark,
@@ -225,6 +242,7 @@ def fixed_point(
                     steps,
                     status,
                     t,
+                    slot,
                     trajectories,
                     checkpoint_count,
                     done,
@@ -232,8 +250,34 @@ def fixed_point(
                     p,
                 )
                 mark = until
-        copy_logits(logits, final, t, done, state, p)
+        if state == _GOING:
+            # How it stands.
+            write_rows(
+                checkpoint_count,
+                checkpoint_count + 1,
+                logits,
+                ring,
+                window,
+                preds,
+                q_halt,
+                residual,
+                score,
+                steps,
+                status,
+                t,
+                slot,
+                trajectories,
+                checkpoint_count,
+                done,
+                state,
+                p,
+            )
+        copy_logits(logits, slot, final, t, done, state, p)
+        goes_on = (state == _GOING).to(tl.int64)
+        tl.store(own_parked, done * goes_on, mask=quantum > 0)
+        tl.store(own_parked + 1, streak * goes_on, mask=quantum > 0)
+        tl.store(own_parked + 2, mark * goes_on, mask=quantum > 0)
         # The next trajectory clears what this one's threads still read.
         tl.debug_barrier()
-        tl.store(control + 1, tl.atomic_add(counters + _FINISHED, 1) + 1)
-        t = tl.atomic_add(counters + _QUEUE, 1)
+        tl.store(control + 1, tl.atomic_add(counters + _FINISHED, 1 - goes_on) + 1 - goes_on)
+        place = tl.atomic_add(counters + _QUEUE, 1)
