@@ -60,6 +60,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
             axes.set_xlabel("requests offered a second")
         latency.annotate("saturation", (full, 1), (3, -4), ("data", "axes fraction"), "offset points", va="top")
         latency.set_yscale("log")
+        style.plain_ticks(latency.yaxis, log=True)
         latency.set_ylabel("p99 of easy requests (s)")
         goodput.set_ylabel(f"answers within {report['deadline']:g} s (a second)")
         figure.legend(loc="outside upper center", ncols=len(SERVERS), frameon=False)
