@@ -148,7 +148,9 @@ Plan plan(const Shape& s, const DeviceLimits& device, Regime regime, int64_t tra
   } else {
     const int64_t ctas = std::max<int64_t>(1, std::min({slots, trajectories, int64_t{device.multiprocessors}}));
     if (out.kernel == Plan::Kernel::throughput_wgmma && ctas >= 2) out.cluster = 2;
-    out.ctas = int(ctas / out.cluster * out.cluster);
+    // An odd trajectory has a cluster with a CTA that takes none, lest it waits for another's end.
+    const bool odd = ctas % out.cluster && ctas == trajectories && ctas < device.multiprocessors;
+    out.ctas = int((ctas + (odd ? 1 : 0)) / out.cluster * out.cluster);
     out.slots = out.ctas;
   }
   out.slot_bytes = padded(kernel.slot_bytes(s, std::min(window, depth)));

@@ -120,6 +120,9 @@ class ParkedRun(Protocol):
     width: int
     tables: Tables
 
+    def grow(self, places: int) -> None:
+        """To so many places; what is in those that there are stays."""
+
     def begin(self, place: int, tokens: Tensor, ident: Tensor) -> None:
         """Puts a puzzle in a place: tokens int64 [S], ident int64 [], the key of its random streams."""
 

@@ -43,6 +43,25 @@ class StreamLaunch:
         self._event.synchronize()
 
 
+class Beside:
+    """A stream of its own for launches, so that whoever waits for the current one does not wait for them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+
+    @contextmanager
+    def launching(self) -> Iterator[None]:
+        """What is launched inside comes after all that is on the current stream, and has ended afterwards."""
+        with torch.cuda.device(self._device):
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                yield
+                ended = torch.cuda.Event(blocking=True)  # sleeps, where others spin
+                ended.record()
+            ended.synchronize()
+
+
 class ThreadLaunch:
     """A function in a thread of its own: a kernel that is interpreted on the CPU."""
 

@@ -47,6 +47,19 @@ class Tables(NamedTuple):
             ),
         )
 
+    def grown(self, rules: RunRules, trajectories: int) -> Tables:
+        """With new ones behind these, `trajectories` in all."""
+        tokens, vocabulary = self.logits.shape[1:]
+        more = Tables.empty(rules, trajectories - len(self.logits), tokens, vocabulary, self.logits.device)
+        pairs = list(zip(self, more, strict=True))
+        fields = [*(torch.cat(pair, 1) for pair in pairs[:6]), *(torch.cat(pair) for pair in pairs[6:])]
+        return Tables(*fields)
+
+    def forget(self, first: int, count: int) -> None:
+        """What a launch writes for some of its steps alone: others may have been there before."""
+        if self.residuals.ndim == 2:
+            self.residuals[first : first + count] = torch.nan
+
     def take(self, first: int, count: int) -> Tables:
         """A copy of `count` trajectories, from number `first`."""
         rows = slice(first, first + count)
@@ -81,9 +94,9 @@ def fixed_point_quantum(
     enqueues the launch on the current stream and returns.
 
     Args:
-        packed, tokens, ids, control, rules: as in `fixed_point`, the same in every launch, but that a puzzle whose
-            trajectories have all ended may give its place to another; `rules.slots` is not looked at. control[1] and
-            [2] count this launch alone.
+        packed, tokens, ids, rules: as in `fixed_point`, the same in every launch, but that a puzzle whose trajectories
+            have all ended may give its place to another; `rules.slots` is not looked at.
+        control: as in `fixed_point`, with zeros before each launch; it counts this launch alone.
         rows: int64 [R], different numbers in 0..T-1 of trajectories that have not ended, on the device.
         quantum: 1 to 2**24 - 1.
         parked, tables: on the device, written.

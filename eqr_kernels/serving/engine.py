@@ -53,7 +53,7 @@ class Engine:
     lone trajectory has all threads. By the "reference" backend (also of a model that is run through its modules)
     requests take turns on one thread. By "cuda" and "triton" the trajectories of requests with the same
     rules share launches of `quantum` outer steps, and their states wait on the device between them; who comes is in the
-    next launch.
+    next launch of these rules (requests of different options take turns), and who is cancelled stops at its end.
 
     A model's weights are read at `submit`: one that is changed in place between two gives the new weights' answers. A
     model that was modified (see `SolveResult.backend_reason`) is called as it is while its request runs.

@@ -50,6 +50,12 @@ class SteppingRunner(ThreadedRunner):
         if self._waiting.pop(number, None) is not None or self._ended(number):
             self._events.done(number, CancelledError())
 
+    def _drop_all(self) -> list[int]:
+        numbers = [*self._tasks]
+        self._tasks.clear()
+        self._admitted = 0
+        return numbers
+
     def _admit(self) -> None:
         while self._may_begin():
             number, job = self._waiting.popitem(last=False)

@@ -46,6 +46,10 @@ class ThreadedRunner(ABC):
     def _drop(self, number: int) -> None:
         """A job is cancelled; it may have ended."""
 
+    @abstractmethod
+    def _drop_all(self) -> list[int]:
+        """Forgets all jobs that have begun; their numbers."""
+
     def start(self, job: Job) -> None:
         with self._open:
             if self._closing:
@@ -78,7 +82,12 @@ class ThreadedRunner(ABC):
         while True:
             self._read(wait=not (self._waiting or self._has_begun()))
             if self._waiting or self._has_begun():
-                self._work()
+                try:
+                    self._work()
+                except BaseException as error:  # whose it is nobody knows; whoever waits must not wait for ever
+                    for number in [*self._drop_all(), *self._waiting]:
+                        self._events.done(number, error)
+                    self._waiting.clear()
             elif self._closing and self._inbox.empty():
                 return
 

@@ -49,7 +49,7 @@ def plan(limits: dict[str, int] = H100, about: ops.Operator = SUDOKU, **changes:
     ("limits", "changes", "kernel", "ctas", "cluster", "slots"),
     [
         (H100, {}, "throughput_wgmma", 132, 2, 132),
-        (H100, dict(trajectories=9), "throughput_wgmma", 8, 2, 8),
+        (H100, dict(trajectories=9), "throughput_wgmma", 10, 2, 10),
         (H100, dict(slots=7), "throughput_wgmma", 6, 2, 6),
         (H100, dict(slots=1), "throughput_wgmma", 1, 1, 1),
         ({**H100, "multiprocessors": 131}, {}, "throughput_wgmma", 130, 2, 130),

@@ -33,7 +33,7 @@ def model() -> EquilibriumReasoner:
 
 
 class Launches(list[tuple[int, int]]):
-    """(trajectories, quantum) of each; those from `held` on wait for `release`."""
+    """(trajectories, quantum) of each; those from `hold` on wait for `release`."""
 
     def __init__(self) -> None:
         self.release = threading.Event()
@@ -54,7 +54,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
     def launch(self, rows, quantum):
         seen.append((len(rows), quantum))
         assert seen.release.wait(PATIENCE)
-        if (self._values["tokens"][[row // self._breadth for row in rows]] == POISON).all(1).any():
+        if (self._values["tokens"][[row // self._rules.breadth for row in rows]] == POISON).all(1).any():
             raise ValueError("poisoned")
         compute(self, rows, quantum)
 
@@ -79,6 +79,19 @@ def test_in_any_company_each_gets_the_bits_of_solve(model, puzzles):
         for key, future in futures.items():
             assert_equal(_without_reason(future.result(PATIENCE)), _without_reason(want[key]), str(key))
         assert engine.stats().steps == sum(int(result.nfe.sum()) for result in want.values())
+
+
+def test_who_takes_the_place_of_another_has_nothing_of_it(model, puzzles):
+    options = dict(depth=8, trace=True, return_all=True)
+    want = [_without_reason(model.solve(puzzles[i : i + 1], **{**RULES, **options})) for i in range(6)]
+    ends = [int(result.steps) for result in want]
+    *_, second, first = sorted(range(6), key=ends.__getitem__)
+    short = ends.index(min(ends))
+    assert min(ends[first], ends[second]) > ends[short]
+    with Engine(model, max_in_flight=2, **{**RULES, **options}) as engine:
+        futures = {i: engine.submit(puzzles[i]) for i in (first, second, short)}
+        for i, future in futures.items():
+            assert_equal(_without_reason(future.result(PATIENCE)), want[i], str(i))
 
 
 def _without_reason(result: SolveResult) -> SolveResult:

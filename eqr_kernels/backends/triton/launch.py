@@ -20,6 +20,9 @@ from eqr_kernels.ops import Tables
 from eqr_kernels.precision import Precision
 from eqr_kernels.run_rules import HALTING_RULES
 
+NOBODY = torch.iinfo(torch.int64).max
+"""In `best`: none of a puzzle's trajectories has settled."""
+
 
 class Weights(NamedTuple):
     """The model's weights as the kernel reads them: contiguous, in the compute dtype, padded with zeros."""
@@ -85,6 +88,7 @@ def arguments(
     """
     p, device = problem, model.device
     n, t = p.tokens.shape[0], p.trajectories
+    window = min(p.window, p.depth)  # an older difference does not exist
     w = Weights.of(model, p.dtype, plan)
 
     def scratch(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -109,15 +113,13 @@ def arguments(
         z=slots(4, plan.S, plan.width),
         u=slots(plan.S, plan.width, dtype=p.dtype),
         logits=slots(2, plan.S, plan.V),
-        ring=slots(p.window),
+        ring=slots(window),
         parked=integers(0, 0, 0).repeat(t if parked else 1, 1),
         rows=integers(0),
-        **{name: table for name, table in tables._asdict().items() if name not in ("logits", "residuals")},
-        final=tables.logits,
-        residuals=tables.residuals if p.trace else torch.empty(1, device=device),
+        **table_arguments(tables),
         checkpoints=integers(*(p.checkpoints or (0,))),
         counters=integers(0, 0, 0, 0),
-        best=torch.full((n,), torch.iinfo(torch.int64).max, device=device),
+        best=torch.full((n,), NOBODY, device=device),
         control=control,
         trajectories=t,
         count=t,
@@ -127,7 +129,7 @@ def arguments(
         seed=p.seed - (1 << 32) if p.seed >> 31 else p.seed,
         halt=int(HALTING_RULES[p.halt]),
         patience=min(p.patience, p.depth + 1),  # more than the depth never comes about, and fits an int32
-        window=p.window,
+        window=window,
         race=int(p.race),
         checkpoint_count=len(p.checkpoints),
         trace=int(p.trace),
@@ -141,6 +143,13 @@ def arguments(
         p=plan,
     )
     return values, tables
+
+
+def table_arguments(tables: Tables) -> dict[str, Tensor]:
+    """Tables by the names of the kernel's arguments."""
+    named = tables._asdict()
+    final, residuals = named.pop("logits"), named.pop("residuals")
+    return dict(**named, final=final, residuals=residuals if residuals.numel() else residuals.new_empty(1))
 
 
 # The interpreter keeps its state in globals.

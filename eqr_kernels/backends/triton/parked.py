@@ -11,7 +11,7 @@ from torch import Tensor
 from eqr_kernels.backends.base import FixedPointProblem
 from eqr_kernels.backends.triton import launch
 from eqr_kernels.backends.triton.plan import Plan
-from eqr_kernels.backends.watch import StreamLaunch, new_control
+from eqr_kernels.backends.watch import Beside, new_control
 from eqr_kernels.modules import EqROperator
 
 _INTERPRETED_WIDTH = 8
@@ -27,30 +27,35 @@ class TritonParkedRun:
     def __init__(self, model: EqROperator, problem: FixedPointProblem, plan: Plan, places: int) -> None:
         tokens = problem.tokens.new_zeros(places, plan.S)
         problem = replace(problem, tokens=tokens, ids=problem.ids.new_zeros(places))
-        self._plan, self._device, self._breadth = plan, model.device, problem.breadth
-        self.width = _INTERPRETED_WIDTH
-        if self._device.type == "cuda":
-            self.width = launch.resident_programs(model, problem.dtype, plan)
+        self._rules, self._plan, self._device = problem, plan, model.device
+        on_gpu = self._device.type == "cuda"
+        self.width = launch.resident_programs(model, problem.dtype, plan) if on_gpu else _INTERPRETED_WIDTH
+        self._beside = Beside(self._device) if on_gpu else None
         self._control = new_control(self._device)
-        programs = min(self.width, problem.trajectories)
-        self._values, self.tables = launch.arguments(model, problem, plan, self._control, programs, parked=True)
-        self._programs = programs
+        self._values, self.tables = launch.arguments(model, problem, plan, self._control, self.width, parked=True)
+
+    def grow(self, places: int) -> None:
+        v, breadth = self._values, self._rules.breadth
+        have = len(v["ids"])
+        fills = dict(z=0, u=0, logits=0, ring=0, parked=0, tokens=0, ids=0, best=launch.NOBODY)
+        grown = {}
+        for name, fill in fills.items():
+            each = breadth if name in ("z", "u", "logits", "ring", "parked") else 1
+            more = v[name].new_full(((places - have) * each, *v[name].shape[1:]), fill)
+            grown[name] = torch.cat([v[name], more])
+        self.tables = self.tables.grown(self._rules, places * breadth)
+        v |= grown | launch.table_arguments(self.tables) | dict(trajectories=places * breadth)
 
     def begin(self, place: int, tokens: Tensor, ident: Tensor) -> None:
-        v = self._values
+        v, breadth = self._values, self._rules.breadth
         v["tokens"][place], v["ids"][place] = tokens, ident
-        v["parked"][place * self._breadth : (place + 1) * self._breadth] = 0
-        v["best"][place] = torch.iinfo(torch.int64).max
+        v["parked"][place * breadth : (place + 1) * breadth] = 0
+        v["best"][place] = launch.NOBODY
+        self.tables.forget(place * breadth, breadth)
 
     def launch(self, rows: Sequence[int], quantum: int) -> None:
-        v = self._values
-        v["counters"].zero_()
-        v |= dict(rows=torch.tensor(rows, device=self._device), count=len(rows), quantum=quantum)
-        programs = min(self._programs, len(rows))
-        if self._device.type == "cpu":
-            with launch.INTERPRETER:
-                launch.launch(v, self._plan, programs)
-            return
-        with torch.cuda.device(self._device):
+        v, programs = self._values, min(self.width, len(rows))
+        with launch.INTERPRETER if self._beside is None else self._beside.launching():
+            v["counters"].zero_()
+            v |= dict(rows=torch.tensor(rows, device=self._device), count=len(rows), quantum=quantum)
             launch.launch(v, self._plan, programs)
-            StreamLaunch().wait()
