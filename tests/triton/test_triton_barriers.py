@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from eqr_kernels import Engine
 from tests.support.models import make_contractive, tiny_config
 from tests.support.triton_tiles import with_tiles
 
@@ -111,5 +112,24 @@ def test_no_thread_reads_what_another_may_not_have_written(monitor, monkeypatch,
         checkpoints=(1, 2, 3),
         trace=True,
     )
+    assert not monitor.hazards, monitor.hazards
+    assert monitor.barriers > 20
+
+
+def test_nor_in_launches_of_quanta(monitor, monkeypatch):
+    from eqr_kernels.backends.triton import launch
+
+    compute = launch.launch
+
+    def launched(*arguments: Any) -> None:
+        monitor.clear()  # what a launch writes the next may read
+        compute(*arguments)
+
+    monkeypatch.setattr(launch, "launch", launched)
+    model = make_contractive(tiny_config(H_cycles=1, L_cycles=1))
+    tokens = torch.randint(1, 7, (2, 6), generator=torch.Generator().manual_seed(1))
+    rules: dict[str, Any] = dict(depth=5, tol=0.1, patience=2, checkpoints=(1, 3), trace=True)
+    with Engine(model, quantum=2, backend="triton", **rules) as engine:
+        assert engine.submit(tokens, breadth=2, select="first").result(60).nfe.sum() > 8
     assert not monitor.hazards, monitor.hazards
     assert monitor.barriers > 20

@@ -37,10 +37,10 @@ class TritonParkedRun:
     def grow(self, places: int) -> None:
         v, breadth = self._values, self._rules.breadth
         have = len(v["ids"])
-        fills = dict(z=0, u=0, logits=0, ring=0, parked=0, tokens=0, ids=0, best=launch.NOBODY)
+        fills = dict(z=0, logits=0, ring=0, parked=0, tokens=0, ids=0, best=launch.NOBODY)
         grown = {}
         for name, fill in fills.items():
-            each = breadth if name in ("z", "u", "logits", "ring", "parked") else 1
+            each = breadth if name in ("z", "logits", "ring", "parked") else 1
             more = v[name].new_full(((places - have) * each, *v[name].shape[1:]), fill)
             grown[name] = torch.cat([v[name], more])
         self.tables = self.tables.grown(self._rules, places * breadth)

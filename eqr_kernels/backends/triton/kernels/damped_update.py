@@ -27,9 +27,15 @@ def own(scratch: tl.tensor, size: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def of_slot(states: tl.tensor, slot: tl.tensor, size: tl.constexpr) -> tl.tensor:
-    """Where the `size` elements of a trajectory in slot number `slot`, int64, of a tensor [slots, ...] begin."""
-    return states + slot * size
+def slot_of(t: tl.tensor, quantum: tl.tensor) -> tl.tensor:
+    """Of trajectory t, int64: its own in a launch of a quantum, else that of the program."""
+    return tl.where(quantum > 0, t, tl.program_id(0).to(tl.int64))
+
+
+@triton.jit
+def in_slot(states: tl.tensor, t: tl.tensor, quantum: tl.tensor, size: tl.constexpr) -> tl.tensor:
+    """Where the `size` elements of trajectory t of a tensor [slots, ...] begin."""
+    return states + slot_of(t, quantum) * size
 
 
 @triton.jit
@@ -87,7 +93,7 @@ def damped_update(
     ids: tl.tensor,
     embedding: tl.tensor,
     t: tl.tensor,
-    slot: tl.tensor,
+    quantum: tl.tensor,
     breadth: tl.tensor,
     seed: tl.tensor,
     step: tl.tensor,
@@ -102,8 +108,8 @@ def damped_update(
 
     a: float32 [programs, S, width], `squares` float32 [programs, squares_size] the sums of its rows' squares.
     z: float32 [slots, 4, S, width], two buffers of z_H and two of z_L, of which number step % 2 holds the state that
-    the outer step began with and keeps it. u: [slots, S, width] in the compute dtype. slot: t's, int64. tokens: int64
-    [N, S]. ids: int64 [N]. embedding: [V, width] in the compute dtype. seed: the 32 bits as an int32.
+    the outer step began with and keeps it. u: [programs, S, width] in the compute dtype. quantum: see `slot_of`.
+    tokens: int64 [N, S]. ids: int64 [N]. embedding: [V, width] in the compute dtype. seed: the 32 bits as an int32.
 
     Returns:
         The sums of (z' - z before the outer step)^2 and of z'^2, float32; zeros but where this closes the outer step.
@@ -116,7 +122,7 @@ def damped_update(
     first_H = m <= p.L_cycles  # z_H was not updated yet
     closes = m >= p.updates - 2
     parity = step % 2
-    mine = of_slot(z, slot, 4 * size)
+    mine = in_slot(z, t, quantum, 4 * size)
     old_buffer = tl.where(is_H, 0, 2) + parity
     new_buffer = tl.where(is_H, 0, 2) + 1 - parity
     now_buffer = tl.where(tl.where(is_H, first_H, m == 0), old_buffer, new_buffer)
@@ -125,7 +131,7 @@ def damped_update(
     now = mine + now_buffer * size
     other = mine + tl.where(is_H, 3 - parity, tl.where(first_H, parity, 1 - parity)) * size
     a = own(a, size)
-    u = of_slot(u, slot, size)
+    u = own(u, size)
     squares = own(squares, p.squares_size)
     tokens += t // breadth * p.S
     id_low, id_high, restart = stream_of(ids, t, breadth)
@@ -170,7 +176,7 @@ def start(
     H_start: tl.tensor,
     L_start: tl.tensor,
     t: tl.tensor,
-    slot: tl.tensor,
+    quantum: tl.tensor,
     breadth: tl.tensor,
     seed: tl.tensor,
     H_std: tl.tensor,
@@ -179,14 +185,14 @@ def start(
 ) -> None:
     """The start states of trajectory t, in the buffers number 0, and u = z_L + (z_H + e).
 
-    z, u, slot, tokens, ids, embedding, seed: as in `damped_update`. H_start, L_start: float32 [width], read where
+    z, u, quantum, tokens, ids, embedding, seed: as in `damped_update`. H_start, L_start: float32 [width], read where
     the start is fixed.
     """
     M: tl.constexpr = p.tile.row_tokens
     N: tl.constexpr = p.tile.row_features
     size: tl.constexpr = p.S * p.width
-    z = of_slot(z, slot, 4 * size)
-    u = of_slot(u, slot, size)
+    z = in_slot(z, t, quantum, 4 * size)
+    u = own(u, size)
     tokens += t // breadth * p.S
     id_low, id_high, restart = stream_of(ids, t, breadth)
     key = seed.to(tl.uint32, bitcast=True)
@@ -212,4 +218,38 @@ def start(
             tl.store(z + at, z_H, mask=inside)
             tl.store(z + 2 * size + at, z_L, mask=inside)
             total = z_L + (z_H + injection(tokens, embedding, s, f, s0 >= 0, p))
+            tl.store(u + at, total.to(u.dtype.element_ty), mask=inside)
+
+
+@triton.jit(noinline=True)
+def inject(
+    z: tl.tensor,
+    u: tl.tensor,
+    tokens: tl.tensor,
+    embedding: tl.tensor,
+    t: tl.tensor,
+    quantum: tl.tensor,
+    breadth: tl.tensor,
+    step: tl.tensor,
+    p: tl.constexpr,
+) -> None:
+    """u = z_L + (z_H + e) of trajectory t before outer step `step`, where another launch has left it.
+
+    z, u, quantum, tokens, embedding: as in `damped_update`.
+    """
+    M: tl.constexpr = p.tile.row_tokens
+    N: tl.constexpr = p.tile.row_features
+    size: tl.constexpr = p.S * p.width
+    z_H = in_slot(z, t, quantum, 4 * size) + step % 2 * size
+    u = own(u, size)
+    tokens += t // breadth * p.S
+    for s0 in range(0, p.S, M):
+        s = s0 + tl.arange(0, M)
+        for f0 in range(0, p.width, N):
+            f = f0 + tl.arange(0, N)
+            at = s[:, None] * p.width + f[None, :]
+            inside = s[:, None] < p.S
+            e = injection(tokens, embedding, s, f, s0 >= 0, p)
+            total = tl.load(z_H + 2 * size + at, mask=inside, other=0.0)
+            total += tl.load(z_H + at, mask=inside, other=0.0) + e
             tl.store(u + at, total.to(u.dtype.element_ty), mask=inside)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from eqr_kernels.backends.triton.kernels.damped_update import start
+from eqr_kernels.backends.triton.kernels.damped_update import inject, slot_of, start
 from eqr_kernels.backends.triton.kernels.heads import heads
 from eqr_kernels.backends.triton.kernels.outer_step import outer_step
 from eqr_kernels.backends.triton.kernels.record import begin, copy_logits, write_rows
@@ -97,12 +97,13 @@ def fixed_point(
     a: tl.tensor,  # float32 [programs, S, width]
     squares: tl.tensor,  # float32 [programs, squares_size]
     h: tl.tensor,  # [programs, work] in the compute dtype, and so is u
+    u: tl.tensor,  # [programs, S, width]
     # A trajectory's own: a slot for each program, or with a quantum for each trajectory.
     z: tl.tensor,  # float32 [slots, 4, S, width]
-    u: tl.tensor,  # [slots, S, width]
     logits: tl.tensor,  # float32 [slots, 2, S, V]
     ring: tl.tensor,  # float32 [slots, window]
-    parked: tl.tensor,  # int64 [T, 3], with a quantum: outer steps, streak, next checkpoint; zeros where none has begun
+    # In memory, for the registers do not suffice to keep them during the products.
+    parked: tl.tensor,  # int64 [T, 3]: outer steps before this launch, streak, next checkpoint; zeros to begin with
     rows: tl.tensor,  # int64 [count], with a quantum: which trajectories
     # Results. Row i of C + 1 is checkpoint i, the last row the end.
     preds: tl.tensor,  # int64 [C + 1, T, S]
@@ -142,15 +143,13 @@ def fixed_point(
     while place < count:
         t = tl.load(rows + place, mask=quantum > 0, other=0)
         t = tl.where(quantum > 0, t, place)
-        slot = tl.where(quantum > 0, t, tl.program_id(0).to(tl.int64))
-        own_parked = parked + t * 3
-        done = tl.load(own_parked, mask=quantum > 0, other=0).to(tl.int32)  # outer steps
-        streak = tl.load(own_parked + 1, mask=quantum > 0, other=0).to(tl.int32)
-        mark = tl.load(own_parked + 2, mask=quantum > 0, other=0).to(tl.int32)  # the next checkpoint
-        left = tl.where(quantum > 0, quantum, depth)
+        done = tl.load(parked + t * 3).to(tl.int32)  # outer steps
         state = _GOING
-        if done == 0:
-            begin(logits, slot, q_halt, residual, checkpoint_count.to(tl.int64) * trajectories + t, p)
+        if done > 0:
+            inject(z, u, tokens, embedding, t, quantum, breadth, done, p)
+            tl.debug_barrier()
+        else:
+            begin(logits, t, quantum, q_halt, residual, checkpoint_count.to(tl.int64) * trajectories + t, p)
             tl.debug_barrier()
         if race != 0:
             if cannot_win(best, t, breadth, done):
@@ -164,7 +163,7 @@ def fixed_point(
                     tl.debug_barrier()
             if state == _GOING:
                 if done == 0:
-                    start(z, u, tokens, ids, embedding, H_start, L_start, t, slot, breadth, seed, H_std, L_std, p)
+                    start(z, u, tokens, ids, embedding, H_start, L_start, t, quantum, breadth, seed, H_std, L_std, p)
                     tl.debug_barrier()
                 moved, length = outer_step(
                     z,
@@ -182,7 +181,7 @@ def fixed_point(
                     cos,
                     sin,
                     t,
-                    slot,
+                    quantum,
                     breadth,
                     seed,
                     done,
@@ -192,7 +191,7 @@ def fixed_point(
                     norm_eps,
                     p,
                 )
-                change, bad, last_q = heads(z, lm_head, q_weight, q_bias, logits, slot, done, p)
+                change, bad, last_q = heads(z, lm_head, q_weight, q_bias, logits, t, quantum, done, p)
                 # A state that is zero and stays so has settled: 0 / 0 counts as 0.
                 still = (moved == 0.0) & (length == 0.0)
                 last_residual = tl.where(still, 0.0, tl.sqrt(moved / length))
@@ -202,12 +201,12 @@ def fixed_point(
                 tl.store(q_halt + end, last_q)
                 # At depth 1 there is no difference yet: the residual stands in, and the first difference replaces it.
                 newest = tl.where(done == 0, 0, (done - 1) % window)
-                tl.store(ring + slot * window + newest, tl.where(done == 0, last_residual, change))
+                tl.store(ring + slot_of(t, quantum) * window + newest, tl.where(done == 0, last_residual, change))
                 if trace != 0:
                     tl.store(residuals + t * depth + done, last_residual)
                 done += 1
-                left -= 1
                 tl.store(control + 2, tl.atomic_add(counters + _SPENT, 1) + 1)
+                streak = tl.load(parked + t * 3 + 1).to(tl.int32)
                 streak = tl.where(last_residual <= tol, streak + 1, 0)
                 state = tl.where(done == depth, _MAX_DEPTH, state)
                 low = streak >= patience
@@ -223,9 +222,12 @@ def fixed_point(
                         if cannot_win(best, t, breadth, done):
                             state = _CANCELLED
                 tl.debug_barrier()
+                tl.store(parked + t * 3 + 1, streak.to(tl.int64))
             ended = state != _GOING
-            over = tl.where(ended | (left == 0), 1, 0)
+            begun = tl.load(parked + t * 3)
+            over = tl.where(ended | ((quantum > 0) & (done == begun + quantum)), 1, 0)
             # Written now: the checkpoint that was just reached; at the end it, all later ones, and the end.
+            mark = tl.load(parked + t * 3 + 2).to(tl.int32)
             at = tl.load(checkpoints + mark, mask=mark < checkpoint_count, other=-1)
             until = tl.where(ended, checkpoint_count + 1, tl.where(at == done, mark + 1, mark))
             if mark < until:
@@ -242,14 +244,16 @@ def fixed_point(
                     steps,
                     status,
                     t,
-                    slot,
+                    quantum,
                     trajectories,
                     checkpoint_count,
                     done,
                     state,
                     p,
                 )
-                mark = until
+                # All have read it before it is written.
+                tl.debug_barrier()
+                tl.store(parked + t * 3 + 2, until.to(tl.int64))
         if state == _GOING:
             # How it stands.
             write_rows(
@@ -265,18 +269,19 @@ def fixed_point(
                 steps,
                 status,
                 t,
-                slot,
+                quantum,
                 trajectories,
                 checkpoint_count,
                 done,
                 state,
                 p,
             )
-        copy_logits(logits, slot, final, t, done, state, p)
+        copy_logits(logits, quantum, final, t, done, state, p)
         goes_on = (state == _GOING).to(tl.int64)
-        tl.store(own_parked, done * goes_on, mask=quantum > 0)
-        tl.store(own_parked + 1, streak * goes_on, mask=quantum > 0)
-        tl.store(own_parked + 2, mark * goes_on, mask=quantum > 0)
+        tl.debug_barrier()
+        tl.store(parked + t * 3, done * goes_on)
+        tl.store(parked + t * 3 + 1, 0, mask=goes_on == 0)
+        tl.store(parked + t * 3 + 2, 0, mask=goes_on == 0)
         # The next trajectory clears what this one's threads still read.
         tl.debug_barrier()
         tl.store(control + 1, tl.atomic_add(counters + _FINISHED, 1 - goes_on) + 1 - goes_on)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from eqr_kernels.backends.triton.kernels.damped_update import of_slot
+from eqr_kernels.backends.triton.kernels.damped_update import in_slot
 
 
 @triton.jit(noinline=True)
@@ -15,14 +15,15 @@ def heads(
     q_weight: tl.tensor,
     q_bias: tl.tensor,
     logits: tl.tensor,
-    slot: tl.tensor,
+    t: tl.tensor,
+    quantum: tl.tensor,
     step: tl.tensor,
     p: tl.constexpr,
 ) -> tl.tensor:
     """Logits after outer step `step`, from 0: in buffer number 1 - step % 2, compared with those of the step before.
 
     z: float32 [slots, 4, S, width], see `damped_update`. lm_head [V, width], q_weight [2, width], q_bias [2]: in the
-    compute dtype. logits: float32 [slots, 2, S, V]. slot: of the trajectory, int64.
+    compute dtype. logits: float32 [slots, 2, S, V]. quantum: see `slot_of`, as for t.
 
     Returns:
         Mean over tokens of the norm of the logits' change, float32; how many are not finite, int32; q_halt, float32.
@@ -30,8 +31,8 @@ def heads(
     # Too few rows for the instructions that must not cross a call (wgmma); the products here are small.
     M: tl.constexpr = p.tile.row_tokens
     N: tl.constexpr = p.tile_V
-    z_H = of_slot(z, slot, 4 * p.S * p.width) + (1 - step % 2) * (p.S * p.width)
-    mine = of_slot(logits, slot, 2 * p.S * p.V)
+    z_H = in_slot(z, t, quantum, 4 * p.S * p.width) + (1 - step % 2) * (p.S * p.width)
+    mine = in_slot(logits, t, quantum, 2 * p.S * p.V)
     before = mine + step % 2 * (p.S * p.V)
     after = mine + (1 - step % 2) * (p.S * p.V)
     change = tl.zeros((M,), tl.float32)

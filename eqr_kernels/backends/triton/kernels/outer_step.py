@@ -10,7 +10,7 @@ import triton.language as tl
 
 from eqr_kernels.backends.triton.kernels.attention import attend, project_qkv
 from eqr_kernels.backends.triton.kernels.channel_mixer import add_product, gate_up, normalise_features
-from eqr_kernels.backends.triton.kernels.damped_update import damped_update, of_slot, own
+from eqr_kernels.backends.triton.kernels.damped_update import damped_update, own
 from eqr_kernels.backends.triton.kernels.token_mixer import mix_tokens, normalise_tokens, token_down, token_gate_up
 
 # The products as functions that are called: that frees registers, but makes the compiler run Hopper's matrix
@@ -119,7 +119,7 @@ def outer_step(
     cos: tl.tensor,
     sin: tl.tensor,
     t: tl.tensor,
-    slot: tl.tensor,
+    quantum: tl.tensor,
     breadth: tl.tensor,
     seed: tl.tensor,
     step: tl.tensor,
@@ -131,15 +131,15 @@ def outer_step(
 ) -> tl.tensor:
     """Outer step number `step` of trajectory t: from the states in the buffers number step % 2 to those in the others.
 
-    z, u, a, squares, slot, tokens, ids, embedding, seed: as in `damped_update`; u holds the sum that the first module
-    starts from, and at the end that of the next outer step. h: [programs, work] in the compute dtype, as are the
+    z, u, a, squares, quantum, tokens, ids, embedding, seed: as in `damped_update`; u holds the sum that the first
+    module starts from, and at the end that of the next outer step. h: [programs, work] in the compute dtype, as are the
     weights of all layers: mixer_in and mixer_out as in `mix`, gate_up_weight [layers, 2 hidden, width], down [layers,
     width, hidden]. cos, sin: float32 [S, head_dim].
 
     Returns:
         The sums over both states of (z - z before)^2 and of z^2, float32.
     """
-    u_own = of_slot(u, slot, p.S * p.width)
+    u_own = own(u, p.S * p.width)
     h_own = own(h, p.work)
     a_own = own(a, p.S * p.width)
     squares_own = own(squares, p.squares_size)
@@ -182,7 +182,7 @@ def outer_step(
             ids,
             embedding,
             t,
-            slot,
+            quantum,
             breadth,
             seed,
             step,

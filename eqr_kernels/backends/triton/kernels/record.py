@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from eqr_kernels.backends.triton.kernels.damped_update import of_slot
+from eqr_kernels.backends.triton.kernels.damped_update import in_slot, slot_of
 from eqr_kernels.backends.triton.kernels.heads import answer
 from eqr_kernels.trajectory import Status
 
@@ -30,9 +30,11 @@ def mean_of_ring(ring: tl.tensor, count: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def last_finite(logits: tl.tensor, slot: tl.tensor, done: tl.tensor, state: tl.tensor, p: tl.constexpr) -> tl.tensor:
-    """Where the slot's last finite logits begin, after `done` steps; a step that diverged does not count."""
-    return of_slot(logits, slot, 2 * p.S * p.V) + (done - (state == _DIVERGED).to(tl.int32)) % 2 * (p.S * p.V)
+def last_finite(
+    logits: tl.tensor, t: tl.tensor, quantum: tl.tensor, done: tl.tensor, state: tl.tensor, p: tl.constexpr
+) -> tl.tensor:
+    """Where a trajectory's last finite logits begin, after `done` steps; a step that diverged does not count."""
+    return in_slot(logits, t, quantum, 2 * p.S * p.V) + (done - (state == _DIVERGED).to(tl.int32)) % 2 * (p.S * p.V)
 
 
 @triton.jit(noinline=True)
@@ -49,7 +51,7 @@ def write_rows(
     steps: tl.tensor,
     status: tl.tensor,
     t: tl.tensor,
-    slot: tl.tensor,
+    quantum: tl.tensor,
     trajectories: tl.tensor,
     checkpoint_count: tl.tensor,
     done: tl.tensor,
@@ -58,13 +60,13 @@ def write_rows(
 ) -> None:
     """Rows first..until - 1 of trajectory t in the tables, all the same; q_halt and residual are those of the last row.
 
-    logits: float32 [slots, 2, S, V]. ring: float32 [slots, window], the last changes of the logits. slot: t's, int64.
-    preds: int64 [C + 1, T, S]. q_halt, residual, score: float32 [C + 1, T]. steps, status: int64 [C + 1, T].
+    logits: float32 [slots, 2, S, V]. ring: float32 [slots, window], the last changes of the logits. quantum: see
+    `slot_of`. preds: int64 [C + 1, T, S]. q_halt, residual, score: float32 [C + 1, T]. steps, status: int64 [C + 1, T].
     """
-    mine = last_finite(logits, slot, done, state, p)
+    mine = last_finite(logits, t, quantum, done, state, p)
     # The residual of the first step stands in until there is a change.
     entries = tl.where(done > 1, tl.where(done - 1 < window, done - 1, window), done)
-    mean = mean_of_ring(ring + slot * window, entries)
+    mean = mean_of_ring(ring + slot_of(t, quantum) * window, entries)
     end = checkpoint_count.to(tl.int64) * trajectories + t
     last_q = tl.load(q_halt + end)
     last_residual = tl.load(residual + end)
@@ -82,13 +84,19 @@ def write_rows(
 
 @triton.jit(noinline=True)
 def begin(
-    logits: tl.tensor, slot: tl.tensor, q_halt: tl.tensor, residual: tl.tensor, end: tl.tensor, p: tl.constexpr
+    logits: tl.tensor,
+    t: tl.tensor,
+    quantum: tl.tensor,
+    q_halt: tl.tensor,
+    residual: tl.tensor,
+    end: tl.tensor,
+    p: tl.constexpr,
 ) -> None:
     """What is known of a trajectory that never ran: zeros in both of the slot's buffers of float32
     [slots, 2, S, V], NaN in q_halt and residual, float32, at its last row's place `end`."""
     tl.store(q_halt + end, float("nan"))
     tl.store(residual + end, float("nan"))
-    mine = of_slot(logits, slot, 2 * p.S * p.V)
+    mine = in_slot(logits, t, quantum, 2 * p.S * p.V)
     for i0 in range(0, 2 * p.S * p.V, _COPY):
         i = i0 + tl.arange(0, _COPY)
         tl.store(mine + i, 0.0, mask=i < 2 * p.S * p.V)
@@ -96,10 +104,16 @@ def begin(
 
 @triton.jit(noinline=True)
 def copy_logits(
-    logits: tl.tensor, slot: tl.tensor, out: tl.tensor, t: tl.tensor, done: tl.tensor, state: tl.tensor, p: tl.constexpr
+    logits: tl.tensor,
+    quantum: tl.tensor,
+    out: tl.tensor,
+    t: tl.tensor,
+    done: tl.tensor,
+    state: tl.tensor,
+    p: tl.constexpr,
 ) -> None:
     """The slot's last finite logits, of float32 [slots, 2, S, V], to row t of out, float32 [T, S, V]."""
-    mine = last_finite(logits, slot, done, state, p)
+    mine = last_finite(logits, t, quantum, done, state, p)
     for i0 in range(0, p.S * p.V, _COPY):
         i = i0 + tl.arange(0, _COPY)
         inside = i < p.S * p.V
