@@ -71,7 +71,7 @@ CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu'
   named-anew moved
 
 solve: build
-	$(VENV)/bin/eqr solve --demo
+	$(VENV)/bin/eqr solve --demo --model sudoku-paper --halt q
 
 # A file's tests stay in one process: they share what they build.
 PARALLEL = $(if $(filter-out 1,$(WORKERS)),$(shell $(PY) -c 'import xdist' 2>/dev/null && \
