@@ -11,6 +11,8 @@ from eqr_kernels.checkpoint import PRETRAINED, available_models
 from eqr_kernels.cli import options
 from eqr_kernels.tasks import sudoku, sudoku_generator
 from eqr_kernels.tasks.common import join
+from eqr_kernels.tasks.registry import find_task
+from eqr_kernels.tasks.task import generated
 
 MEBIBYTES = {"sudoku-small": 3, "sudoku": 12, "sudoku-paper": 12}
 CLUES = {"sudoku-small": 32, "sudoku": 28}
@@ -77,14 +79,14 @@ def test_five_puzzles_together_and_one_by_one(model):
 
 
 @pytest.mark.slow
-def test_the_published_size_solves_what_the_others_do_not():
-    puzzles = sudoku_generator.generate(4, "extreme", seed=1)
+def test_the_published_size_solves_all_of_the_demonstration_and_the_default_does_not():
+    puzzles = generated(find_task("sudoku"), 81, 12, 2026)
     tokens = torch.from_numpy(puzzles.inputs).long()
     solved = {}
     for name in ("sudoku", "sudoku-paper"):
         result = EquilibriumReasoner.from_pretrained(name).solve(tokens, depth=16, halt="q")
         solved[name] = int(sudoku.is_solution(puzzles.inputs, result.preds.numpy()).sum())
-    assert solved["sudoku-paper"] == 4 > solved["sudoku"]
+    assert solved["sudoku-paper"] == 12 > solved["sudoku"]
 
 
 @pytest.mark.slow
