@@ -9,8 +9,9 @@
 #   BENCH    the benchmark files of `make bench` and `make bench-quick`.    PYTEST_ARGS   more arguments for pytest.
 #   WORKERS  processes that run tests, as many as there are cores up to eight; 1 runs them in the process of pytest.
 #
-# `make test` is lint and every test: under 15 minutes on two cores. `make test-quick`, for while you edit, leaves out the
-# tests that are marked slow (more than a second), tooling (of benchmarks/) or gpu, and lint: about 90 seconds.
+# `make test` is lint and every test: some 16 minutes on two cores of an EPYC Zen 4. `make test-quick`, for while you
+# edit, leaves out the tests that are marked slow (more than a second), tooling (of benchmarks/) or gpu, and lint: about
+# 90 seconds.
 # PYTEST_ARGS narrows either: make test-quick PYTEST_ARGS="tests/solve -k race"
 #
 # `make gpu-check` installs nothing: it builds the extension in place with GPU_PYTHON (.venv's where there is one, else

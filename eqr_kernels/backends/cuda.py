@@ -142,15 +142,8 @@ class CudaBackend:
     @torch.no_grad()
     def parked_run(self, model: EqROperator, problem: FixedPointProblem, places: int) -> ParkedRun:
         kernel, p = self.kernel(model, problem), problem
-        run = dict(
-            regime="latency" if kernel == "latency" else "throughput",
-            trajectories=1 << 20,
-            slots=1 << 20,
-            window=p.window,
-            depth=p.depth,
-            puzzles=places,
-            race=p.race,
-        )
+        run = _run("latency" if kernel == "latency" else "throughput", trajectories=1 << 20)
+        run |= dict(window=p.window, depth=p.depth, puzzles=places, race=p.race)
         with torch.cuda.device(model.device):
             packed = PackArguments.of(model).pack(Precision.bf16, kernel)
             return CudaParkedRun(packed, p, plan(operator_of(model), _limits(model.device), **run), places)

@@ -29,7 +29,7 @@ class Task:
         kind: equal for those that may share launches.
         waiting: puzzles that have no place yet, in their order.
         begun: how many have had one.
-        told: the last outer step of (puzzle, restart) that its caller knows.
+        reported: the last outer step of (puzzle, restart) that its caller knows.
     """
 
     def __init__(self, job: Job, before: Task | None = None) -> None:
@@ -37,7 +37,7 @@ class Task:
         self.kind = job.number if self.alone else _kind(job)
         self.waiting = deque(range(len(job.problem.tokens)))
         self.begun = 0
-        self.told: dict[tuple[int, int], int] = {} if before is None else before.told
+        self.reported: dict[tuple[int, int], int] = {} if before is None else before.reported
         self.ended: dict[int, Tables] = {}  # by puzzles
 
     @property

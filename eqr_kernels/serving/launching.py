@@ -140,8 +140,8 @@ class LaunchingRunner(ThreadedRunner):
         one.steps, one.status = now.steps, now.status
         which = one.puzzle, one.restart
         # One that was given up before it took a step has nothing new, nor has one that is computed again.
-        if task.job.wants_steps and new and now.steps > task.told.get(which, 0):
-            task.told[which] = now.steps
+        if task.job.wants_steps and new and now.steps > task.reported.get(which, 0):
+            task.reported[which] = now.steps
             self._events.step(task.job.number, now.update(one))
 
     def _finish(self, task: Task) -> None:
