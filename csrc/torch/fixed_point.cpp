@@ -21,6 +21,7 @@
 #include "torch/number.h"
 #include "torch/packed.h"
 #include "torch/polling.h"
+#include "torch/text.h"
 
 namespace eqr {
 namespace {
@@ -66,13 +67,13 @@ namespace {
 // all trajectories; or none of them.
 FixedPointResult fixed_point(const Tensor& packed, const Tensor& tokens, const Tensor& ids, const Tensor& control,
                              std::vector<int64_t> sizes, std::vector<double> constants, bool fixed_start, int64_t seed,
-                             int64_t breadth, int64_t depth, std::string halt, double tol, int64_t patience,
-                             std::string select, int64_t window, double noise_scale, std::vector<int64_t> checkpoints,
+                             int64_t breadth, int64_t depth, StringHandle halt, double tol, int64_t patience,
+                             StringHandle select, int64_t window, double noise_scale, std::vector<int64_t> checkpoints,
                              int64_t slots, bool trace, std::optional<Tensor> start_H, std::optional<Tensor> start_L,
                              std::optional<Tensor> start_rng, bool keep_states) {
   const RunArguments run = run_arguments(packed, tokens, ids, control, sizes, constants, fixed_start, seed, breadth,
-                                         depth, halt, tol, patience, select, window, noise_scale, checkpoints, slots,
-                                         trace, start_H, start_L, start_rng, keep_states);
+                                         depth, text_of(halt), tol, patience, text_of(select), window, noise_scale,
+                                         checkpoints, slots, trace, start_H, start_L, start_rng, keep_states);
 #ifdef EQR_HAVE_CUDA
   if (place_of(tokens).cuda) return fixed_point_on_cuda(run);
 #endif

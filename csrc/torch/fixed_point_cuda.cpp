@@ -16,6 +16,7 @@
 #include "torch/cuda_args.h"
 #include "torch/cuda_device.h"
 #include "torch/fixed_point.h"
+#include "torch/text.h"
 
 namespace eqr {
 namespace {
@@ -119,13 +120,13 @@ namespace {
 // int64 [C + 1, T], the last row as they stand, logits float32 [T, S, V], residuals float32 [T, depth] or [0].
 void fixed_point_quantum(const Tensor& packed, const Tensor& tokens, const Tensor& ids, const Tensor& control,
                          std::vector<int64_t> sizes, std::vector<double> constants, bool fixed_start, int64_t seed,
-                         int64_t breadth, int64_t depth, std::string halt, double tol, int64_t patience,
-                         std::string select, int64_t window, double noise_scale, std::vector<int64_t> checkpoints,
+                         int64_t breadth, int64_t depth, StringHandle halt, double tol, int64_t patience,
+                         StringHandle select, int64_t window, double noise_scale, std::vector<int64_t> checkpoints,
                          int64_t slots, bool trace, const Tensor& rows, int64_t quantum, const Tensor& states,
                          const Tensor& parked, const Tensor& best, std::vector<Tensor> tables) {
   const RunArguments run = run_arguments(packed, tokens, ids, control, sizes, constants, fixed_start, seed, breadth,
-                                         depth, halt, tol, patience, select, window, noise_scale, checkpoints, slots,
-                                         trace, std::nullopt, std::nullopt, std::nullopt, false);
+                                         depth, text_of(halt), tol, patience, text_of(select), window, noise_scale,
+                                         checkpoints, slots, trace, std::nullopt, std::nullopt, std::nullopt, false);
   const Place place = place_of(tokens);
   cuda::Problem p = problem_of(run, place);
   check_range("quantum", quantum, 1, (int64_t{1} << 24) - 1);

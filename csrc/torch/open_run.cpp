@@ -13,6 +13,7 @@
 #include "torch/fixed_point.h"
 #include "torch/fixed_point_cpu.h"
 #include "torch/served_run.h"
+#include "torch/text.h"
 
 namespace eqr {
 namespace {
@@ -25,16 +26,16 @@ using Memory = std::tuple<Tensor, Tensor, Tensor, Tensor, std::optional<StartSta
 // it has them.
 FixedPointResult open_run_join(const Tensor& packed, const Tensor& tokens, const Tensor& ids, const Tensor& control,
                                std::vector<int64_t> sizes, std::vector<double> constants, bool fixed_start,
-                               int64_t seed, int64_t breadth, int64_t depth, std::string halt, double tol,
-                               int64_t patience, std::string select, int64_t window, double noise_scale,
+                               int64_t seed, int64_t breadth, int64_t depth, StringHandle halt, double tol,
+                               int64_t patience, StringHandle select, int64_t window, double noise_scale,
                                std::vector<int64_t> checkpoints, int64_t slots, bool trace,
                                std::optional<Tensor> start_H, std::optional<Tensor> start_L,
                                std::optional<Tensor> start_rng, bool keep_states, int64_t run, int64_t number,
                                bool steps) {
   const std::shared_ptr<ServedRun> served = ServedRun::of(run);
-  const RunArguments arguments = run_arguments(packed, tokens, ids, control, sizes, constants, fixed_start, seed,
-                                               breadth, depth, halt, tol, patience, select, window, noise_scale,
-                                               checkpoints, slots, trace, start_H, start_L, start_rng, keep_states);
+  const RunArguments arguments = run_arguments(
+      packed, tokens, ids, control, sizes, constants, fixed_start, seed, breadth, depth, text_of(halt), tol, patience,
+      text_of(select), window, noise_scale, checkpoints, slots, trace, start_H, start_L, start_rng, keep_states);
   const cpu::Engine engine = cpu::checked_engine(arguments);
   const RunResults results(arguments);
   ServedRun::Guest guest{.joining = {},

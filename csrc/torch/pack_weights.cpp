@@ -15,6 +15,7 @@
 #include "torch/floating_point.h"
 #include "torch/pack_weights.h"
 #include "torch/packed.h"
+#include "torch/text.h"
 
 namespace eqr {
 
@@ -43,11 +44,12 @@ namespace {
 Tensor pack_weights(const Tensor& embedding, const Tensor& lm_head, const Tensor& q_weight, const Tensor& q_bias,
                     const std::vector<Tensor>& blocks, std::optional<Tensor> rope_cos, std::optional<Tensor> rope_sin,
                     std::optional<Tensor> H_start, std::optional<Tensor> L_start, std::vector<int64_t> sizes,
-                    std::vector<double> constants, std::string precision, [[maybe_unused]] std::string layout) {
+                    std::vector<double> constants, StringHandle precision, StringHandle layout) {
+  [[maybe_unused]] const std::string reader = text_of(layout);
   const OperatorTensors given = operator_tensors(embedding, lm_head, q_weight, q_bias, blocks, rope_cos, rope_sin,
-                                                 H_start, L_start, sizes, constants, precision_of(precision));
+                                                 H_start, L_start, sizes, constants, precision_of(text_of(precision)));
 #ifdef EQR_HAVE_CUDA
-  if (place_of(embedding).cuda) return pack_on_cuda(given, layout);
+  if (place_of(embedding).cuda) return pack_on_cuda(given, reader);
 #endif
   return pack_on_cpu(given);
 }
