@@ -2,9 +2,9 @@
 
 A model of no size, so that HTTP and the engine are what is loaded, is served by a process of its own on loopback. Its
 saturation is measured; then requests come at a share of it, each for one of some hundred puzzle and seed pairs whose
-answers are known. Beside them go clients that hang up in the middle, read slowly, send what is no JSON or ten
-megabytes, and a thousand connections that say nothing. Every request must be answered once and rightly, and the memory
-of the server must stay as it is after the warm-up.
+answers are known. Beside them, and beside the measurement of the saturation, go clients that hang up in the middle,
+read slowly, send what is no JSON or ten megabytes, and a thousand connections that say nothing. Every request must be
+answered once and rightly, and the memory of the server must stay as it is after the warm-up.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from eqr_kernels import EqRConfig, EquilibriumReasoner
 from eqr_kernels.commit import code_commit
 from eqr_kernels.tasks import sudoku, sudoku_generator
 
-DEPTH, TOL, PAIRS, CLIENTS = 16, 0.05, 200, 32
+DEPTH, TOL, PAIRS, CONNECTIONS = 16, 0.05, 200, 64
 IDLE_CONNECTIONS, BIG = 1000, 10_000_000
+SATURATION_SECONDS = 60.0
 
 
 @dataclass
@@ -97,8 +98,13 @@ def resident(pid: int) -> float:
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
 
+def connections(soak: Soak, timeout: float) -> httpx.AsyncClient:
+    limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
+    return httpx.AsyncClient(base_url=soak.url, timeout=timeout, limits=limits)
+
+
 async def saturation(soak: Soak, seconds: float) -> float:
-    """Answers a second to as many clients as ask one after another."""
+    """Answers a second where each connection asks one thing after another."""
     until, done = time.perf_counter() + seconds, 0
 
     async def ask_on(client: httpx.AsyncClient, first: int) -> None:
@@ -107,8 +113,8 @@ async def saturation(soak: Soak, seconds: float) -> float:
             await soak.ask(client, (first + done) % PAIRS)
             done += 1
 
-    async with httpx.AsyncClient(base_url=soak.url, timeout=60) as client:
-        await asyncio.gather(*(ask_on(client, i) for i in range(CLIENTS)))
+    async with connections(soak, 60) as client:
+        await asyncio.gather(*(ask_on(client, i) for i in range(CONNECTIONS)))
     return done / seconds
 
 
@@ -116,8 +122,7 @@ async def offer(soak: Soak, rate: float, seconds: float, rng: np.random.Generato
     """Poisson arrivals; returns when all are answered."""
     begun, due = time.perf_counter(), 0.0
     tasks: set[asyncio.Task[None]] = set()
-    limits = httpx.Limits(max_connections=200, max_keepalive_connections=200)
-    async with httpx.AsyncClient(base_url=soak.url, timeout=120, limits=limits) as client:
+    async with connections(soak, 120) as client:
         while (due := due + rng.exponential(1 / rate)) < seconds:
             await asyncio.sleep(max(0.0, begun + due - time.perf_counter()))
             task = asyncio.create_task(soak.ask(client, int(rng.integers(PAIRS))))
@@ -179,10 +184,12 @@ async def watch(pid: int, until: float, memory: list[tuple[float, float]]) -> No
 
 async def soaked(soak: Soak, pid: int, seconds: float, share: float) -> dict[str, Any]:
     rng = np.random.default_rng(18)
-    full = await saturation(soak, min(30.0, seconds / 4))
-    connections = await crowd(soak)
+    measuring = min(SATURATION_SECONDS, seconds / 4)
+    full, _ = await asyncio.gather(saturation(soak, measuring), annoy(soak, time.perf_counter() + measuring, rng))
+    idle = await crowd(soak)
     before = Soak(soak.url, soak.asked, soak.answers)
-    until, memory = time.perf_counter() + seconds, list[tuple[float, float]]()
+    begun = time.perf_counter()
+    until, memory = begun + seconds, list[tuple[float, float]]()
     await asyncio.gather(
         offer(before, share * full, seconds, rng), annoy(before, until, rng), watch(pid, until, memory)
     )
@@ -194,11 +201,12 @@ async def soaked(soak: Soak, pid: int, seconds: float, share: float) -> dict[str
         "share": share,
         "seconds": seconds,
         "sent": before.sent,
+        "answered_per_second": before.sent / (time.perf_counter() - begun),
         "statuses": dict(before.statuses),
         "errors": dict(before.errors),
         "wrong": before.wrong + soak.wrong,
         "nuisances": dict(sorted(before.nuisances.items())),
-        "idle_connections": connections,
+        "idle_connections": idle,
         "memory_mib": {"first": warm[0], "last": warm[-1], "least": min(warm), "most": max(warm)},
         "memory_growth": warm[-1] / warm[0] - 1,
         "engine": {
