@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from eqr_kernels.solver import solve
     from eqr_kernels.trajectory import FinishedTrajectory, Status
+    from eqr_kernels.views import solve_views
 
 __version__ = "0.1.0"
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "StepUpdate",
     "fixed_point",
     "solve",
+    "solve_views",
 ]
 
 _HOMES = {
@@ -63,6 +65,7 @@ _HOMES = {
     "StepUpdate": "serving",
     "fixed_point": "iteration",
     "solve": "solver",
+    "solve_views": "views",
 }
 
 

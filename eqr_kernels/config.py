@@ -227,6 +227,20 @@ class EqRConfig:
         return cls.from_dict({**maze, **changes})
 
     @classmethod
+    def maze_small(cls, **changes: Any) -> EqRConfig:
+        """54 thousand parameters for 13x13 mazes: one block of d 64, attention with RoPE over rows and columns."""
+        small = dict(
+            seq_len=169,
+            hidden_size=64,
+            num_heads=4,
+            multiple_of=64,
+            H_cycles=2,
+            L_cycles=3,
+            pos_encodings="rope2d",
+        )
+        return cls.maze(**{**small, **changes})
+
+    @classmethod
     def sudoku(cls, **changes: Any) -> EqRConfig:
         """The size of the shipped model `sudoku`: half a million parameters, two blocks of d 128, 16 layers a step."""
         return cls.from_dict({**dict(hidden_size=128, H_cycles=2, L_cycles=3, L_layers=2), **changes})

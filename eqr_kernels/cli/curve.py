@@ -30,7 +30,7 @@ from eqr_kernels.studies.identity import weights_digest
 from eqr_kernels.studies.store import OtherRecording
 from eqr_kernels.studies.subset import SUBSET_SEED
 from eqr_kernels.tasks.common import ParseErrors
-from eqr_kernels.tasks.task import generated
+from eqr_kernels.tasks.task import generated, views_of
 from eqr_kernels.tolerance import card_tolerance
 
 _GENERATED_SEED = 2026
@@ -57,6 +57,14 @@ def curve(
     breadth: Annotated[
         int | None, typer.Option(min=1, help="Trajectories of each puzzle at most.", show_default="8")
     ] = None,
+    views: Annotated[
+        bool,
+        typer.Option(
+            "--views",
+            help="Each trajectory of a puzzle gets a view of its own, by symmetries that the task knows. Races are not "
+            "mapped then.",
+        ),
+    ] = False,
     tols: Annotated[
         str,
         typer.Option(
@@ -153,6 +161,7 @@ def curve(
         breadth=breadth or sizes["breadth"],
         tols=usual_tolerances(reasoner, noise_scale) if tols == "auto" else _tolerances(tols),
         select=select,
+        views=views_of(its_task, seed) if views else None,
         quick=quick,
         seed=seed,
         options=dict(window=window, noise_scale=noise_scale, slots=slots, backend=backend, precision=precision),

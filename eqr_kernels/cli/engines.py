@@ -114,6 +114,7 @@ def record_elsewhere(
         given = {name: value for name, value in job.settings.items() if name not in ("slots", *DECIDES)}
         settings = {name: job.settings[name] for name in DECIDES}
         about = dict(command="eval", task=job.task, rows=rows, input=reader.identity())
+        about |= dict(views=True) if job.views else {}
         results = open_shards(out, model, settings, **about, **given)
     try:
         run_all("evaluating", show, results, engine, reader, model, job)

@@ -37,6 +37,7 @@ from eqr_kernels.studies.scoring import RATING_BANDS, Accuracy, by_group, rating
 from eqr_kernels.studies.subset import SUBSET_SEED
 from eqr_kernels.studies.types import Bools
 from eqr_kernels.tasks.common import PuzzleSet
+from eqr_kernels.tasks.task import views_of
 from eqr_kernels.tolerance import card_tolerance
 
 
@@ -50,6 +51,14 @@ def evaluate(
     breadths: Annotated[
         str, typer.Option("--breadths", "--breadth", help="Trajectories of each puzzle, as in 1,8,32.")
     ] = "1",
+    views: Annotated[
+        str | None,
+        typer.Option(
+            metavar="V",
+            help="In place of --breadths, as in 1,8: a trajectory for each of so many views of a puzzle, which are "
+            "itself and others by symmetries that its task knows.",
+        ),
+    ] = None,
     select: Annotated[
         str,
         typer.Option(
@@ -85,7 +94,8 @@ def evaluate(
     """Measure exact accuracy by depth and breadth, all from one run of the greatest depth and breadth.
 
     A deeper run passes through the shallower ones, and a broader one holds the narrower ones: restarts 0 to b - 1 are
-    breadth b. Each cell is what `eqr solve` answers with that --depth, --breadth, --select and --halt.
+    breadth b, and so are views. Each cell is what `eqr solve` answers with that --depth, --breadth or --views, --select
+    and --halt.
 
     Without --halt nothing counts as settled when an answer is selected: residual takes the lowest score at the depth.
     With it, a trajectory keeps the answer it halted with, and those that have halted go first. (--select first takes
@@ -116,14 +126,23 @@ def evaluate(
         check_folder(out)
     if shard_rows is not None and out is None and engine == "local":
         raise ValueError("--shard-rows is for --out and --engine ray; leave it out")
-    asked = parse_counts("--depths", depths), parse_counts("--breadths", breadths)
+    if views is not None and breadths != "1":
+        raise ValueError(f"--views has a trajectory for each view, and --breadths {breadths} was given; leave one out")
+    broad_by = parse_counts("--breadths", breadths) if views is None else parse_counts("--views", views)
+    asked = parse_counts("--depths", depths), broad_by
     rules = check_rules([rule.strip() for rule in select.split(",")], halt)
+    if views is not None and "first" in rules:
+        raise ValueError(
+            "--select first runs no view behind the first that settles, and a report counts all; choose residual, "
+            "vote, q or any (`eqr solve --views` has first)"
+        )
     wanted_tol = parse_tolerance(tol)
     broad = attractors.BROAD if broad is None else broad
     if not 0 < broad <= 1:
         raise ValueError(f"--broad must be a share above 0 and up to 1, got {broad}")
     reasoner = puz.load_model(model, device, progress)
     its_task = puz.task_for(task, reasoner)
+    make_views = None if views is None else views_of(its_task, seed)
     reading: dict[str, Any] = dict(format=format, split=split, limit=limit, show=progress)
     puzzles, errors = puz.read_answered(its_task, reasoner.config.seq_len, file, **reading)
     of = len(puzzles)
@@ -142,11 +161,10 @@ def evaluate(
     begun = time.perf_counter()
     if out is None and engine == "local":
         with Bar("evaluating", progress) as bar:
-            recording = record(
-                reasoner, puzzles.inputs, puzzles.labels, progress=bar.update, observe=others.observe, **recorded
-            )
+            watch: dict[str, Any] = dict(progress=bar.update, observe=others.observe)
+            recording = record(reasoner, puzzles.inputs, puzzles.labels, views=make_views, **watch, **recorded)
     else:
-        job = Recorded(task_spec(task, its_task), recorded)
+        job = Recorded(task_spec(task, its_task), recorded, views=views is not None)
         recording = record_elsewhere(job, runner, reasoner, puzzles, others, out, shard_rows or DEFAULT_ROWS, progress)
     seconds = time.perf_counter() - begun
     grid = correct_grid(recording, *asked, rules)
@@ -165,6 +183,7 @@ def evaluate(
             **settings,
             **as_settings(chosen),
             "broad": broad,
+            "views": views is not None,
             "device": str(reasoner.device),
             "limit": limit,
             "reveal": reveal,
@@ -296,15 +315,16 @@ def _diagnosis(modes: Modes, puzzles: PuzzleSet, settings: dict[str, Any]) -> di
 def _draw(grid: Bools, puzzles: PuzzleSet, report: dict[str, Any], modes: Modes | None) -> None:
 
     depths, breadths, rules = report["depths"], report["breadths"], report["rules"]
+    breadth = "views" if report["settings"]["views"] else "breadth"
     groups, single = _groups(grid, puzzles), len(breadths) == len(rules) == 1
     who = f"{len(puzzles)} of {report['subset']['of']} puzzles" if report["subset"] else f"all {len(puzzles)} puzzles"
     if single:
         drawing.accuracy(who, depths, groups["accuracy"])
     for r, name in enumerate([] if single else rules):
-        rows = {f"breadth {b}": [_cell(grid, k, j, r) for k in range(len(depths))] for j, b in enumerate(breadths)}
+        rows = {f"{breadth} {b}": [_cell(grid, k, j, r) for k in range(len(depths))] for j, b in enumerate(breadths)}
         chosen = "any trajectory right (an oracle)" if name == "any" else f"selected by {name}"
         drawing.accuracy(f"{who}, {chosen}", depths, rows)
-    where = "" if single else f", breadth {breadths[-1]}, {rules[0]}"
+    where = "" if single else f", {breadth} {breadths[-1]}, {rules[0]}"
     for title in ("by source", "by rating"):
         rows = groups[title.replace(" ", "_")]
         if len(rows) > 1:

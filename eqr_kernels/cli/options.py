@@ -24,6 +24,15 @@ TaskName = Annotated[
 ]
 Depth = Annotated[int, typer.Option(help="Outer steps of a trajectory, at most.")]
 Breadth = Annotated[int, typer.Option(help="Trajectories of each puzzle, from different random starts.")]
+Views = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="V",
+        help="In place of --breadth: a trajectory for each of V views of a puzzle, which are itself and others by "
+        "symmetries that its task knows.",
+    ),
+]
 Halt = Annotated[
     str,
     typer.Option(

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 import typer
 
 from eqr_kernels.cli import options as opt
@@ -32,7 +31,8 @@ from eqr_kernels.run_rules import RULES_WITH_TOLERANCE
 from eqr_kernels.solver import DEFAULT_DEPTH
 from eqr_kernels.studies import exact_match
 from eqr_kernels.tasks.common import ParseErrors, PuzzleSet, rating_number
-from eqr_kernels.tasks.task import CountsSolutions, Task, generated
+from eqr_kernels.tasks.task import CountsSolutions, Task, generated, views_of
+from eqr_kernels.views import solve_puzzles
 
 _DEMO, _SMALL = 12, 100
 """Puzzles of --demo, half of them where one has more tokens than `_SMALL`."""
@@ -49,6 +49,7 @@ def solve(
     task: opt.TaskName = None,
     depth: opt.Depth = DEFAULT_DEPTH,
     breadth: opt.Breadth = 1,
+    views: opt.Views = None,
     halt: opt.Halt = "residual",
     tol: opt.Tol = "auto",
     patience: Annotated[int, typer.Option(help="Consecutive steps at or below --tol.")] = 1,
@@ -107,12 +108,16 @@ def solve(
         raise ValueError(
             f"--out writes a table, which has no place for {'--demo' if demo else '--by-depth'}; leave it out"
         )
+    if views is not None and breadth != 1:
+        raise ValueError(
+            f"--views has a trajectory for each view, and --breadth {breadth} was given too; leave one out"
+        )
     wanted_tol = parse_tolerance(tol)
     if halt not in RULES_WITH_TOLERANCE:
         refuse_tolerance(wanted_tol, halt)
     settings: dict[str, Any] = dict(
         depth=depth,
-        breadth=breadth,
+        breadth=breadth if views is None else views,
         halt=halt,
         patience=patience,
         select=select,
@@ -126,6 +131,7 @@ def solve(
     reasoner = puz.load_model(model, device, progress)
     seq_len = reasoner.config.seq_len
     its_task = puz.task_for(task, reasoner)
+    make_views = None if views is None else views_of(its_task, seed)
     reading: dict[str, Any] = dict(format=format, values=values, split=split, limit=limit, show=progress)
     if out is not None:
         request = TableRequest(
@@ -136,6 +142,7 @@ def solve(
             task_spec(task, its_task),
             out,
             shard_rows or DEFAULT_ROWS,
+            views is not None,
             settings,
             wanted_tol,
         )
@@ -155,14 +162,15 @@ def solve(
             run: dict[str, Any] = dict(depth=depth, seed=seed, slots=slots, backend=backend, precision=precision)
             tolerance = settling_tolerance(reasoner, puzzles.inputs, wanted_tol, noise_scale, **run)
             settings["tol"] = tolerance.value
-        tokens = torch.from_numpy(puzzles.inputs.astype("int64"))
         begun = time.perf_counter()
         with Bar("solving", progress) as bar:
 
             def show(finished: int, of: int, spent: int) -> None:
                 bar.update(max(finished / of, spent / (of * depth)), 1.0, f"{finished}/{of} done")
 
-            result = reasoner.solve(tokens, checkpoints=depths, progress=show, **settings)
+            result = solve_puzzles(
+                reasoner, puzzles.inputs, views=make_views, checkpoints=depths, progress=show, **settings
+            )
         seconds = time.perf_counter() - begun
     rows = _rows(its_task, puzzles, result)
     # What was filled is only solved where nothing else could have been.
@@ -175,13 +183,19 @@ def solve(
         "command": "solve",
         "model": model,
         "task": its_task.name,
-        "settings": {**settings, **as_settings(tolerance), "device": str(reasoner.device), "reveal": reveal},
+        "settings": {
+            **settings,
+            **as_settings(tolerance),
+            "views": views is not None,
+            "device": str(reasoner.device),
+            "reveal": reveal,
+        },
         "backend": result.backend if result else None,
         "backend_reason": result.backend_reason if result else None,
         "puzzles": rows,
         "errors": puz.errors_as_json(errors),
         "by_depth": at,
-        "summary": _summary(rows, depth * breadth, errors.total, seconds),
+        "summary": _summary(rows, depth * settings["breadth"], errors.total, seconds),
     }
     emit(report, as_json, output)
     if not as_json:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.cli.console import BAD_INPUT, INCOMPLETE, busy, emit
@@ -22,8 +21,9 @@ from eqr_kernels.distributed.shards import check_folder
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.run_rules import RULES_WITH_TOLERANCE
 from eqr_kernels.tasks.common import KEPT_ERRORS, ParseError, ParseErrors
-from eqr_kernels.tasks.task import Task
+from eqr_kernels.tasks.task import Task, views_of
 from eqr_kernels.tolerance import FIRST_ROWS
+from eqr_kernels.views import solve_puzzles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,7 @@ class TableRequest:
         file, reading: puzzles, and further arguments of `read_puzzles`.
         reveal, check: as the options. task: as `find_task` takes it.
         out, rows: the folder, and rows of a shard.
+        views: as `Answering.views`.
         settings: of `solve`. wanted_tol: what --tol says.
     """
 
@@ -44,6 +45,7 @@ class TableRequest:
     task: str
     out: Path
     rows: int
+    views: bool
     settings: dict[str, Any]
     wanted_tol: float | str
 
@@ -72,7 +74,8 @@ def solve_table(
         tolerance = settling_tolerance(model, first, request.wanted_tol, settings["noise_scale"], **run)
         settings["tol"] = tolerance.value
     # Says of the arguments what it would say on a worker.
-    model.solve(torch.zeros((0, model.config.seq_len), dtype=torch.int64), **settings)
+    views = views_of(task, settings["seed"]) if request.views else None
+    solve_puzzles(model, np.zeros((0, model.config.seq_len), np.uint8), views=views, **settings)
     given = {name: value for name, value in settings.items() if name not in ("slots", *DECIDES)}
     with busy("reading the input", show):
         input_identity = reader.identity()
@@ -86,12 +89,19 @@ def solve_table(
         check=request.check,
         rows=request.rows,
         input=input_identity,
+        **(dict(views=True) if request.views else {}),
         **given,
     )
     there = len(shards.finished)
     try:
         ran, seconds = run_all(
-            "solving", show, shards, engine, reader, model, Answering(request.task, settings, request.check)
+            "solving",
+            show,
+            shards,
+            engine,
+            reader,
+            model,
+            Answering(request.task, settings, request.check, request.views),
         )
     except KeyboardInterrupt:
         raise kept_in(shards) from None
@@ -104,7 +114,13 @@ def solve_table(
         "command": "solve",
         "model": model_name,
         "task": task.name,
-        "settings": {**settings, **as_settings(tolerance), "device": str(model.device), "reveal": request.reveal},
+        "settings": {
+            **settings,
+            **as_settings(tolerance),
+            "views": request.views,
+            "device": str(model.device),
+            "reveal": request.reveal,
+        },
         "out": str(request.out),
         "shards": {"rows": request.rows, "count": len(shards.finished), "found": there, "rows_run": ran},
         "errors": errors,

@@ -36,7 +36,10 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run: its state, and the averaged weights with their card.")],
     preset: Annotated[
         str | None,
-        typer.Option(help="sudoku-paper (as published), sudoku, sudoku-small or maze.", show_default=DEFAULT_PRESET),
+        typer.Option(
+            help="sudoku-paper (as published), sudoku, sudoku-small, maze (as published) or maze-small.",
+            show_default=DEFAULT_PRESET,
+        ),
     ] = None,
     changes: Annotated[
         list[str] | None,

@@ -17,7 +17,8 @@ from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.studies.scoring import exact_match
 from eqr_kernels.tasks.common import rating_number
 from eqr_kernels.tasks.registry import find_task
-from eqr_kernels.tasks.task import CountsSolutions, Task, solutions_of
+from eqr_kernels.tasks.task import CountsSolutions, Task, solutions_of, views_of
+from eqr_kernels.views import solve_puzzles
 
 ERROR = "error"
 """Status of a row that could not be read."""
@@ -48,12 +49,14 @@ class Answering:
     Attributes:
         task: as `find_task` takes it.
         settings: further arguments of `solve`. Those that `solve` would find out from its own rows (tol) are given.
+        views: the trajectories of a puzzle get a view each, see `solve_views`.
         check: count the solutions of every puzzle, not only of those that are filled by the rules (of a task that can).
     """
 
     task: str
     settings: dict[str, Any]
     check: bool = False
+    views: bool = False
 
     def work(self, model: EquilibriumReasoner) -> Work:
         task = find_task(self.task)
@@ -74,8 +77,8 @@ def _answers(model: EquilibriumReasoner, task: Task, unit: Unit, job: Answering)
 def _solved(model: EquilibriumReasoner, task: Task, unit: Unit, job: Answering) -> list[dict[str, Any]]:
     p = unit.puzzles
     assert p.line is not None
-    tokens = torch.from_numpy(p.inputs.astype(np.int64))
-    result = model.solve(tokens, **job.settings)
+    views = views_of(task, job.settings["seed"]) if job.views else None
+    result = solve_puzzles(model, p.inputs, views=views, **job.settings)
     preds = result.preds.cpu().numpy()
     labels = np.zeros_like(p.inputs) if p.labels is None else p.labels
     valid, right = task.check(p.inputs, preds), exact_match(preds, labels)
@@ -84,7 +87,7 @@ def _solved(model: EquilibriumReasoner, task: Task, unit: Unit, job: Answering) 
     if isinstance(task, CountsSolutions):
         # What was filled is only solved where nothing else could have been.
         solutions = [solutions_of(task, p.inputs[i]) if job.check or valid[i] else None for i in range(len(p))]
-    random_ids = hash_tokens(tokens).tolist()
+    random_ids = hash_tokens(torch.from_numpy(p.inputs)).tolist()
     return [
         {
             "file": unit.file,

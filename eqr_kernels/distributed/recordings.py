@@ -22,6 +22,7 @@ from eqr_kernels.studies.recording import ARRAYS, Recording, join, record
 from eqr_kernels.studies.types import Bools
 from eqr_kernels.tasks.common import ParseErrors
 from eqr_kernels.tasks.registry import find_task
+from eqr_kernels.tasks.task import views_of
 
 _OTHER, _ABOUT = "other_solution", b"eqr_recording"
 
@@ -33,22 +34,25 @@ class Recorded:
     Attributes:
         task: as `find_task` takes it.
         settings: arguments of `record`.
+        views: the trajectories of a puzzle get a view each, see `solve_views`.
         others: also mark the answers that solve a puzzle and are not the given one.
     """
 
     task: str
     settings: dict[str, Any]
     others: bool = True
+    views: bool = False
 
     def work(self, model: EquilibriumReasoner) -> Work:
         task = find_task(self.task)
+        views = views_of(task, self.settings["seed"]) if self.views else None
 
         def recorded(unit: Unit) -> Any:
             p = unit.puzzles
             assert p.labels is not None and p.line is not None
             others = OtherSolutions(task.check, p.inputs)
             watch = others.observe if self.others else None
-            recording = record(model, p.inputs, p.labels, observe=watch, **self.settings)
+            recording = record(model, p.inputs, p.labels, observe=watch, views=views, **self.settings)
             return to_table(recording, others.marks if self.others else None, p.line, p.source)
 
         return recorded
@@ -105,7 +109,14 @@ def fill(engine: Engine, mapping: CurveMap, task: str, progress: Callable[[float
     request = mapping.request
     run = dict(depths=mapping.recorded, breadth=request.breadth, seed=request.seed, **request.options)
     reader = PuzzleReader(mapping.puzzles, ParseErrors(), "", mapping.chunk)
-    run_into(_Parts(mapping), engine, reader, mapping.model, Recorded(task, run, others=False), progress)
+    run_into(
+        _Parts(mapping),
+        engine,
+        reader,
+        mapping.model,
+        Recorded(task, run, others=False, views=request.views is not None),
+        progress,
+    )
 
 
 class _Parts:

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.studies import meters
 from eqr_kernels.studies.points import Point
 from eqr_kernels.studies.replay import Outcome
 from eqr_kernels.studies.scoring import exact_match
+from eqr_kernels.tasks.views import MakeViews
+from eqr_kernels.views import solve_puzzles
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def check(
     seconds: float = 10.0,
     least: int = 8,
     progress: Callable[[int, int], object] | None = None,
+    views: MakeViews | None = None,
     **options: Any,
 ) -> Checked:
     """Runs a point's policy on all puzzles at once, then puzzle by puzzle.
@@ -68,17 +70,18 @@ def check(
         seconds: that either should take, about.
         least: puzzles in either, however long they take (fewer where there are fewer).
         progress: called with (queries done, at most).
+        views: as for `record`.
         options: further arguments of `solve`.
     """
-    questions, answers = torch.from_numpy(np.asarray(inputs).astype(np.int64)), np.asarray(labels)
-    arguments: dict[str, Any] = {**point.policy.arguments(), **options}
+    questions, answers = np.asarray(inputs), np.asarray(labels)
+    arguments: dict[str, Any] = {**point.policy.arguments(), "views": views, **options}
     # Spread over the file, whose puzzles may be sorted; the same ones whenever it is run.
     order = np.random.default_rng(0).permutation(len(questions))
-    model.solve(questions[order[:1]], **arguments)
+    solve_puzzles(model, questions[order[:1]], **arguments)
     meters.synchronize(model.device)
     begun = time.perf_counter()
     rows = order[: max(least, int(seconds * point.throughput))]
-    result = model.solve(questions[rows], **arguments)
+    result = solve_puzzles(model, questions[rows], **arguments)
     meters.synchronize(model.device)
     taken = time.perf_counter() - begun
     times: list[float] = []
@@ -86,7 +89,7 @@ def check(
         if len(times) >= least and sum(times) > seconds:
             break
         begun = time.perf_counter()
-        model.solve(questions[row : row + 1], **arguments)
+        solve_puzzles(model, questions[row : row + 1], **arguments)
         meters.synchronize(model.device)
         times.append(time.perf_counter() - begun)
         if progress is not None:

@@ -29,11 +29,13 @@ from eqr_kernels.studies.front import recommend
 from eqr_kernels.studies.identity import what_decides
 from eqr_kernels.studies.points import Point, bend, map_points, savings, steps_to_settle
 from eqr_kernels.studies.recording import Recording, chunk_size, record, recordable_depths
-from eqr_kernels.studies.replay import outcome, policies
+from eqr_kernels.studies.replay import POLICIES, outcome, policies
 from eqr_kernels.studies.statistics import auroc
 from eqr_kernels.studies.store import Store
 from eqr_kernels.studies.subset import digest
+from eqr_kernels.studies.types import Bools
 from eqr_kernels.tasks.common import PuzzleSet
+from eqr_kernels.tasks.views import MakeViews
 from eqr_kernels.tolerance import card_tolerance
 
 _BINS = 40
@@ -62,6 +64,8 @@ class Request:
 
     Attributes:
         depth, breadth: at most.
+        views: gives each trajectory of a puzzle a view of its own, see `solve_views`; None: they differ in their random
+            starts.
         tols: tolerances of the residual exit. select: which trajectory answers.
         quick: short timings, and few points run for real.
         seed: of starts and noise. options: further arguments of `solve` (window, noise_scale, slots, backend,
@@ -77,6 +81,7 @@ class Request:
     select: str = "residual"
     quick: bool = False
     seed: int = 0
+    views: MakeViews | None = None
     options: dict[str, Any] = field(default_factory=dict)
     price: Price | None = None
     target: float | None = None
@@ -131,6 +136,7 @@ class CurveMap:
             "recorded_depths": self.recorded,
             "breadth": request.breadth,
             "seed": request.seed,
+            **({} if request.views is None else {"views": True}),
             **self.decides,
             "chunk": self.chunk,
         }
@@ -148,6 +154,7 @@ class CurveMap:
                 self.labels,
                 depths=self.recorded,
                 breadth=request.breadth,
+                views=request.views,
                 chunk=self.chunk,
                 parts=self.store,
                 seed=request.seed,
@@ -165,7 +172,8 @@ class CurveMap:
                 progress=bar.update,
                 **request.options,
             )
-        asked = policies(self.depths, self.breadths, request.tols, select=request.select)
+        names = [name for name in POLICIES if name != "race" or request.views is None]
+        asked = policies(self.depths, self.breadths, request.tols, select=request.select, names=names)
         points = map_points(recording, asked, costs, request.price)
         chosen = choose(points, request)
         with showing("checking points") as bar:
@@ -194,6 +202,7 @@ class CurveMap:
         return Settings(
             depth=self.request.depth,
             breadth=self.request.breadth,
+            views=self.request.views is not None,
             depths=self.depths,
             breadths=self.breadths,
             tols=self.request.tols,
@@ -237,6 +246,7 @@ class CurveMap:
                 replayed,
                 costs.query_ms(point.policy.breadth, replayed.nfe, replayed.longest),
                 seconds=2.0 if quick else 10.0,
+                views=self.request.views,
                 seed=self.request.seed,
                 **self.request.options,
             )
@@ -253,12 +263,15 @@ def group_sizes(puzzles: PuzzleSet) -> dict[str, int]:
 
 def settling(puzzles: PuzzleSet, recording: Recording, tol: float) -> Settling:
     """When the puzzles of each source settle."""
-    steps, settled = steps_to_settle(recording, tol)
+    steps, settled, correct = steps_to_settle(recording, tol)
+
+    def histogram(rows: Bools) -> tuple[int, ...]:
+        return tuple(np.bincount(steps[rows], minlength=recording.depth + 1)[1:].tolist())
+
     groups = []
     for name, count in group_sizes(puzzles).items():
         rows = (puzzles.source == name) & settled
-        histogram = np.bincount(steps[rows], minlength=recording.depth + 1)[1:]
-        groups.append(GroupSteps(name, count, tuple(histogram.tolist())))
+        groups.append(GroupSteps(name, count, histogram(rows & correct), histogram(rows & ~correct)))
     return Settling(tol, tuple(groups))
 
 
@@ -314,4 +327,5 @@ def recommendation(points: Sequence[Point], chosen: int | None, request: Request
     )
     if target and low < target:
         reason += f"; with so few puzzles it is not sure to reach {target:g} on others"
-    return Recommendation(target, budget, chosen, point.policy.call(**options), reason)
+    call = point.policy.call(views=request.views is not None, **options)
+    return Recommendation(target, budget, chosen, call, reason)

@@ -6,13 +6,14 @@ import dataclasses
 import json
 import types
 from dataclasses import dataclass, field
+from operator import add
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from eqr_kernels.studies.checking import Checked
 from eqr_kernels.studies.costs import Price, UnitCosts
 from eqr_kernels.studies.points import Bend, Point, Saving
 
-SCHEMA = 2
+SCHEMA = 3
 T = TypeVar("T")
 
 
@@ -38,6 +39,7 @@ class Settings:
 
     Attributes:
         depth, breadth: of the recording. depths, breadths, tols: of the points.
+        views: the trajectories of a puzzle differ in their views of it, not in their random starts alone.
         recorded_depths: where halting is looked at; None: at every outer step.
         card_tol: what tol="auto" takes from the model's card.
         noise_scale, window, precision, instruction_set, config: what decides the answers.
@@ -45,6 +47,7 @@ class Settings:
 
     depth: int
     breadth: int
+    views: bool
     depths: tuple[int, ...]
     breadths: tuple[int, ...]
     tols: tuple[float, ...]
@@ -80,11 +83,18 @@ class EarlyExit:
 
 @dataclass(frozen=True)
 class GroupSteps:
-    """Of a group's puzzles, how many first trajectories settle at each outer step."""
+    """Of a group's puzzles, how many first trajectories settle at each outer step, on the right answer and on wrong
+    ones."""
 
     name: str
     puzzles: int
-    steps: tuple[int, ...]
+    right: tuple[int, ...]
+    wrong: tuple[int, ...]
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Right and wrong together."""
+        return tuple(map(add, self.right, self.wrong))
 
     @property
     def settled(self) -> int:
@@ -128,7 +138,7 @@ class Residuals:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The point that was asked for; index and arguments (of `solve`) are None where none will do."""
+    """The point that was asked for; index and arguments (of `solve` or `solve_views`) are None where none will do."""
 
     target: float | None
     budget: str | None

@@ -151,7 +151,8 @@ def savings(
     return rows
 
 
-def steps_to_settle(recording: Recording, tol: float) -> tuple[Ints, Bools]:
-    """When the first trajectory of each puzzle settles: int64 [N] (D where it does not), bool [N]."""
+def steps_to_settle(recording: Recording, tol: float) -> tuple[Ints, Bools, Bools]:
+    """Of the first trajectory of each puzzle: when it settles, int64 [N] (D where it does not), whether it does, bool
+    [N], and whether it is right there, bool [N]."""
     first = outcome(recording, Policy("residual", recording.depth, 1, tol))
-    return first.steps, first.settled
+    return first.steps, first.settled, first.correct

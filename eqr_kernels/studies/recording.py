@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from eqr_kernels import backends
 from eqr_kernels.reasoner import EquilibriumReasoner
@@ -18,7 +17,9 @@ from eqr_kernels.results import SolveResult
 from eqr_kernels.solver import precision_of
 from eqr_kernels.studies.scoring import answer_codes, exact_match, token_accuracy
 from eqr_kernels.studies.types import Bools, Codes, Floats, Ints, Progress
+from eqr_kernels.tasks.views import MakeViews
 from eqr_kernels.trajectory import Status
+from eqr_kernels.views import solve_puzzles
 
 _CHUNK_BYTES = 128 << 20
 _MOST_PUZZLES = 1024  # at a time: the logits of their winners are held too
@@ -194,6 +195,7 @@ def record(
     observe: Observer | None = None,
     halt: str = "none",
     trace: bool = True,
+    views: MakeViews | None = None,
     **options: Any,
 ) -> Recording:
     """Runs all puzzles once, to the greatest of the depths.
@@ -206,6 +208,8 @@ def record(
         inputs, labels: integers [N, S]; a label of 0 is not scored.
         depths: to be recorded.
         breadth: trajectories of each puzzle.
+        views: gives each trajectory of a puzzle a view of its own; see `solve_views`. None: they differ in their random
+            starts.
         chunk: puzzles in memory at a time, see `chunk_size`; on a compiled backend it changes no answer.
         parts: keeps each chunk as it is done, and gives back those that were done before, so that a run that was
             interrupted goes on where it stopped.
@@ -244,9 +248,8 @@ def record(
                 if progress is not None:
                     progress(before + spent, total)
 
-            tokens = torch.from_numpy(questions[rows].astype(np.int64))
-            settings: dict[str, Any] = dict(depth=depths[-1], breadth=breadth, halt=halt, **options)
-            result = model.solve(tokens, checkpoints=depths, trace=trace, progress=shown, **settings)
+            settings: dict[str, Any] = dict(depth=depths[-1], breadth=breadth, halt=halt, views=views, **options)
+            result = solve_puzzles(model, questions[rows], checkpoints=depths, trace=trace, progress=shown, **settings)
             part = _recorded(result, answers[rows], halt)
             if observe is not None:
                 observe(answers[rows], result)

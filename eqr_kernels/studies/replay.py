@@ -265,9 +265,12 @@ class Policy:
         tol = {} if self.tol is None else {"tol": self.tol}
         return {"depth": self.depth, "breadth": self.breadth, "halt": self.halt, **tol, "select": self.select}
 
-    def call(self, **options: object) -> str:
-        """The arguments of `solve` beside the tokens as they are typed, without defaults that stay the same."""
+    def call(self, *, views: bool = False, **options: object) -> str:
+        """The arguments of `solve` beside the tokens, or of `solve_views` beside the views, as they are typed, without
+        defaults that stay the same."""
         arguments = {**self.arguments(), **options}
+        if views:
+            del arguments["breadth"]
         if self.select == "residual":
             del arguments["select"]
         return ", ".join(f"{name}={json.dumps(value)}" for name, value in arguments.items())

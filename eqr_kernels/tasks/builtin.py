@@ -12,6 +12,7 @@ from eqr_kernels.tasks import maze, sudoku, sudoku_generator
 from eqr_kernels.tasks.common import ParseErrors, PuzzleSet, Tokens, join
 from eqr_kernels.tasks.files import Source
 from eqr_kernels.tasks.task import Bools, Task
+from eqr_kernels.tasks.views import Views
 
 
 class Sudoku(Task):
@@ -53,6 +54,9 @@ class Sudoku(Task):
     ) -> Tokens:
         return sudoku.reveal(inputs, labels, clues, rng)
 
+    def views(self, inputs: Tokens, count: int, *, seed: int = 0) -> Views:
+        return sudoku.views(inputs, count, seed=seed)
+
     def count_solutions(self, inputs: Tokens) -> int:
         return sudoku_generator.count_solutions(inputs)
 
@@ -92,6 +96,9 @@ class Maze(Task):
 
     def augment(self, inputs: Tokens, labels: Tokens, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
         return maze.augment(inputs, labels, rng)
+
+    def views(self, inputs: Tokens, count: int, *, seed: int = 0) -> Views:
+        return maze.views(inputs, count, seed=seed)
 
     def load(
         self, source: Source, *, format: str = "auto", split: str | None = None, values: str = "auto"

@@ -24,6 +24,7 @@ from eqr_kernels.tasks.common import (
     check_rng,
 )
 from eqr_kernels.tasks.files import Codec, Source, encode_texts, load_puzzles
+from eqr_kernels.tasks.views import Views
 
 CHARACTERS = "# SGo"
 VOCAB_SIZE = 6
@@ -213,12 +214,31 @@ def augment(
         questions, answers = _mazes("inputs", inputs), None
     else:
         questions, answers = as_pair(inputs, labels, VOCAB_SIZE, None)
-    side = _side(questions.shape[1])
-    square = np.arange(side * side).reshape(side, side)
-    turned = [np.rot90(s, k).reshape(-1) for s in (square, square.T) for k in range(4)]
-    index = np.stack(turned)[rng.integers(8, size=len(questions))]  # [n, S]: new square -> old square
-    moved = np.take_along_axis(questions, index, 1)
-    return moved, None if answers is None else np.take_along_axis(answers, index, 1)
+    cells = _turned(questions.shape[1])[rng.integers(8, size=len(questions))]
+    moved = np.take_along_axis(questions, cells, 1)
+    return moved, None if answers is None else np.take_along_axis(answers, cells, 1)
+
+
+def views(inputs: npt.ArrayLike, count: int, *, seed: int = 0) -> Views:
+    """Each maze turned and mirrored in `count` ways of eight: itself, then the others in a fixed order.
+
+    Args:
+        inputs: tokens [N, S].
+        count: V, 1 to 8.
+        seed: without meaning here, as nothing is drawn.
+    """
+    mazes = _mazes("inputs", inputs)
+    cells = _turned(mazes.shape[1])[: check_int("count", count, 1, 8)]
+    names = np.arange(VOCAB_SIZE, dtype=np.uint8)
+    n, v = len(mazes), len(cells)
+    return Views.of(mazes, np.broadcast_to(cells, (n, *cells.shape)), np.broadcast_to(names, (n, v, VOCAB_SIZE)))
+
+
+def _turned(seq_len: int) -> npt.NDArray[np.int64]:
+    """The square's eight symmetries, int64 [8, S], none of them first: new square -> old square."""
+    side = _side(seq_len)
+    square = np.arange(seq_len).reshape(side, side)
+    return np.stack([np.rot90(s, k).reshape(-1) for s in (square, square.T) for k in range(4)])
 
 
 # generator -----------------------------------------------------------------------------------------------------------

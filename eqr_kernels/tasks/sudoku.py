@@ -5,15 +5,26 @@ Tokens: 0 pad, 1 blank, 2..10 the digits 1..9; a grid is 81 of them, row by row 
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 
-from eqr_kernels.tasks.common import ParseErrors, PuzzleSet, Tokens, as_pair, as_tokens, check_rng, concise
+from eqr_kernels.tasks.common import (
+    ParseErrors,
+    PuzzleSet,
+    Tokens,
+    as_pair,
+    as_tokens,
+    check_int,
+    check_rng,
+    concise,
+)
 from eqr_kernels.tasks.files import Codec, IntArray, Source, encode_texts, load_puzzles, written_grid
+from eqr_kernels.tasks.views import Views
 
 SEQ_LEN = 81
 VOCAB_SIZE = 11
@@ -262,26 +273,61 @@ def augment(
         questions, answers = as_tokens("inputs", inputs, VOCAB_SIZE, SEQ_LEN), None
     else:
         questions, answers = as_pair(inputs, labels, VOCAB_SIZE, SEQ_LEN)
-    n = len(questions)
-    rows, columns = _line_permutations(n, rng), _line_permutations(n, rng)
-    cell = rows[:, :, None] * 9 + columns[:, None, :]  # [n, 9, 9]: new cell -> old cell
-    flip = rng.random((n, 1, 1)) < 0.5
-    cell = np.where(flip, cell.transpose(0, 2, 1), cell).reshape(n, SEQ_LEN)
-    relabel = np.empty((n, VOCAB_SIZE), np.uint8)
-    relabel[:, :2] = (0, BLANK)
-    relabel[:, 2:] = rng.random((n, 9)).argsort(1) + 2
+    cells, names = _symmetries([rng.random((len(questions), *shape)) for shape in _DRAWN])
 
     def moved(grid: Tokens) -> Tokens:
-        return np.take_along_axis(relabel, np.take_along_axis(grid, cell, 1), 1)
+        return np.take_along_axis(names, np.take_along_axis(grid, cells, 1), 1)
 
     return moved(questions), None if answers is None else moved(answers)
 
 
-def _line_permutations(n: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Orders of nine lines that keep the three bands together, int [n, 9]: position -> old line."""
-    bands = rng.random((n, 3)).argsort(1)  # [n, 3]
-    within = rng.random((n, 3, 3)).argsort(2)  # [n, 3, 3]
-    return (bands[:, :, None] * 3 + within).reshape(n, 9)
+def views(inputs: npt.ArrayLike, count: int, *, seed: int = 0) -> Views:
+    """Each puzzle under `count` symmetries of Sudoku (see `augment`): itself, then uniformly drawn ones.
+
+    Those of a puzzle depend on its tokens and the seed alone, and fewer of them are the first of more.
+
+    Args:
+        inputs: tokens [N, 81].
+        count: V, at least 1.
+    """
+    puzzles = as_tokens("inputs", inputs, VOCAB_SIZE, SEQ_LEN)
+    count, seed = check_int("count", count, 1), check_int("seed", seed, 0)
+    cells = np.empty((len(puzzles), count, SEQ_LEN), np.uint8)
+    names = np.empty((len(puzzles), count, VOCAB_SIZE), np.uint8)
+    cells[:, 0], names[:, 0] = np.arange(SEQ_LEN), np.arange(VOCAB_SIZE)
+    ends = np.cumsum([int(np.prod(shape)) for shape in _DRAWN])
+    for row, puzzle in enumerate(puzzles):
+        key = int.from_bytes(hashlib.blake2b(puzzle.tobytes(), digest_size=8).digest(), "little")
+        # One view after the other.
+        flat = np.split(np.random.default_rng([seed, key]).random((count - 1, ends[-1])), ends[:-1], 1)
+        drawn = [part.reshape(count - 1, *shape) for part, shape in zip(flat, _DRAWN, strict=True)]
+        cells[row, 1:], names[row, 1:] = _symmetries(drawn)
+    return Views.of(puzzles, cells, names)
+
+
+_DRAWN = ((3,), (3, 3), (3,), (3, 3), (), (9,))
+"""Uniforms of a symmetry: the order of bands and of the rows in them, of stacks and of the columns in them, whether to
+transpose, the order of the digits."""
+
+
+def _symmetries(drawn: Sequence[npt.NDArray[np.float64]]) -> tuple[npt.NDArray[np.int64], Tokens]:
+    """The symmetries of uniforms [n, *shape] of the shapes of `_DRAWN`: the old cell of each new one, int64 [n, 81],
+    and the new name of each token, uint8 [n, 11]."""
+    bands, rows, stacks, columns, flip, digits = drawn
+    n = len(digits)
+    down, across = _lines(bands, rows), _lines(stacks, columns)
+    cells = down[:, :, None] * 9 + across[:, None, :]  # [n, 9, 9]
+    cells = np.where(flip[:, None, None] < 0.5, cells.transpose(0, 2, 1), cells).reshape(n, SEQ_LEN)
+    names = np.empty((n, VOCAB_SIZE), np.uint8)
+    names[:, :2] = (0, BLANK)
+    names[:, 2:] = digits.argsort(1) + 2
+    return cells, names
+
+
+def _lines(bands: npt.NDArray[np.float64], within: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Orders of nine lines that keep the three bands together, int [n, 9]: position -> old line; of uniforms [n, 3] and
+    [n, 3, 3]."""
+    return (bands.argsort(1)[:, :, None] * 3 + within.argsort(2)).reshape(len(bands), 9)
 
 
 def reveal(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from eqr_kernels.config import EqRConfig
 from eqr_kernels.tasks.common import ParseErrors, PuzzleSet, Tokens, as_tokens
 from eqr_kernels.tasks.files import Codec, Source, load_puzzles
+from eqr_kernels.tasks.views import MakeViews, Views
 
 Bools = npt.NDArray[np.bool_]
 
@@ -27,7 +29,7 @@ class Task(ABC):
     that of the tokens of each. Methods get NumPy arrays and must not change them.
 
     What some tasks can and others cannot is a method that those alone have: `reveal` (see `Reveals`), `generate`
-    (`Generates`), `count_solutions` (`CountsSolutions`).
+    (`Generates`), `count_solutions` (`CountsSolutions`), `views` (`HasViews`).
 
     Attributes:
         name: in reports and in a model's card.
@@ -177,6 +179,19 @@ class Generates(Protocol):
 
 
 @runtime_checkable
+class HasViews(Protocol):
+    """A task that is the same under symmetries which a model need not know: `--views`."""
+
+    def views(self, inputs: Tokens, count: int, *, seed: int = 0) -> Views:
+        """Puzzles, uint8 [N, S], each under `count` symmetries: itself first, and fewer are the first of more.
+
+        Args:
+            seed: 0 or more; what is drawn depends on it and on the puzzle alone.
+        """
+        ...
+
+
+@runtime_checkable
 class CountsSolutions(Protocol):
     """A task that knows whether a puzzle has several solutions: `eqr solve --check`."""
 
@@ -201,6 +216,17 @@ def generated(
     if not isinstance(task, Generates):
         raise ValueError(f"the {task.name} task has no `generate` and makes no puzzles; name a FILE")
     return task.generate(n, seq_len=seq_len, seed=seed, progress=progress)
+
+
+def views_of(task: Task, seed: int) -> MakeViews:
+    """What makes views of the task's puzzles.
+
+    Raises:
+        ValueError: the task knows none.
+    """
+    if not isinstance(task, HasViews):
+        raise ValueError(f"the {task.name} task has no `views`; use breadth, which is by random starts")
+    return partial(task.views, seed=seed)
 
 
 REQUIRED = ("name", "vocab_size", "encode", "decode", "check")

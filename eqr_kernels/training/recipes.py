@@ -25,6 +25,7 @@ RECIPES = {
     "sudoku": _SMALL,
     "sudoku-small": _SMALL,
     "maze": _PUBLISHED,
+    "maze-small": dict(batch_size=64, lr=2e-3, lr_warmup_steps=200, total_steps=None, curriculum="", weight_decay=0.1),
 }
 """The schedule of each preset, where the command line does not say otherwise."""
 

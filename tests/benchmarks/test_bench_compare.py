@@ -180,11 +180,14 @@ def test_committed_results(both, file, row):
 STUDIES = (
     "nvidia-h100-80gb-hbm3.json",
     "long_run.json",
+    "maze_sizes.json",
+    "precision_depth.json",
     "ablation.json",
     "eval.json",
     "quantisation.json",
     "recipe_scan.json",
     "serving.json",
+    "student.json",
     "serving_soak.json",
     "ray_throughput.json",
 )  # of other forms

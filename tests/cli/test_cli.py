@@ -390,6 +390,20 @@ def test_eval_measures_accuracy_by_depth_source_and_rating(model, data):
         assert expected in text
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["solve", "--views", 2, "--breadth", 3], "--views has a trajectory for each view, and --breadth 3 was given"),
+        (["solve", "--views", 2, "--select", "first", "--by-depth", "1,2"], "does not run all views"),
+        (["eval", "--views", 2, "--breadths", "1,3"], "--views has a trajectory for each view, and --breadths 1,3"),
+        (["eval", "--views", 2, "--select", "first", "--halt", "residual"], "--select first runs no view behind"),
+    ],
+)
+def test_views_take_the_place_of_breadth(model, data, arguments, message):
+    command, *options = arguments
+    assert message in eqr(command, data, "--model", model, *options, code=2).stderr.replace("\n", " ")
+
+
 def test_eval_does_not_count_puzzles_without_an_answer(model):
     lines = f"{SOLUTION},{SOLUTION}\n{PUZZLE}\nbad\n"
     report = eqr_json("eval", "-", "--model", model, "--depths", "12", input=lines, code=1)
@@ -398,20 +412,23 @@ def test_eval_does_not_count_puzzles_without_an_answer(model):
     assert "no puzzle comes with its answer" in eqr("eval", "--model", model, input=PUZZLE, code=2).stderr
 
 
-GRID = ["--model", "sudoku-small", "--reveal", 40, "--depths", "1,3,8", "--breadths", "1,3", "--seed", 4]
+SHIPPED = ["--model", "sudoku-small", "--reveal", 40]
+GRID = [*SHIPPED, "--depths", "1,3,8", "--breadths", "1,3", "--seed", 4]
 
 
 @pytest.mark.slow
-def test_eval_measures_a_grid_whose_cells_are_runs_of_their_own(data, tmp_path):
+@pytest.mark.parametrize(("several", "one"), [("--breadths", "--breadth"), ("--views", "--views")])
+def test_eval_measures_a_grid_whose_cells_are_runs_of_their_own(data, tmp_path, several, one):
     """A shipped model, against `eqr solve` for each cell."""
     file = tmp_path / "report.json"
-    report = eqr_json("eval", data, *GRID, "--select", "residual,vote,q,any", "--output", file)
+    grid = [*SHIPPED, "--depths", "1,3,8", several, "1,3", "--seed", 4]
+    report = eqr_json("eval", data, *grid, "--select", "residual,vote,q,any", "--output", file)
     assert json.loads(file.read_text()) == report
     assert report["breadths"] == [1, 3] and report["rules"] == ["residual", "vote", "q", "any"]
     cells = {(cell["depth"], cell["breadth"]): cell for cell in report["grid"]}
     assert list(cells) == [(d, b) for d in (1, 3, 8) for b in (1, 3)]
     for (depth, breadth), cell in cells.items():
-        solve = ["solve", data, *GRID[:4], "--seed", 4, "--halt", "none", "--depth", depth, "--breadth", breadth]
+        solve = ["solve", data, *SHIPPED, "--seed", 4, "--halt", "none", "--depth", depth, one, breadth]
         assert cell["nfe"] == depth * breadth
         for rule in ("residual", "vote", "q"):
             alone = eqr_json(*solve, "--select", rule)["summary"]["correct"]

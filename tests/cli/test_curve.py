@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import eqr_kernels as ek
 from eqr_kernels import EqRConfig
 from eqr_kernels.checkpoint import ModelCard
 from eqr_kernels.distributed.engines import Local
@@ -93,6 +94,25 @@ def test_the_map_of_the_shipped_model(data, tmp_path, monkeypatch):
     assert sum(residuals.right_counts + residuals.wrong_counts) == residuals.trajectories == 12
     assert [row.breadth for row in report.early_exit.rows] == [1, 2]
     assert "curve" in report.reproduce["command"] and "--price 0.5" in report.reproduce["command"]
+
+
+@pytest.mark.slow
+def test_the_map_of_views_is_what_views_do(data, tmp_path):
+    result, report = curve(tmp_path / "c", data, "--views", "--seed", 3, "--target", 0.1)
+    assert report.settings.views and {p.policy.name for p in report.points} == set(POLICIES) - {"race"}
+    assert all((r.run.correct, r.run.nfe) == (r.run.computed_correct, r.run.computed_nfe) for r in report.checked)
+    recommended = report.recommendation
+    policy = report.points[recommended.index].policy
+    call = f"ek.solve_views(model, task.views(inputs, {policy.breadth}, seed=3), {recommended.arguments})"
+    assert call in " ".join(result.stdout.split())
+    rows = [line.split(",") for line in data.read_text().splitlines()[1:]]
+    inputs, labels = (np.stack([sudoku.encode(row[k]) for row in rows]) for k in (1, 2))
+    model, task = EquilibriumReasoner.from_pretrained(report.model), sudoku
+    real = eval(call, dict(ek=ek, model=model, task=task, inputs=inputs))
+    assert int(exact_match(real.preds.numpy(), labels).sum()) == report.points[recommended.index].accuracy.correct
+    same = ["--out", tmp_path / "c", "--depth", 4, "--breadth", 2, "--quick", "--seed", 3]
+    refused = eqr("curve", data, *same, code=2)
+    assert "views was True and is None" in refused.stderr
 
 
 @pytest.mark.slow

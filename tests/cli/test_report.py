@@ -227,7 +227,7 @@ def test_values_are_escaped() -> None:
         backend_reason=nasty,
         reproduce={"command": nasty, "versions": {nasty: nasty}},
         puzzles=Puzzles(3, 3, nasty, {nasty: 3}, None, None),
-        settling__groups=(GroupSteps(nasty, 3, (1, 1) + (0,) * 62), *REPORT.settling.groups[1:]),
+        settling__groups=(GroupSteps(nasty, 3, (1, 1) + (0,) * 62, (0,) * 64), *REPORT.settling.groups[1:]),
         recommendation__arguments=nasty,
         recommendation__reason=nasty,
         settings__price__currency=nasty,
@@ -277,7 +277,7 @@ def test_a_report_is_read_back_as_it_was(report: CurveReport) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("schema",), 1, "from `eqr curve`, schema 2, got command 'curve', schema 1; write it again with `eqr curve`"),
+        (("schema",), 1, "from `eqr curve`, schema 3, got command 'curve', schema 1; write it again with `eqr curve`"),
         (("command",), "eval", "got command 'eval'"),
         (("model",), ..., "the report lacks model; write it again"),
         (("quantisation",), None, "the report has the unknown quantisation"),
@@ -447,13 +447,18 @@ def test_pictures_show_the_numbers() -> None:
     steps, never = drawn["convergence"].axes[2:4]
     group = REPORT.settling.groups[1]
     assert 0 < group.settled < group.puzzles
-    shares = steps.patches[0].get_data().values
-    assert len(shares) == DEPTHS[-1] and shares.sum() == pytest.approx(100 * group.settled / group.puzzles)
-    assert never.patches[0].get_height() == pytest.approx(100 - shares.sum())
+    right, both = (patch.get_data() for patch in steps.patches[:2])
+    assert len(right.values) == DEPTHS[-1] and right.values.sum() == pytest.approx(
+        100 * sum(group.right) / group.puzzles
+    )
+    assert both.values.sum() == pytest.approx(100 * group.settled / group.puzzles)
+    assert both.values.sum() > right.values.sum() > 0
+    assert (both.baseline == right.values).all()
+    assert never.patches[0].get_height() == pytest.approx(100 - both.values.sum())
 
 
 def test_many_steps_share_bars() -> None:
-    groups = (GroupSteps("g", 2002, (1,) * 1001),)
+    groups = (GroupSteps("g", 2002, (1,) * 1001, (0,) * 1001),)
     report = changed(settings__depth=1001, settling__groups=groups)
     figure = PICTURES[2].draw(report)
     stairs = figure.axes[0].patches[0].get_data()

@@ -28,6 +28,7 @@ parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow: pip inst
 
 ROWS = 10
 SETTINGS = ("--depth", 6, "--breadth", 2, "--tol", 0.05)
+VIEWS = ("--depth", 6, "--views", 2, "--tol", 0.05)
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +46,14 @@ def out(tmp_path) -> Path:
     return tmp_path / "answers.parquet"
 
 
-def solve(data: Path, model: Path, out: Path, *more: object, code: int = 1):
-    return eqr("solve", data, "--model", model, *SETTINGS, "--out", out, "--shard-rows", 4, *more, code=code)
+def solve(data: Path, model: Path, out: Path, *more: object, code: int = 1, settings: tuple[object, ...] = SETTINGS):
+    return eqr("solve", data, "--model", model, *settings, "--out", out, "--shard-rows", 4, *more, code=code)
 
 
-def test_each_row_is_there_once_as_solve_answers_it(data, model, out):
-    report = json.loads(solve(data, model, out, "--json").stdout)
-    alone = eqr_json("solve", data, "--model", model, *SETTINGS, code=1)
+@pytest.mark.parametrize("settings", [SETTINGS, VIEWS], ids=["restarts", "views"])
+def test_each_row_is_there_once_as_solve_answers_it(data, model, out, settings):
+    report = json.loads(solve(data, model, out, "--json", settings=settings).stdout)
+    alone = eqr_json("solve", data, "--model", model, *settings, code=1)
     table = parquet.read_table(out)
     assert table.schema.remove_metadata() == schema()
     got = table.to_pylist()
@@ -162,6 +164,7 @@ def test_results_of_other_settings_are_refused(data, model, out, tmp_path):
         text = solve(data, model, out, *more, code=2).stderr
         assert f"{out} holds results of another run: " in text and told in text
         assert "name another --out, or remove the folder" in text
+    assert "views was None and is True" in solve(data, model, out, settings=VIEWS, code=2).stderr
     other = tmp_path / data.name
     other.write_text(data.read_text().replace("name 1", "name one"))
     assert "input was" in solve(other, model, out, code=2).stderr
@@ -211,12 +214,13 @@ def test_a_file_of_bad_rows_alone_is_kept_and_no_success(model, out, tmp_path):
     assert parquet.read_table(out)["status"].to_pylist() == ["error"] * 3
 
 
-EVAL = ("--depths", "1,2,6", "--breadths", "1,2", "--select", "residual,any")
+EVAL = ("--depths", "1,2,6", "--select", "residual,any")
 
 
 @pytest.mark.parametrize("halt", ["none", "residual"])
-def test_the_report_of_eval_is_the_same_and_goes_on(data, model, out, halt):
-    arguments = ("eval", data, "--model", model, *EVAL, "--halt", halt)
+@pytest.mark.parametrize("breadths", ["--breadths", "--views"])
+def test_the_report_of_eval_is_the_same_and_goes_on(data, model, out, halt, breadths):
+    arguments = ("eval", data, "--model", model, *EVAL, breadths, "1,2", "--halt", halt)
     want = eqr_json(*arguments, code=1)
     kept = (*arguments, "--out", out, "--shard-rows", 3)
     assert same_report(eqr_json(*kept, code=1), want)

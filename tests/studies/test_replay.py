@@ -420,8 +420,8 @@ def test_the_bend_of_a_model_that_is_never_right():
     where = bend(found)
     cheapest = min(range(len(found)), key=lambda i: found[i].unit_seconds)
     assert where.front == (cheapest,) and where.best == where.cheapest_within == cheapest and where.knee is None
-    steps, settled = steps_to_settle(told, 0.1)
-    assert steps.tolist() == [4] and settled.tolist() == [False]
+    steps, settled, correct = steps_to_settle(told, 0.1)
+    assert (steps.tolist(), settled.tolist(), correct.tolist()) == ([4], [False], [False])
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.inf, math.nan])

@@ -83,6 +83,9 @@ def make_report(gpu: bool = False, price: bool = True, seed: int = 0) -> CurveRe
     correct = right & (settles <= 64)
     edges = np.linspace(-2.2, 0.4, 53)
 
+    def histogram(rows: slice, kind: bool) -> tuple[int, ...]:
+        return tuple(np.bincount(steps[rows][correct[rows, 0] == kind], minlength=65)[1:].tolist())
+
     def checked(index: int) -> CheckedPoint:
         p = points[index]
         a, b, c = p.latency_ms
@@ -98,6 +101,7 @@ def make_report(gpu: bool = False, price: bool = True, seed: int = 0) -> CurveRe
         settings=Settings(
             depth=64,
             breadth=32,
+            views=False,
             depths=DEPTHS,
             breadths=BREADTHS,
             tols=TOLS,
@@ -128,7 +132,7 @@ def make_report(gpu: bool = False, price: bool = True, seed: int = 0) -> CurveRe
         settling=Settling(
             0.028,
             tuple(
-                GroupSteps(name, size, tuple(np.bincount(steps[a:b], minlength=65)[1:].tolist()))
+                GroupSteps(name, size, histogram(slice(a, b), True), histogram(slice(a, b), False))
                 for (name, size), a, b in zip(GROUPS.items(), ends, ends[1:], strict=False)
             ),
         ),

@@ -69,7 +69,8 @@ def _draw_front(axes: Axes, front: list[Point]) -> None:
     axes.step(xs, ys, where="post", color=style.INK, linewidth=1.4, label="Pareto front, 95 % intervals", zorder=3)
     for p, x, y in zip(front, xs, ys, strict=True):
         (low, high), (colour, marker) = p.accuracy.interval, style.POLICY_LOOKS[p.policy.name]
-        axes.vlines(x, 100 * low, 100 * high, color=style.INK, linewidth=0.9, alpha=0.6, zorder=3)
+        bar = [[y - 100 * low], [100 * high - y]]
+        axes.errorbar(x, y, bar, ecolor=style.INK, elinewidth=0.9, capsize=2.5, alpha=0.6, zorder=3)
         axes.plot(x, y, marker, color=colour, markersize=6, markeredgecolor=style.INK, markeredgewidth=0.8, zorder=4)
 
 
@@ -97,7 +98,8 @@ def _label_marks(axes: Axes, named: list[tuple[list[str], Point]]) -> None:
     """Labels in a strip above the front, which no point can reach, each with a line to its point."""
     ordered = sorted(named, key=lambda row: row[1].unit_seconds)
     data = [(p.unit_seconds, 100 * p.accuracy.share) for _, p in ordered]
-    at = axes.transAxes.inverted().transform(axes.transData.transform(data))
+    tops = [(p.unit_seconds, 100 * p.accuracy.interval[1]) for _, p in ordered]
+    at = axes.transAxes.inverted().transform(axes.transData.transform(tops))
     places = style.spread([float(across) for across, _ in at], _LABEL_WIDTH)
     for (names, p), (x, y), (across, up), place in zip(ordered, data, at, places, strict=True):
         heading = textwrap.fill(" = ".join(names), 24)
@@ -112,9 +114,9 @@ def _label_marks(axes: Axes, named: list[tuple[list[str], Point]]) -> None:
             linespacing=1.25,
             zorder=6,
         )
-        # Straight up from the point: nothing stands above the front.
-        lead = ([across, across, place], [up, 0.79, 0.835])
-        axes.plot(*lead, color=style.FAINT, linewidth=0.8, transform=axes.transAxes, zorder=2)
+        # Straight up from the interval: nothing stands above the front.
+        lead = ([across, across, place], [up + 0.012, 0.79, 0.835])
+        axes.plot(*lead, color=style.FAINT, linewidth=0.9, linestyle=":", transform=axes.transAxes, zorder=2)
         axes.plot(x, y, "o", markersize=13, markerfacecolor="none", markeredgecolor=style.INK, zorder=5)
 
 

@@ -110,6 +110,7 @@ def _lines(report: CurveReport) -> list[str]:
     if report.residuals.auroc is not None:
         lines.append(f"residual and correctness at depth {report.settings.depth}: AUROC {report.residuals.auroc:.3f}")
     recommended = report.recommendation
-    if recommended and recommended.arguments:
-        lines += [recommended.reason, f"model.solve(tokens, {recommended.arguments})"]
+    if recommended and recommended.index is not None:
+        policy = report.points[recommended.index].policy
+        lines += [recommended.reason, say.call(report, policy, recommended.arguments)]
     return lines

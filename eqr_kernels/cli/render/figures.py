@@ -56,7 +56,8 @@ PICTURES = (
     Picture(
         "convergence",
         "Steps to convergence",
-        "How many outer steps the puzzles of each group need until their residual meets the tolerance.",
+        "How many outer steps the puzzles of each group need until their residual meets the tolerance, and whether "
+        "their answer is right then.",
         steps_to_convergence,
     ),
     Picture(

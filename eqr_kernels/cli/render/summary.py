@@ -35,7 +35,7 @@ def facts(report: CurveReport) -> list[tuple[str, str]]:
         "backend": ": ".join(filter(None, (report.backend, report.backend_reason))),
         "precision": settings.precision,
         "puzzles": ", ".join(filter(None, (f"{puzzles.count:,}", source, kinds))),
-        "run to": f"depth {settings.depth}, breadth {settings.breadth}",
+        "run to": f"depth {settings.depth}, breadth {settings.breadth}{' by views' if settings.views else ''}",
         "points": f"{len(report.points)}",
         "price": _price(report),
         "measured in": f"{say.significant(report.seconds)} s" if report.seconds else "",
@@ -63,7 +63,7 @@ def cards(report: CurveReport) -> list[Card]:
         title = _sentence("; ".join(name for name, at, _ in wanted if at == index))
         notes = [_sentence(note) for _, at, note in wanted if at == index and note]
         given = asked.arguments if asked and index == asked.index else None
-        call = f"model.solve(tokens, {given or p.policy.call()})"
+        call = say.call(report, p.policy, given)
         made.append(Card(title, say.setting(p.policy), _facts(report, p), call, ". ".join(notes)))
     return made
 

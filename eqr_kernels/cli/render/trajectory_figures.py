@@ -76,7 +76,8 @@ def _decades(axes: Axes, low: float, high: float) -> None:
 
 @style.picture
 def steps_to_convergence(report: CurveReport) -> Figure:
-    """Share of each group's puzzles that meet the tolerance at each outer step, and of those that never do.
+    """Share of each group's puzzles that meet the tolerance at each outer step, with the right and with a wrong answer,
+    and of those that never do.
 
     Raises:
         NoData: the model has no tolerance.
@@ -85,17 +86,22 @@ def steps_to_convergence(report: CurveReport) -> Figure:
         raise style.NoData("the model's card has no tolerance that a puzzle could meet")
     groups, depth = report.settling.groups, report.settings.depth
     width = math.ceil(depth / _BARS_AT_MOST)
-    parts = [f"tolerance {tolerance(report.settling.tol)}"]
+    parts = [f"tolerance {tolerance(report.settling.tol)}", "blue: with the right answer, red: with a wrong one"]
     figure = style.new_figure(report, 1.7 + 1.05 * len(groups), "Outer steps to convergence by difficulty", *parts)
     grid = figure.subplots(len(groups), 2, sharex="col", sharey="col", squeeze=False, width_ratios=[9, 1])
     edges = [min(k, depth) + 0.5 for k in range(0, depth + width, width)]
     top = 0.0
     for group, (axes, never) in zip(groups, grid, strict=True):
-        shares = [100 * sum(group.steps[k : k + width]) / group.puzzles for k in range(0, depth, width)]
-        top = max(top, *shares)
-        axes.stairs(shares, edges, fill=True, color=style.BLUE)
+        right, both = (
+            [100 * sum(steps[k : k + width]) / group.puzzles for k in range(0, depth, width)]
+            for steps in (group.right, group.steps)
+        )
+        top = max(top, *both)
+        axes.stairs(right, edges, fill=True, color=style.BLUE, label="right")
+        axes.stairs(both, edges, baseline=right, fill=True, color=style.VERMILLION, label="wrong")
         settled, median = group.settled / group.puzzles, _median_step(group.steps)
-        half = "" if median is None else f", half of these by step {median}"
+        known = f", {percent(sum(group.right) / group.settled)} of these right" if group.settled else ""
+        half = known + ("" if median is None else f", half by step {median}")
         name = textwrap.shorten(group.name.replace("_", " "), 40, placeholder="…")
         axes.text(
             0.995,
@@ -107,7 +113,7 @@ def steps_to_convergence(report: CurveReport) -> Figure:
             fontsize=9,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
         )
-        never.bar([0], [100 * (1 - settled)], width=0.7, color=style.VERMILLION, hatch="///", edgecolor="white")
+        never.bar([0], [100 * (1 - settled)], width=0.7, color=style.FAINT, hatch="///", edgecolor="white")
         never.text(0, 100 * (1 - settled) + 4, percent(1 - settled, 0), ha="center", va="bottom", fontsize=9)
     for axes, never in grid:
         axes.set_ylim(0, 1.45 * top or 1)

@@ -53,6 +53,16 @@ def sizes(policy: Policy) -> str:
     return f"{LABELS[policy.name]}, {policy.depth} × {policy.breadth}"
 
 
+def call(report: CurveReport, policy: Policy, arguments: str | None = None) -> str:
+    """What to type in Python for a policy, with these arguments if they are known."""
+    views, seed = report.settings.views, report.settings.seed
+    arguments = arguments or policy.call(views=views)
+    if not views:
+        return f"model.solve(tokens, {arguments})"
+    seeded = f", seed={seed}" if seed else ""
+    return f"ek.solve_views(model, task.views(inputs, {policy.breadth}{seeded}), {arguments})"
+
+
 def setting(policy: Policy) -> str:
     """For example "residual exit, depth 64, breadth 8, tol 0.028"."""
     tol = "" if policy.tol is None else f", tol {policy.tol:.4g}"

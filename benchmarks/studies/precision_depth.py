@@ -1,0 +1,128 @@
+"""`python -m benchmarks.studies.precision_depth FILE`: what an arithmetic does to answers that are iterated for long.
+
+The same puzzles go to depths of up to 40,000 layer equivalents in fp32, bf16 and int8 by the compiled kernel, whose
+states are float32 in all three, and in bf16 by PyTorch's eager modules, whose states are bf16 as in research code.
+Nothing halts. For each: exact answers by depth, the median residual (of the puzzles that fp32 answers right at the
+last depth: the floor that rounding leaves), and the puzzles that were right at one depth and wrong at the last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import machine
+from eqr_kernels import EquilibriumReasoner
+from eqr_kernels.atomic import atomic_write
+from eqr_kernels.commit import code_commit
+from eqr_kernels.studies.identity import weights_digest
+from eqr_kernels.studies.recording import Recording, record
+from eqr_kernels.studies.scoring import Accuracy
+from eqr_kernels.studies.subset import digest, stratified_subset
+from eqr_kernels.tasks import sudoku
+from eqr_kernels.tasks.common import PuzzleSet
+
+LAYERS = 40_000
+RUNS: dict[str, dict[str, Any]] = {
+    "fp32": dict(precision="fp32"),
+    "bf16": dict(precision="bf16"),
+    "int8": dict(precision="int8"),
+    "eager bf16": dict(precision="bf16", backend="reference"),
+}
+
+
+def depths_of(model: EquilibriumReasoner, layers: int) -> tuple[int, ...]:
+    """16 outer steps and each fourfold, to as many as make so many layer equivalents."""
+    last = -(-layers // model.config.layers_per_step)
+    return tuple(sorted({min(16 * 4**k, last) for k in range(12)}))
+
+
+def row_of(told: Recording, right_at_last: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, Any]:
+    """Of one arithmetic; right_at_last bool [N]: what fp32 answers right at the last depth."""
+    right = told.correct[:, 0]  # [N, K]
+    floor = np.median(told.residual[right_at_last, 0], axis=0) if right_at_last.any() else None
+    return {
+        "accuracy": {d: Accuracy(int(right[:, k].sum()), len(right)).as_json() for k, d in enumerate(told.depths)},
+        "median_residual": None if floor is None else dict(zip(told.depths, floor.tolist(), strict=True)),
+        "lost": int((right.any(1) & ~right[:, -1]).sum()),
+        "diverged": int(told.diverged[..., -1].sum()),
+        "backend": told.backend,
+        "backend_reason": told.backend_reason,
+    }
+
+
+def chosen(options: argparse.Namespace) -> PuzzleSet:
+    puzzles, _ = sudoku.load(options.file)
+    count = min(options.puzzles, len(puzzles))
+    puzzles = puzzles.subset(stratified_subset(puzzles.inputs, puzzles.source, puzzles.rating, count))
+    if options.reveal is None:
+        return puzzles
+    assert puzzles.labels is not None
+    rng = np.random.default_rng(0)
+    inputs = sudoku.reveal(puzzles.inputs, puzzles.labels, options.reveal, rng)
+    return PuzzleSet(inputs, puzzles.labels, puzzles.source, puzzles.rating)
+
+
+def print_table(report: dict[str, Any]) -> None:
+    depths = report["depths"]
+    table = Table("arithmetic", *(f"depth {d:,}" for d in depths), "lost", "residual at the last", "seconds")
+    for name, row in report["runs"].items():
+        cells = [f"{100 * row['accuracy'][d]['share']:.1f} %" for d in depths]
+        residual = row["median_residual"]
+        floor = "-" if residual is None else f"{residual[depths[-1]]:.3g}"
+        table.add_row(name, *cells, str(row["lost"]), floor, f"{row['seconds']:.0f}")
+    Console(width=160).print(table)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("benchmarks.studies.precision_depth", description="Arithmetic at great depth.")
+    parser.add_argument("file", type=Path, help="Sudokus with answers")
+    parser.add_argument("--model", default="sudoku")
+    parser.add_argument("--puzzles", type=int, default=200, help="a stratified subset of so many")
+    parser.add_argument("--reveal", type=int, metavar="CLUES", help="show random clues until there are so many")
+    parser.add_argument("--layers", type=int, default=LAYERS, help="layer equivalents of the last depth")
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
+    parser.add_argument("--results", type=Path, help="folder of <device>/precision_depth.json")
+    options = parser.parse_args(arguments)
+    model = EquilibriumReasoner.from_pretrained(options.model)
+    puzzles, depths = chosen(options), depths_of(model, options.layers)
+    assert puzzles.labels is not None
+    told: dict[str, Recording] = {}
+    seconds: dict[str, float] = {}
+    for name in ["fp32", *(run for run in options.runs if run != "fp32")]:  # the others are held against it
+        begun = time.perf_counter()
+        told[name] = record(model, puzzles.inputs, puzzles.labels, depths=depths, trace=False, **RUNS[name])
+        seconds[name] = time.perf_counter() - begun
+    right = told["fp32"].correct[:, 0, -1]
+    command = shlex.join(["python", "-m", "benchmarks.studies.precision_depth", *sys.argv[1:]])
+    report = {
+        **machine.information(),
+        "commit": code_commit(),
+        "command": command,
+        "model": options.model,
+        "weights_sha256": weights_digest(model),
+        "data_sha256": digest(puzzles.inputs, puzzles.labels),
+        "puzzles": len(puzzles),
+        "reveal": options.reveal,
+        "layers_per_step": model.config.layers_per_step,
+        "depths": depths,
+        "runs": {name: {**row_of(each, right), "seconds": round(seconds[name], 1)} for name, each in told.items()},
+    }
+    print_table(report)
+    if options.results is not None:
+        target = options.results / machine.folder() / "precision_depth.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(target, (json.dumps(report) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""`python -m benchmarks.studies.student TRAIN DEV`: can a small reasoner be taught by a large one's trajectories?
+
+The teacher's answers after each of its first outer steps are recorded on training puzzles. Students of half the width
+or of one block then take the same number of training steps on the same puzzles, and differ in what they are asked for
+at their own outer step k:
+
+    labels      the answer, at every step, as in any training
+    iterates    the teacher's grid after its step k, with its mistakes
+    as far      the answer in the cells that the teacher has right after its step k; the others are not scored
+
+Rows are of mixed ages and symmetries, as in `eqr train`. The halting head always learns whether the answer is right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import machine
+from eqr_kernels import EqRConfig, EquilibriumReasoner
+from eqr_kernels.atomic import atomic_write
+from eqr_kernels.commit import code_commit
+from eqr_kernels.modules import LatentState
+from eqr_kernels.studies.identity import weights_digest
+from eqr_kernels.studies.recording import record
+from eqr_kernels.studies.scoring import Accuracy
+from eqr_kernels.studies.statistics import auroc
+from eqr_kernels.studies.subset import stratified_subset
+from eqr_kernels.tasks import sudoku
+from eqr_kernels.tasks.common import PuzzleSet
+from eqr_kernels.training.learning_rate import learning_rate
+from eqr_kernels.training.objective import stablemax_cross_entropy
+from eqr_kernels.training.optim import EMA, AdamATan2
+from eqr_kernels.training.throughput import training_operations
+
+Tokens = npt.NDArray[np.uint8]
+
+ARMS = ("labels", "iterates", "as far")
+STEPS = 16
+"""Outer steps that are recorded, and that a row is trained for."""
+CLUES = (17, 32)
+MIX = {"17_clue": 0.4, "forum_hardest_1905_11plus": 0.5, "magictour_top1465": 0.1}
+DEPTHS = (1, 4, 16, 64)
+STUDENTS = {
+    "half width": dict(hidden_size=256, L_layers=2, H_cycles=1, L_cycles=6),
+    "one block": dict(hidden_size=256, L_layers=1, H_cycles=1, L_cycles=6),
+}
+RECIPE = dict(batch=64, lr=1e-3, warmup=100, min_ratio=0.03, weight_decay=1.0, ema=0.998)
+
+
+@dataclass(frozen=True)
+class Taught:
+    """Training puzzles and what the teacher made of them: inputs, labels [M, S], iterates [M, STEPS, S], all uint8."""
+
+    inputs: Tokens
+    labels: Tokens
+    iterates: Tokens
+
+    def goals(self, arm: str) -> Tokens:
+        """What a student is asked for at each of its steps, [M, STEPS, S]; 0 is not scored."""
+        labels = np.broadcast_to(self.labels[:, None], self.iterates.shape)
+        if arm == "labels":
+            return labels
+        if arm == "iterates":
+            return self.iterates
+        return np.where(self.iterates == labels, labels, 0).astype(np.uint8)
+
+
+def taught_by(teacher: EquilibriumReasoner, puzzles: PuzzleSet, count: int, seed: int) -> Taught:
+    """Draws puzzles by source, shows some clues of the hardest, and records the teacher on them."""
+    assert puzzles.labels is not None
+    rng = np.random.default_rng(seed)
+    rows = np.concatenate(
+        [
+            rng.choice(np.flatnonzero(puzzles.source == source), round(share * count), replace=False)
+            for source, share in MIX.items()
+        ]
+    )
+    labels = puzzles.labels[rows]
+    inputs = sudoku.reveal(puzzles.inputs[rows], labels, rng.integers(CLUES[0], CLUES[1] + 1, len(rows)), rng)
+    parts = []
+    for start in range(0, len(rows), 64):
+        tokens = torch.from_numpy(inputs[start : start + 64].astype(np.int64))
+        result = teacher.solve(tokens, depth=STEPS, halt="none", checkpoints=range(1, STEPS + 1))
+        grids = [result.at[k].all_preds[:, 0] for k in range(1, STEPS + 1)]
+        parts.append(torch.stack(grids, 1).to(torch.uint8).numpy())
+    return Taught(inputs, labels, np.concatenate(parts))
+
+
+class Rows:
+    """The rows of a batch, of mixed ages, each with the goals of its steps."""
+
+    def __init__(self, taught: Taught, arm: str, n: int, seed: int) -> None:
+        self.taught, self.goals, self.rng = taught, taught.goals(arm), np.random.default_rng(seed)
+        self.tokens = torch.zeros(n, sudoku.SEQ_LEN, dtype=torch.int64)
+        self.labels = torch.zeros_like(self.tokens)
+        self.asked = torch.zeros(n, STEPS, sudoku.SEQ_LEN, dtype=torch.int64)
+        # All ages from the first step on, so that no batch is of one.
+        self.ends = torch.from_numpy(self.rng.integers(1, STEPS + 1, n))
+        self.replace(torch.arange(n))
+
+    def replace(self, rows: torch.Tensor) -> None:
+        """Fresh puzzles, each under a symmetry of its own, in the rows, int64 [n]."""
+        drawn = self.rng.integers(len(self.goals), size=len(rows))
+        views = sudoku.views(self.taught.inputs[drawn], 2, seed=int(self.rng.integers(1 << 32)))
+        cells, names = views.cells[:, 1], views.names[:, 1]
+
+        def moved(grids: Tokens) -> torch.Tensor:
+            """[n, K, S]"""
+            seen = np.take_along_axis(grids, cells[:, None].astype(np.int64), 2)
+            return torch.from_numpy(np.take_along_axis(names[:, None], seen.astype(np.int64), 2).astype(np.int64))
+
+        self.tokens[rows] = torch.from_numpy(views.inputs[:, 1].astype(np.int64))
+        self.labels[rows] = moved(self.taught.labels[drawn][:, None])[:, 0]
+        self.asked[rows] = moved(self.goals[drawn])
+
+
+def trained(config: EqRConfig, taught: Taught, arm: str, steps: int, seed: int) -> tuple[EquilibriumReasoner, float]:
+    """A student with averaged weights, and the mean loss of its last tenth."""
+    torch.manual_seed(seed)
+    model = EquilibriumReasoner(config)
+    optimizer = AdamATan2(model.parameters(), lr=RECIPE["lr"], weight_decay=RECIPE["weight_decay"])
+    average, n = EMA(model, RECIPE["ema"]), int(RECIPE["batch"])
+    rows = Rows(taught, arm, n, seed)
+    state, ids, losses = model.initial_state(n, seed=seed), n, []
+    for step in range(1, steps + 1):
+        with torch.autocast("cpu", torch.bfloat16):
+            state, logits, q_halt = model(rows.tokens, state)
+        asked = rows.asked[torch.arange(n), state.step - 1]
+        with torch.no_grad():
+            exact = (logits.argmax(-1) == rows.labels).all(1)
+        halting = F.binary_cross_entropy_with_logits(q_halt, exact.to(q_halt.dtype))
+        loss = stablemax_cross_entropy(logits, asked).mean() + 0.5 * halting
+        schedule = dict(lr=RECIPE["lr"], warmup=int(RECIPE["warmup"]), min_ratio=RECIPE["min_ratio"])
+        optimizer.param_groups[0]["lr"] = learning_rate(step, total=steps, **schedule)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        average.update(model)
+        losses.append(float(loss.detach()))
+        state = LatentState(*(part.detach() for part in state))
+        ended = torch.nonzero(state.step >= rows.ends)[:, 0]
+        if len(ended):
+            rows.replace(ended)
+            rows.ends[ended] = STEPS
+            fresh = model.initial_state(len(ended), seed=seed, ids=torch.arange(ids, ids + len(ended)))
+            ids += len(ended)
+            state = LatentState(*(_put(old, ended, new) for old, new in zip(state, fresh, strict=True)))
+    model.load_state_dict(average.shadow, strict=False)
+    return model.eval(), float(np.mean(losses[-max(1, steps // 10) :]))
+
+
+def _put(old: torch.Tensor, rows: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    old = old.clone()
+    old[rows] = new
+    return old
+
+
+def judged(model: EquilibriumReasoner, puzzles: PuzzleSet, reveal: int | None) -> dict[str, Any]:
+    """Exact answers by depth and source, and how well the residual tells right from wrong at the last depth."""
+    assert puzzles.labels is not None
+    inputs = puzzles.inputs
+    if reveal is not None:
+        inputs = sudoku.reveal(inputs, puzzles.labels, reveal, np.random.default_rng(0))
+    told = record(model, inputs, puzzles.labels, depths=DEPTHS, trace=False)
+    right = told.correct[:, 0]
+
+    def accuracy(rows: npt.NDArray[np.bool_]) -> dict[int, Any]:
+        return {d: Accuracy(int(right[rows, k].sum()), int(rows.sum())).as_json() for k, d in enumerate(DEPTHS)}
+
+    area = auroc(told.residual[:, 0, -1], right[:, -1])
+    return {
+        "all": accuracy(np.ones(len(right), bool)),
+        **{str(source): accuracy(puzzles.source == source) for source in np.unique(puzzles.source)},
+        "residual_auroc": None if np.isnan(area) else float(area),
+        "median_residual": float(np.median(told.residual[:, 0, -1])),
+    }
+
+
+def print_table(report: dict[str, Any]) -> None:
+    table = Table("student", "asked for", "17 clues, depth 16", "64", "28 clues, depth 16", "64", "AUROC", "loss")
+    for row in report["students"]:
+        published, easier = row["published"], row["28 clues"]
+        seventeen = published.get("17_clue", published["all"])
+        cells = [f"{100 * part[d]['share']:.1f}" for part in (seventeen, easier["all"]) for d in (16, 64)]
+        area = easier["residual_auroc"]
+        table.add_row(row["student"], row["arm"], *cells, "-" if area is None else f"{area:.3f}", f"{row['loss']:.3f}")
+    Console(width=160).print(table)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("benchmarks.studies.student", description="Students of a reasoner.")
+    parser.add_argument("train", type=Path, help="puzzles with answers to be taught on")
+    parser.add_argument("dev", type=Path, help="puzzles with answers to be judged on")
+    parser.add_argument("--teacher", default="sudoku-paper")
+    parser.add_argument("--puzzles", type=int, default=4000, help="that the teacher is recorded on")
+    parser.add_argument("--steps", type=int, default=3000, help="training steps of each student")
+    parser.add_argument("--students", nargs="+", choices=STUDENTS, default=["one block"])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--judged", type=int, default=300, help="puzzles of dev, a stratified subset")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--recording", type=Path, default=Path("student.npz"), help="kept there, and taken from there")
+    parser.add_argument("--results", type=Path, help="folder of <device>/student.json")
+    options = parser.parse_args(arguments)
+    teacher = EquilibriumReasoner.from_pretrained(options.teacher)
+    begun = time.perf_counter()
+    if not options.recording.exists():
+        taught = taught_by(teacher, sudoku.load(options.train)[0], options.puzzles, options.seed)
+        np.savez_compressed(options.recording, **vars(taught))
+    with np.load(options.recording) as kept:
+        taught = Taught(**{name: kept[name] for name in kept.files})
+    recorded_in = time.perf_counter() - begun
+    dev, _ = sudoku.load(options.dev)
+    dev = dev.subset(stratified_subset(dev.inputs, dev.source, dev.rating, min(options.judged, len(dev))))
+    last = (taught.iterates[:, -1] == taught.labels).all(1)
+    command = shlex.join(["python", "-m", "benchmarks.studies.student", *sys.argv[1:]])
+    report: dict[str, Any] = {
+        **machine.information(),
+        "commit": code_commit(),
+        "command": command,
+        "teacher": options.teacher,
+        "teacher_sha256": weights_digest(teacher),
+        "puzzles": len(taught.labels),
+        "teacher_right": int(last.sum()),
+        "recorded_in_seconds": round(recorded_in),
+        "recipe": {**RECIPE, "steps": options.steps, "row_steps": STEPS, "clues": CLUES, "mix": MIX},
+        "students": [],
+    }
+    for student in options.students:
+        config = EqRConfig.sudoku(**STUDENTS[student])
+        for arm in options.arms:
+            begun = time.perf_counter()
+            model, loss = trained(config, taught, arm, options.steps, options.seed)
+            report["students"].append(
+                {
+                    "student": student,
+                    "arm": arm,
+                    "parameters": sum(p.numel() for p in model.parameters()),
+                    "operations": options.steps * int(RECIPE["batch"]) * training_operations(config),
+                    "loss": loss,
+                    "seconds": round(time.perf_counter() - begun),
+                    "published": judged(model, dev, None),
+                    "28 clues": judged(model, dev, 28),
+                }
+            )
+            if options.results is not None:  # as they come: the next one takes long
+                target = options.results / machine.folder() / "student.json"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                atomic_write(target, (json.dumps(report) + "\n").encode())
+    print_table(report)
+
+
+if __name__ == "__main__":
+    main()

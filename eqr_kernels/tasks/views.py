@@ -1,0 +1,66 @@
+"""`Views`: puzzles under symmetries of their task, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from eqr_kernels.tasks.common import Tokens
+
+Ints = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class Views:
+    """V views of each of N puzzles. A view moves the puzzle's cells and renames its tokens.
+
+    Attributes:
+        inputs: tokens, uint8 [N, V, S], of the views.
+        cells: integers [N, V, S], the puzzle's cell that each cell of a view shows.
+        names: uint8 [N, V, vocab_size], what a view calls each token of the puzzle.
+    """
+
+    inputs: Tokens
+    cells: Ints
+    names: Tokens
+
+    @classmethod
+    def of(cls, inputs: Tokens, cells: Ints, names: Tokens) -> Views:
+        """The views of puzzles, tokens uint8 [N, S], by their cells and names."""
+        moved = np.take_along_axis(inputs[:, None], cells, 2)
+        return cls(np.take_along_axis(names, moved, 2), cells, names)
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.inputs)
+
+    def __getitem__(self, rows: slice) -> Views:
+        """Those of some of the puzzles."""
+        return Views(self.inputs[rows], self.cells[rows], self.names[rows])
+
+    def at(self, rows: Ints, view: int) -> Views:
+        """One view of each of the puzzles rows, integers [n]: V is 1."""
+        one = slice(view, view + 1)
+        return Views(self.inputs[rows, one], self.cells[rows, one], self.names[rows, one])
+
+    @property
+    def places(self) -> Ints:
+        """int64 [N, V, S], the cell of a view that shows each cell of the puzzle."""
+        return self.cells.argsort(2)
+
+    @property
+    def meanings(self) -> Ints:
+        """int64 [N, V, vocab_size], the puzzle's token that each token of a view stands for."""
+        return self.names.argsort(2)
+
+    def restore(self, preds: npt.ArrayLike) -> Ints:
+        """Answers to the views as answers to the puzzles: tokens, integers [N, V, S] -> int64 [N, V, S]."""
+        return np.take_along_axis(self.meanings, np.take_along_axis(np.asarray(preds), self.places, 2), 2)
+
+
+MakeViews = Callable[[Tokens, int], Views]
+"""(puzzles, uint8 [N, S], how many views of each) -> those"""

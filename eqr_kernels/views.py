@@ -1,0 +1,235 @@
+"""Breadth by the symmetries of a task, where `solve` has it by random starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from eqr_kernels import selection
+from eqr_kernels.arguments import check_choice
+from eqr_kernels.reasoner import EquilibriumReasoner
+from eqr_kernels.results import Recorded, SolveResult
+from eqr_kernels.solver import Progress
+from eqr_kernels.tasks.views import MakeViews, Views
+from eqr_kernels.trajectory import Status, settled
+
+_REFUSED = {
+    "breadth": "there is a trajectory for each view",
+    "ids": "each view has its own",
+    "initial_state": "a state is of one view's tokens",
+    "return_state": "a state is of one view's tokens",
+    "on_finished": "it would be told of views, not of puzzles",
+}
+
+
+def solve_views(
+    model: EquilibriumReasoner,
+    views: Views,
+    *,
+    select: str = "residual",
+    checkpoints: Sequence[int] = (),
+    trace: bool = False,
+    return_all: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> SolveResult:
+    """Solves the views of every puzzle, one trajectory each, and selects one of the answers to the puzzle.
+
+    That a puzzle stays the same when its cells are moved and its tokens renamed is knowledge of its task: what views
+    gain is not what random starts gain, and is to be told apart.
+
+    Args:
+        model: as for `solve`.
+        views: V of each of N puzzles, as `sudoku.views(inputs, V)` makes them. The first is the puzzle itself, so that
+            its trajectory is that of `solve`.
+        select: "residual", "vote" and "q" as for `solve`. "first" takes the views of a puzzle one after the other, and
+            the first that settles answers: the later ones are not run (CANCELLED at 0 steps). Where none settles, the
+            lowest score answers.
+        checkpoints, trace: as for `solve`, and not with "first", which does not run all views.
+        return_all, progress: as for `solve`.
+        options: as for `solve`, but for breadth, ids, initial_state, return_state and on_finished.
+
+    Returns:
+        As `solve` with breadth V: `restart` is the view. All answers and `logits` are the puzzle's.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `solve`.
+    """
+    check_choice("select", select, selection.RULES)
+    for name, why in _REFUSED.items():
+        if name in options:
+            raise TypeError(f"solve_views takes no {name}: {why}; leave it out")
+    if select == "first":
+        if checkpoints or trace:
+            raise ValueError(
+                'select="first" does not run all views, and checkpoints and trace are of all; choose "residual", '
+                '"vote" or "q"'
+            )
+        return _first_to_settle(model, views, return_all, progress, options)
+    n, count, seq_len = views.inputs.shape
+    asked: dict[str, Any] = dict(checkpoints=checkpoints, trace=trace, progress=progress, **options)
+    each = model.solve(_tokens(views.inputs.reshape(n * count, seq_len)), return_all=True, **asked)
+    back = _WayBack.of(views, each.preds.device)
+
+    def grid(values: Tensor) -> Tensor:
+        """Of the one trajectory of each view: [N * V, 1, ...] -> [N, V, ...]."""
+        return values[:, 0].unflatten(0, (n, count))
+
+    def recorded(at: Recorded) -> Recorded:
+        preds = back.preds(grid(at.all_preds))
+        numbers = [grid(x) for x in (at.all_score, at.all_q_halt, at.all_residual, at.all_steps, at.all_status)]
+        score, q_halt, _, steps, status = numbers
+        won = selection.select(select, preds, status, score, q_halt, steps)
+        return Recorded(_of(preds, won), won, settled(_of(status, won)), preds, *numbers)
+
+    assert each.all_preds is not None
+    table = _Table(
+        back.preds(grid(each.all_preds)),
+        *(grid(x) for x in (each.all_status, each.all_score, each.all_q_halt, each.all_steps, each.all_residual)),
+    )
+    won = table.winner(select)
+    logits = back.logits(_of(each.logits.unflatten(0, (n, count)), won), won)
+    result = table.result(won, logits, each, return_all)
+    result.at = {depth: recorded(at) for depth, at in each.at.items()}
+    result.residuals = None if each.residuals is None else grid(each.residuals)
+    return result
+
+
+def solve_puzzles(
+    model: EquilibriumReasoner,
+    inputs: npt.NDArray[np.integer],
+    *,
+    views: MakeViews | None,
+    breadth: int = 1,
+    **options: Any,
+) -> SolveResult:
+    """`solve`, or `solve_views` where views are wanted.
+
+    Args:
+        inputs: tokens, integers [N, S].
+        views: makes the views of which each trajectory gets one; None for trajectories from random starts.
+        breadth: trajectories of each puzzle. options: further arguments of either.
+    """
+    if views is None:
+        return model.solve(_tokens(inputs), breadth=breadth, **options)
+    return solve_views(model, views(inputs.astype(np.uint8), breadth), **options)
+
+
+def _first_to_settle(
+    model: EquilibriumReasoner, views: Views, return_all: bool, progress: Progress | None, options: dict[str, Any]
+) -> SolveResult:
+    n, count, seq_len = views.inputs.shape
+    of, spent, stopped = n * count, 0, False
+    table = _Table.empty(n, count, seq_len, model.device)
+    logits = torch.zeros(n, seq_len, model.config.vocab_size, device=model.device)
+    rows = torch.arange(n, device=model.device)  # of puzzles that go on
+    each = None
+    for view in range(count):
+        before = of - len(rows) * (count - view)  # views that have ended or will not be run
+
+        def shown(finished: int, _trajectories: int, steps: int, before: int = before, spent: int = spent) -> bool:
+            nonlocal stopped
+            stopped = progress is not None and progress(before + finished, of, spent + steps) is False
+            return not stopped
+
+        seen = views.at(rows.cpu().numpy(), view)
+        each = model.solve(_tokens(seen.inputs[:, 0]), select="first", progress=shown, **options)
+        back = _WayBack.of(seen, model.device)
+        table.put(rows, view, back.preds(each.preds[:, None])[:, 0], each)
+        better = table.winner("first")[rows] == view
+        first = torch.zeros(len(rows), dtype=torch.int64, device=model.device)
+        logits[rows[better]] = back.logits(each.logits, first)[better]
+        spent += int(each.nfe.sum())
+        rows = rows[~each.converged]
+        if stopped or not len(rows):
+            break
+    assert each is not None
+    return table.result(table.winner("first"), logits, each, return_all)
+
+
+class _Table(NamedTuple):
+    """What became of all views; preds int64 [N, V, S], of the puzzle, the others [N, V]."""
+
+    preds: Tensor
+    status: Tensor
+    score: Tensor
+    q_halt: Tensor
+    steps: Tensor
+    residual: Tensor
+
+    @classmethod
+    def empty(cls, n: int, count: int, seq_len: int, device: torch.device) -> _Table:
+        """Of views that have not run."""
+        nan = torch.full((3, n, count), torch.nan, device=device)
+        status = torch.full((n, count), int(Status.CANCELLED), device=device)
+        preds, steps = torch.zeros(n, count, seq_len, dtype=torch.int64, device=device), torch.zeros_like(status)
+        return cls(preds, status, nan[0], nan[1], steps, nan[2])
+
+    def put(self, rows: Tensor, view: int, preds: Tensor, ran: SolveResult) -> None:
+        """What became of one view of the puzzles rows, int64 [n]; preds [n, S] are the puzzle's."""
+        of = (preds, ran.all_status[:, 0], ran.score, ran.q_halt, ran.steps, ran.residual)
+        for field, values in zip(self, of, strict=True):
+            field[rows, view] = values
+
+    def winner(self, select: str) -> Tensor:
+        """int64 [N], the view that answers."""
+        return selection.select(select, self.preds, self.status, self.score, self.q_halt, self.steps)
+
+    def result(self, won: Tensor, logits: Tensor, ran: SolveResult, return_all: bool) -> SolveResult:
+        """Of the views won, int64 [N], with their logits, float32 [N, S, V]; `ran` says by what."""
+        of = _Table(*(_of(field, won) for field in self))
+        return SolveResult(
+            preds=of.preds,
+            logits=logits,
+            q_halt=of.q_halt,
+            residual=of.residual,
+            score=of.score,
+            steps=of.steps,
+            restart=won,
+            converged=settled(of.status),
+            nfe=self.steps.sum(1),
+            backend=ran.backend,
+            backend_reason=ran.backend_reason,
+            all_steps=self.steps,
+            all_residual=self.residual,
+            all_score=self.score,
+            all_q_halt=self.q_halt,
+            all_status=self.status,
+            all_preds=self.preds if return_all else None,
+        )
+
+
+class _WayBack(NamedTuple):
+    """From views to puzzles, see `Views`: places int64 [N, V, S], names and meanings int64 [N, V, vocab_size]."""
+
+    places: Tensor
+    names: Tensor
+    meanings: Tensor
+
+    @classmethod
+    def of(cls, views: Views, device: torch.device) -> _WayBack:
+        tables = (views.places, views.names, views.meanings)
+        return cls(*(torch.from_numpy(np.ascontiguousarray(t).astype(np.int64)).to(device) for t in tables))
+
+    def preds(self, preds: Tensor) -> Tensor:
+        """int64 [N, V, S]."""
+        return self.meanings.gather(2, preds.gather(2, self.places))
+
+    def logits(self, logits: Tensor, won: Tensor) -> Tensor:
+        """float32 [N, S, vocab_size], of the views won, int64 [N]."""
+        logits = logits.gather(1, _of(self.places, won)[:, :, None].expand_as(logits))
+        return logits.gather(2, _of(self.names, won)[:, None].expand_as(logits))
+
+
+def _tokens(inputs: npt.NDArray[np.integer]) -> Tensor:
+    return torch.from_numpy(inputs.astype(np.int64))
+
+
+def _of(values: Tensor, won: Tensor) -> Tensor:
+    """[N, V, ...] -> [N, ...], of the views won, int64 [N]."""
+    return values[torch.arange(len(won), device=won.device), won]

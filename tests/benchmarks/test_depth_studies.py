@@ -1,0 +1,154 @@
+"""benchmarks.studies.maze_sizes, precision_depth and student: what they count and write, with models of no size."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import machine
+from benchmarks.studies import maze_sizes, precision_depth, student
+from eqr_kernels import EqRConfig, EquilibriumReasoner
+from eqr_kernels.tasks import maze, sudoku, sudoku_generator
+from tests.support.commands import TINY
+from tests.support.recordings import made
+
+CONFIG = EqRConfig.maze(**{**TINY, "seq_len": 49, "multiple_of": 8, "pos_encodings": "rope2d"})
+
+
+@pytest.fixture
+def model() -> EquilibriumReasoner:
+    torch.manual_seed(0)
+    return EquilibriumReasoner(CONFIG).eval()
+
+
+def test_weights_of_attention_go_to_other_sizes(model):
+    tokens = torch.from_numpy(maze.generate(2, size=7, seed=1).inputs.astype(np.int64))
+    same = maze_sizes.resized(model, 7).solve(tokens, depth=3, halt="none")
+    assert torch.equal(same.logits, model.solve(tokens, depth=3, halt="none").logits)
+    larger = maze_sizes.resized(model, 9)
+    assert larger.config.seq_len == 81 and larger.config.board == (9, 9)
+    with pytest.raises(ValueError, match="by an MLP of fixed size"):
+        maze_sizes.resized(EquilibriumReasoner(EqRConfig.sudoku(**TINY)), 7)
+
+
+def test_what_becomes_of_mazes_is_counted():
+    puzzles = maze.generate(4, size=7, seed=1)
+    puzzles.rating[:] = [10, 30, 30, 50]
+    # Right from step 2; from step 1; right at 2 alone; never right, and settled.
+    correct = [[[0, 1, 1, 1]], [[1, 1, 1, 1]], [[0, 1, 0, 0]], [[0, 0, 0, 0]]]
+    residual = [[[0.9, 0.9, 0.1, 0.1]], [[0.9, 0.1, 0.1, 0.1]], [[0.9] * 4], [[0.1] * 4]]
+    row = maze_sizes.measured(puzzles, made(correct, residual), tol=0.2)
+    assert {d: a["correct"] for d, a in row["accuracy"].items()} == {1: 1, 2: 3, 4: 2}
+    assert (row["lost"], row["met_tolerance"], row["right_of_those"]) == (1, 3, 2)
+    assert row["per_maze"]["steps"] == [3, 2, 4, 1] and row["per_maze"]["right"] == [True, True, False, False]
+    short, middle, long = row["by_length"]
+    assert (short["mazes"], short["right"], short["steps_to_tolerance"], short["steps_to_right"]) == (1, 1, 3.0, 2.0)
+    assert (middle["mazes"], middle["right"], middle["steps_to_tolerance"], middle["steps_to_right"]) == (
+        2,
+        1,
+        2.0,
+        1.0,
+    )
+    assert (long["right"], long["steps_to_tolerance"], long["steps_to_right"]) == (0, None, None)
+
+
+def test_the_study_of_mazes_writes_what_it_says(model, tmp_path):
+    model.save_pretrained(tmp_path / "m")
+    arguments = ["--model", str(tmp_path / "m"), "--sizes", "7", "9", "--mazes", "3", "--depth", "2", "--tol", "0.5"]
+    picture = ["--results", str(tmp_path), "--picture", str(tmp_path / "p.png")]
+    maze_sizes.main([*arguments, *picture])
+    report = json.loads((tmp_path / machine.folder() / "maze_sizes.json").read_text())
+    assert set(report["sizes"]) == {"7", "9"} and report["trained_on_side"] == 7
+    assert (tmp_path / "p.png").stat().st_size > 1000
+    trained_on = tmp_path / "mazes.npy"
+    turned = maze.views(maze.generate(1, size=9, seed=maze_sizes.SEED).inputs, 8).inputs[0, 5]
+    np.save(trained_on, turned[None])
+    with pytest.raises(SystemExit, match="a maze of side 9 is among those of --trained-on"):
+        maze_sizes.main([*arguments, "--trained-on", str(trained_on)])
+
+
+def test_the_study_of_arithmetic_holds_each_against_fp32(tmp_path):
+    torch.manual_seed(0)
+    EquilibriumReasoner(EqRConfig.sudoku(**TINY)).save_pretrained(tmp_path / "m")
+    puzzles = sudoku_generator.generate(3, "easy", seed=1)
+    rows = [f"{sudoku.decode(q)},{sudoku.decode(a)}" for q, a in zip(puzzles.inputs, puzzles.labels, strict=True)]
+    (tmp_path / "p.csv").write_text("\n".join(["question,answer", *rows]) + "\n")
+    arguments = [tmp_path / "p.csv", "--model", tmp_path / "m", "--layers", 40, "--results", tmp_path]
+    precision_depth.main([str(a) for a in arguments])
+    report = json.loads((tmp_path / machine.folder() / "precision_depth.json").read_text())
+    assert report["layers_per_step"] == 2 and report["depths"] == [16, 20]
+    assert list(report["runs"]) == ["fp32", "bf16", "int8", "eager bf16"]
+    assert report["runs"]["eager bf16"]["backend"] == "reference"
+
+
+def test_what_an_arithmetic_loses_is_counted():
+    told = made([[[1, 1]], [[1, 0]], [[0, 1]]], [[[0.3, 0.1]], [[0.5, 0.5]], [[0.3, 0.3]]])
+    row = precision_depth.row_of(told, np.array([True, False, True]))
+    assert row["lost"] == 1 and [a["correct"] for a in row["accuracy"].values()] == [2, 2]
+    assert row["median_residual"] == {1: pytest.approx(0.3), 2: pytest.approx(0.2)}
+    model = EquilibriumReasoner(EqRConfig.sudoku(**TINY))
+    assert precision_depth.depths_of(model, 40_000) == (16, 64, 256, 1024, 4096, 16384, 20_000)
+
+
+def teaching(n: int = 3) -> student.Taught:
+    """The teacher has the first k + 1 blanks right after its step k, and 2 in the others."""
+    puzzles = sudoku_generator.generate(n, "easy", seed=2)
+    iterates = np.repeat(puzzles.labels[:, None], student.STEPS, 1)
+    for row, inputs in enumerate(puzzles.inputs):
+        blanks = np.flatnonzero(inputs == sudoku.BLANK)
+        for k in range(student.STEPS):
+            iterates[row, k, blanks[k + 1 :]] = 2
+    return student.Taught(puzzles.inputs, puzzles.labels, iterates)
+
+
+def test_each_student_is_asked_for_what_it_says():
+    taught = teaching()
+    known = taught.iterates == taught.labels[:, None]
+    assert (taught.goals("labels") == taught.labels[:, None]).all()
+    assert (taught.goals("iterates") == taught.iterates).all()
+    as_far = taught.goals("as far")
+    assert ((as_far == 0) == ~known).all() and (as_far[known] == taught.goals("labels")[known]).all()
+
+
+@pytest.mark.parametrize("arm", student.ARMS)
+def test_rows_are_puzzles_with_their_goals_under_one_symmetry(arm):
+    taught = teaching()
+    rows = student.Rows(taught, arm, 8, seed=0)
+    assert set(rows.ends.tolist()) - {student.STEPS}
+    before = rows.tokens.clone()
+    rows.replace(torch.tensor([1, 4]))
+    assert (rows.tokens != before).any(1).tolist() == [i in (1, 4) for i in range(8)]
+    tokens, labels, asked = (t.numpy() for t in (rows.tokens, rows.labels, rows.asked))
+    assert sudoku.is_solution(tokens, labels).all()
+    given = tokens > sudoku.BLANK
+    for k in range(student.STEPS):
+        assert (asked[:, k][given] == labels[given]).all()  # the teacher has all givens
+    right = (asked == labels[:, None]).sum(2)
+    if arm == "labels":
+        assert (right == 81).all()
+    else:
+        assert (np.diff(right, axis=1) >= 0).all() and (right[:, 0] < 81).all()
+        assert (asked == 0).any() == (arm == "as far")
+
+
+def test_the_study_of_students_writes_what_it_says(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    EquilibriumReasoner(EqRConfig.sudoku(**TINY)).save_pretrained(tmp_path / "m")
+    puzzles = sudoku_generator.generate(12, "easy", seed=1)
+    rows = ["source,question,answer"]
+    for i, source in enumerate([*student.MIX] * 4):
+        rows.append(f"{source},{sudoku.decode(puzzles.inputs[i])},{sudoku.decode(puzzles.labels[i])}")
+    (tmp_path / "p.csv").write_text("\n".join(rows) + "\n")
+    monkeypatch.setitem(student.STUDENTS, "one block", TINY)
+    monkeypatch.setitem(student.RECIPE, "batch", 4)
+    monkeypatch.setattr(student, "DEPTHS", (1, 16, 64))
+    arguments = [tmp_path / "p.csv", tmp_path / "p.csv", "--teacher", tmp_path / "m", "--puzzles", 8, "--steps", 20]
+    kept = ["--recording", tmp_path / "r.npz", "--results", tmp_path, "--judged", 6]
+    student.main([str(a) for a in [*arguments, *kept]])
+    report = json.loads((tmp_path / machine.folder() / "student.json").read_text())
+    assert [row["arm"] for row in report["students"]] == list(student.ARMS) and report["puzzles"] == 8
+    assert len({row["loss"] for row in report["students"]}) == 3
+    assert (tmp_path / "r.npz").exists()
