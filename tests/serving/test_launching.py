@@ -144,13 +144,17 @@ def test_of_a_request_that_wants_steps_each_outer_step_is_told(model, puzzles, l
 def test_max_in_flight_bounds_what_is_parked(model, puzzles, launches):
     with Engine(model, max_in_flight=6, depth=2, tol=0.1, backend="triton") as engine:
         launches.hold()
-        futures = [engine.submit(puzzles[i], breadth=2) for i in range(5)] + [engine.submit(puzzles[0], breadth=9)]
-        until(lambda: engine.stats().in_flight == 6)
-        assert engine.stats().queued == 3
+        futures = [engine.submit(puzzles[0], breadth=2)]
+        until(lambda: len(launches) == 1)  # under way, before the others come
+        futures += [engine.submit(puzzles[i], breadth=2) for i in range(1, 5)] + [engine.submit(puzzles[0], breadth=9)]
+        stats = engine.stats()
+        assert (stats.in_flight, stats.queued) == (2, 5)
         launches.release.set()
         for future in futures:
             future.result(PATIENCE)
         assert engine.stats().in_flight == 0
+    # What has more by itself runs alone, as many at a time as the device computes side by side.
+    assert [trajectories for trajectories, _ in launches] == [2, 6, 2, 8, 1]
 
 
 def test_one_that_fails_or_is_cancelled_leaves_the_others_their_answers(model, puzzles, launches):
