@@ -41,3 +41,13 @@ def check_number(name: str, value: object) -> float:
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name} must be finite and not negative, got {value}")
     return float(value)
+
+
+def check_function(name: str, value: object) -> None:
+    """A function or None.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be a function or None, got {value!r} ({type(value).__name__})")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from eqr_kernels import backends, noise, selection
 from eqr_kernels._nvtx import nvtx_range
-from eqr_kernels.arguments import check_choice, check_count, check_number
+from eqr_kernels.arguments import check_choice, check_count, check_function, check_number
 from eqr_kernels.backends import Backend, FixedPointProblem
 from eqr_kernels.forking import check_threads
 from eqr_kernels.modifications import overrides
@@ -110,8 +110,7 @@ def solve(
         RuntimeError: weights that are not finite or hold no values (meta, fake), a backend that cannot run here, or
             several threads in a forked child.
     """
-    if progress is not None and not callable(progress):
-        raise TypeError(_no_function("progress", progress))
+    check_function("progress", progress)
     prepared = prepare(
         model,
         tokens,
@@ -220,8 +219,7 @@ def prepare(
     n = tokens.shape[0]
     for name, value in (("depth", depth), ("breadth", breadth), ("patience", patience)):
         check_count(name, value)
-    if on_finished is not None and not callable(on_finished):
-        raise TypeError(_no_function("on_finished", on_finished))
+    check_function("on_finished", on_finished)
     if slots is not None:
         check_count("slots", slots)
     if depth >= 1 << 24 or breadth >= 1 << 32:
@@ -289,10 +287,6 @@ def prepare(
         collector=Collector(problem, model.config, on_finished),
         return_all=return_all,
     )
-
-
-def _no_function(name: str, value: object) -> str:
-    return f"{name} must be a function or None, got {value!r} ({type(value).__name__})"
 
 
 def _check_has_values(model: EqROperator, tokens: object, state: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 
 from eqr_kernels import selection
-from eqr_kernels.arguments import check_choice
+from eqr_kernels.arguments import check_choice, check_function
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.results import Recorded, SolveResult
-from eqr_kernels.solver import Progress
+from eqr_kernels.run_rules import RULES_WITH_TOLERANCE
+from eqr_kernels.solver import Progress, tolerance_of
+from eqr_kernels.tasks.common import as_tokens
 from eqr_kernels.tasks.views import MakeViews, Views
 from eqr_kernels.trajectory import Status, settled
 
@@ -44,7 +47,7 @@ def solve_views(
     gain is not what random starts gain, and is to be told apart.
 
     Args:
-        model: as for `solve`.
+        model: a reasoner.
         views: V of each of N puzzles, as `sudoku.views(inputs, V)` makes them. The first is the puzzle itself, so that
             its trajectory is that of `solve`.
         select: "residual", "vote" and "q" as for `solve`. "first" takes the views of a puzzle one after the other, and
@@ -52,18 +55,25 @@ def solve_views(
             lowest score answers.
         checkpoints, trace: as for `solve`, and not with "first", which does not run all views.
         return_all, progress: as for `solve`.
-        options: as for `solve`, but for breadth, ids, initial_state, return_state and on_finished.
+        options: as for `solve`, but for breadth, ids, initial_state, return_state and on_finished. What tol="auto" and
+            "fast" stand for is found out once, with the puzzles themselves.
 
     Returns:
-        As `solve` with breadth V: `restart` is the view. All answers and `logits` are the puzzle's.
+        As `solve` with breadth V: `restart` is the view. All answers and `logits` are the puzzle's. The logits of all
+        N * V trajectories are in memory until the winners are known, but for "first".
 
     Raises:
         TypeError, ValueError, RuntimeError: as `solve`.
     """
     check_choice("select", select, selection.RULES)
+    check_function("progress", progress)
+    _check_views(model, views)
+    checkpoints = tuple(checkpoints)
     for name, why in _REFUSED.items():
         if name in options:
             raise TypeError(f"solve_views takes no {name}: {why}; leave it out")
+    if options.get("halt", "residual") in RULES_WITH_TOLERANCE:
+        options["tol"] = _tolerance(model, views, options)
     if select == "first":
         if checkpoints or trace:
             raise ValueError(
@@ -117,7 +127,8 @@ def solve_puzzles(
     """
     if views is None:
         return model.solve(_tokens(inputs), breadth=breadth, **options)
-    return solve_views(model, views(inputs.astype(np.uint8), breadth), **options)
+    puzzles = as_tokens("tokens", inputs, model.config.vocab_size)
+    return solve_views(model, views(puzzles, breadth), **options)
 
 
 def _first_to_settle(
@@ -126,9 +137,9 @@ def _first_to_settle(
     n, count, seq_len = views.inputs.shape
     of, spent, stopped = n * count, 0, False
     table = _Table.empty(n, count, seq_len, model.device)
-    logits = torch.zeros(n, seq_len, model.config.vocab_size, device=model.device)
+    logits = torch.zeros(n, seq_len, model.config.vocab_size, dtype=torch.float32, device=model.device)
     rows = torch.arange(n, device=model.device)  # of puzzles that go on
-    each = None
+    begun = None
     for view in range(count):
         before = of - len(rows) * (count - view)  # views that have ended or will not be run
 
@@ -144,12 +155,33 @@ def _first_to_settle(
         better = table.winner("first")[rows] == view
         first = torch.zeros(len(rows), dtype=torch.int64, device=model.device)
         logits[rows[better]] = back.logits(each.logits, first)[better]
+        begun = begun or each
         spent += int(each.nfe.sum())
         rows = rows[~each.converged]
         if stopped or not len(rows):
             break
-    assert each is not None
-    return table.result(table.winner("first"), logits, each, return_all)
+    assert begun is not None
+    if progress is not None and not stopped:
+        progress(of, of, spent)
+    return table.result(table.winner("first"), logits, begun, return_all)
+
+
+def _check_views(model: EquilibriumReasoner, views: object) -> None:
+    if not isinstance(views, Views):
+        raise TypeError(f"views must be Views, as sudoku.views(inputs, 8) makes them, got {type(views).__name__}")
+    vocab_size = views.names.shape[2]
+    if vocab_size != model.config.vocab_size:
+        raise ValueError(f"views must be of the model's {model.config.vocab_size} tokens, got {vocab_size}")
+
+
+def _tolerance(model: EquilibriumReasoner, views: Views, options: dict[str, Any]) -> float:
+    """That of `solve` for the puzzles, once for all views."""
+    run = {name: options[name] for name in ("depth", "seed", "slots", "backend", "precision") if name in options}
+    scale, tol = options.get("noise_scale"), options.get("tol", "auto")
+    found = tolerance_of(model, _tokens(views.inputs[:, 0]), tol, noise_scale=scale, **run)
+    if found.caveat:
+        warnings.warn(found.caveat, stacklevel=3)
+    return found.value
 
 
 class _Table(NamedTuple):
@@ -165,7 +197,7 @@ class _Table(NamedTuple):
     @classmethod
     def empty(cls, n: int, count: int, seq_len: int, device: torch.device) -> _Table:
         """Of views that have not run."""
-        nan = torch.full((3, n, count), torch.nan, device=device)
+        nan = torch.full((3, n, count), torch.nan, dtype=torch.float32, device=device)
         status = torch.full((n, count), int(Status.CANCELLED), device=device)
         preds, steps = torch.zeros(n, count, seq_len, dtype=torch.int64, device=device), torch.zeros_like(status)
         return cls(preds, status, nan[0], nan[1], steps, nan[2])

@@ -76,7 +76,7 @@ def measured(puzzles: PuzzleSet, told: Recording, tol: float) -> dict[str, Any]:
                     "steps_to_right": float(np.median(since[rows & stays[:, -1]])) if stays[rows, -1].any() else None,
                 }
             )
-    several = done.sum() > 2
+    several = len(set(steps[done])) > 1 and len(set(moves[done])) > 1  # else there is no rank correlation
     return {
         "mazes": len(moves),
         "moves": {"median": float(np.median(moves)), "most": int(moves.max())},
@@ -140,12 +140,17 @@ def main(arguments: list[str] | None = None) -> None:
     model = EquilibriumReasoner.from_pretrained(options.model)
     own = round(model.config.seq_len**0.5)
     card = model.card
-    tol = options.tol or (None if card is None else card.tol or card.tol_fast)
+    tol = options.tol
+    if tol is None and card is not None:
+        tol = card.tol or card.tol_fast
     if tol is None:
         raise SystemExit("the model's card has no tolerance; give --tol, or find one with eqr calibrate")
     seen: set[bytes] = set()
     if options.trained_on is not None:
-        seen = {row.tobytes() for row in maze.load(options.trained_on)[0].inputs}
+        mazes, errors = maze.load(options.trained_on)
+        if errors:
+            raise SystemExit(f"--trained-on {options.trained_on}: {errors.total} rows cannot be read, {errors[0]}")
+        seen = {row.tobytes() for row in mazes.inputs}
     sizes: dict[int, Any] = {}
     for side in options.sizes or (own, own + 2, own + 6):
         puzzles = maze.generate(options.mazes, size=side, seed=SEED)
@@ -154,7 +159,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise SystemExit(f"a maze of side {side} is among those of --trained-on")
         here = resized(model, side)
         depths = range(1, options.depth + 1)
-        told = record(here, puzzles.inputs, puzzles.labels, depths=depths)
+        as_calibrated: dict[str, Any] = dict(noise_scale=model.inference_noise_scale, window=model.inference_window)
+        told = record(here, puzzles.inputs, puzzles.labels, depths=depths, **as_calibrated)
         sizes[side] = measured(puzzles, told, tol)
     command = shlex.join(["python", "-m", "benchmarks.studies.maze_sizes", *sys.argv[1:]])
     report = {

@@ -14,6 +14,7 @@ Rows are of mixed ages and symmetries, as in `eqr train`. The halting head alway
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import shlex
 import sys
@@ -38,7 +39,7 @@ from eqr_kernels.studies.identity import weights_digest
 from eqr_kernels.studies.recording import record
 from eqr_kernels.studies.scoring import Accuracy
 from eqr_kernels.studies.statistics import auroc
-from eqr_kernels.studies.subset import stratified_subset
+from eqr_kernels.studies.subset import digest, stratified_subset
 from eqr_kernels.tasks import sudoku
 from eqr_kernels.tasks.common import PuzzleSet
 from eqr_kernels.training.learning_rate import learning_rate
@@ -82,13 +83,13 @@ class Taught:
 def taught_by(teacher: EquilibriumReasoner, puzzles: PuzzleSet, count: int, seed: int) -> Taught:
     """Draws puzzles by source, shows some clues of the hardest, and records the teacher on them."""
     assert puzzles.labels is not None
-    rng = np.random.default_rng(seed)
-    rows = np.concatenate(
-        [
-            rng.choice(np.flatnonzero(puzzles.source == source), round(share * count), replace=False)
-            for source, share in MIX.items()
-        ]
-    )
+    rng, drawn = np.random.default_rng(seed), []
+    for source, share in MIX.items():
+        of_source, wanted = np.flatnonzero(puzzles.source == source), round(share * count)
+        if wanted > len(of_source):
+            raise SystemExit(f"--puzzles {count} needs {wanted} of {source}, and there are {len(of_source)}")
+        drawn.append(rng.choice(of_source, wanted, replace=False))
+    rows = np.concatenate(drawn)
     labels = puzzles.labels[rows]
     inputs = sudoku.reveal(puzzles.inputs[rows], labels, rng.integers(CLUES[0], CLUES[1] + 1, len(rows)), rng)
     parts = []
@@ -98,6 +99,28 @@ def taught_by(teacher: EquilibriumReasoner, puzzles: PuzzleSet, count: int, seed
         grids = [result.at[k].all_preds[:, 0] for k in range(1, STEPS + 1)]
         parts.append(torch.stack(grids, 1).to(torch.uint8).numpy())
     return Taught(inputs, labels, np.concatenate(parts))
+
+
+def kept_or_taught(teacher: EquilibriumReasoner, puzzles: PuzzleSet, count: int, seed: int, path: Path) -> Taught:
+    """What `path` holds of `taught_by`, or else what that gives, which is kept there.
+
+    Raises:
+        SystemExit: it holds what another teacher, or the same on other puzzles, was recorded on.
+    """
+    assert puzzles.labels is not None
+    asked = json.dumps([weights_digest(teacher), digest(puzzles.inputs, puzzles.labels), count, seed])
+    if path.exists():
+        with np.load(path) as kept:
+            if str(kept["asked"]) != asked:
+                raise SystemExit(
+                    f"{path} holds another recording (teacher, puzzles, their number or the seed differ); name another "
+                    "--recording, or remove it"
+                )
+            return Taught(kept["inputs"], kept["labels"], kept["iterates"])
+    taught, file = taught_by(teacher, puzzles, count, seed), io.BytesIO()
+    np.savez_compressed(file, asked=asked, **vars(taught))
+    atomic_write(path, file.getvalue())
+    return taught
 
 
 class Rows:
@@ -217,11 +240,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     teacher = EquilibriumReasoner.from_pretrained(options.teacher)
     begun = time.perf_counter()
-    if not options.recording.exists():
-        taught = taught_by(teacher, sudoku.load(options.train)[0], options.puzzles, options.seed)
-        np.savez_compressed(options.recording, **vars(taught))
-    with np.load(options.recording) as kept:
-        taught = Taught(**{name: kept[name] for name in kept.files})
+    taught = kept_or_taught(teacher, sudoku.load(options.train)[0], options.puzzles, options.seed, options.recording)
     recorded_in = time.perf_counter() - begun
     dev, _ = sudoku.load(options.dev)
     dev = dev.subset(stratified_subset(dev.inputs, dev.source, dev.rating, min(options.judged, len(dev))))

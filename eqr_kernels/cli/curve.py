@@ -30,7 +30,7 @@ from eqr_kernels.studies.identity import weights_digest
 from eqr_kernels.studies.store import OtherRecording
 from eqr_kernels.studies.subset import SUBSET_SEED
 from eqr_kernels.tasks.common import ParseErrors
-from eqr_kernels.tasks.task import generated, views_of
+from eqr_kernels.tasks.task import generated
 from eqr_kernels.tolerance import card_tolerance
 
 _GENERATED_SEED = 2026
@@ -156,12 +156,16 @@ def curve(
     if quick and subset is None and limit is None and of > sizes["puzzles"]:
         subset = sizes["puzzles"]
     puzzles = puz.reveal_clues(its_task, puz.stratified(puzzles, subset), reveal, seed)
+    trajectories, make_views = breadth or sizes["breadth"], None
+    if views:
+        option = f"--views with --breadth {trajectories}"
+        make_views = puz.views_for(its_task, reasoner.config.seq_len, trajectories, seed, option)
     request = Request(
         depth=depth or sizes["depth"],
-        breadth=breadth or sizes["breadth"],
+        breadth=trajectories,
         tols=usual_tolerances(reasoner, noise_scale) if tols == "auto" else _tolerances(tols),
         select=select,
-        views=views_of(its_task, seed) if views else None,
+        views=make_views,
         quick=quick,
         seed=seed,
         options=dict(window=window, noise_scale=noise_scale, slots=slots, backend=backend, precision=precision),

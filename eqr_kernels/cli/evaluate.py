@@ -37,7 +37,6 @@ from eqr_kernels.studies.scoring import RATING_BANDS, Accuracy, by_group, rating
 from eqr_kernels.studies.subset import SUBSET_SEED
 from eqr_kernels.studies.types import Bools
 from eqr_kernels.tasks.common import PuzzleSet
-from eqr_kernels.tasks.task import views_of
 from eqr_kernels.tolerance import card_tolerance
 
 
@@ -49,8 +48,9 @@ def evaluate(
     task: opt.TaskName = None,
     depths: Annotated[str, typer.Option(help="Outer steps after which answers are counted.")] = "1,2,4,8,16,32,64",
     breadths: Annotated[
-        str, typer.Option("--breadths", "--breadth", help="Trajectories of each puzzle, as in 1,8,32.")
-    ] = "1",
+        str | None,
+        typer.Option("--breadths", "--breadth", help="Trajectories of each puzzle, as in 1,8,32.", show_default="1"),
+    ] = None,
     views: Annotated[
         str | None,
         typer.Option(
@@ -126,23 +126,26 @@ def evaluate(
         check_folder(out)
     if shard_rows is not None and out is None and engine == "local":
         raise ValueError("--shard-rows is for --out and --engine ray; leave it out")
-    if views is not None and breadths != "1":
+    if views is not None and breadths is not None:
         raise ValueError(f"--views has a trajectory for each view, and --breadths {breadths} was given; leave one out")
-    broad_by = parse_counts("--breadths", breadths) if views is None else parse_counts("--views", views)
+    broad_by = parse_counts("--breadths", breadths or "1") if views is None else parse_counts("--views", views)
     asked = parse_counts("--depths", depths), broad_by
-    rules = check_rules([rule.strip() for rule in select.split(",")], halt)
-    if views is not None and "first" in rules:
+    names = [rule.strip() for rule in select.split(",")]
+    if views is not None and "first" in names:
         raise ValueError(
             "--select first runs no view behind the first that settles, and a report counts all; choose residual, "
             "vote, q or any (`eqr solve --views` has first)"
         )
+    rules = check_rules(names, halt)
     wanted_tol = parse_tolerance(tol)
     broad = attractors.BROAD if broad is None else broad
     if not 0 < broad <= 1:
         raise ValueError(f"--broad must be a share above 0 and up to 1, got {broad}")
     reasoner = puz.load_model(model, device, progress)
     its_task = puz.task_for(task, reasoner)
-    make_views = None if views is None else views_of(its_task, seed)
+    make_views = None
+    if views is not None:
+        make_views = puz.views_for(its_task, reasoner.config.seq_len, asked[1][-1], seed, f"--views {views}")
     reading: dict[str, Any] = dict(format=format, split=split, limit=limit, show=progress)
     puzzles, errors = puz.read_answered(its_task, reasoner.config.seq_len, file, **reading)
     of = len(puzzles)
@@ -346,6 +349,6 @@ def _draw(grid: Bools, puzzles: PuzzleSet, report: dict[str, Any], modes: Modes 
             f"{'met' if halt == 'none' else 'halted'} by {100 * under['converged']:.1f} % of the trajectories"
         )
     if modes is not None and modes.restarts > 1:
-        counts = modes.counts(puzzles.source)
-        title = f"modes of {modes.restarts} restarts at depth {depths[-1]}"
+        counts, kind = modes.counts(puzzles.source), "views" if report["settings"]["views"] else "restarts"
+        title = f"modes of {modes.restarts} {kind} at depth {depths[-1]}"
         drawing.modes(title, {"all": modes.counts()["all"], **(counts if len(counts) > 1 else {})}, modes.broad)

@@ -23,7 +23,9 @@ TaskName = Annotated[
     ),
 ]
 Depth = Annotated[int, typer.Option(help="Outer steps of a trajectory, at most.")]
-Breadth = Annotated[int, typer.Option(help="Trajectories of each puzzle, from different random starts.")]
+Breadth = Annotated[
+    int | None, typer.Option(help="Trajectories of each puzzle, from different random starts.", show_default="1")
+]
 Views = Annotated[
     int | None,
     typer.Option(

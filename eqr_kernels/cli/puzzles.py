@@ -16,7 +16,8 @@ from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.studies.subset import stratified_subset
 from eqr_kernels.tasks.common import KEPT_ERRORS, ParseError, ParseErrors, PuzzleSet
 from eqr_kernels.tasks.registry import MAZE, SUDOKU, choose_task
-from eqr_kernels.tasks.task import CountsSolutions, Reveals, Task, solutions_of
+from eqr_kernels.tasks.task import CountsSolutions, Reveals, Task, solutions_of, views_of
+from eqr_kernels.tasks.views import MakeViews
 
 __all__ = [
     "ParseErrors",
@@ -31,6 +32,7 @@ __all__ = [
     "stratified",
     "task_for",
     "that_counts",
+    "views_for",
     "with_answers",
 ]
 
@@ -169,6 +171,23 @@ def read_answered(task: Task, seq_len: int, file: str | None, **reading: Any) ->
     puzzles, errors = with_answers(*read_puzzles(task, seq_len, file, **reading), task)
     report_errors(errors)
     return puzzles, errors
+
+
+def views_for(task: Task, seq_len: int, count: int, seed: int, option: str) -> MakeViews:
+    """What makes so many views of each puzzle.
+
+    Args:
+        option: as the user gave it, for messages.
+
+    Raises:
+        ValueError: the task knows no views, or not so many.
+    """
+    make = views_of(task, seed)
+    try:
+        make(np.zeros((0, seq_len), np.uint8), count)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{option}: {error}") from None
+    return make
 
 
 def stratified(puzzles: PuzzleSet, subset: int | None) -> PuzzleSet:

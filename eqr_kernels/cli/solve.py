@@ -31,7 +31,7 @@ from eqr_kernels.run_rules import RULES_WITH_TOLERANCE
 from eqr_kernels.solver import DEFAULT_DEPTH
 from eqr_kernels.studies import exact_match
 from eqr_kernels.tasks.common import ParseErrors, PuzzleSet, rating_number
-from eqr_kernels.tasks.task import CountsSolutions, Task, generated, views_of
+from eqr_kernels.tasks.task import CountsSolutions, Task, generated
 from eqr_kernels.views import solve_puzzles
 
 _DEMO, _SMALL = 12, 100
@@ -48,7 +48,7 @@ def solve(
     model: opt.Model = opt.MODEL,
     task: opt.TaskName = None,
     depth: opt.Depth = DEFAULT_DEPTH,
-    breadth: opt.Breadth = 1,
+    breadth: opt.Breadth = None,
     views: opt.Views = None,
     halt: opt.Halt = "residual",
     tol: opt.Tol = "auto",
@@ -108,16 +108,18 @@ def solve(
         raise ValueError(
             f"--out writes a table, which has no place for {'--demo' if demo else '--by-depth'}; leave it out"
         )
-    if views is not None and breadth != 1:
+    if views is not None and breadth is not None:
         raise ValueError(
             f"--views has a trajectory for each view, and --breadth {breadth} was given too; leave one out"
         )
+    if views is not None and select == "first" and depths:
+        raise ValueError("--select first does not run all views, and --by-depth counts all; leave one out")
     wanted_tol = parse_tolerance(tol)
     if halt not in RULES_WITH_TOLERANCE:
         refuse_tolerance(wanted_tol, halt)
     settings: dict[str, Any] = dict(
         depth=depth,
-        breadth=breadth if views is None else views,
+        breadth=views or (1 if breadth is None else breadth),
         halt=halt,
         patience=patience,
         select=select,
@@ -131,7 +133,7 @@ def solve(
     reasoner = puz.load_model(model, device, progress)
     seq_len = reasoner.config.seq_len
     its_task = puz.task_for(task, reasoner)
-    make_views = None if views is None else views_of(its_task, seed)
+    make_views = None if views is None else puz.views_for(its_task, seq_len, views, seed, f"--views {views}")
     reading: dict[str, Any] = dict(format=format, values=values, split=split, limit=limit, show=progress)
     if out is not None:
         request = TableRequest(

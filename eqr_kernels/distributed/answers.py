@@ -87,7 +87,10 @@ def _solved(model: EquilibriumReasoner, task: Task, unit: Unit, job: Answering) 
     if isinstance(task, CountsSolutions):
         # What was filled is only solved where nothing else could have been.
         solutions = [solutions_of(task, p.inputs[i]) if job.check or valid[i] else None for i in range(len(p))]
-    random_ids = hash_tokens(torch.from_numpy(p.inputs)).tolist()
+    seen = p.inputs
+    if views is not None:
+        seen = views(p.inputs, job.settings["breadth"]).inputs[np.arange(len(p)), result.restart.cpu().numpy()]
+    random_ids = hash_tokens(torch.from_numpy(seen)).tolist()
     return [
         {
             "file": unit.file,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eqr_kernels.arguments import check_choice, check_count, check_number
+from eqr_kernels.arguments import check_choice, check_count, check_function, check_number
 from eqr_kernels.backends import Backend, Stepping
 from eqr_kernels.backends.cpu import CpuBackend
 from eqr_kernels.modifications import modification
@@ -195,7 +195,7 @@ class Engine:
         """
         until = _until(block, timeout)
         stream = Stream(check_count("buffer", buffer))
-        _check_function(on_step)
+        check_function("on_step", on_step)
 
         def step(update: StepUpdate) -> None:
             stream.put(update)
@@ -294,7 +294,7 @@ class Engine:
         self._requests.check_open()
         until = None if deadline is None else now + check_number("deadline", deadline)
         _check_names("submit", options, (*OPTIONS, *_PER_PUZZLES))
-        _check_function(on_step)
+        check_function("on_step", on_step)
         warn = partial(warnings.warn, stacklevel=6)  # behind _tolerance, prepare, _prepare, here and the public method
         prepared = self._prepare(tokens, options, warn, on_step is not None)
         number = next(self._requests.numbers)
@@ -357,11 +357,6 @@ def _until(block: bool, timeout: float | None) -> float | None:
     if not block:
         raise ValueError(f"timeout is for block=True, got timeout={timeout!r} without it")
     return time.monotonic() + check_number("timeout", timeout)
-
-
-def _check_function(on_step: object) -> None:
-    if on_step is not None and not callable(on_step):
-        raise TypeError(f"on_step must be a function or None, got {on_step!r} ({type(on_step).__name__})")
 
 
 def _copied(value: Any) -> Any:

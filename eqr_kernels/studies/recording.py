@@ -22,7 +22,7 @@ from eqr_kernels.trajectory import Status
 from eqr_kernels.views import solve_puzzles
 
 _CHUNK_BYTES = 128 << 20
-_MOST_PUZZLES = 1024  # at a time: the logits of their winners are held too
+_MOST_PUZZLES = 1024  # at a time: the logits of their winners are held
 _PARTS = 16
 _FULL = {"cpu": 64, "cuda": 4224}
 
@@ -235,7 +235,8 @@ def record(
     _check_limit(depths, _depth_limit(model, **ran_by))
     if chunk is None:
         size = questions.shape[1], depths, breadth, model.device.type
-        chunk = chunk_size(len(questions), *size, resumable=parts is not None)
+        logits = 0 if views is None else model.config.vocab_size
+        chunk = chunk_size(len(questions), *size, resumable=parts is not None, logits=logits)
     each = depths[-1] * breadth
     total = len(questions) * each
     done = []
@@ -277,16 +278,26 @@ def check_counts(name: str, values: Iterable[int]) -> tuple[int, ...]:
 
 
 def chunk_size(
-    puzzles: int, tokens: int, depths: Sequence[int], breadth: int, device: str = "cpu", *, resumable: bool = False
+    puzzles: int,
+    tokens: int,
+    depths: Sequence[int],
+    breadth: int,
+    device: str = "cpu",
+    *,
+    resumable: bool = False,
+    logits: int = 0,
 ) -> int:
     """Puzzles at a time: what takes some 128 MB of records.
 
     If resumable, a sixteenth of all at most, so that little is lost when a run is interrupted, but enough trajectories
     to keep the device busy.
+
+    Args:
+        logits: of a token, where those of every trajectory are held, as `solve_views` does.
     """
     # Answers in int64 and six more numbers at each depth, and a residual at each step; twice, as an op's output is
     # copied.
-    row = 2 * (len(depths) * (8 * tokens + 36) + 4 * depths[-1])
+    row = 2 * (len(depths) * (8 * tokens + 36) + 4 * depths[-1] + 4 * tokens * logits)
     fits = _CHUNK_BYTES // (breadth * row)
     if resumable:
         busy = -(-_FULL.get(device, _FULL["cuda"]) // breadth)

@@ -228,7 +228,9 @@ def views(inputs: npt.ArrayLike, count: int, *, seed: int = 0) -> Views:
         seed: without meaning here, as nothing is drawn.
     """
     mazes = _mazes("inputs", inputs)
-    cells = _turned(mazes.shape[1])[: check_int("count", count, 1, 8)]
+    if check_int("count", count, 1) > 8:
+        raise ValueError(f"count must be at most 8, as a square has so many symmetries, got {count}; ask for fewer")
+    cells = _turned(mazes.shape[1])[:count]
     names = np.arange(VOCAB_SIZE, dtype=np.uint8)
     n, v = len(mazes), len(cells)
     return Views.of(mazes, np.broadcast_to(cells, (n, *cells.shape)), np.broadcast_to(names, (n, v, VOCAB_SIZE)))

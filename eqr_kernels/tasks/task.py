@@ -226,7 +226,32 @@ def views_of(task: Task, seed: int) -> MakeViews:
     """
     if not isinstance(task, HasViews):
         raise ValueError(f"the {task.name} task has no `views`; use breadth, which is by random starts")
-    return partial(task.views, seed=seed)
+    return partial(_checked_views, task, task.views, seed)
+
+
+def _checked_views(task: Task, make: Callable[..., Views], seed: int, inputs: Tokens, count: int) -> Views:
+    """What a task gives, if it is what `HasViews` says: a wrong way back would answer other puzzles.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    views = make(inputs, count, seed=seed)
+    if not isinstance(views, Views):
+        raise TypeError(f"task {task.name!r}: views must return Views, got {type(views).__name__}")
+    wanted = (len(inputs), count, inputs.shape[1])
+    if views.inputs.shape != wanted or views.names.shape[2] != task.vocab_size:
+        raise ValueError(
+            f"task {task.name!r}: views must return inputs {list(wanted)} and names of {task.vocab_size} tokens, got "
+            f"{list(views.inputs.shape)} and {views.names.shape[2]}"
+        )
+    if not np.array_equal(views.inputs[:, 0], inputs):
+        raise ValueError(f"task {task.name!r}: the first view must be the puzzle itself")
+    if not np.array_equal(views.restore(views.inputs), np.broadcast_to(inputs[:, None], wanted)):
+        raise ValueError(
+            f"task {task.name!r}: restore of a view must give the puzzle back; cells holds the puzzle's cell for each "
+            "cell of the view, and names the view's token for each token of the puzzle"
+        )
+    return views
 
 
 REQUIRED = ("name", "vocab_size", "encode", "decode", "check")

@@ -22,11 +22,32 @@ class Views:
         inputs: tokens, uint8 [N, V, S], of the views.
         cells: integers [N, V, S], the puzzle's cell that each cell of a view shows.
         names: uint8 [N, V, vocab_size], what a view calls each token of the puzzle.
+
+    Raises:
+        TypeError, ValueError: the arrays are no such, or a row of cells or names leaves some out.
     """
 
     inputs: Tokens
     cells: Ints
     names: Tokens
+
+    def __post_init__(self) -> None:
+        kinds = {"inputs": (np.uint8, "uint8"), "cells": (np.integer, "integers"), "names": (np.uint8, "uint8")}
+        for field, (kind, called) in kinds.items():
+            array = getattr(self, field)
+            if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, kind):
+                got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+                raise TypeError(f"{field} of views must be {called} [N, V, ...], got {got}")
+        shapes = [getattr(self, field).shape for field in kinds]
+        if shapes[0] != shapes[1] or any(len(s) != 3 or s[:2] != shapes[0][:2] for s in shapes) or shapes[0][1] < 1:
+            raise ValueError(
+                "views must have inputs and cells [N, V, S] and names [N, V, vocab_size] with V at least 1, got "
+                + ", ".join(map(str, shapes))
+            )
+        for field in ("cells", "names"):
+            array = getattr(self, field)
+            if not np.array_equal(np.sort(array, 2), np.broadcast_to(np.arange(array.shape[2]), array.shape)):
+                raise ValueError(f"{field} of views must hold each of 0 .. {array.shape[2] - 1} once in every row")
 
     @classmethod
     def of(cls, inputs: Tokens, cells: Ints, names: Tokens) -> Views:

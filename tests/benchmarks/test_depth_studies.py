@@ -151,4 +151,10 @@ def test_the_study_of_students_writes_what_it_says(tmp_path, monkeypatch):
     report = json.loads((tmp_path / machine.folder() / "student.json").read_text())
     assert [row["arm"] for row in report["students"]] == list(student.ARMS) and report["puzzles"] == 8
     assert len({row["loss"] for row in report["students"]}) == 3
-    assert (tmp_path / "r.npz").exists()
+    again = [*arguments[:-1], 1, *kept]
+    student.main([str(a) for a in [*again, "--arms", "labels"]])  # what is there is taken
+    for other in (["--seed", 1], ["--puzzles", 4]):
+        with pytest.raises(SystemExit, match="holds another recording"):
+            student.main([str(a) for a in [*again, *other]])
+    with pytest.raises(SystemExit, match="--puzzles 30 needs 12 of 17_clue, and there are 4"):
+        student.main([str(a) for a in [*again, "--puzzles", 30, "--recording", tmp_path / "s.npz"]])

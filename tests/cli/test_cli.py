@@ -394,7 +394,10 @@ def test_eval_measures_accuracy_by_depth_source_and_rating(model, data):
     ("arguments", "message"),
     [
         (["solve", "--views", 2, "--breadth", 3], "--views has a trajectory for each view, and --breadth 3 was given"),
-        (["solve", "--views", 2, "--select", "first", "--by-depth", "1,2"], "does not run all views"),
+        (["solve", "--views", 2, "--select", "first", "--by-depth", "1,2"], "--select first does not run all views"),
+        (["solve", "--views", 2, "--breadth", 1], "--breadth 1 was given too"),
+        (["eval", "--views", 2, "--breadths", "1"], "--breadths 1 was given"),
+        (["eval", "--views", 2, "--select", "first"], "--select first runs no view behind"),
         (["eval", "--views", 2, "--breadths", "1,3"], "--views has a trajectory for each view, and --breadths 1,3"),
         (["eval", "--views", 2, "--select", "first", "--halt", "residual"], "--select first runs no view behind"),
     ],

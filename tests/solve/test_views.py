@@ -11,11 +11,14 @@ from eqr_kernels.studies.recording import record
 from eqr_kernels.tasks import sudoku, sudoku_generator
 from eqr_kernels.tasks.registry import SUDOKU
 from eqr_kernels.tasks.task import views_of
+from eqr_kernels.tasks.views import Views
+from eqr_kernels.views import solve_puzzles
 from tests.support.commands import TINY
 
 PUZZLES = sudoku_generator.generate(5, "medium", seed=3)
 COUNT, DEPTH = 4, 6
 OPTIONS = dict(depth=DEPTH, halt="residual", tol=0.3, seed=2)
+SAME = np.arange(81)[None, None], np.arange(12, dtype=np.uint8)[None, None]
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +98,39 @@ def test_the_first_view_that_settles_answers_and_later_ones_are_not_run(model, v
     assert spent[-1] == int(result.nfe.sum()) < int(whole.nfe.sum())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_views_in_turn_do_not_depend_on_the_default_dtype(model, views, dtype):
+    want = solve_views(model, views, select="first", **OPTIONS)
+    torch.set_default_dtype(dtype)
+    try:
+        got = solve_views(model, views, select="first", **OPTIONS)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(got.logits, want.logits) and torch.equal(
+        got.all_residual.nan_to_num(), want.all_residual.nan_to_num()
+    )
+
+
+def test_views_that_all_settle_at_once_end_the_progress(model, views):
+    seen = []
+    solve_views(model, views, select="first", progress=lambda *counts: seen.append(counts), **{**OPTIONS, "tol": 100.0})
+    of = len(PUZZLES) * COUNT
+    assert seen[-1] == (of, of, len(PUZZLES))
+
+
+@pytest.mark.parametrize("select", ["residual", "first"])
+def test_a_tolerance_that_is_found_out_is_that_of_the_puzzles(views, select):
+    torch.manual_seed(0)
+    quiet = EquilibriumReasoner(EqRConfig.sudoku(**TINY, noise_scale=0.0)).eval()
+    tokens = torch.from_numpy(PUZZLES.inputs.astype(np.int64))
+    with pytest.warns(UserWarning, match="no promise") as warned:
+        alone = quiet.solve(tokens, depth=DEPTH)
+        result = solve_views(quiet, views, select=select, depth=DEPTH, return_all=True)
+    ours = [w for w in warned if "no promise" in str(w.message)]
+    assert len(ours) == 2 and str(ours[0].message) == str(ours[1].message) and ours[1].filename == __file__
+    assert torch.equal(result.all_steps[:, 0], alone.steps) and torch.equal(result.all_residual[:, 0], alone.residual)
+
+
 def test_views_in_turn_can_be_cancelled(model, views):
     result = solve_views(model, views, select="first", progress=lambda *_: False, **OPTIONS)
     assert (result.all_status == Status.CANCELLED).all() and not result.nfe.any()
@@ -123,6 +159,9 @@ def test_a_recording_of_views_holds_the_cells_of_its_grid(model):
         (dict(select="first", checkpoints=(1,)), ValueError, "does not run all views"),
         (dict(select="first", halt="none"), ValueError, "needs a halting rule"),
         (dict(on_finished=print), TypeError, "takes no on_finished"),
+        (dict(progress=3), TypeError, "progress must be a function or None, got 3"),
+        (dict(views=torch.ones(1, 81)), TypeError, "views must be Views, .*, got Tensor"),
+        (dict(views=Views(np.ones((1, 1, 81), np.uint8), *SAME)), ValueError, "of the model's 11 tokens, got 12"),
         (dict(breadth=2), TypeError, "takes no breadth: there is a trajectory for each view"),
         (dict(ids=torch.zeros(5, dtype=torch.long)), TypeError, "takes no ids"),
         (dict(return_state=True), TypeError, "takes no return_state"),
@@ -131,4 +170,10 @@ def test_a_recording_of_views_holds_the_cells_of_its_grid(model):
 )
 def test_what_views_cannot_be_asked_is_refused(model, views, options, error, message):
     with pytest.raises(error, match=message):
-        solve_views(model, views, **options)
+        solve_views(model, **{"views": views, **options})
+
+
+def test_tokens_that_are_none_are_refused_with_views_as_without(model):
+    for views in (None, views_of(SUDOKU, 0)):
+        with pytest.raises(ValueError, match="266"):
+            solve_puzzles(model, PUZZLES.inputs.astype(np.int64) + 256, views=views, breadth=2, **OPTIONS)
