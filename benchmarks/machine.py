@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import re
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,8 @@ import torch
 
 import eqr_kernels
 from eqr_kernels import ops
+from eqr_kernels.atomic import atomic_write
+from eqr_kernels.commit import code_commit
 
 
 def cpu() -> str:
@@ -63,6 +68,29 @@ def information() -> dict[str, Any]:
         "extension": reason,
         "cpu_isa": ops.cpu_isa() if built else None,
     }
+
+
+def provenance(module: str) -> dict[str, Any]:
+    """What a report says first: `information`, the commit, and the command that gives it again.
+
+    Args:
+        module: that this process runs, as in "benchmarks.serving".
+    """
+    command = shlex.join(["python", "-m", module, *sys.argv[1:]])
+    return {**information(), "commit": code_commit(), "command": command}
+
+
+def write_report(results: Path | None, name: str, report: dict[str, Any]) -> None:
+    """Writes a report to the folder of this device's results, whole or not at all.
+
+    Args:
+        results: folder of all devices; None writes nothing. name: as in "serving".
+    """
+    if results is None:
+        return
+    target = results / folder() / f"{name}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(target, (json.dumps(report, indent=1) + "\n").encode())
 
 
 def _read(path: str) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import statistics
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -56,10 +54,7 @@ def main(
     drawing.print_tables(report)
     if picture is not None:
         drawing.draw(report, picture)
-    if results is not None:
-        folder = results / machine.folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "serving.json").write_text(json.dumps(report, indent=1) + "\n")
+    machine.write_report(results, "serving", report)
 
 
 def measure(
@@ -89,8 +84,7 @@ def measure(
     speed = simulator.Speed(threads / saturation[LEAST_SERVICE]["steps_per_second"], alone, threads)
     asked = workload.ask(20_000, stream=0)
     return {
-        **machine.information(),
-        "command": shlex.join(["python", "-m", "benchmarks.serving", *sys.argv[1:]]),
+        **machine.provenance("benchmarks.serving"),
         "workload": workload.as_json(),
         "seconds": seconds,
         "deadline": deadline,

@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +21,7 @@ from scipy.stats import spearmanr
 
 from benchmarks import machine
 from eqr_kernels import EquilibriumReasoner
-from eqr_kernels.atomic import atomic_write
 from eqr_kernels.cli.render import style
-from eqr_kernels.commit import code_commit
 from eqr_kernels.studies.identity import weights_digest
 from eqr_kernels.studies.recording import Recording, record
 from eqr_kernels.studies.replay import first_converged
@@ -162,11 +157,8 @@ def main(arguments: list[str] | None = None) -> None:
         as_calibrated: dict[str, Any] = dict(noise_scale=model.inference_noise_scale, window=model.inference_window)
         told = record(here, puzzles.inputs, puzzles.labels, depths=depths, **as_calibrated)
         sizes[side] = measured(puzzles, told, tol)
-    command = shlex.join(["python", "-m", "benchmarks.studies.maze_sizes", *sys.argv[1:]])
     report = {
-        **machine.information(),
-        "commit": code_commit(),
-        "command": command,
+        **machine.provenance("benchmarks.studies.maze_sizes"),
         "model": options.model,
         "weights_sha256": weights_digest(model),
         "trained_on_side": own,
@@ -179,10 +171,9 @@ def main(arguments: list[str] | None = None) -> None:
     print_table(report)
     if options.picture is not None:
         draw(report, options.picture)
-    if options.results is not None:
-        target = options.results / machine.folder() / "maze_sizes.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(target, (json.dumps(report) + "\n").encode())
+    for row in sizes.values():
+        del row["per_maze"]  # thousands of lines, and the picture is drawn
+    machine.write_report(options.results, "maze_sizes", report)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,6 @@ last depth: the floor that rounding leaves), and the puzzles that were right at 
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,8 +19,6 @@ from rich.table import Table
 
 from benchmarks import machine
 from eqr_kernels import EquilibriumReasoner
-from eqr_kernels.atomic import atomic_write
-from eqr_kernels.commit import code_commit
 from eqr_kernels.studies.identity import weights_digest
 from eqr_kernels.studies.recording import Recording, record
 from eqr_kernels.studies.scoring import Accuracy
@@ -103,11 +98,8 @@ def main(arguments: list[str] | None = None) -> None:
         told[name] = record(model, puzzles.inputs, puzzles.labels, depths=depths, trace=False, **RUNS[name])
         seconds[name] = time.perf_counter() - begun
     right = told["fp32"].correct[:, 0, -1]
-    command = shlex.join(["python", "-m", "benchmarks.studies.precision_depth", *sys.argv[1:]])
     report = {
-        **machine.information(),
-        "commit": code_commit(),
-        "command": command,
+        **machine.provenance("benchmarks.studies.precision_depth"),
         "model": options.model,
         "weights_sha256": weights_digest(model),
         "data_sha256": digest(puzzles.inputs, puzzles.labels),
@@ -118,10 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
         "runs": {name: {**row_of(each, right), "seconds": round(seconds[name], 1)} for name, each in told.items()},
     }
     print_table(report)
-    if options.results is not None:
-        target = options.results / machine.folder() / "precision_depth.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(target, (json.dumps(report) + "\n").encode())
+    machine.write_report(options.results, "precision_depth", report)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,6 @@ import torch
 
 from benchmarks import machine
 from eqr_kernels import EqRConfig, EquilibriumReasoner
-from eqr_kernels.commit import code_commit
 from eqr_kernels.tasks import sudoku, sudoku_generator
 
 DEPTH, TOL, PAIRS, CONNECTIONS = 16, 0.05, 200, 64
@@ -231,13 +229,9 @@ def main() -> None:
         finally:
             server.terminate()
         report["exit_code"] = server.wait(60)
-    command = shlex.join(["python", "-m", "benchmarks.studies.serving_soak", *sys.argv[1:]])
-    report = {**machine.information(), "commit": code_commit(), "command": command, **report}
+    report = {**machine.provenance("benchmarks.studies.serving_soak"), **report}
     print(json.dumps(report, indent=1))
-    if options.results is not None:
-        target = options.results / machine.folder() / "serving_soak.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(report, indent=1) + "\n")
+    machine.write_report(options.results, "serving_soak", report)
     good = report["statuses"].get(200, 0)
     if report["wrong"] or report["errors"] or good != report["sent"] or abs(report["memory_growth"]) > 0.02:
         raise SystemExit("not every request was answered once and rightly, or the memory changed; see above")

@@ -16,8 +16,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import shlex
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +31,6 @@ from rich.table import Table
 from benchmarks import machine
 from eqr_kernels import EqRConfig, EquilibriumReasoner
 from eqr_kernels.atomic import atomic_write
-from eqr_kernels.commit import code_commit
 from eqr_kernels.modules import LatentState
 from eqr_kernels.studies.identity import weights_digest
 from eqr_kernels.studies.recording import record
@@ -245,11 +242,8 @@ def main(arguments: list[str] | None = None) -> None:
     dev, _ = sudoku.load(options.dev)
     dev = dev.subset(stratified_subset(dev.inputs, dev.source, dev.rating, min(options.judged, len(dev))))
     last = (taught.iterates[:, -1] == taught.labels).all(1)
-    command = shlex.join(["python", "-m", "benchmarks.studies.student", *sys.argv[1:]])
     report: dict[str, Any] = {
-        **machine.information(),
-        "commit": code_commit(),
-        "command": command,
+        **machine.provenance("benchmarks.studies.student"),
         "teacher": options.teacher,
         "teacher_sha256": weights_digest(teacher),
         "puzzles": len(taught.labels),
@@ -275,10 +269,7 @@ def main(arguments: list[str] | None = None) -> None:
                     "28 clues": judged(model, dev, 28),
                 }
             )
-            if options.results is not None:  # as they come: the next one takes long
-                target = options.results / machine.folder() / "student.json"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                atomic_write(target, (json.dumps(report) + "\n").encode())
+            machine.write_report(options.results, "student", report)
     print_table(report)
 
 
