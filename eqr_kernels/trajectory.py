@@ -23,9 +23,14 @@ class Status(IntEnum):
     """Its state or its logits became non-finite; logits and preds are the last finite ones."""
 
 
+SETTLED = (Status.CONVERGED, Status.HALTED)
+"""Those of trajectories whose halting rule fired."""
+
+
 def settled(status: Tensor) -> Tensor:
-    """bool, any shape: the halting rule fired (CONVERGED or HALTED)."""
-    return (status == Status.CONVERGED) | (status == Status.HALTED)
+    """bool, any shape: the halting rule fired, see `SETTLED`."""
+    converged, halted = SETTLED
+    return (status == converged) | (status == halted)
 
 
 class FinishedTrajectory(NamedTuple):

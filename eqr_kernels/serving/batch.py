@@ -16,7 +16,7 @@ from eqr_kernels.ops import Tables
 from eqr_kernels.run_rules import RULE_FIELDS
 from eqr_kernels.scheduler import GOING
 from eqr_kernels.serving.runner import Job, StepUpdate
-from eqr_kernels.trajectory import Status
+from eqr_kernels.trajectory import SETTLED
 
 
 class Task:
@@ -81,7 +81,7 @@ class Standing(NamedTuple):
 
     def update(self, one: Trajectory) -> StepUpdate:
         assert self.preds is not None
-        fired = self.status in (Status.CONVERGED, Status.HALTED)
+        fired = self.status in SETTLED
         return StepUpdate(one.restart, self.steps, self.preds, self.residual, self.q_halt, one.puzzle, fired)
 
 

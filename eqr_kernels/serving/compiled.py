@@ -19,7 +19,7 @@ from eqr_kernels.ops import Begun, Done, Stepped
 from eqr_kernels.precision import Precision
 from eqr_kernels.serving.errors import EngineClosed
 from eqr_kernels.serving.runner import Events, Job, RunnerStats, StepUpdate
-from eqr_kernels.trajectory import Status
+from eqr_kernels.trajectory import SETTLED
 
 
 class _Guest(NamedTuple):
@@ -130,5 +130,5 @@ class CompiledRunner:
 
 def _update(event: Stepped) -> StepUpdate:
     preds = torch.tensor(event.preds, dtype=torch.int64, device="cpu")
-    fired = event.status in (Status.CONVERGED, Status.HALTED)
+    fired = event.status in SETTLED
     return StepUpdate(event.restart, event.steps, preds, event.residual, event.q_halt, event.puzzle, fired)
