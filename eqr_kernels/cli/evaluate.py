@@ -128,8 +128,8 @@ def evaluate(
         raise ValueError("--shard-rows is for --out and --engine ray; leave it out")
     if views is not None and breadths is not None:
         raise ValueError(f"--views has a trajectory for each view, and --breadths {breadths} was given; leave one out")
-    broad_by = parse_counts("--breadths", breadths or "1") if views is None else parse_counts("--views", views)
-    asked = parse_counts("--depths", depths), broad_by
+    trajectories = parse_counts("--breadths", breadths or "1") if views is None else parse_counts("--views", views)
+    asked = parse_counts("--depths", depths), trajectories
     names = [rule.strip() for rule in select.split(",")]
     if views is not None and "first" in names:
         raise ValueError(
