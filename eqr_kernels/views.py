@@ -90,22 +90,16 @@ def solve_views(
         """Of the one trajectory of each view: [N * V, 1, ...] -> [N, V, ...]."""
         return values[:, 0].unflatten(0, (n, count))
 
-    def recorded(at: Recorded) -> Recorded:
-        preds = back.preds(grid(at.all_preds))
-        numbers = [grid(x) for x in (at.all_score, at.all_q_halt, at.all_residual, at.all_steps, at.all_status)]
-        score, q_halt, _, steps, status = numbers
-        won = selection.select(select, preds, status, score, q_halt, steps)
-        return Recorded(_of(preds, won), won, settled(_of(status, won)), preds, *numbers)
+    def table_of(ran: SolveResult | Recorded) -> _Table:
+        assert ran.all_preds is not None
+        numbers = (ran.all_status, ran.all_score, ran.all_q_halt, ran.all_steps, ran.all_residual)
+        return _Table(back.preds(grid(ran.all_preds)), *map(grid, numbers))
 
-    assert each.all_preds is not None
-    table = _Table(
-        back.preds(grid(each.all_preds)),
-        *(grid(x) for x in (each.all_status, each.all_score, each.all_q_halt, each.all_steps, each.all_residual)),
-    )
+    table = table_of(each)
     won = table.winner(select)
     logits = back.logits(_of(each.logits.unflatten(0, (n, count)), won), won)
     result = table.result(won, logits, each, return_all)
-    result.at = {depth: recorded(at) for depth, at in each.at.items()}
+    result.at = {depth: table_of(at).recorded(select) for depth, at in each.at.items()}
     result.residuals = None if each.residuals is None else grid(each.residuals)
     return result
 
@@ -211,6 +205,13 @@ class _Table(NamedTuple):
     def winner(self, select: str) -> Tensor:
         """int64 [N], the view that answers."""
         return selection.select(select, self.preds, self.status, self.score, self.q_halt, self.steps)
+
+    def recorded(self, select: str) -> Recorded:
+        """At one depth."""
+        won = self.winner(select)
+        converged = settled(_of(self.status, won))
+        numbers = (self.score, self.q_halt, self.residual, self.steps, self.status)
+        return Recorded(_of(self.preds, won), won, converged, self.preds, *numbers)
 
     def result(self, won: Tensor, logits: Tensor, ran: SolveResult, return_all: bool) -> SolveResult:
         """Of the views won, int64 [N], with their logits, float32 [N, S, V]; `ran` says by what."""

@@ -29,7 +29,7 @@ from eqr_kernels.studies.scoring import Accuracy
 from eqr_kernels.tasks import maze
 from eqr_kernels.tasks.common import PuzzleSet
 
-SEED = 20_26
+SEED = 2026
 SHOWN = (1, 2, 4, 8, 16, 32, 64)
 _BINS = ((1, 20), (20, 40), (40, 60), (60, 80), (80, 120), (120, 10_000))
 """Moves from start to goal, from .. below."""
@@ -123,7 +123,7 @@ def print_table(report: dict[str, Any]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("benchmarks.studies.maze_sizes", description="Mazes of other sizes.")
-    parser.add_argument("--model", default="maze-small")
+    parser.add_argument("--model", required=True, help="of mazes; name, folder or file")
     parser.add_argument("--sizes", type=int, nargs="+", help="sides; default the model's, and larger ones")
     parser.add_argument("--mazes", type=int, default=500, help="of each size")
     parser.add_argument("--depth", type=int, default=64)
