@@ -19,12 +19,14 @@ from rich.table import Table
 
 from benchmarks import machine
 from eqr_kernels import EquilibriumReasoner
+from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.studies.identity import weights_digest
 from eqr_kernels.studies.recording import Recording, record
 from eqr_kernels.studies.scoring import Accuracy
-from eqr_kernels.studies.subset import digest, stratified_subset
+from eqr_kernels.studies.subset import digest
 from eqr_kernels.tasks import sudoku
 from eqr_kernels.tasks.common import PuzzleSet
+from eqr_kernels.tasks.registry import SUDOKU
 
 LAYERS = 40_000
 RUNS: dict[str, dict[str, Any]] = {
@@ -57,14 +59,8 @@ def row_of(told: Recording, right_at_last: np.ndarray[Any, np.dtype[np.bool_]]) 
 
 def chosen(options: argparse.Namespace) -> PuzzleSet:
     puzzles, _ = sudoku.load(options.file)
-    count = min(options.puzzles, len(puzzles))
-    puzzles = puzzles.subset(stratified_subset(puzzles.inputs, puzzles.source, puzzles.rating, count))
-    if options.reveal is None:
-        return puzzles
-    assert puzzles.labels is not None
-    rng = np.random.default_rng(0)
-    inputs = sudoku.reveal(puzzles.inputs, puzzles.labels, options.reveal, rng)
-    return PuzzleSet(inputs, puzzles.labels, puzzles.source, puzzles.rating)
+    some = puz.stratified(puzzles, min(options.puzzles, len(puzzles)))
+    return puz.reveal_clues(SUDOKU, some, options.reveal, seed=0)
 
 
 def print_table(report: dict[str, Any]) -> None:

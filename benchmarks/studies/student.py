@@ -31,14 +31,16 @@ from rich.table import Table
 from benchmarks import machine
 from eqr_kernels import EqRConfig, EquilibriumReasoner
 from eqr_kernels.atomic import atomic_write
+from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.modules import LatentState
 from eqr_kernels.studies.identity import weights_digest
 from eqr_kernels.studies.recording import record
 from eqr_kernels.studies.scoring import Accuracy
 from eqr_kernels.studies.statistics import auroc
-from eqr_kernels.studies.subset import digest, stratified_subset
+from eqr_kernels.studies.subset import digest
 from eqr_kernels.tasks import sudoku
 from eqr_kernels.tasks.common import PuzzleSet
+from eqr_kernels.tasks.registry import SUDOKU
 from eqr_kernels.training.learning_rate import learning_rate
 from eqr_kernels.training.objective import stablemax_cross_entropy
 from eqr_kernels.training.optim import EMA, AdamATan2
@@ -192,10 +194,8 @@ def _put(old: torch.Tensor, rows: torch.Tensor, new: torch.Tensor) -> torch.Tens
 def judged(model: EquilibriumReasoner, puzzles: PuzzleSet, reveal: int | None) -> dict[str, Any]:
     """Exact answers by depth and source, and how well the residual tells right from wrong at the last depth."""
     assert puzzles.labels is not None
-    inputs = puzzles.inputs
-    if reveal is not None:
-        inputs = sudoku.reveal(inputs, puzzles.labels, reveal, np.random.default_rng(0))
-    told = record(model, inputs, puzzles.labels, depths=DEPTHS, trace=False)
+    shown = puz.reveal_clues(SUDOKU, puzzles, reveal, seed=0)
+    told = record(model, shown.inputs, puzzles.labels, depths=DEPTHS, trace=False)
     right = told.correct[:, 0]
 
     def accuracy(rows: npt.NDArray[np.bool_]) -> dict[int, Any]:
@@ -240,7 +240,7 @@ def main(arguments: list[str] | None = None) -> None:
     taught = kept_or_taught(teacher, sudoku.load(options.train)[0], options.puzzles, options.seed, options.recording)
     recorded_in = time.perf_counter() - begun
     dev, _ = sudoku.load(options.dev)
-    dev = dev.subset(stratified_subset(dev.inputs, dev.source, dev.rating, min(options.judged, len(dev))))
+    dev = puz.stratified(dev, min(options.judged, len(dev)))
     last = (taught.iterates[:, -1] == taught.labels).all(1)
     report: dict[str, Any] = {
         **machine.provenance("benchmarks.studies.student"),
