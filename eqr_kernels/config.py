@@ -228,15 +228,20 @@ class EqRConfig:
 
     @classmethod
     def maze_small(cls, **changes: Any) -> EqRConfig:
-        """54 thousand parameters for 13x13 mazes: one block of d 64, attention with RoPE over rows and columns."""
+        """54 thousand parameters for 11x11 mazes: one block of d 64, attention with RoPE over rows and columns.
+
+        The weights fit mazes of any size. Rotary frequencies of 1 radian a square and more tell a square from its
+        neighbour, which attention on a board needs more than long distances.
+        """
         small = dict(
-            seq_len=169,
+            seq_len=121,
             hidden_size=64,
             num_heads=4,
             multiple_of=64,
-            H_cycles=2,
+            H_cycles=1,
             L_cycles=3,
             pos_encodings="rope2d",
+            rope_theta=0.1,
         )
         return cls.maze(**{**small, **changes})
 

@@ -50,6 +50,14 @@ def train(
         str | None,
         typer.Option(metavar="CHECKPOINT", help="Start from these weights (--model of other commands) as an EqR."),
     ] = None,
+    attention_init: Annotated[
+        str | None,
+        typer.Option(
+            metavar="random|local",
+            help="How attention is drawn; local: each head begins at a neighbouring square (rope2d).",
+            show_default="the preset's",
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Rows in flight in each process.", show_default="the preset's")
     ] = None,
@@ -204,6 +212,7 @@ def train(
     Exit code 0: the steps or minutes are done; 2: nothing could be done; 130: interrupted, and saved.
     """
     options = dict(
+        attention_init=attention_init,
         batch_size=batch_size,
         optimizer=optimizer,
         lr=lr,

@@ -66,6 +66,10 @@ class RunRequest:
             raise ValueError(
                 "--init starts a new run and --resume continues one with its own weights; give one of them"
             )
+        if self.init is not None and self.options.get("attention_init") is not None:
+            raise ValueError(
+                "--attention-init is how weights are drawn, and --init starts from weights that are there; give one"
+            )
         if self.finish is not None:
             self._check_finish()
 

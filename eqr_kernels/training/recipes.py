@@ -25,7 +25,15 @@ RECIPES = {
     "sudoku": _SMALL,
     "sudoku-small": _SMALL,
     "maze": _PUBLISHED,
-    "maze-small": dict(batch_size=64, lr=2e-3, lr_warmup_steps=200, total_steps=None, curriculum="", weight_decay=0.1),
+    "maze-small": dict(
+        attention_init="local",
+        batch_size=64,
+        lr=1e-3,
+        lr_warmup_steps=200,
+        total_steps=None,
+        curriculum="",
+        weight_decay=0.1,
+    ),
 }
 """The schedule of each preset, where the command line does not say otherwise."""
 
@@ -46,6 +54,7 @@ RENAMED: dict[str, tuple[str, dict[str, Any], str]] = {
 """Names that meant another size in version 0.1: the preset, the fields that differ, and what to say of it."""
 DEFAULT_PRESET = "sudoku-small"
 COMMON: dict[str, Any] = dict(
+    attention_init="random",
     optimizer="adam_atan2",
     muon_lr=None,
     lr_min_ratio=1.0,

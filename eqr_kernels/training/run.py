@@ -21,6 +21,7 @@ from eqr_kernels.tasks.common import PuzzleSet
 from eqr_kernels.tasks.stream import PuzzleStream, parse_curriculum, parse_mix
 from eqr_kernels.tasks.task import Reveals, try_task
 from eqr_kernels.training.evaluation import Curve, Evaluator, Stopwatch
+from eqr_kernels.training.local_attention import look_at_neighbours
 from eqr_kernels.training.logs import Log, Report
 from eqr_kernels.training.optim import EMA
 from eqr_kernels.training.plan import RunPlan
@@ -95,6 +96,8 @@ class TrainingRun:
         # The same weights in every process: gradients are averaged, weights are not.
         torch.manual_seed(settings.seed)
         model.reset_parameters()
+        if settings.attention_init == "local":
+            look_at_neighbours(model)
         if plan.initial is not None:
             model.load_state_dict(plan.initial.state_dict)
         # Measured before the trainer's clock starts, on rank 0 alone, which alone reports.

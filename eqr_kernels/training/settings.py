@@ -20,6 +20,8 @@ class TrainSettings:
 
     Attributes:
         batch_size: rows of this process; torchrun multiplies it by the number of processes.
+        attention_init: "random" draws attention as everything else, "local" lets each head begin at a neighbour on the
+            board; see `local_attention.look_at_neighbours`.
         lr, lr_warmup_steps, lr_min_ratio, decay_from: see `learning_rate`; a ratio of 1 keeps it constant.
         optimizer: "adam_atan2" trains everything, "muon" the matrices of the blocks; see `optim.Optimizers`.
         muon_lr: rate of what Muon trains, which follows the schedule of `lr`; None takes `lr`.
@@ -49,6 +51,7 @@ class TrainSettings:
     """
 
     batch_size: int = 768
+    attention_init: str = "random"
     lr: float = 1e-4
     lr_warmup_steps: int = 2000
     lr_min_ratio: float = 1.0
@@ -74,6 +77,8 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.forward_dtype not in ("float32", "bfloat16"):
             raise ValueError(f'forward_dtype must be "float32" or "bfloat16", got {self.forward_dtype!r}')
+        if self.attention_init not in ("random", "local"):
+            raise ValueError(f"attention_init must be random or local, got {self.attention_init!r}")
         if self.optimizer not in KINDS:
             raise ValueError(f"optimizer must be one of {', '.join(KINDS)}, got {self.optimizer!r}")
         if self.muon_lr is not None and (self.optimizer != "muon" or not 0 < self.muon_lr < math.inf or self.lr == 0):

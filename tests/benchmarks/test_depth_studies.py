@@ -66,7 +66,11 @@ def test_the_study_of_mazes_writes_what_it_says(model, tmp_path):
     trained_on = tmp_path / "mazes.npy"
     turned = maze.views(maze.generate(1, size=9, seed=maze_sizes.SEED).inputs, 8).inputs[0, 5]
     np.save(trained_on, turned[None])
-    with pytest.raises(SystemExit, match="a maze of side 9 is among those of --trained-on"):
+    maze_sizes.main([*arguments, *picture, "--trained-on", str(trained_on)])
+    left = json.loads((tmp_path / machine.folder() / "maze_sizes.json").read_text())
+    assert {side: row["mazes"] for side, row in left["sizes"].items()} == {"7": 3, "9": 2}
+    np.save(trained_on, maze.generate(3, size=9, seed=maze_sizes.SEED).inputs)
+    with pytest.raises(SystemExit, match="all mazes of side 9 are among those of --trained-on"):
         maze_sizes.main([*arguments, "--trained-on", str(trained_on)])
 
 

@@ -185,6 +185,8 @@ def test_init_and_resume_exclude_each_other(data, tmp_path):
     path, _ = made(tmp_path, "folder", EQR)
     refused = fine_tune(data, tmp_path / "run", "--init", path, "--resume", *NO_CHANGE, code=2).stderr
     assert "--init starts a new run and --resume continues one" in refused and not (tmp_path / "run").exists()
+    refused = fine_tune(data, tmp_path / "run", "--init", path, "--attention-init", "local", *NO_CHANGE, code=2).stderr
+    assert "--init starts from weights that are there; give one" in refused and not (tmp_path / "run").exists()
     fine_tune(data, tmp_path / "run", "--init", path, *NO_CHANGE)
     refused = fine_tune(data, tmp_path / "run", "--init", path, *NO_CHANGE, code=2).stderr
     assert "holds a run already" in refused

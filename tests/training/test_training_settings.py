@@ -23,6 +23,7 @@ from tests.support.commands import eqr
     ("fields", "message"),
     [
         (dict(forward_dtype="float16"), 'forward_dtype must be "float32" or "bfloat16", got \'float16\''),
+        (dict(attention_init="conv"), "attention_init must be random or local, got 'conv'"),
         (dict(batch_size=0), "batch_size must be at least 1, got 0"),
         (dict(total_steps=0), "total_steps must be at least 1 or None, got 0"),
         (dict(slice_steps=0), "slice_steps must be at least 1 or None, got 0"),
@@ -77,6 +78,7 @@ HOW = ("compile", "fused")
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(TrainSettings) if f.name not in HOW])
 def test_no_setting_that_decides_the_result_changes_along_a_run(field, caplog):
     other = {
+        "attention_init": "local",
         "forward_dtype": "bfloat16",
         "cycles": "0:1x1x4",
         "curriculum": "0:40-60",
@@ -136,7 +138,7 @@ def test_a_state_of_an_older_version_is_resumed_to_the_same_result(tmp_path):
     assert then == now  # fields that came later have the values that were fixed then
     settings = manifest["settings"] | {"config": old["config"]}
     new = {name for name, value in settings.items() if name not in old or old[name] != value}
-    later = {"beta1", "beta2", "prefetch", "optimizer", "muon_lr", "task", "task_object"}
+    later = {"attention_init", "beta1", "beta2", "prefetch", "optimizer", "muon_lr", "task", "task_object"}
     of_here = {"kernel", "threads", "torch", "isa", "seconds", "cpu_seconds"}
     assert later <= new <= later | of_here
     path.write_text(json.dumps({**manifest, "settings": old}))
