@@ -25,8 +25,8 @@ def look_at_neighbours(model: EqROperator) -> None:
 
     The positional initialisation of ConViT (arXiv 2103.10697, section 3.2), by rotary angles: queries and keys of a
     feature that all tokens share differ in phase by one square's rotation, so their product is greatest there. It is
-    the sharper the faster the angles turn, so take a `rope_theta` below 1. Drawn at random, attention must find out
-    first what a neighbour is, and on mazes does not for a million samples.
+    the sharper the faster the angles turn, so take a `rope_theta` below 1. Drawn at random, attention must first find
+    out what a neighbour is: docs/training.md says what that costs on mazes.
 
     Raises:
         ValueError: tokens are mixed otherwise than by attention over a board ("rope2d").

@@ -26,6 +26,7 @@ from benchmarks.studies.quantisation.fake import (
 )
 from benchmarks.studies.quantisation.paired import compare_answers, counted
 from benchmarks.studies.quantisation.runs import run
+from benchmarks.studies.quantisation.straying import Straying
 from benchmarks.studies.quantisation.study import study
 from benchmarks.studies.quantisation.variants import (
     BASELINE,
@@ -268,20 +269,29 @@ def test_fp32_against_itself_moves_nothing(shipped: EquilibriumReasoner, easy) -
         assert same[name]["count"] == 0 == same[name]["puzzles"], name
     assert (same["paired"]["gained"], same["paired"]["lost"], same["paired"]["mcnemar_p"]) == (0, 0, 1)
     assert same["more_steps_to_settle"] == {"trajectories": 8, "mean": 0}
+    kept = same["right_kept"]
+    assert (kept["lost_here"]["count"], kept["lost_by_seed"]["count"], kept["lost_here"]["total"]) == (0, 0, 8)
+    strayed = same["straying"]
+    assert strayed["steps"] == [1, 2, 4, 8, 16] and strayed["trajectories"] == 2
+    assert not any(strayed["median"] + strayed["p90"] + strayed["other_tokens"] + strayed["other_answers"])
+    (control,) = found["control"]  # it runs though it was not asked for: the verdict is held against it
+    assert control["name"] == "fp32 reseeded" and control["right_kept"] is None
+    assert 0 < control["straying"]["median"][0] < 0.2
     moved = same["displacement"]
     assert (moved["median"], moved["max"], moved["same_basin"]) == (0, 0, 2)
     assert moved["from_fixed_point"]["lost"]["count"] == 0
     assert moved["from_fixed_point"]["max"] == 0
     assert same["residual_floor"] == found["baseline"]["residual_floor"]
     assert same["ms_per_step"] is None and same["verdict"] == "open"
-    assert spent[-1] == (2 * 4 * 2 * 16,) * 2
+    assert spent[-1] == (3 * 4 * 2 * 16,) * 2
     # Noise alone moves a state; other starts do as well.
     spread = found["baseline"]["spread"]
     assert 0.001 < spread["two_noise_draws"]["median"] < 0.1
     again = json.loads(to_json(found))
     assert again["baseline"]["name"] == "fp32"
     lines = drawing_quantisation.markdown(again).splitlines()
-    assert "| same | 100.0 % | 0, 0 | +0.0 [-49.0, +49.0] | 1.00 | - | open |" in lines
+    assert "| same | 100.0 % | 0, 0 | +0.0 [-49.0, +49.0] | +0.0 [-32.4, +32.4] | 1.00 | - | open |" in lines
+    assert "| same |" + " 0.0e+00 (0.0 %) |" * 5 in lines
     assert any(line.startswith("| same | 0.01") and line.endswith("| 2 of 2 |") for line in lines)
 
 
@@ -290,6 +300,8 @@ def test_one_bit_is_detected(shipped: EquilibriumReasoner, easy) -> None:
     (bad,) = found["variants"]
     assert bad["accuracy"]["correct"] == 0 and bad["paired"]["lost"] == 4
     assert bad["changed_basin"]["count"] == 8 == bad["right_to_wrong"]["count"]
+    assert bad["right_kept"]["lost_here"]["count"] == 8 and bad["right_kept"]["difference"] == -1
+    assert bad["straying"]["median"][-1] > 0.5 and bad["straying"]["other_answers"][-1] == 1
     assert bad["displacement"]["same_basin"] == 0 and bad["displacement"]["median"] is None
     assert bad["displacement"]["from_fixed_point"]["lost"]["count"] == 2
     assert bad["verdict"] == "loses" and "lost: 1 bit" in found["recommendation"]
@@ -304,6 +316,8 @@ def test_int4_moves_fixed_points_further_than_int8(shipped: EquilibriumReasoner,
     assert 0 < control["displacement"]["median"] < int8 < int4
     assert control["simulated"] and "verdict" not in control
     assert control["displacement"]["from_fixed_point"]["median"] < 1e-4
+    first = [row["straying"]["median"][0] for row in (control, *found["variants"])]
+    assert 0 < first[0] < first[1] < first[2]
     assert reseeded["displacement"] is None
     assert reseeded["residual_floor"] != found["baseline"]["residual_floor"]
 
@@ -361,6 +375,18 @@ def test_states_are_those_that_solve_passes_through(contractive: EquilibriumReas
     torch.testing.assert_close(here.residual, result.residual, rtol=1e-3, atol=1e-6)
 
 
+def test_straying_begins_from_the_trajectories_of_solve(
+    contractive: EquilibriumReasoner, puzzles: torch.Tensor
+) -> None:
+    base = Straying(contractive, puzzles, depth=3, seed=5, noise_scale=0.02)
+    result = contractive.solve(puzzles, depth=3, halt="none", seed=5, noise_scale=0.02)
+    assert base.steps == (1, 2, 3) and torch.equal(base.base[-1].answers, result.preds)
+    logits = torch.nn.functional.linear(base.base[-1].z_H, contractive.lm_head.weight)
+    torch.testing.assert_close(logits, result.logits, rtol=1e-4, atol=1e-5)
+    quiet = Straying(contractive, puzzles, depth=3, seed=5, noise_scale=0.0)
+    assert quiet.under_other_noise() is None
+
+
 @needs_extension
 @pytest.mark.parametrize("noise_scale", [0.0, 0.02])
 def test_kernel_and_plain_states_agree(
@@ -405,11 +431,10 @@ def row(
     name: str,
     gained: int,
     lost: int,
-    changed: int = 0,
-    elsewhere: int = 0,
     *,
+    kept: tuple[int, int] | None = (0, 0),
     gone: int = 0,
-    of: int = 1000,
+    of: int = 32,
     size: int = 100,
     simulated: bool = False,
     ms: float | None = None,
@@ -421,28 +446,31 @@ def row(
         "weight_bytes": size,
         "ms_per_step": ms,
         "times_as_fast": None if ms is None else 2 / ms,
-        "changed_basin": counted(changed, n),
-        "settled_elsewhere": counted(elsewhere, of),
-        "displacement": {"from_fixed_point": {"lost": counted(gone, 32)}},
-        "paired": {"difference": (gained - lost) / n, "tango95": list(tango_interval(gained, lost, n))},
+        "right_kept": None if kept is None else paired(*kept, n),
+        "displacement": {"from_fixed_point": {"lost": counted(gone, of)}},
+        "paired": paired(gained, lost, n),
     }
+
+
+def paired(gained: int, lost: int, n: int) -> dict:
+    return {"difference": (gained - lost) / n, "tango95": list(tango_interval(gained, lost, n))}
 
 
 @pytest.mark.parametrize(
     ("told", "verdict"),
     [
         (row("x", 0, 0), "keeps"),
-        (row("x", 2, 3, 100, 10), "keeps"),  # just as many as may
-        (row("x", 2, 3, 101), "open"),  # more than may, by chance perhaps
-        (row("x", 2, 3, 130), "loses"),  # more than chance explains
-        (row("x", 2, 3, 0, 11), "open"),
-        (row("x", 2, 3, 0, 30), "loses"),
+        (row("x", 2, 3, kept=(7, 7)), "keeps"),  # as many as under another seed
+        (row("x", 2, 3, kept=(40, 3)), "keeps"),
+        (row("x", 2, 3, kept=(3, 5)), "open"),  # fewer, by chance perhaps
+        (row("x", 2, 3, kept=(3, 20)), "loses"),  # fewer than chance explains
+        (row("x", 2, 3, kept=None), "open"),  # nothing was right
         (row("x", 2, 3, gone=1), "open"),
         (row("x", 2, 3, gone=4), "loses"),
         (row("x", 0, 9), "loses"),  # accuracy falls
         (row("x", 10, 12), "open"),  # a loss of a point is not excluded
         (row("x", 30, 2), "keeps"),
-        (row("x", 0, 0, of=0), "open"),  # nothing settled
+        (row("x", 0, 0, of=0), "open"),  # nothing settled once more
         (row("x", 0, 0) | {"displacement": None}, "keeps"),
     ],
 )
@@ -458,8 +486,8 @@ def test_the_fewest_bytes_win_and_the_fastest_that_runs_is_named() -> None:
     rows = verdicts(
         row("bf16", 0, 0, size=50, ms=2.0),
         row("int8", 1, 0, size=30, ms=1.0),
-        row("int4", 0, 0, 5, size=15, simulated=True),
-        row("int2", 0, 90, 300, size=8, simulated=True),
+        row("int4", 0, 0, kept=(9, 5), size=15, simulated=True),
+        row("int2", 0, 90, kept=(0, 300), size=8, simulated=True),
     )
     told = recommend(100, rows, 1000)
     assert told.startswith("By memory int4: 0.15 of fp32's bytes, +0.0 points")
@@ -468,7 +496,7 @@ def test_the_fewest_bytes_win_and_the_fastest_that_runs_is_named() -> None:
 
 def test_nothing_is_recommended_on_too_few_puzzles() -> None:
     few = row("bf16", 0, 0) | {"paired": {"difference": 0.0, "tango95": list(tango_interval(0, 0, 200))}}
-    told = recommend(100, verdicts(few, row("int2", 0, 90, 300)), 200)
+    told = recommend(100, verdicts(few, row("int2", 0, 90, kept=(0, 300))), 200)
     assert told.startswith("fp32: nothing else is shown")
     assert "undecided: bf16 (even equal answers need 381 puzzles); lost: int2." in told
 

@@ -9,12 +9,12 @@ import torch
 from eqr_kernels import EquilibriumReasoner
 from eqr_kernels.checkpoint import PRETRAINED, available_models
 from eqr_kernels.cli import options
-from eqr_kernels.tasks import sudoku, sudoku_generator
+from eqr_kernels.tasks import maze, sudoku, sudoku_generator
 from eqr_kernels.tasks.common import join
 from eqr_kernels.tasks.registry import find_task
 from eqr_kernels.tasks.task import generated
 
-MEBIBYTES = {"sudoku-small": 3, "sudoku": 12, "sudoku-paper": 12}
+MEBIBYTES = {"sudoku-small": 3, "sudoku": 12, "sudoku-paper": 12, "maze-small": 1}
 CLUES = {"sudoku-small": 32, "sudoku": 28}
 """Of those that are quick enough for tests by the dozen."""
 
@@ -96,3 +96,16 @@ def test_real_puzzles_gain_from_depth(name, model, sudoku_data):
     result = model.solve(torch.from_numpy(inputs).long(), depth=32, halt="none", checkpoints=(1, 4, 32))
     exact = {d: (at.preds.numpy() == puzzles.labels).all(1).mean() for d, at in result.at.items()}
     assert exact[1] < exact[4] < exact[32] and exact[32] > 0.6, exact
+
+
+@pytest.mark.slow
+def test_mazes_gain_from_depth_and_what_settles_is_solved():
+    model = EquilibriumReasoner.from_pretrained("maze-small")
+    puzzles = maze.generate(60, size=11, seed=2027)
+    tokens = torch.from_numpy(puzzles.inputs).long()
+    at = model.solve(tokens, depth=32, halt="none", checkpoints=(1, 4, 32)).at
+    exact = {d: maze.is_solution(puzzles.inputs, r.preds.numpy()).mean() for d, r in at.items()}
+    assert exact[1] < exact[4] < exact[32] and exact[32] > 0.6, exact
+    settled = model.solve(tokens, depth=64)
+    right = torch.from_numpy(maze.is_solution(puzzles.inputs, settled.preds.numpy()))
+    assert settled.converged.any() and right[settled.converged].all()

@@ -34,11 +34,10 @@ def main(
     device: opt.Device = "auto",
     simulate_in: Annotated[str, typer.Option(help="Kernel of the simulated variants: fp32 or bf16.")] = _SIMULATE_IN,
     only: Annotated[str | None, typer.Option(help="Names of variants, as in bf16,int8.")] = None,
-    displaced: Annotated[int, typer.Option(min=0, help="Puzzles for the displacement; 0: none.")] = 32,
+    displaced: Annotated[int, typer.Option(min=0, help="Puzzles for displacement and straying; 0: none.")] = 32,
     rounds: Annotated[int, typer.Option(min=0, help="Of the timing; 0: none.")] = 7,
     max_loss: Annotated[float, typer.Option(help="Share of accuracy that the recommendation may lose.")] = 0.01,
-    max_changed: Annotated[float, typer.Option(help="Share of trajectories that may change basin.")] = 0.1,
-    max_elsewhere: Annotated[float, typer.Option(help="Share of attractors that may be lost.")] = 0.01,
+    max_attractors_lost: Annotated[float, typer.Option(help="Share of attractors that may be lost.")] = 0.01,
     results: Annotated[
         Path | None, typer.Option(help="Folder of <device>/quantisation.json; without, nothing is written.")
     ] = None,
@@ -91,8 +90,7 @@ def main(
             displaced=displaced,
             rounds=rounds,
             max_loss=max_loss,
-            max_changed=max_changed,
-            max_elsewhere=max_elsewhere,
+            max_attractors_lost=max_attractors_lost,
         )
     report: dict[str, Any] = {
         "benchmark": "quantisation",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -58,23 +59,24 @@ def _why_no_kernel(model: EquilibriumReasoner) -> str | None:
 
 
 @torch.no_grad()
-def states(
+def states_at(
     model: EquilibriumReasoner,
     tokens: Tensor,
     start: Tensor,
     *,
-    depth: int,
+    steps: Collection[int],
     precision: str,
     begin: States | None = None,
     noise_scale: float = 0.0,
-) -> States:
-    """The states after `depth` outer steps.
+) -> list[States]:
+    """The states after each of some numbers of outer steps.
 
     Args:
         model: float32.
         tokens: int64 [n, S] on the model's device.
         start: int64 [n, 4] on it, the counters (see `noise.make_rng`) of the random starts and, with a `noise_scale`,
             of the noise.
+        steps: rising.
         precision: of `solve`; where `arithmetic` is None for it, ValueError.
         begin: states to go on from, instead of the random starts.
 
@@ -88,8 +90,17 @@ def states(
     for first in range(0, len(tokens), _CHUNK):
         rows = slice(first, first + _CHUNK)
         z = model.start(start[rows]) if begin is None else (begin.z_H[rows], begin.z_L[rows])
-        parts.append(_iterate(model, step, tokens[rows], z, start[rows], depth, noise_scale))
-    return States(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(States)))
+        parts.append(_iterate(model, step, tokens[rows], z, start[rows], steps, noise_scale))
+    return [
+        States(*(torch.cat([getattr(part, field.name) for part in at_one]) for field in fields(States)))
+        for at_one in zip(*parts, strict=True)
+    ]
+
+
+def states(model: EquilibriumReasoner, tokens: Tensor, start: Tensor, *, depth: int, **options: Any) -> States:
+    """The states after `depth` outer steps; the rest as `states_at`."""
+    (end,) = states_at(model, tokens, start, steps=(depth,), **options)
+    return end
 
 
 def _iterate(
@@ -98,12 +109,12 @@ def _iterate(
     tokens: Tensor,
     z: tuple[Tensor, Tensor],
     start: Tensor,
-    depth: int,
+    steps: Collection[int],
     scale: float,
-) -> States:
+) -> list[States]:
     c = model.config
-    change = torch.full((len(tokens),), torch.nan, device=tokens.device)
-    for k in range(depth):
+    reached = []
+    for k in range(max(steps)):
         eps = None
         if scale:
             rng = noise.make_rng(start[:, 0], start[:, 1], start[:, 2], k)
@@ -111,10 +122,12 @@ def _iterate(
             draws = [noise.normal(rng, noise.FIRST_UPDATE + m, shape, torch.float32) for m in range(c.updates_per_step)]
             eps = torch.stack(draws)
         after = step(tokens, *z, eps, scale)
-        change = _distance(_joined(after), _joined(z))
+        if k + 1 in steps:
+            change = distance(_joined(after), _joined(z))
+            logits = torch.nn.functional.linear(after[0].float(), model.lm_head.weight)
+            reached.append(States(after[0].float(), after[1].float(), change, logits.argmax(-1)))
         z = after
-    logits = torch.nn.functional.linear(z[0].float(), model.lm_head.weight)
-    return States(z[0].float(), z[1].float(), change, logits.argmax(-1))
+    return reached
 
 
 def _kernel_step(model: EquilibriumReasoner, precision: str) -> Any:
@@ -146,7 +159,7 @@ def _joined(z: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([part.flatten(1).float() for part in z], 1)
 
 
-def _distance(z: Tensor, base: Tensor) -> Tensor:
+def distance(z: Tensor, base: Tensor) -> Tensor:
     """||z - base|| / ||base||: float32 [n, m] twice -> [n]."""
     return (z - base).norm(dim=1) / base.norm(dim=1)
 
@@ -225,7 +238,7 @@ class Probe:
     def _compare(self, base: States, here: States) -> dict[str, Any]:
         """Distances where both have settled on one answer; elsewhere they are no displacement of one point."""
         same = (base.answers == here.answers).all(1) & (base.residual <= self.tol) & (here.residual <= self.tol)
-        far = _distance(here.z, base.z)[same].double().cpu().numpy()
+        far = distance(here.z, base.z)[same].double().cpu().numpy()
         quantiles = np.quantile(far, (0.5, 0.9, 1)).tolist() if len(far) else (None, None, None)
         named = dict(zip(("median", "p90", "max"), quantiles, strict=True))
         return {"trajectories": len(same), "same_basin": int(same.sum()), **named}

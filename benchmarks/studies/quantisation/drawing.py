@@ -19,13 +19,14 @@ def draw(study: dict[str, Any], console: Console | None = None) -> None:
 
 
 def tables(study: dict[str, Any]) -> list[Table]:
-    """Accuracy; cost and verdict; basins; displacement; residual and tolerance."""
+    """Accuracy; cost and verdict; basins; displacement; straying; residual and tolerance."""
     rows = [study["baseline"], *study["control"], *study["variants"]]
     return [
         _accuracy(study, rows),
         _cost(rows),
         _basins(study, rows[1:]),
         _displacement(study, rows[1:]),
+        *_straying(rows[1:]),
         _residuals(study, rows),
     ]
 
@@ -81,6 +82,7 @@ def _basins(study: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
         "newly settled",
         "right to wrong",
         "wrong to right",
+        "right kept, less another seed's",
     )
     names = (
         "settled_elsewhere",
@@ -92,7 +94,9 @@ def _basins(study: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         changed = row["changed_basin"]
         counts = [f"{row[name]['count']} ({row[name]['puzzles']})" for name in names]
-        table.add_row(_name(row), f"{100 * changed['share']:.1f} %", _interval(changed["wilson95"]), *counts)
+        kept = row["right_kept"]
+        more = "" if kept is None else f"{100 * kept['difference']:+.1f} {_interval(kept['tango95'], '+.1f')}"
+        table.add_row(_name(row), f"{100 * changed['share']:.1f} %", _interval(changed["wilson95"]), *counts, more)
     return table
 
 
@@ -124,6 +128,23 @@ def _displacement(study: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+def _straying(rows: list[dict[str, Any]]) -> list[Table]:
+    """None where nothing was measured."""
+    known = [(_name(row), row["straying"]) for row in rows if row["straying"]]
+    if not known:
+        return []
+    title = f"straying from fp32, same starts and noise, {known[0][1]['trajectories']} puzzles: distance (other tokens)"
+    table = _table(title, *(f"step {k}" for k in known[0][1]["steps"]))
+    for name, strayed in known:
+        table.add_row(name, *_strayed(strayed))
+    return [table]
+
+
+def _strayed(strayed: dict[str, Any]) -> list[str]:
+    pairs = zip(strayed["median"], strayed["other_tokens"], strict=True)
+    return [f"{_number(away, '.1e')} ({100 * other:.1f} %)" for away, other in pairs]
+
+
 def _residuals(study: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
     table = _table(
         f"residual, and halting at tol {study['tol']:g}",
@@ -151,20 +172,33 @@ def _residuals(study: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
 
 
 def markdown(study: dict[str, Any]) -> str:
-    """The two tables of docs/quantisation.md, accuracy with cost and attractors, and the recommendation."""
+    """The tables of docs/quantisation.md (accuracy with cost, attractors, straying), and the recommendation."""
     rows = [study["baseline"], *study["control"], *study["variants"]]
-    first = [["", "right", "gained, lost", "points [95 %]", "bytes", "as fast as bf16", "verdict"]]
+    first = [
+        [
+            "",
+            "right",
+            "gained, lost",
+            "points [95 %]",
+            "right kept, less another seed's",
+            "bytes",
+            "as fast as bf16",
+            "verdict",
+        ]
+    ]
     second = [
         ["", "floor", "settled", "and right", "changed basin", "settled elsewhere", "moved", "attractors still there"]
     ]
     for row in rows:
         paired, moved, settled = row.get("paired"), row.get("displacement"), row["settled_right"]
+        kept = row.get("right_kept")
         first.append(
             [
                 _name(row),
                 f"{100 * row['accuracy']['share']:.1f} %",
                 f"{paired['gained']}, {paired['lost']}" if paired else "",
                 f"{100 * paired['difference']:+.1f} {_interval(paired['tango95'], '+.1f')}" if paired else "",
+                f"{100 * kept['difference']:+.1f} {_interval(kept['tango95'], '+.1f')}" if kept else "",
                 f"{row['weight_bytes'] / rows[0]['weight_bytes']:.2f}",
                 _number(row["times_as_fast"], ".2f", "x"),
                 row.get("verdict", ""),
@@ -189,7 +223,12 @@ def markdown(study: dict[str, Any]) -> str:
         if spread and spread[name]:
             moved = _number(spread[name]["median"], ".1e")
             second.append([f"fp32, {name.replace('_', ' ')}", *[""] * 5, moved, ""])
-    return "\n\n".join([*map(_markdown_table, (first, second)), study["recommendation"]])
+    written = [first, second]
+    strays = [(_name(row), row["straying"]) for row in rows[1:] if row.get("straying")]
+    if strays:
+        third = [["", *(f"step {k}" for k in strays[0][1]["steps"])]]
+        written.append([*third, *([name, *_strayed(strayed)] for name, strayed in strays)])
+    return "\n\n".join([*map(_markdown_table, written), study["recommendation"]])
 
 
 def _markdown_table(rows: list[list[str]]) -> str:

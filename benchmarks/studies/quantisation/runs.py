@@ -154,6 +154,21 @@ def against(base: Run, other: Run) -> dict[str, Any]:
     }
 
 
+def right_kept(base: Run, reseeded: Run, other: Run) -> dict[str, Any] | None:
+    """Of the trajectories that are right in the baseline, what a run keeps against what another seed does.
+
+    "difference" is the share that this run keeps less the share that the reseeded one does; None where none is right.
+    """
+    right = base.ended_right
+    if not right.any():
+        return None
+    return {
+        "lost_here": counted(int((right & ~other.ended_right).sum()), int(right.sum())),
+        "lost_by_seed": counted(int((right & ~reseeded.ended_right).sum()), int(right.sum())),
+        **compare_answers(reseeded.ended_right[right], other.ended_right[right]),
+    }
+
+
 def _more_steps(base: Run, other: Run) -> dict[str, Any]:
     """Steps to the tolerance here over those of the baseline, where both meet it."""
     both = base.halts.settled & other.halts.settled

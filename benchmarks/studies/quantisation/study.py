@@ -6,6 +6,7 @@ compared one by one.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,11 +16,19 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.studies.quantisation import runs
-from benchmarks.studies.quantisation.advice import MAX_CHANGED, MAX_ELSEWHERE, MAX_LOSS, judge, recommend
+from benchmarks.studies.quantisation.advice import MAX_ATTRACTORS_LOST, MAX_LOSS, judge, recommend
 from benchmarks.studies.quantisation.cost import time_precisions
 from benchmarks.studies.quantisation.displacement import Probe
 from benchmarks.studies.quantisation.fake import Rounded, with_rounded_weights
-from benchmarks.studies.quantisation.variants import BASELINE, Variant, default_variants, sort_out, weight_bytes
+from benchmarks.studies.quantisation.straying import Straying
+from benchmarks.studies.quantisation.variants import (
+    BASELINE,
+    RESEEDED,
+    Variant,
+    default_variants,
+    sort_out,
+    weight_bytes,
+)
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.studies.types import Progress
 
@@ -48,8 +57,7 @@ def study(
     displaced: int = DISPLACED,
     rounds: int = 7,
     max_loss: float = MAX_LOSS,
-    max_changed: float = MAX_CHANGED,
-    max_elsewhere: float = MAX_ELSEWHERE,
+    max_attractors_lost: float = MAX_ATTRACTORS_LOST,
 ) -> dict[str, Any]:
     """Accuracy, residuals, basins, displacement and cost of each variant against fp32; a dict that is ready for JSON.
 
@@ -60,12 +68,14 @@ def study(
         tol: residual that counts as settled.
         seed: of starts and noise, the same for all.
         progress: called with (outer steps spent, outer steps in all); displacement and timing are not counted.
-        variants: to compare with fp32, by default `default_variants()`. Controls are told apart.
+        variants: to compare with fp32, by default `default_variants()`. Controls are told apart, and the reseeded one,
+            which the verdicts need, is always among them.
         noise_scale: None takes the card's, else the config's.
         backend, slots: as for `solve`.
-        displaced: puzzles, settled and right in fp32, for the displacement; 0 measures none.
+        displaced: puzzles, settled and right in fp32, for the displacement, and the first of all, for the straying; 0
+            measures neither.
         rounds: of the timing; 0 measures none.
-        max_loss, max_changed, max_elsewhere: of the recommendation, see `judge`.
+        max_loss, max_attractors_lost: of the recommendation, see `judge`.
 
     Raises:
         ValueError: shapes, labels or numbers do not fit; as `solve`. RuntimeError: fp32 cannot run on this backend.
@@ -73,10 +83,12 @@ def study(
     questions, answers = _checked(inputs, labels, tol)
     if noise_scale is None:
         noise_scale = model.inference_noise_scale
-    limits = dict(max_loss=max_loss, max_changed=max_changed, max_elsewhere=max_elsewhere)
+    limits = dict(max_loss=max_loss, max_attractors_lost=max_attractors_lost)
     options: dict[str, Any] = dict(seed=seed, noise_scale=noise_scale, backend=backend, slots=slots)
     base_model, _ = with_rounded_weights(model, None)
-    asked = default_variants() if variants is None else variants
+    asked = list(default_variants() if variants is None else variants)
+    if RESEEDED not in asked:
+        asked.insert(0, RESEEDED)
     wanted, missing = sort_out(base_model, asked, backend)
     each, total = len(questions) * depth * breadth, (1 + len(wanted)) * len(questions) * depth * breadth
 
@@ -98,26 +110,29 @@ def study(
         )
 
     base = measured(0, base_model, BASELINE)
+    reseeded = measured(1, base_model, RESEEDED)
     rows = np.flatnonzero(base.settled[:, 0] & base.ended_right[:, 0])[:displaced]
     probe = None
     if len(rows):
         tokens = torch.from_numpy(questions[rows].astype(np.int64))
         probe = Probe(base_model, tokens, depth=PROBE_DEPTHS * depth, tol=tol, seed=seed)
-    measurements = []
-    for number, variant in enumerate(wanted, 1):
+    straying = None
+    if displaced:
+        first = torch.from_numpy(questions[:displaced].astype(np.int64))
+        straying = Straying(base_model, first, depth=depth, seed=seed, noise_scale=noise_scale)
+    measurements, numbers = [], itertools.count(2)
+    for variant in wanted:
         changed, rounded = with_rounded_weights(model, variant.rounding)
-        here = measured(number, changed, variant)
-        measurements.append(
-            {
-                **_named(variant, changed, rounded),
-                **runs.alone(here),
-                **runs.against(base, here),
-                # Of the same starts, so of none where there are others.
-                "displacement": None
-                if probe is None or variant.reseeded
-                else probe.measure(changed, variant.precision),
-            }
-        )
+        row = _named(variant, changed, rounded)
+        if variant.reseeded:
+            row |= {**runs.alone(reseeded), **runs.against(base, reseeded), "right_kept": None, "displacement": None}
+            row["straying"] = None if straying is None else straying.under_other_noise()
+        else:
+            here = measured(next(numbers), changed, variant)
+            row |= {**runs.alone(here), **runs.against(base, here), "right_kept": runs.right_kept(base, reseeded, here)}
+            row["displacement"] = None if probe is None else probe.measure(changed, variant.precision)
+            row["straying"] = None if straying is None else straying.measure(changed, variant.precision)
+        measurements.append(row)
     timed = _times(base_model, questions, wanted, rounds, options)
     baseline = {
         **_named(BASELINE, base_model, {}),
