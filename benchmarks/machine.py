@@ -19,6 +19,9 @@ from eqr_kernels import ops
 from eqr_kernels.atomic import atomic_write
 from eqr_kernels.commit import code_commit
 
+# As it is loaded: a study takes an hour, in which the checkout may go on.
+_COMMIT = code_commit()
+
 
 def cpu() -> str:
     found = re.search(r"model name\s*:\s*(.+)", _read("/proc/cpuinfo"))
@@ -77,7 +80,7 @@ def provenance(module: str) -> dict[str, Any]:
         module: that this process runs, as in "benchmarks.serving".
     """
     command = shlex.join(["python", "-m", module, *sys.argv[1:]])
-    return {**information(), "commit": code_commit(), "command": command}
+    return {**information(), "commit": _COMMIT, "command": command}
 
 
 def write_report(results: Path | None, name: str, report: dict[str, Any]) -> None:
