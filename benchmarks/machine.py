@@ -19,8 +19,7 @@ from eqr_kernels import ops
 from eqr_kernels.atomic import atomic_write
 from eqr_kernels.commit import code_commit
 
-# As it is loaded: a study takes an hour, in which the checkout may go on.
-_COMMIT = code_commit()
+code_commit()  # from here on it is that of the code that is loaded, however long a study takes
 
 
 def cpu() -> str:
@@ -80,7 +79,7 @@ def provenance(module: str) -> dict[str, Any]:
         module: that this process runs, as in "benchmarks.serving".
     """
     command = shlex.join(["python", "-m", module, *sys.argv[1:]])
-    return {**information(), "commit": _COMMIT, "command": command}
+    return {**information(), "commit": code_commit(), "command": command}
 
 
 def write_report(results: Path | None, name: str, report: dict[str, Any]) -> None:

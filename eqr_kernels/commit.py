@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 from pathlib import Path
@@ -10,9 +11,11 @@ _PACKAGE = Path(__file__).resolve().parent
 _NOTE = _PACKAGE / "_commit.txt"  # setup.py writes it into what it builds
 
 
+@functools.cache
 def code_commit() -> str:
     """The git commit of the code that runs, with a + when files differed from it; "" where nothing tells it.
 
+    As it is at the first call: a process of hours asks as it begins, since the checkout may go on meanwhile.
     In a git checkout of the project git tells it, elsewhere the note that a wheel or an sdist brings.
     """
     if (_PACKAGE.parent / ".git").exists():

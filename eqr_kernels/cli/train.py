@@ -54,7 +54,7 @@ def train(
         str | None,
         typer.Option(
             metavar="random|local",
-            help="How attention is drawn; local: each head begins at a neighbouring square (rope2d).",
+            help="How attention is drawn; local: heads begin at neighbouring squares (rope2d, rope_theta < 1).",
             show_default="the preset's",
         ),
     ] = None,

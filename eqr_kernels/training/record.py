@@ -16,6 +16,10 @@ from eqr_kernels.training.settings import TrainSettings
 _MACHINE = ("kernel", "threads", "torch", "isa")
 
 
+_KNOWN_OF_OLD = {"attention_init"}
+"""Settings that came later, when there had been one way alone: its name is the default."""
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """A run as its manifest and its card have it: one JSON object, the settings' fields beside those of this class.
@@ -29,7 +33,8 @@ class RunRecord:
         machine: what trains, as far as it decides last bits: kernel, threads, torch, and isa with the extension.
         seconds, cpu_seconds: of training up to the last save, as `Stopwatch` takes them.
         task, task_object: as in the model's card; "" in a manifest from before there were any.
-        unsaid: settings that the manifest does not say, and that have their defaults here.
+        unsaid: settings that the manifest does not say, and that have their defaults here; without those of which an
+            old manifest is known to have had them.
     """
 
     settings: TrainSettings
@@ -75,7 +80,7 @@ class RunRecord:
             {name: values[name] for name in _MACHINE if name in values},
             values.get("seconds", 0.0),
             values.get("cpu_seconds", 0.0),
-            frozenset(f.name for f in dataclasses.fields(TrainSettings) if f.name not in values),
+            frozenset(f.name for f in dataclasses.fields(TrainSettings) if f.name not in {*values, *_KNOWN_OF_OLD}),
             values.get("task", ""),
             values.get("task_object", ""),
         )

@@ -108,7 +108,7 @@ class TrainingRun:
         if stored is not None:
             check_machine(stored, self.record)
         self.stopwatch = Stopwatch()
-        self.commit = code_commit()  # of what runs: the checkout may go on meanwhile
+        code_commit()  # that of what runs is kept from here on
 
     @property
     def settings(self) -> TrainSettings:
@@ -378,7 +378,7 @@ class TrainingRun:
             task=self.record.task,
             task_object=self.record.task_object,
             steps=trainer.step,
-            commit=self.commit,
+            commit=code_commit(),
             extra={"training": record},
             notes=f"Averaged weights of `eqr train` after {trainer.step} steps.",
         )

@@ -24,7 +24,7 @@ from benchmarks.studies.quantisation.fake import (
     round_to_integers,
     with_rounded_weights,
 )
-from benchmarks.studies.quantisation.paired import compare_answers, counted
+from benchmarks.studies.quantisation.paired import clustered_difference, compare_answers, counted
 from benchmarks.studies.quantisation.runs import run
 from benchmarks.studies.quantisation.straying import Straying
 from benchmarks.studies.quantisation.study import study
@@ -275,8 +275,11 @@ def test_fp32_against_itself_moves_nothing(shipped: EquilibriumReasoner, easy) -
     assert strayed["steps"] == [1, 2, 4, 8, 16] and strayed["trajectories"] == 2
     assert not any(strayed["median"] + strayed["p90"] + strayed["other_tokens"] + strayed["other_answers"])
     (control,) = found["control"]  # it runs though it was not asked for: the verdict is held against it
-    assert control["name"] == "fp32 reseeded" and control["right_kept"] is None
-    assert 0 < control["straying"]["median"][0] < 0.2
+    assert control["name"] == "fp32 reseeded" and control["right_kept"] is control["straying"] is None
+    assert 0 < found["baseline"]["straying"]["median"][0] < 0.2
+    assert any(
+        line.startswith("| fp32, another seed's noise | ") for line in drawing_quantisation.markdown(found).split("\n")
+    )
     moved = same["displacement"]
     assert (moved["median"], moved["max"], moved["same_basin"]) == (0, 0, 2)
     assert moved["from_fixed_point"]["lost"]["count"] == 0
@@ -290,7 +293,7 @@ def test_fp32_against_itself_moves_nothing(shipped: EquilibriumReasoner, easy) -
     again = json.loads(to_json(found))
     assert again["baseline"]["name"] == "fp32"
     lines = drawing_quantisation.markdown(again).splitlines()
-    assert "| same | 100.0 % | 0, 0 | +0.0 [-49.0, +49.0] | +0.0 [-32.4, +32.4] | 1.00 | - | open |" in lines
+    assert "| same | 100.0 % | 0, 0 | +0.0 [-49.0, +49.0] | +0.0 [+0.0, +0.0] | 1.00 | - | open |" in lines
     assert "| same |" + " 0.0e+00 (0.0 %) |" * 5 in lines
     assert any(line.startswith("| same | 0.01") and line.endswith("| 2 of 2 |") for line in lines)
 
@@ -432,7 +435,8 @@ def row(
     gained: int,
     lost: int,
     *,
-    kept: tuple[int, int] | None = (0, 0),
+    kept: tuple[float, float] | None = (0.03, 0.01),
+    trajectories: tuple[float, float] | None = (0, 0.005),
     gone: int = 0,
     of: int = 32,
     size: int = 100,
@@ -446,10 +450,16 @@ def row(
         "weight_bytes": size,
         "ms_per_step": ms,
         "times_as_fast": None if ms is None else 2 / ms,
-        "right_kept": None if kept is None else paired(*kept, n),
+        "right_kept": around(kept),
+        "trajectories": around(trajectories),
         "displacement": {"from_fixed_point": {"lost": counted(gone, of)}},
         "paired": paired(gained, lost, n),
     }
+
+
+def around(ends: tuple[float, float] | None) -> dict | None:
+    """A difference and the reach of its interval."""
+    return None if ends is None else {"difference": ends[0], "interval95": [ends[0] - ends[1], ends[0] + ends[1]]}
 
 
 def paired(gained: int, lost: int, n: int) -> dict:
@@ -460,18 +470,20 @@ def paired(gained: int, lost: int, n: int) -> dict:
     ("told", "verdict"),
     [
         (row("x", 0, 0), "keeps"),
-        (row("x", 2, 3, kept=(7, 7)), "keeps"),  # as many as under another seed
-        (row("x", 2, 3, kept=(40, 3)), "keeps"),
-        (row("x", 2, 3, kept=(3, 5)), "open"),  # fewer, by chance perhaps
-        (row("x", 2, 3, kept=(3, 20)), "loses"),  # fewer than chance explains
+        (row("x", 2, 3, kept=(0, 0.009)), "keeps"),  # as many as under another seed
+        (row("x", 2, 3, kept=(0, 0.02)), "open"),  # a point fewer is not excluded
+        (row("x", 2, 3, kept=(-0.03, 0.02)), "loses"),  # fewer than chance explains
         (row("x", 2, 3, kept=None), "open"),  # nothing was right
+        (row("x", 2, 3, trajectories=(-0.005, 0.02)), "open"),
+        (row("x", 2, 3, trajectories=(-0.02, 0.01)), "loses"),  # the answer that is selected hides it
         (row("x", 2, 3, gone=1), "open"),
         (row("x", 2, 3, gone=4), "loses"),
         (row("x", 0, 9), "loses"),  # accuracy falls
         (row("x", 10, 12), "open"),  # a loss of a point is not excluded
         (row("x", 30, 2), "keeps"),
         (row("x", 0, 0, of=0), "open"),  # nothing settled once more
-        (row("x", 0, 0) | {"displacement": None}, "keeps"),
+        (row("x", 0, 0) | {"displacement": None}, "open"),  # not measured
+        (row("x", 0, 9) | {"displacement": None}, "loses"),
     ],
 )
 def test_judge(told: dict, verdict: str) -> None:
@@ -482,12 +494,45 @@ def verdicts(*rows: dict) -> list[dict]:
     return [r | {"verdict": judge(r)} for r in rows]
 
 
+def test_a_difference_of_trajectories_counts_a_puzzle_once() -> None:
+    rng = np.random.default_rng(0)
+    # Trajectories of a puzzle that are all alike tell as much as one: the interval must not see eight times as many.
+    before, after = (np.repeat(rng.random((300, 1)) < share, 8, axis=1) for share in (0.6, 0.55))
+    everything = np.ones_like(before)
+    eight, one = (
+        clustered_difference(x, y, m)
+        for x, y, m in ((before, after, everything), (before[:, :1], after[:, :1], everything[:, :1]))
+    )
+    assert eight is not None and one is not None and eight["interval95"] == pytest.approx(one["interval95"])
+    assert (eight["trajectories"], eight["puzzles"]) == (2400, 300)
+    difference = after[:, 0].mean() - before[:, 0].mean()
+    assert eight["difference"] == pytest.approx(difference)
+    reach = 1.96 * (after[:, 0].astype(float) - before[:, 0]).std(ddof=1) / 300**0.5
+    assert eight["interval95"] == pytest.approx([difference - reach, difference + reach], rel=1e-3)
+    among = before.copy()
+    of_right = clustered_difference(before, after, among)
+    assert of_right is not None and of_right["difference"] == pytest.approx(-(before & ~after).sum() / before.sum())
+    assert clustered_difference(before, after, np.zeros_like(before)) is None
+
+
+def test_what_is_right_by_chance_is_no_loss() -> None:
+    rng = np.random.default_rng(1)
+    verdicts = []
+    for _ in range(40):
+        sure = rng.random(400) < 0.7
+        luck = [sure[:, None] | (rng.random((400, 2)) < 0.1) for _ in range(3)]  # fp32, another seed, a variant like it
+        compared = clustered_difference(luck[1], luck[2], luck[0])
+        assert compared is not None
+        verdicts.append(compared["interval95"][1] < 0)
+    assert sum(verdicts) <= 4, "a variant as good as another seed is called worse in a fortieth of the runs"
+
+
 def test_the_fewest_bytes_win_and_the_fastest_that_runs_is_named() -> None:
     rows = verdicts(
         row("bf16", 0, 0, size=50, ms=2.0),
         row("int8", 1, 0, size=30, ms=1.0),
-        row("int4", 0, 0, kept=(9, 5), size=15, simulated=True),
-        row("int2", 0, 90, kept=(0, 300), size=8, simulated=True),
+        row("int4", 0, 0, kept=(0.02, 0.01), size=15, simulated=True),
+        row("int2", 0, 90, kept=(-0.3, 0.1), size=8, simulated=True),
     )
     told = recommend(100, rows, 1000)
     assert told.startswith("By memory int4: 0.15 of fp32's bytes, +0.0 points")
@@ -496,7 +541,7 @@ def test_the_fewest_bytes_win_and_the_fastest_that_runs_is_named() -> None:
 
 def test_nothing_is_recommended_on_too_few_puzzles() -> None:
     few = row("bf16", 0, 0) | {"paired": {"difference": 0.0, "tango95": list(tango_interval(0, 0, 200))}}
-    told = recommend(100, verdicts(few, row("int2", 0, 90, kept=(0, 300))), 200)
+    told = recommend(100, verdicts(few, row("int2", 0, 90, kept=(-0.3, 0.1))), 200)
     assert told.startswith("fp32: nothing else is shown")
     assert "undecided: bf16 (even equal answers need 381 puzzles); lost: int2." in told
 

@@ -16,27 +16,25 @@ def judge(
 ) -> str:
     """ "keeps", "loses" or "open".
 
-    Only right answers count: a model may rest on many wrong ones, and which of these is no loss. "loses": the interval
-    of the accuracy (paired) lies below no loss at all; or fewer of the trajectories that are right in fp32 stay right
-    than under another seed, by the paired interval; or more attractors than the limit are gone when the variant starts
-    at fp32's fixed points. "keeps": the interval of the accuracy excludes a loss beyond its limit, no fewer right
-    trajectories stay right than under another seed, and the attractors are within their limit. "open": neither; more
-    puzzles would tell.
+    Only right answers count: a model may rest on many wrong ones, and which of these is no loss. Of four things the
+    interval must exclude a loss beyond its limit ("keeps"), or must lie beyond it ("loses"): the answers that are
+    selected; the trajectories that are right; those that are right in fp32 and stay so, less what stays right under
+    another seed; and the attractors of right answers, which may be gone when the variant starts at fp32's fixed
+    points (of these the share itself must be within the limit). "open": neither, or one of them was not measured.
 
     Args:
-        variant: with "paired", "right_kept" and "displacement", as in the study.
-        max_loss, max_attractors_lost: shares.
+        variant: with "paired", "trajectories", "right_kept" and "displacement", as in the study.
+        max_loss, max_attractors_lost: shares; the first is the limit of the first three.
     """
-    low, high = variant["paired"]["tango95"]
-    kept = variant["right_kept"]
+    compared = [variant["trajectories"], variant["right_kept"]]
+    intervals = [variant["paired"]["tango95"], *(one["interval95"] for one in compared if one is not None)]
     gone = None if variant["displacement"] is None else variant["displacement"]["from_fixed_point"]["lost"]
-    if high < 0 or (kept is not None and kept["tango95"][1] < 0):
+    if any(high < 0 for _, high in intervals) or (gone is not None and gone["wilson95"][0] > max_attractors_lost):
         return "loses"
-    if gone is not None and gone["wilson95"][0] > max_attractors_lost:
-        return "loses"
-    # Where nothing was right, or nothing settled, there is nothing to keep.
-    attractors = gone is None or (gone["share"] is not None and gone["share"] <= max_attractors_lost)
-    return "keeps" if low > -max_loss and kept is not None and kept["difference"] >= 0 and attractors else "open"
+    if any(one is None for one in compared) or gone is None or gone["share"] is None:
+        return "open"
+    within = all(low > -max_loss for low, _ in intervals) and gone["share"] <= max_attractors_lost
+    return "keeps" if within else "open"
 
 
 def least_puzzles(max_loss: float) -> int:
@@ -64,8 +62,8 @@ def recommend(
     """
     kept = [variant for variant in variants if variant["verdict"] == "keeps"]
     rule = (
-        f"a loss of over {100 * max_loss:g} points excluded, no more right trajectories changed than by another seed, "
-        f"at most {100 * max_attractors_lost:g} % attractors lost"
+        f"a loss of over {100 * max_loss:g} points excluded, of answers, of trajectories, and of those that another "
+        f"seed keeps right; at most {100 * max_attractors_lost:g} % attractors lost"
     )
     if not kept:
         unsure = [v["name"] for v in variants if v["verdict"] == "open"]

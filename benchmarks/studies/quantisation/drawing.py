@@ -26,7 +26,7 @@ def tables(study: dict[str, Any]) -> list[Table]:
         _cost(rows),
         _basins(study, rows[1:]),
         _displacement(study, rows[1:]),
-        *_straying(rows[1:]),
+        *_straying(rows),
         _residuals(study, rows),
     ]
 
@@ -83,6 +83,7 @@ def _basins(study: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
         "right to wrong",
         "wrong to right",
         "right kept, less another seed's",
+        "trajectories right",
     )
     names = (
         "settled_elsewhere",
@@ -94,9 +95,8 @@ def _basins(study: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         changed = row["changed_basin"]
         counts = [f"{row[name]['count']} ({row[name]['puzzles']})" for name in names]
-        kept = row["right_kept"]
-        more = "" if kept is None else f"{100 * kept['difference']:+.1f} {_interval(kept['tango95'], '+.1f')}"
-        table.add_row(_name(row), f"{100 * changed['share']:.1f} %", _interval(changed["wilson95"]), *counts, more)
+        more = [_difference(row["right_kept"]), _difference(row["trajectories"])]
+        table.add_row(_name(row), f"{100 * changed['share']:.1f} %", _interval(changed["wilson95"]), *counts, *more)
     return table
 
 
@@ -129,15 +129,21 @@ def _displacement(study: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
 
 
 def _straying(rows: list[dict[str, Any]]) -> list[Table]:
-    """None where nothing was measured."""
-    known = [(_name(row), row["straying"]) for row in rows if row["straying"]]
+    """One table, or none where nothing was measured."""
+    known = _strays(rows)
     if not known:
         return []
-    title = f"straying from fp32, same starts and noise, {known[0][1]['trajectories']} puzzles: distance (other tokens)"
+    title = f"straying from fp32, {known[0][1]['trajectories']} puzzles: distance (other tokens)"
     table = _table(title, *(f"step {k}" for k in known[0][1]["steps"]))
     for name, strayed in known:
         table.add_row(name, *_strayed(strayed))
     return [table]
+
+
+def _strays(rows: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """Name and straying of what has one; the baseline's is its own under the noise of another seed."""
+    names = ["fp32, another seed's noise", *map(_name, rows[1:])]
+    return [(name, row["straying"]) for name, row in zip(names, rows, strict=True) if row.get("straying")]
 
 
 def _strayed(strayed: dict[str, Any]) -> list[str]:
@@ -191,14 +197,13 @@ def markdown(study: dict[str, Any]) -> str:
     ]
     for row in rows:
         paired, moved, settled = row.get("paired"), row.get("displacement"), row["settled_right"]
-        kept = row.get("right_kept")
         first.append(
             [
                 _name(row),
                 f"{100 * row['accuracy']['share']:.1f} %",
                 f"{paired['gained']}, {paired['lost']}" if paired else "",
                 f"{100 * paired['difference']:+.1f} {_interval(paired['tango95'], '+.1f')}" if paired else "",
-                f"{100 * kept['difference']:+.1f} {_interval(kept['tango95'], '+.1f')}" if kept else "",
+                _difference(row.get("right_kept")),
                 f"{row['weight_bytes'] / rows[0]['weight_bytes']:.2f}",
                 _number(row["times_as_fast"], ".2f", "x"),
                 row.get("verdict", ""),
@@ -224,7 +229,7 @@ def markdown(study: dict[str, Any]) -> str:
             moved = _number(spread[name]["median"], ".1e")
             second.append([f"fp32, {name.replace('_', ' ')}", *[""] * 5, moved, ""])
     written = [first, second]
-    strays = [(_name(row), row["straying"]) for row in rows[1:] if row.get("straying")]
+    strays = _strays(rows)
     if strays:
         third = [["", *(f"step {k}" for k in strays[0][1]["steps"])]]
         written.append([*third, *([name, *_strayed(strayed)] for name, strayed in strays)])
@@ -235,6 +240,12 @@ def _markdown_table(rows: list[list[str]]) -> str:
     # A lone asterisk would begin emphasis.
     lines = ["| " + " | ".join(row).replace(" *", r" \*") + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def _difference(clustered: dict[str, Any] | None) -> str:
+    if clustered is None:
+        return ""
+    return f"{100 * clustered['difference']:+.1f} {_interval(clustered['interval95'], '+.1f')}"
 
 
 def _interval(ends: list[float], form: str = ".1f") -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.studies.quantisation.paired import compare_answers, counted
+from benchmarks.studies.quantisation.paired import clustered_difference, compare_answers, counted
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.studies.recording import Recording, record, recordable_depths
 from eqr_kernels.studies.replay import Ends, at_ends, correct_grid, ends_when_halted, settled
@@ -144,6 +144,7 @@ def against(base: Run, other: Run) -> dict[str, Any]:
 
     return {
         "paired": compare_answers(base.selected, other.selected),
+        "trajectories": clustered_difference(base.ended_right, other.ended_right, np.ones_like(base.ended_right)),
         "changed_basin": share(changed, total),
         "settled_elsewhere": share(elsewhere, int(both.sum())),
         "settled_in_baseline_only": share(only_base, total),
@@ -155,18 +156,17 @@ def against(base: Run, other: Run) -> dict[str, Any]:
 
 
 def right_kept(base: Run, reseeded: Run, other: Run) -> dict[str, Any] | None:
-    """Of the trajectories that are right in the baseline, what a run keeps against what another seed does.
+    """Of the trajectories that are right in the baseline, what stays right here less what does under another seed.
 
-    "difference" is the share that this run keeps less the share that the reseeded one does; None where none is right.
+    None where those of fewer than two puzzles are right.
     """
     right = base.ended_right
-    if not right.any():
+    compared = clustered_difference(reseeded.ended_right, other.ended_right, right)
+    if compared is None:
         return None
-    return {
-        "lost_here": counted(int((right & ~other.ended_right).sum()), int(right.sum())),
-        "lost_by_seed": counted(int((right & ~reseeded.ended_right).sum()), int(right.sum())),
-        **compare_answers(reseeded.ended_right[right], other.ended_right[right]),
-    }
+    lost = {"lost_here": other, "lost_by_seed": reseeded}
+    counts = {name: counted(int((right & ~run.ended_right).sum()), int(right.sum())) for name, run in lost.items()}
+    return {**counts, **compared}
 
 
 def _more_steps(base: Run, other: Run) -> dict[str, Any]:

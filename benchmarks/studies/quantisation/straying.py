@@ -66,7 +66,7 @@ class Straying:
         return {
             "trajectories": len(self.tokens),
             "steps": list(self.steps),
-            "median": [float(d.median()) for d in away],
+            "median": [float(d.quantile(0.5)) for d in away],
             "p90": [float(d.quantile(0.9)) for d in away],
             "other_tokens": [float(cells.mean()) for cells in other],
             "other_answers": [float(cells.amax(1).mean()) for cells in other],

@@ -72,8 +72,8 @@ def study(
             which the verdicts need, is always among them.
         noise_scale: None takes the card's, else the config's.
         backend, slots: as for `solve`.
-        displaced: puzzles, settled and right in fp32, for the displacement, and the first of all, for the straying; 0
-            measures neither.
+        displaced: puzzles, settled and right in fp32, for the displacement, and any, for the straying, spread evenly; 0
+            measures neither, and leaves every verdict open that loses nothing.
         rounds: of the timing; 0 measures none.
         max_loss, max_attractors_lost: of the recommendation, see `judge`.
 
@@ -111,22 +111,22 @@ def study(
 
     base = measured(0, base_model, BASELINE)
     reseeded = measured(1, base_model, RESEEDED)
-    rows = np.flatnonzero(base.settled[:, 0] & base.ended_right[:, 0])[:displaced]
+    rows = _spread(np.flatnonzero(base.settled[:, 0] & base.ended_right[:, 0]), displaced)
     probe = None
     if len(rows):
         tokens = torch.from_numpy(questions[rows].astype(np.int64))
         probe = Probe(base_model, tokens, depth=PROBE_DEPTHS * depth, tol=tol, seed=seed)
     straying = None
     if displaced:
-        first = torch.from_numpy(questions[:displaced].astype(np.int64))
-        straying = Straying(base_model, first, depth=depth, seed=seed, noise_scale=noise_scale)
+        some = torch.from_numpy(questions[_spread(np.arange(len(questions)), displaced)].astype(np.int64))
+        straying = Straying(base_model, some, depth=depth, seed=seed, noise_scale=noise_scale)
     measurements, numbers = [], itertools.count(2)
     for variant in wanted:
         changed, rounded = with_rounded_weights(model, variant.rounding)
         row = _named(variant, changed, rounded)
         if variant.reseeded:
-            row |= {**runs.alone(reseeded), **runs.against(base, reseeded), "right_kept": None, "displacement": None}
-            row["straying"] = None if straying is None else straying.under_other_noise()
+            row |= {**runs.alone(reseeded), **runs.against(base, reseeded)}
+            row |= {"right_kept": None, "displacement": None, "straying": None}  # of the same starts alone
         else:
             here = measured(next(numbers), changed, variant)
             row |= {**runs.alone(here), **runs.against(base, here), "right_kept": runs.right_kept(base, reseeded, here)}
@@ -138,6 +138,7 @@ def study(
         **_named(BASELINE, base_model, {}),
         **runs.alone(base),
         "spread": None if probe is None else probe.spread(noise_scale),
+        "straying": None if straying is None else straying.under_other_noise(),
         **timed.get(BASELINE.precision, _UNTIMED),
     }
     for row in measurements:
@@ -177,6 +178,11 @@ def _checked(
     if not 0 < tol < math.inf:
         raise ValueError(f"tol must be positive and finite, got {tol}")
     return questions, answers
+
+
+def _spread(rows: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.intp]:
+    """At most `count` of the rows, evenly: a file may be sorted by source."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))] if len(rows) else rows
 
 
 def _named(variant: Variant, model: EquilibriumReasoner, rounded: dict[str, Rounded]) -> dict[str, Any]:
