@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from eqr_kernels.cli import options as opt
-from eqr_kernels.cli.console import INCOMPLETE, Bar, command, emit
+from eqr_kernels.cli.console import INCOMPLETE, Bar, command, complain, emit
 from eqr_kernels.solver import DEFAULT_DEPTH
 
 _SIMULATE_IN = "fp32"
@@ -58,7 +58,10 @@ def main(
     from eqr_kernels.studies.subset import SUBSET_SEED
 
     if table is not None:
-        print(drawing_quantisation.markdown(json.loads(table.read_text())["quantisation"]))
+        known = json.loads(table.read_text())["quantisation"]
+        if "max_attractors_lost" not in known["rule"]:
+            complain(f"{table} is older than the present rule; its verdicts are not by right answers alone", "warning")
+        print(drawing_quantisation.markdown(known))
         return 0
     chosen = _chosen(default_variants(simulate_in), only)
     reasoner = puz.load_model(model, device, progress)

@@ -16,11 +16,12 @@ def judge(
 ) -> str:
     """ "keeps", "loses" or "open".
 
-    Only right answers count: a model may rest on many wrong ones, and which of these is no loss. Of four things the
-    interval must exclude a loss beyond its limit ("keeps"), or must lie beyond it ("loses"): the answers that are
-    selected; the trajectories that are right; those that are right in fp32 and stay so, less what stays right under
-    another seed; and the attractors of right answers, which may be gone when the variant starts at fp32's fixed
-    points (of these the share itself must be within the limit). "open": neither, or one of them was not measured.
+    Only right answers count: a model may rest on many wrong ones, and which of these is no loss. Three intervals are
+    of gains and losses: of the answers that are selected; of the trajectories that are right; and of those that are
+    right in fp32 and stay so, less what stays right under another seed. The fourth is of the attractors of right
+    answers that are gone when the variant starts at fp32's fixed points. "loses": one of the three lies below no loss
+    at all, or the fourth above its limit. "keeps": each of the three excludes a loss beyond the limit, and the share of
+    attractors is within its own. "open": neither, or one of them was not measured.
 
     Args:
         variant: with "paired", "trajectories", "right_kept" and "displacement", as in the study.
