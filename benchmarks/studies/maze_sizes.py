@@ -104,10 +104,10 @@ def draw(report: dict[str, Any], path: Path) -> None:
                 axes.scatter(each["moves"][rows], steps[rows], s=7, c=color, alpha=0.4, linewidths=0, label=name)
             share = row["accuracy"][max(row["accuracy"], key=int)]
             axes.set_title(f"{side} × {side}: {100 * share['share']:.1f} % right", fontsize=10)
-            axes.set_xlabel("moves from start to goal")
             axes.set_yscale("log")
             style.plain_ticks(axes.yaxis, log=True)
         panels[0].set_ylabel("outer steps to the tolerance")
+        figure.supxlabel("moves from start to goal", fontsize=10)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper right", ncols=2)
         path.write_bytes(style.save(figure, path.suffix[1:]))

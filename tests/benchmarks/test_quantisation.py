@@ -11,9 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from benchmarks.studies.quantisation import displacement
 from benchmarks.studies.quantisation import drawing as drawing_quantisation
+from benchmarks.studies.quantisation.__main__ import app
 from benchmarks.studies.quantisation.advice import judge, least_puzzles, recommend
 from benchmarks.studies.quantisation.fake import (
     Rounded,
@@ -40,7 +42,7 @@ from eqr_kernels import EquilibriumReasoner, noise
 from eqr_kernels.cli.console import to_json
 from eqr_kernels.studies.statistics import tango_interval
 from eqr_kernels.tasks import sudoku
-from tests.support.environment import needs_extension
+from tests.support.environment import REPOSITORY, needs_extension
 from tests.support.models import make_contractive, tiny_config
 
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
@@ -417,6 +419,17 @@ def test_kernel_and_plain_states_agree(
 def test_bad_settings_raise(shipped: EquilibriumReasoner, easy, changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small(shipped, easy, SAME, **changes)
+
+
+def test_a_report_of_the_older_rule_is_shown_with_a_warning(tmp_path) -> None:
+    file = REPOSITORY / "benchmarks" / "results" / "amd-epyc-avx512-bf16-2-threads" / "quantisation.json"
+    shown = CliRunner().invoke(app, ["--table", str(file)])
+    assert shown.exit_code == 0 and "its verdicts are not by right answers alone" in shown.stderr
+    assert "| bf16 | 77.0 % |" in shown.stdout
+    new = json.loads(file.read_text())
+    new["quantisation"]["rule"] = {"max_loss": 0.01, "max_attractors_lost": 0.01}
+    (tmp_path / "new.json").write_text(json.dumps(new))
+    assert "warning" not in CliRunner().invoke(app, ["--table", str(tmp_path / "new.json")]).stderr
 
 
 def test_puzzles_without_labels_raise(shipped: EquilibriumReasoner, easy) -> None:
