@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from eqr_kernels.studies.types import Doubles
 
-_Z95 = 1.959963984540054
+Z95 = 1.959963984540054
+"""Standard deviations of a normal distribution that its middle 95 % reach to either side."""
 
 
 def wilson_interval(successes: int, total: int) -> tuple[float, float]:
@@ -186,7 +187,7 @@ def tango_interval(gained: int, lost: int, total: int) -> tuple[float, float]:
     estimate = (gained - lost) / total
 
     def accepted(delta: float) -> bool:
-        return (gained - lost - total * delta) ** 2 <= _Z95**2 * _variance(gained, lost, total, delta)
+        return (gained - lost - total * delta) ** 2 <= Z95**2 * _variance(gained, lost, total, delta)
 
     def end(outer: float) -> float:
         inner = estimate

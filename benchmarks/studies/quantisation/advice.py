@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from eqr_kernels.studies.statistics import Z95
+
 MAX_LOSS = 0.01
 MAX_ATTRACTORS_LOST = 0.01
-_ZZ = 1.959963984540054**2
 
 
 def judge(
@@ -42,7 +43,7 @@ def least_puzzles(max_loss: float) -> int:
     """Puzzles below which not even two equal runs exclude a loss greater than `max_loss`; see `tango_interval`."""
     if not 0 < max_loss < 1:
         raise ValueError(f"max_loss must be a share between 0 and 1, got {max_loss}")
-    return math.floor(_ZZ * (1 - max_loss) / max_loss) + 1
+    return math.floor(Z95**2 * (1 - max_loss) / max_loss) + 1
 
 
 def recommend(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from eqr_kernels.studies.statistics import pair, wilson_interval
+from eqr_kernels.studies.statistics import Z95, pair, wilson_interval
 from eqr_kernels.studies.types import Bools
 
 
@@ -51,7 +51,7 @@ def clustered_difference(before: Bools, after: Bools, among: Bools) -> dict[str,
     gain = ((after.astype(int) - before.astype(int)) * among)[puzzles].sum(1)
     difference = gain.sum() / size.sum()
     spread = np.sqrt(len(puzzles) / (len(puzzles) - 1) * ((gain - difference * size) ** 2).sum()) / size.sum()
-    reach = 1.959963984540054 * spread
+    reach = Z95 * spread
     return {
         "difference": float(difference),
         "interval95": [float(difference - reach), float(difference + reach)],

@@ -9,11 +9,7 @@ from torch import Tensor
 from benchmarks.studies.quantisation.displacement import States, arithmetic, distance, states_at
 from eqr_kernels import noise
 from eqr_kernels.reasoner import EquilibriumReasoner
-
-
-def steps_shown(depth: int) -> tuple[int, ...]:
-    """1, 2, 4, ... and the depth."""
-    return tuple(sorted({depth, *(2**k for k in range(depth.bit_length()) if 2**k < depth)}))
+from eqr_kernels.studies.curve import powers_of_two
 
 
 class Straying:
@@ -29,7 +25,7 @@ class Straying:
         self, model: EquilibriumReasoner, tokens: Tensor, *, depth: int, seed: int, noise_scale: float
     ) -> None:
         self.model, self.tokens, self.noise_scale = model, tokens.to(model.device), noise_scale
-        self.steps, self.seed = steps_shown(depth), seed
+        self.steps, self.seed = powers_of_two(depth), seed
         self.base = self._trajectories(model, "fp32", seed)
 
     def _trajectories(self, model: EquilibriumReasoner, precision: str, noise_seed: int) -> list[States]:
