@@ -1,14 +1,15 @@
 """`python -m benchmarks.studies.student TRAIN DEV`: can a small reasoner be taught by a large one's trajectories?
 
-The teacher's answers after each of its first outer steps are recorded on training puzzles. Students of half the width
-or of one block then take the same number of training steps on the same puzzles, and differ in what they are asked for
-at their own outer step k:
+The teacher's answers after each of its first outer steps are recorded on training puzzles. Students of half the width,
+with its blocks or with one, H 1, then take the same number of training steps on the same puzzles, and differ in what
+they are asked for at their own outer step k:
 
     labels      the answer, at every step, as in any training
     iterates    the teacher's grid after its step k, with its mistakes
     as far      the answer in the cells that the teacher has right after its step k; the others are not scored
 
 Rows are of mixed ages and symmetries, as in `eqr train`. The halting head always learns whether the answer is right.
+Teacher and students are then judged alike: exact answers by depth and source, the residual, and the modes of restarts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import argparse
 import io
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from eqr_kernels import EqRConfig, EquilibriumReasoner
 from eqr_kernels.atomic import atomic_write
 from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.modules import LatentState
+from eqr_kernels.studies.attractors import modes
 from eqr_kernels.studies.identity import weights_digest
 from eqr_kernels.studies.recording import record
 from eqr_kernels.studies.scoring import Accuracy
@@ -51,13 +53,13 @@ Tokens = npt.NDArray[np.uint8]
 ARMS = ("labels", "iterates", "as far")
 STEPS = 16
 """Outer steps that are recorded, and that a row is trained for."""
-CLUES = (17, 32)
 MIX = {"17_clue": 0.4, "forum_hardest_1905_11plus": 0.5, "magictour_top1465": 0.1}
 DEPTHS = (1, 4, 16, 64)
-STUDENTS = {
-    "half width": dict(hidden_size=256, L_layers=2, H_cycles=1, L_cycles=6),
-    "one block": dict(hidden_size=256, L_layers=1, H_cycles=1, L_cycles=6),
-}
+STUDENTS: dict[str, dict[str, Any]] = {"half width": dict(), "one block": dict(L_layers=1)}
+"""Fields of the config that differ from the teacher's, beside the width and H_cycles."""
+RESTARTS = 8
+SETTLED = 0.95
+"""Share of the right trajectories that the tolerance of the modes takes in, each model's own."""
 RECIPE = dict(batch=64, lr=1e-3, warmup=100, min_ratio=0.03, weight_decay=1.0, ema=0.998)
 
 
@@ -79,8 +81,14 @@ class Taught:
         return np.where(self.iterates == labels, labels, 0).astype(np.uint8)
 
 
-def taught_by(teacher: EquilibriumReasoner, puzzles: PuzzleSet, count: int, seed: int) -> Taught:
-    """Draws puzzles by source, shows some clues of the hardest, and records the teacher on them."""
+def student_config(name: str, teacher: EqRConfig) -> EqRConfig:
+    return replace(teacher, **{"hidden_size": teacher.hidden_size // 2, "H_cycles": 1, **STUDENTS[name]})
+
+
+def taught_by(
+    teacher: EquilibriumReasoner, puzzles: PuzzleSet, count: int, clues: tuple[int, int], seed: int
+) -> Taught:
+    """Draws puzzles by source, shows clues until each has a number of the range, and records the teacher on them."""
     assert puzzles.labels is not None
     rng, drawn = np.random.default_rng(seed), []
     for source, share in MIX.items():
@@ -90,7 +98,7 @@ def taught_by(teacher: EquilibriumReasoner, puzzles: PuzzleSet, count: int, seed
         drawn.append(rng.choice(of_source, wanted, replace=False))
     rows = np.concatenate(drawn)
     labels = puzzles.labels[rows]
-    inputs = sudoku.reveal(puzzles.inputs[rows], labels, rng.integers(CLUES[0], CLUES[1] + 1, len(rows)), rng)
+    inputs = sudoku.reveal(puzzles.inputs[rows], labels, rng.integers(clues[0], clues[1] + 1, len(rows)), rng)
     parts = []
     for start in range(0, len(rows), 64):
         tokens = torch.from_numpy(inputs[start : start + 64].astype(np.int64))
@@ -100,23 +108,25 @@ def taught_by(teacher: EquilibriumReasoner, puzzles: PuzzleSet, count: int, seed
     return Taught(inputs, labels, np.concatenate(parts))
 
 
-def kept_or_taught(teacher: EquilibriumReasoner, puzzles: PuzzleSet, count: int, seed: int, path: Path) -> Taught:
+def kept_or_taught(
+    teacher: EquilibriumReasoner, puzzles: PuzzleSet, count: int, clues: tuple[int, int], seed: int, path: Path
+) -> Taught:
     """What `path` holds of `taught_by`, or else what that gives, which is kept there.
 
     Raises:
         SystemExit: it holds what another teacher, or the same on other puzzles, was recorded on.
     """
     assert puzzles.labels is not None
-    asked = json.dumps([weights_digest(teacher), digest(puzzles.inputs, puzzles.labels), count, seed])
+    asked = json.dumps([weights_digest(teacher), digest(puzzles.inputs, puzzles.labels), count, clues, seed])
     if path.exists():
         with np.load(path) as kept:
             if str(kept["asked"]) != asked:
                 raise SystemExit(
-                    f"{path} holds another recording (teacher, puzzles, their number or the seed differ); name another "
-                    "--recording, or remove it"
+                    f"{path} holds another recording (teacher, puzzles, their number, clues or the seed differ); "
+                    "name another --recording, or remove it"
                 )
             return Taught(kept["inputs"], kept["labels"], kept["iterates"])
-    taught, file = taught_by(teacher, puzzles, count, seed), io.BytesIO()
+    taught, file = taught_by(teacher, puzzles, count, clues, seed), io.BytesIO()
     np.savez_compressed(file, asked=asked, **vars(taught))
     atomic_write(path, file.getvalue())
     return taught
@@ -159,8 +169,7 @@ def trained(config: EqRConfig, taught: Taught, arm: str, steps: int, seed: int) 
     rows = Rows(taught, arm, n, seed)
     state, ids, losses = model.initial_state(n, seed=seed), n, []
     for step in range(1, steps + 1):
-        with torch.autocast("cpu", torch.bfloat16):
-            state, logits, q_halt = model(rows.tokens, state)
+        state, logits, q_halt = model(rows.tokens, state)
         asked = rows.asked[torch.arange(n), state.step - 1]
         with torch.no_grad():
             exact = (logits.argmax(-1) == rows.labels).all(1)
@@ -191,11 +200,10 @@ def _put(old: torch.Tensor, rows: torch.Tensor, new: torch.Tensor) -> torch.Tens
     return old
 
 
-def judged(model: EquilibriumReasoner, puzzles: PuzzleSet, reveal: int | None) -> dict[str, Any]:
+def judged(model: EquilibriumReasoner, puzzles: PuzzleSet) -> dict[str, Any]:
     """Exact answers by depth and source, and how well the residual tells right from wrong at the last depth."""
     assert puzzles.labels is not None
-    shown = puz.reveal_clues(SUDOKU, puzzles, reveal, seed=0)
-    told = record(model, shown.inputs, puzzles.labels, depths=DEPTHS, trace=False)
+    told = record(model, puzzles.inputs, puzzles.labels, depths=DEPTHS, trace=False)
     right = told.correct[:, 0]
 
     def accuracy(rows: npt.NDArray[np.bool_]) -> dict[int, Any]:
@@ -210,14 +218,38 @@ def judged(model: EquilibriumReasoner, puzzles: PuzzleSet, reveal: int | None) -
     }
 
 
+def modes_of(model: EquilibriumReasoner, puzzles: PuzzleSet) -> dict[str, Any]:
+    """Where restarts end at the last depth, by `studies.attractors.modes`; no counts where none ends right."""
+    assert puzzles.labels is not None
+    told = record(model, puzzles.inputs, puzzles.labels, depths=DEPTHS[-1:], breadth=RESTARTS, trace=False)
+    right, residual = told.correct[..., -1], told.residual[..., -1]
+    if not right.any():
+        return {"tol": None, "counts": None}
+    tol = float(np.quantile(residual[right], SETTLED))
+    return {"tol": tol, "counts": modes(right, residual <= tol).counts()["all"]}
+
+
+def examined(model: EquilibriumReasoner, dev: PuzzleSet, of_modes: int) -> dict[str, Any]:
+    """What teacher and students are compared by."""
+    easier = puz.reveal_clues(SUDOKU, dev, 28, seed=0)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "training_operations_per_row": training_operations(model.config),
+        "published": judged(model, dev),
+        "28 clues": judged(model, easier),
+        f"modes, 28 clues, {RESTARTS} restarts": modes_of(model, puz.stratified(easier, min(of_modes, len(easier)))),
+    }
+
+
 def print_table(report: dict[str, Any]) -> None:
-    table = Table("student", "asked for", "17 clues, depth 16", "64", "28 clues, depth 16", "64", "AUROC", "loss")
-    for row in report["students"]:
+    table = Table("model", "asked for", "17 clues, depth 16", "64", "28 clues, depth 16", "64", "AUROC", "loss")
+    for row in [{"student": report["teacher"]["name"], "arm": "-", **report["teacher"]}, *report["students"]]:
         published, easier = row["published"], row["28 clues"]
         seventeen = published.get("17_clue", published["all"])
         cells = [f"{100 * part[d]['share']:.1f}" for part in (seventeen, easier["all"]) for d in (16, 64)]
         area = easier["residual_auroc"]
-        table.add_row(row["student"], row["arm"], *cells, "-" if area is None else f"{area:.3f}", f"{row['loss']:.3f}")
+        last = ["-" if area is None else f"{area:.3f}", f"{row['loss']:.3f}" if "loss" in row else "-"]
+        table.add_row(row["student"], row["arm"], *cells, *last)
     Console(width=160).print(table)
 
 
@@ -225,49 +257,46 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("benchmarks.studies.student", description="Students of a reasoner.")
     parser.add_argument("train", type=Path, help="puzzles with answers to be taught on")
     parser.add_argument("dev", type=Path, help="puzzles with answers to be judged on")
-    parser.add_argument("--teacher", default="sudoku-paper")
+    parser.add_argument("--teacher", default="sudoku")
     parser.add_argument("--puzzles", type=int, default=4000, help="that the teacher is recorded on")
+    parser.add_argument("--clues", type=int, nargs=2, default=[20, 36], metavar=("LEAST", "MOST"), help="they show")
     parser.add_argument("--steps", type=int, default=3000, help="training steps of each student")
     parser.add_argument("--students", nargs="+", choices=STUDENTS, default=["one block"])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--judged", type=int, default=300, help="puzzles of dev, a stratified subset")
+    parser.add_argument("--modes", type=int, default=60, help="of these, for the modes of their restarts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--recording", type=Path, default=Path("student.npz"), help="kept there, and taken from there")
     parser.add_argument("--results", type=Path, help="folder of <device>/student.json")
     options = parser.parse_args(arguments)
     teacher = EquilibriumReasoner.from_pretrained(options.teacher)
-    begun = time.perf_counter()
-    taught = kept_or_taught(teacher, sudoku.load(options.train)[0], options.puzzles, options.seed, options.recording)
-    recorded_in = time.perf_counter() - begun
+    clues, train = (options.clues[0], options.clues[1]), sudoku.load(options.train)[0]
+    taught = kept_or_taught(teacher, train, options.puzzles, clues, options.seed, options.recording)
     dev, _ = sudoku.load(options.dev)
     dev = puz.stratified(dev, min(options.judged, len(dev)))
     last = (taught.iterates[:, -1] == taught.labels).all(1)
     report: dict[str, Any] = {
         **machine.provenance("benchmarks.studies.student"),
-        "teacher": options.teacher,
-        "teacher_sha256": weights_digest(teacher),
+        "teacher": {
+            "name": options.teacher,
+            "sha256": weights_digest(teacher),
+            "right_of_taught": int(last.sum()),
+            **examined(teacher, dev, options.modes),
+        },
         "puzzles": len(taught.labels),
-        "teacher_right": int(last.sum()),
-        "recorded_in_seconds": round(recorded_in),
-        "recipe": {**RECIPE, "steps": options.steps, "row_steps": STEPS, "clues": CLUES, "mix": MIX},
+        "recipe": {**RECIPE, "steps": options.steps, "row_steps": STEPS, "clues": clues, "mix": MIX},
         "students": [],
     }
     for student in options.students:
-        config = EqRConfig.sudoku(**STUDENTS[student])
+        config = student_config(student, teacher.config)
         for arm in options.arms:
             begun = time.perf_counter()
             model, loss = trained(config, taught, arm, options.steps, options.seed)
+            took = round(time.perf_counter() - begun)
+            operations = options.steps * int(RECIPE["batch"]) * training_operations(config)
             report["students"].append(
-                {
-                    "student": student,
-                    "arm": arm,
-                    "parameters": sum(p.numel() for p in model.parameters()),
-                    "operations": options.steps * int(RECIPE["batch"]) * training_operations(config),
-                    "loss": loss,
-                    "seconds": round(time.perf_counter() - begun),
-                    "published": judged(model, dev, None),
-                    "28 clues": judged(model, dev, 28),
-                }
+                {"student": student, "arm": arm, "operations": operations, "loss": loss, "seconds": took}
+                | examined(model, dev, options.modes)
             )
             machine.write_report(options.results, "student", report)
     print_table(report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -138,6 +139,13 @@ def test_rows_are_puzzles_with_their_goals_under_one_symmetry(arm):
         assert (asked == 0).any() == (arm == "as far")
 
 
+def test_a_student_is_half_as_wide_as_its_teacher_in_all_else_alike_but_h_and_blocks():
+    teacher = EqRConfig.sudoku(hidden_size=64, L_layers=2, H_cycles=2, L_cycles=3, noise_scale=0.5)
+    half = student.student_config("half width", teacher)
+    assert half == replace(teacher, hidden_size=32, H_cycles=1)
+    assert student.student_config("one block", teacher) == replace(half, L_layers=1)
+
+
 def test_the_study_of_students_writes_what_it_says(tmp_path, monkeypatch):
     torch.manual_seed(0)
     EquilibriumReasoner(EqRConfig.sudoku(**TINY)).save_pretrained(tmp_path / "m")
@@ -154,10 +162,12 @@ def test_the_study_of_students_writes_what_it_says(tmp_path, monkeypatch):
     student.main([str(a) for a in [*arguments, *kept]])
     report = json.loads((tmp_path / machine.folder() / "student.json").read_text())
     assert [row["arm"] for row in report["students"]] == list(student.ARMS) and report["puzzles"] == 8
+    judged = {"parameters", "published", "28 clues", "modes, 28 clues, 8 restarts"}
+    assert all(judged <= row.keys() for row in (report["teacher"], *report["students"]))
     assert len({row["loss"] for row in report["students"]}) == 3
     again = [*arguments[:-1], 1, *kept]
     student.main([str(a) for a in [*again, "--arms", "labels"]])  # what is there is taken
-    for other in (["--seed", 1], ["--puzzles", 4]):
+    for other in (["--seed", 1], ["--puzzles", 4], ["--clues", 30, 30]):
         with pytest.raises(SystemExit, match="holds another recording"):
             student.main([str(a) for a in [*again, *other]])
     with pytest.raises(SystemExit, match="--puzzles 30 needs 12 of 17_clue, and there are 4"):
