@@ -12,7 +12,7 @@ from eqr_kernels import studies
 from eqr_kernels.checkpoint import MODEL_FILE
 from eqr_kernels.cli import options as opt
 from eqr_kernels.cli import puzzles as puz
-from eqr_kernels.cli.console import INCOMPLETE, Bar, check_output, command, complain, emit
+from eqr_kernels.cli.console import INCOMPLETE, Bar, check_output, command, complain, emit, parse_numbers
 from eqr_kernels.cli.render import terminal as drawing
 from eqr_kernels.cli.render.wording import interval, percent
 from eqr_kernels.noise import noise_floor
@@ -38,6 +38,16 @@ def calibrate(
     ] = studies.TRUST,
     patience: Annotated[int, typer.Option(help="Consecutive steps at or below the tolerance.")] = 1,
     noise_scale: opt.NoiseScale = None,
+    noise_scales: Annotated[
+        str | None,
+        typer.Option(
+            help="Noise to choose from before tolerances are looked for, as in 0,0.01,0.1; the trained one is always "
+            "among them."
+        ),
+    ] = None,
+    breadth: Annotated[
+        int, typer.Option(min=1, help="Trajectories of each puzzle by which --noise-scales are compared.")
+    ] = 1,
     seed: opt.Seed = 0,
     slots: opt.Slots = None,
     backend: opt.BackendName = "auto",
@@ -63,6 +73,10 @@ def calibrate(
     stopped and what it would have answered. With noise, tolerances below sqrt(2) times --noise-scale are never met
     and not tried.
 
+    --noise-scales calibrates the noise first. Each is run like that, and another than the trained noise is taken only
+    if it answers more puzzles right than chance explains (exact McNemar test at 5 % for all that are compared). The
+    tolerances are then those of the noise that is taken, and --write stores both.
+
     A model that settles on wrong answers as deeply as on right ones has no tol: the card then says so, and so do the
     commands. Calibrate on puzzles like those that will be solved: a tolerance found with clues shown (--reveal) holds
     for such puzzles only. Where few are solved, take more of them with --subset.
@@ -81,6 +95,14 @@ def calibrate(
             f"--write stores a promise that {100 * studies.TRUST:g} % are right, and --trust is {trust:g}; leave one "
             "out, and pass a tolerance that was found with less to solve by its number"
         )
+    if noise_scales is None and breadth != 1:
+        raise ValueError(
+            f"--breadth is for the comparison of --noise-scales, and tolerances are those of one trajectory; got "
+            f"{breadth} without --noise-scales: give these as well, or leave it out"
+        )
+    if None not in (noise_scale, noise_scales):
+        raise ValueError("--noise-scale sets the noise that --noise-scales would choose; give one of the two")
+    compared = () if noise_scales is None else parse_numbers("--noise-scales", noise_scales, zero=True)
     weights = _writable(model) if write else None
     reasoner = puz.load_model(model, device, progress)
     its_task = puz.task_for(task, reasoner)
@@ -89,16 +111,28 @@ def calibrate(
     of = len(puzzles)
     puzzles = puz.reveal_clues(its_task, puz.stratified(puzzles, min(subset, of)), reveal, seed)
     assert puzzles.labels is not None
+    trained = reasoner.config.noise_scale
     if noise_scale is None:
         noise_scale = reasoner.inference_noise_scale
-    settings: dict[str, Any] = dict(
-        noise_scale=noise_scale, seed=seed, slots=slots, backend=backend, precision=precision
-    )
-    with Bar("running the full depth", progress) as bar:
-        depths = studies.recordable_depths(reasoner, depth, backend=backend, precision=precision)
-        recording = studies.record(
-            reasoner, puzzles.inputs, puzzles.labels, depths=depths, progress=bar.update, **settings
-        )
+    run: dict[str, Any] = dict(seed=seed, slots=slots, backend=backend, precision=precision)
+    depths = studies.recordable_depths(reasoner, depth, backend=backend, precision=precision)
+    recordings = {}
+    for scale in sorted({trained, *compared}) if compared else [noise_scale]:
+        doing = f"running the full depth with noise of {scale:g}" if compared else "running the full depth"
+        with Bar(doing, progress) as bar:
+            recordings[scale] = studies.record(
+                reasoner,
+                puzzles.inputs,
+                puzzles.labels,
+                depths=depths,
+                breadth=breadth,
+                noise_scale=scale,
+                progress=bar.update,
+                **run,
+            )
+    choice = studies.choose_noise(recordings, trained) if compared else None
+    noise_scale = noise_scale if choice is None else choice.chosen
+    recording, settings = recordings[noise_scale], {"noise_scale": noise_scale, **run}
     calibration = studies.calibrate(
         recording, max_loss=max_loss, trust=trust, patience=patience, floor=noise_floor(noise_scale)
     )
@@ -120,6 +154,7 @@ def calibrate(
         "puzzles": calibration.puzzles,
         "subset": {"puzzles": calibration.puzzles, "of": of, "seed": SUBSET_SEED},
         "correct_at_full_depth": calibration.correct,
+        "noise": None if choice is None else {"breadth": breadth, **dataclasses.asdict(choice)},
         "candidates": [_as_json(candidate) for candidate in calibration.candidates],
         "tol": None if trusted is None else _as_json(trusted),
         "tol_fast": None if fast is None else _as_json(fast),
@@ -128,9 +163,13 @@ def calibrate(
         "errors": puz.errors_as_json(errors),
     }
     if weights is not None:
-        report["written"] = str(store_tolerance(weights, calibration, report["settings"], Path(str(file)).name))
+        report["written"] = str(
+            store_tolerance(weights, calibration, report["settings"], Path(str(file)).name, report["noise"])
+        )
     emit(report, as_json, output)
     if not as_json:
+        if choice is not None:
+            drawing.noise_choice(choice, calibration.puzzles, trained)
         drawing.tolerances(_condensed(calibration), calibration.puzzles, trusted, fast)
         n = calibration.puzzles
         drawing.lines(

@@ -206,6 +206,21 @@ def parse_counts(option: str, text: str) -> tuple[int, ...]:
     return tuple(counts)
 
 
+def parse_numbers(option: str, text: str, *, allowed: str = "", zero: bool = False) -> tuple[float, ...]:
+    """Rising, finite, positive numbers from text such as "0.02,0.03"; 0 as well where `zero`.
+
+    Args:
+        allowed: words that the option takes instead of numbers, for the message.
+    """
+    try:
+        numbers = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        raise ValueError(f"{option} must be {allowed}numbers, as in 0.02,0.03, got {text!r}") from None
+    if not all(math.isfinite(value) and (value > 0 or (zero and value == 0)) for value in numbers):
+        raise ValueError(f"{option} must be {'0 or ' if zero else ''}positive and finite, got {text!r}")
+    return tuple(numbers)
+
+
 def parse_range(option: str, text: str) -> tuple[int, int | None]:
     """(low, high) from "30", "24-30" or "24-" (no limit)."""
     first, dash, last = text.partition("-")

@@ -16,7 +16,7 @@ from eqr_kernels.atomic import atomic_write
 from eqr_kernels.cli import options as opt
 from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.cli import render
-from eqr_kernels.cli.console import INCOMPLETE, Bar, command, complain
+from eqr_kernels.cli.console import INCOMPLETE, Bar, command, complain, parse_numbers
 from eqr_kernels.cli.engines import engine_of, rows_shown, task_spec, working
 from eqr_kernels.cli.provenance import device_name, reproduction
 from eqr_kernels.cli.render import require, terminal
@@ -163,7 +163,9 @@ def curve(
     request = Request(
         depth=depth or sizes["depth"],
         breadth=trajectories,
-        tols=usual_tolerances(reasoner, noise_scale) if tols == "auto" else _tolerances(tols),
+        tols=usual_tolerances(reasoner, noise_scale)
+        if tols == "auto"
+        else parse_numbers("--tols", tols, allowed="auto or "),
         select=select,
         views=make_views,
         quick=quick,
@@ -227,17 +229,6 @@ def _check_folder(out: Path) -> None:
         raise ValueError(f"--out {out} is a file; name a folder")
     if not out.absolute().parent.is_dir():
         raise FileNotFoundError(f"--out {out}: there is no folder {out.absolute().parent}; make it first")
-
-
-def _tolerances(text: str) -> tuple[float, ...]:
-    """Those given, rising."""
-    try:
-        chosen = sorted({float(part) for part in text.split(",")})
-    except ValueError:
-        raise ValueError(f"--tols must be auto or numbers, as in 0.02,0.03, got {text!r}") from None
-    if not all(0 < value < math.inf for value in chosen):
-        raise ValueError(f"--tols must be positive and finite, got {text!r}")
-    return tuple(chosen)
 
 
 def _budget(text: str | None, price: Price | None) -> tuple[float, str] | None:

@@ -2,8 +2,8 @@
 
 `recording` runs the model and nothing else here does, but for `costs` and `checking`, which time it. `replay` is how a
 recording answers under another depth, breadth, halting rule or rule of selection; the studies are built on these two:
-`dynamics`, `attractors`, `agreement`, `coupling`, `scaling` and `advice` (`eqr diagnose`), `tolerance` (`eqr
-calibrate`), `points` and `front` (`eqr curve`). `scoring` and `statistics` count.
+`dynamics`, `attractors`, `agreement`, `coupling`, `scaling` and `advice` (`eqr diagnose`), `tolerance` and
+`noise_choice` (`eqr calibrate`), `points` and `front` (`eqr curve`). `scoring` and `statistics` count.
 
 Everything here returns numbers and prints nothing. Arrays are NumPy: N puzzles, S tokens, K depths, L breadths, R rules
 of selection, B trajectories a puzzle, D outer steps. A trajectory is correct when its answer is the given one in every
@@ -13,6 +13,7 @@ labelled token, and has settled when its halting rule has fired (see `replay.set
 from eqr_kernels.studies.advice import Finding, advise
 from eqr_kernels.studies.costs import Price, UnitCosts, measure_costs
 from eqr_kernels.studies.front import knee, pareto, recommend
+from eqr_kernels.studies.noise_choice import NoiseChoice, NoiseTrial, choose_noise
 from eqr_kernels.studies.points import Point, bend, map_points
 from eqr_kernels.studies.recording import Recording, record, recordable_depths
 from eqr_kernels.studies.replay import Policy, correct_grid, outcome, policies
@@ -27,6 +28,8 @@ __all__ = [
     "Accuracy",
     "Calibration",
     "Finding",
+    "NoiseChoice",
+    "NoiseTrial",
     "Point",
     "Policy",
     "Price",
@@ -37,6 +40,7 @@ __all__ = [
     "advise",
     "bend",
     "calibrate",
+    "choose_noise",
     "correct_grid",
     "digest",
     "exact_match",

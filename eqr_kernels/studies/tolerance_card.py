@@ -14,13 +14,20 @@ from eqr_kernels.studies.tolerance import Calibration, Tolerance
 _KEPT = ("correct", "mean_steps", "converged", "right_when_converged")
 
 
-def store_tolerance(weights: Path, calibration: Calibration, settings: dict[str, Any], data: str) -> Path:
+def store_tolerance(
+    weights: Path,
+    calibration: Calibration,
+    settings: dict[str, Any],
+    data: str,
+    noise: dict[str, Any] | None = None,
+) -> Path:
     """Writes the chosen tolerances, or why there are none, into the card beside the weights, which stay untouched.
 
     Args:
         weights: the model's safetensors file.
         settings: what they were chosen with: depth, reveal, seed, max_loss, trust, patience and noise_scale.
         data: name of the puzzles.
+        noise: what the noise was chosen by, see `noise_choice`; None where it was not.
 
     Returns:
         The card's path.
@@ -34,6 +41,7 @@ def store_tolerance(weights: Path, calibration: Calibration, settings: dict[str,
         "correct_at_full_depth": calibration.correct,
         "tol": _counts(calibration.trusted),
         "tol_fast": _counts(calibration.fast),
+        **({} if noise is None else {"noise": noise}),
     }
     # A tolerance holds for this noise only, so the card recommends both together.
     scale = settings["noise_scale"]

@@ -660,6 +660,26 @@ def test_calibrate_stores_the_noise_that_the_tolerance_is_for(tmp_path, data):
     assert (card.noise_scale, card.tol_fast) == (0.01, report["tol_fast"]["tol"])
 
 
+@pytest.mark.parametrize(
+    "trained, taken, card_noise",
+    [(0.0, 0.0, None), (2.0, 0.0, 0.0)],
+    ids=["as good as the trained one: that stays", "better than the trained one: the smallest"],
+)
+def test_calibrate_chooses_the_noise_by_what_it_answers(tmp_path, data, trained, taken, card_noise):
+    model = make_copier(tmp_path / "model", EqRConfig.sudoku_paper(**TINY, noise_scale=trained))
+    arguments = ["calibrate", data, "--model", model, "--depth", 10, "--reveal", 81, "--breadth", 2, "--write"]
+    report = eqr_json(*arguments, "--noise-scales", "0.01,0")
+    trials = {t["noise_scale"]: t for t in report["noise"]["trials"]}
+    assert list(trials) == sorted({0.0, 0.01, trained}) and report["noise"]["chosen"] == taken
+    assert report["settings"]["noise_scale"] == taken and report["noise"]["breadth"] == 2
+    assert trials[taken]["right"] == report["correct_at_full_depth"] and trials[taken]["single"] == 1.0
+    assert (trials[trained]["gained"], trials[trained]["lost"], trials[trained]["chance"]) == (0, 0, 1.0)
+    card = load_checkpoint(model).card
+    assert card.noise_scale == card_noise and card.extra["calibration"]["noise"] == report["noise"]
+    assert EquilibriumReasoner.from_pretrained(model).inference_noise_scale == taken
+    assert "taken" in eqr(*arguments, "--noise-scales", "0").stdout
+
+
 def test_calibrate_says_why_it_cannot(model, data, tmp_path):
     unsolved = eqr("calibrate", data, "--model", model, "--depth", 3, code=2)
     assert "none of the 8 puzzles is right at depth 3" in unsolved.stderr
@@ -669,6 +689,13 @@ def test_calibrate_says_why_it_cannot(model, data, tmp_path):
     torch.save({}, tmp_path / "official.pth")
     refused = eqr("calibrate", data, "--model", tmp_path / "official.pth", "--write", code=2)
     assert "--write needs --model" in refused.stderr
+    for options, message in (
+        (["--breadth", 2], "--breadth is for the comparison of --noise-scales"),
+        (["--noise-scale", 0.1, "--noise-scales", "0,0.1"], "give one of the two"),
+        (["--noise-scales", "0,-0.1"], "--noise-scales must be 0 or positive and finite, got '0,-0.1'"),
+        (["--noise-scales", "auto"], "--noise-scales must be numbers, as in 0.02,0.03, got 'auto'"),
+    ):
+        assert message in eqr("calibrate", data, "--model", model, *options, code=2).stderr
 
 
 # generate ------------------------------------------------------------------------------------------------------------

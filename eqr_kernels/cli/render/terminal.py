@@ -20,6 +20,7 @@ from eqr_kernels.cli.render.wording import percent
 if TYPE_CHECKING:
     from eqr_kernels.cli.puzzles import Task
     from eqr_kernels.results import SolveResult
+    from eqr_kernels.studies.noise_choice import NoiseChoice
     from eqr_kernels.studies.scoring import Accuracy
     from eqr_kernels.studies.tolerance import Tolerance
     from eqr_kernels.tasks.common import PuzzleSet, Tokens
@@ -203,6 +204,27 @@ def tolerances(rows: Sequence[Tolerance], puzzles: int, trusted: Tolerance | Non
             percent(t.converged / puzzles),
             percent(t.right_share),
             style="bold green" if names else None,
+        )
+    _console().print(table)
+
+
+def noise_choice(choice: NoiseChoice, puzzles: int, trained: float) -> None:
+    """`eqr calibrate --noise-scales`: what each noise answers."""
+    table = Table(title="noise", title_justify="left")
+    for name in ("", "noise", "exact", "of single trajectories", "any", "gained", "lost", "chance"):
+        table.add_column(name, justify="right" if name else "left")
+    for t in choice.trials:
+        kinds = [("taken", choice.chosen), ("trained", trained)]
+        table.add_row(
+            ", ".join(name for name, scale in kinds if t.noise_scale == scale),
+            f"{t.noise_scale:g}",
+            percent(t.right / puzzles),
+            percent(t.single),
+            percent(t.any / puzzles),
+            str(t.gained),
+            str(t.lost),
+            f"{t.chance:.2g}",
+            style="bold green" if t.noise_scale == choice.chosen else None,
         )
     _console().print(table)
 
