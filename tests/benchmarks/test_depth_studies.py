@@ -1,4 +1,4 @@
-"""benchmarks.studies.maze_sizes, precision_depth and student: what they count and write, with models of no size."""
+"""The studies maze_sizes, precision_depth, student and extreme_mix: what they count, with models of no size."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from benchmarks import machine
-from benchmarks.studies import maze_sizes, precision_depth, student
+from benchmarks.studies import extreme_mix, maze_sizes, precision_depth, student
 from eqr_kernels import EqRConfig, EquilibriumReasoner
+from eqr_kernels.studies.scoring import Accuracy
 from eqr_kernels.tasks import maze, sudoku, sudoku_generator
 from tests.support.commands import TINY
 from tests.support.recordings import made
@@ -172,3 +173,45 @@ def test_the_study_of_students_writes_what_it_says(tmp_path, monkeypatch):
             student.main([str(a) for a in [*again, *other]])
     with pytest.raises(SystemExit, match="--puzzles 30 needs 12 of 17_clue, and there are 4"):
         student.main([str(a) for a in [*again, "--puzzles", 30, "--recording", tmp_path / "s.npz"]])
+
+
+def test_the_mix_of_sudoku_extreme_is_weighted_as_it_says(tmp_path, monkeypatch):
+    assert sum(extreme_mix.MIX.values()) == pytest.approx(1) and sum(extreme_mix.MINIMAL.values()) == pytest.approx(1)
+    parts = dict.fromkeys(extreme_mix.MIX, Accuracy(0, 96)) | {"forum": Accuracy(48, 96)}
+    told = extreme_mix.weighted(parts)
+    assert told["share"] == pytest.approx(0.734 / 2) and told["low"] < told["share"] < told["high"]
+    reach = 1.959964 * 0.734 * np.sqrt(0.25 / 100)  # of the forum's alone
+    assert reach < told["high"] - told["share"] < 1.1 * reach
+
+    made = extreme_mix.minimal(30, 5, seed=3)
+    assert made.labels is not None
+    for inputs, source in zip(made.inputs, made.source.tolist(), strict=True):
+        clues = int((inputs > sudoku.BLANK).sum())
+        assert source == "unbiased, " + [*extreme_mix.MINIMAL][min(max(clues - 24, 0), 3)]
+        fewer = inputs.copy()
+        fewer[np.flatnonzero(inputs > sudoku.BLANK)[0]] = sudoku.BLANK
+        assert sudoku_generator.count_solutions(inputs) == 1 and sudoku_generator.count_solutions(fewer) == 2
+
+    torch.manual_seed(0)
+    EquilibriumReasoner(EqRConfig.sudoku(**TINY)).save_pretrained(tmp_path / "m")
+    curve = tmp_path / "curve.csv"
+    curve.write_text(
+        "step,clues,source,puzzles,exact_1,exact_2\n1,published,17_clue,10,0.0,0.0\n"
+        "2,published,17_clue,10,0.1,0.5\n2,published,forum_hardest_1905_11plus,20,0.05,0.1\n2,28,all,20,1,1\n"
+    )
+    monkeypatch.setattr(extreme_mix, "MINIMAL", {"24 clues or fewer": 1.0})
+    monkeypatch.setattr(extreme_mix, "MIX", {"forum": 0.5, "17 clues": 0.2, "kaggle": 0.1, "unbiased": 0.2})
+    easy = sudoku_generator.generate(3, "easy", seed=1)
+    monkeypatch.setattr(extreme_mix, "minimal", lambda *_, **__: replace(easy, source=np.full(3, "unbiased")))
+    arguments = ["--known", curve, "--model", tmp_path / "m", "--most", 2, "--depths", 2, 1, "--halt", "none"]
+    kept = ["--minimal", tmp_path / "minimal.csv", "--results", tmp_path]
+    for _ in range(2):  # the second takes what the first has made
+        extreme_mix.main([str(a) for a in [*arguments, *kept]])
+        report = json.loads((tmp_path / machine.folder() / "extreme_mix.json").read_text())
+        assert report["depths"] == [1, 2] and report["mean_steps"] == {"unbiased": 2.0, "kaggle": 2.0}
+        assert [part["correct"] for part in report["parts"]["17 clues"]] == [1, 5]
+        assert [part["total"] for part in report["parts"]["unbiased"]] == [3, 3]
+        wanted = [0.5 * 0.05 + 0.2 * 0.1, 0.5 * 0.1 + 0.2 * 0.5]
+        assert [each["share"] for each in report["weighted"]] == pytest.approx(wanted)
+    with pytest.raises(SystemExit):
+        extreme_mix.main(["--model", str(tmp_path / "m")])
