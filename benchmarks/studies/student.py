@@ -9,7 +9,8 @@ they are asked for at their own outer step k:
     as far      the answer in the cells that the teacher has right after its step k; the others are not scored
 
 Rows are of mixed ages and symmetries, as in `eqr train`. The halting head always learns whether the answer is right.
-Teacher and students are then judged alike: exact answers by depth and source, the residual, and the modes of restarts.
+Teacher and students are then judged alike, in float32: exact answers by depth and source, how well the residual tells
+right from wrong, and how many of a puzzle's restarts end right.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ from eqr_kernels import EqRConfig, EquilibriumReasoner
 from eqr_kernels.atomic import atomic_write
 from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.modules import LatentState
-from eqr_kernels.studies.attractors import modes
 from eqr_kernels.studies.identity import weights_digest
 from eqr_kernels.studies.recording import record
 from eqr_kernels.studies.scoring import Accuracy
@@ -58,8 +58,7 @@ DEPTHS = (1, 4, 16, 64)
 STUDENTS: dict[str, dict[str, Any]] = {"half width": dict(), "one block": dict(L_layers=1)}
 """Fields of the config that differ from the teacher's, beside the width and H_cycles."""
 RESTARTS = 8
-SETTLED = 0.95
-"""Share of the right trajectories that the tolerance of the modes takes in, each model's own."""
+JUDGED: dict[str, Any] = dict(precision="fp32", halt="none", trace=False)
 RECIPE = dict(batch=64, lr=1e-3, warmup=100, min_ratio=0.03, weight_decay=1.0, ema=0.998)
 
 
@@ -203,7 +202,7 @@ def _put(old: torch.Tensor, rows: torch.Tensor, new: torch.Tensor) -> torch.Tens
 def judged(model: EquilibriumReasoner, puzzles: PuzzleSet) -> dict[str, Any]:
     """Exact answers by depth and source, and how well the residual tells right from wrong at the last depth."""
     assert puzzles.labels is not None
-    told = record(model, puzzles.inputs, puzzles.labels, depths=DEPTHS, trace=False)
+    told = record(model, puzzles.inputs, puzzles.labels, depths=DEPTHS, **JUDGED)
     right = told.correct[:, 0]
 
     def accuracy(rows: npt.NDArray[np.bool_]) -> dict[int, Any]:
@@ -218,18 +217,21 @@ def judged(model: EquilibriumReasoner, puzzles: PuzzleSet) -> dict[str, Any]:
     }
 
 
-def modes_of(model: EquilibriumReasoner, puzzles: PuzzleSet) -> dict[str, Any]:
-    """Where restarts end at the last depth, by `studies.attractors.modes`; no counts where none ends right."""
+def restarts_of(model: EquilibriumReasoner, puzzles: PuzzleSet) -> dict[str, Any]:
+    """Puzzles by how many of their restarts end right at the last depth, and what the residual tells of these."""
     assert puzzles.labels is not None
-    told = record(model, puzzles.inputs, puzzles.labels, depths=DEPTHS[-1:], breadth=RESTARTS, trace=False)
-    right, residual = told.correct[..., -1], told.residual[..., -1]
-    if not right.any():
-        return {"tol": None, "counts": None}
-    tol = float(np.quantile(residual[right], SETTLED))
-    return {"tol": tol, "counts": modes(right, residual <= tol).counts()["all"]}
+    told = record(model, puzzles.inputs, puzzles.labels, depths=DEPTHS[-1:], breadth=RESTARTS, **JUDGED)
+    right = told.correct[..., -1]  # [N, B]
+    area = auroc(told.residual[..., -1].ravel(), right.ravel())
+    return {
+        "none right": int((~right).all(1).sum()),
+        "some right": int((right.any(1) & ~right.all(1)).sum()),
+        "all right": int(right.all(1).sum()),
+        "residual_auroc": None if np.isnan(area) else float(area),
+    }
 
 
-def examined(model: EquilibriumReasoner, dev: PuzzleSet, of_modes: int) -> dict[str, Any]:
+def examined(model: EquilibriumReasoner, dev: PuzzleSet, restarted: int) -> dict[str, Any]:
     """What teacher and students are compared by."""
     easier = puz.reveal_clues(SUDOKU, dev, 28, seed=0)
     return {
@@ -237,7 +239,7 @@ def examined(model: EquilibriumReasoner, dev: PuzzleSet, of_modes: int) -> dict[
         "training_operations_per_row": training_operations(model.config),
         "published": judged(model, dev),
         "28 clues": judged(model, easier),
-        f"modes, 28 clues, {RESTARTS} restarts": modes_of(model, puz.stratified(easier, min(of_modes, len(easier)))),
+        f"28 clues, {RESTARTS} restarts": restarts_of(model, puz.stratified(easier, min(restarted, len(easier)))),
     }
 
 
@@ -264,13 +266,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--students", nargs="+", choices=STUDENTS, default=["one block"])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--judged", type=int, default=300, help="puzzles of dev, a stratified subset")
-    parser.add_argument("--modes", type=int, default=60, help="of these, for the modes of their restarts")
+    parser.add_argument("--restarted", type=int, default=60, help=f"of these, that are run {RESTARTS} times")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--recording", type=Path, default=Path("student.npz"), help="kept there, and taken from there")
     parser.add_argument("--results", type=Path, help="folder of <device>/student.json")
     options = parser.parse_args(arguments)
     teacher = EquilibriumReasoner.from_pretrained(options.teacher)
-    clues, train = (options.clues[0], options.clues[1]), sudoku.load(options.train)[0]
+    clues = (options.clues[0], options.clues[1])
+    if not 0 <= clues[0] <= clues[1] <= sudoku.SEQ_LEN:
+        parser.error(f"--clues must be LEAST <= MOST, both in 0..{sudoku.SEQ_LEN}, got {clues[0]} {clues[1]}")
+    train = sudoku.load(options.train)[0]
     taught = kept_or_taught(teacher, train, options.puzzles, clues, options.seed, options.recording)
     dev, _ = sudoku.load(options.dev)
     dev = puz.stratified(dev, min(options.judged, len(dev)))
@@ -281,12 +286,13 @@ def main(arguments: list[str] | None = None) -> None:
             "name": options.teacher,
             "sha256": weights_digest(teacher),
             "right_of_taught": int(last.sum()),
-            **examined(teacher, dev, options.modes),
+            **examined(teacher, dev, options.restarted),
         },
         "puzzles": len(taught.labels),
         "recipe": {**RECIPE, "steps": options.steps, "row_steps": STEPS, "clues": clues, "mix": MIX},
         "students": [],
     }
+    machine.write_report(options.results, "student", report)
     for student in options.students:
         config = student_config(student, teacher.config)
         for arm in options.arms:
@@ -296,7 +302,7 @@ def main(arguments: list[str] | None = None) -> None:
             operations = options.steps * int(RECIPE["batch"]) * training_operations(config)
             report["students"].append(
                 {"student": student, "arm": arm, "operations": operations, "loss": loss, "seconds": took}
-                | examined(model, dev, options.modes)
+                | examined(model, dev, options.restarted)
             )
             machine.write_report(options.results, "student", report)
     print_table(report)

@@ -147,6 +147,18 @@ def test_a_student_is_half_as_wide_as_its_teacher_in_all_else_alike_but_h_and_bl
     assert student.student_config("one block", teacher) == replace(half, L_layers=1)
 
 
+def test_restarts_are_counted_by_how_many_end_right(monkeypatch):
+    right = [[[1], [1]], [[1], [0]], [[0], [1]], [[0], [0]]]
+    residual = [[[0.1], [0.1]], [[0.2], [0.4]], [[0.2], [0.1]], [[0.6], [0.5]]]
+    monkeypatch.setattr(
+        student, "record", lambda *_, **settings: made(right, residual) if settings["breadth"] == 8 else 0
+    )
+    puzzles = sudoku_generator.generate(4, "easy", seed=1)
+    told = student.restarts_of(EquilibriumReasoner(EqRConfig.sudoku(**TINY)), puzzles)
+    assert (told["none right"], told["some right"], told["all right"]) == (1, 2, 1)
+    assert told["residual_auroc"] == pytest.approx(15.5 / 16)  # of 4 x 4 pairs one ties
+
+
 def test_the_study_of_students_writes_what_it_says(tmp_path, monkeypatch):
     torch.manual_seed(0)
     EquilibriumReasoner(EqRConfig.sudoku(**TINY)).save_pretrained(tmp_path / "m")
@@ -163,7 +175,7 @@ def test_the_study_of_students_writes_what_it_says(tmp_path, monkeypatch):
     student.main([str(a) for a in [*arguments, *kept]])
     report = json.loads((tmp_path / machine.folder() / "student.json").read_text())
     assert [row["arm"] for row in report["students"]] == list(student.ARMS) and report["puzzles"] == 8
-    judged = {"parameters", "published", "28 clues", "modes, 28 clues, 8 restarts"}
+    judged = {"parameters", "published", "28 clues", "28 clues, 8 restarts"}
     assert all(judged <= row.keys() for row in (report["teacher"], *report["students"]))
     assert len({row["loss"] for row in report["students"]}) == 3
     again = [*arguments[:-1], 1, *kept]
