@@ -17,11 +17,15 @@ from eqr_kernels.cli.render import terminal as drawing
 from eqr_kernels.cli.render.wording import interval, percent
 from eqr_kernels.noise import noise_floor
 from eqr_kernels.solver import DEFAULT_DEPTH
+from eqr_kernels.studies.noise_choice import NoiseChoice
+from eqr_kernels.studies.statistics import Paired
 from eqr_kernels.studies.subset import SUBSET_SEED
 from eqr_kernels.studies.tolerance import Calibration, Tolerance
 from eqr_kernels.studies.tolerance_card import store_tolerance
 
 _SHOWN = 24
+_SELECT = "residual"
+"""How the answers are selected by which noise is compared."""
 
 
 @command
@@ -41,12 +45,17 @@ def calibrate(
     noise_scales: Annotated[
         str | None,
         typer.Option(
-            help="Noise to choose from before tolerances are looked for, as in 0,0.01,0.1; the trained one is always "
-            "among them."
+            help="Noise to choose from before tolerances are looked for, as in 0,0.01,0.1; the trained one and the "
+            "card's are always among them."
         ),
     ] = None,
     breadth: Annotated[
-        int, typer.Option(min=1, help="Trajectories of each puzzle by which --noise-scales are compared.")
+        int,
+        typer.Option(
+            min=1,
+            help="Trajectories of each puzzle, selected by residual, by which --noise-scales are compared; the time is "
+            "so many times that of one, for each noise.",
+        ),
     ] = 1,
     seed: opt.Seed = 0,
     slots: opt.Slots = None,
@@ -73,9 +82,10 @@ def calibrate(
     stopped and what it would have answered. With noise, tolerances below sqrt(2) times --noise-scale are never met
     and not tried.
 
-    --noise-scales calibrates the noise first. Each is run like that, and another than the trained noise is taken only
-    if it answers more puzzles right than chance explains (exact McNemar test at 5 % for all that are compared). The
-    tolerances are then those of the noise that is taken, and --write stores both.
+    --noise-scales calibrates the noise first. Each is run like that, with --breadth trajectories, and another than the
+    trained noise is chosen only if it answers more puzzles than chance explains (McNemar's exact test at 5 % for all
+    that are compared), and no fewer with one trajectory. The tolerances are then those of the chosen noise. --write
+    stores both; accuracies that the card has of another noise are dropped.
 
     A model that settles on wrong answers as deeply as on right ones has no tol: the card then says so, and so do the
     commands. Calibrate on puzzles like those that will be solved: a tolerance found with clues shown (--reveal) holds
@@ -101,7 +111,11 @@ def calibrate(
             f"{breadth} without --noise-scales: give these as well, or leave it out"
         )
     if None not in (noise_scale, noise_scales):
-        raise ValueError("--noise-scale sets the noise that --noise-scales would choose; give one of the two")
+        raise ValueError(
+            f"--noise-scale sets the noise that --noise-scales would choose, got {noise_scale:g} and {noise_scales!r}; "
+            "give one of the two"
+        )
+    studies.check_shares(max_loss=max_loss, trust=trust)
     compared = () if noise_scales is None else parse_numbers("--noise-scales", noise_scales, zero=True)
     weights = _writable(model) if write else None
     reasoner = puz.load_model(model, device, progress)
@@ -111,16 +125,14 @@ def calibrate(
     of = len(puzzles)
     puzzles = puz.reveal_clues(its_task, puz.stratified(puzzles, min(subset, of)), reveal, seed)
     assert puzzles.labels is not None
-    trained = reasoner.config.noise_scale
-    if noise_scale is None:
-        noise_scale = reasoner.inference_noise_scale
+    trained, usual = reasoner.config.noise_scale, reasoner.inference_noise_scale
+    scales = sorted({trained, usual, *compared}) if compared else [usual if noise_scale is None else noise_scale]
     run: dict[str, Any] = dict(seed=seed, slots=slots, backend=backend, precision=precision)
     depths = studies.recordable_depths(reasoner, depth, backend=backend, precision=precision)
-    recordings = {}
-    for scale in sorted({trained, *compared}) if compared else [noise_scale]:
-        doing = f"running the full depth with noise of {scale:g}" if compared else "running the full depth"
-        with Bar(doing, progress) as bar:
-            recordings[scale] = studies.record(
+    firsts, runs = {}, {}
+    for scale in scales:
+        with Bar(f"running the full depth with noise {scale:g}", progress) as bar:
+            recording = studies.record(
                 reasoner,
                 puzzles.inputs,
                 puzzles.labels,
@@ -130,12 +142,22 @@ def calibrate(
                 progress=bar.update,
                 **run,
             )
-    choice = studies.choose_noise(recordings, trained) if compared else None
-    noise_scale = noise_scale if choice is None else choice.chosen
-    recording, settings = recordings[noise_scale], {"noise_scale": noise_scale, **run}
-    calibration = studies.calibrate(
-        recording, max_loss=max_loss, trust=trust, patience=patience, floor=noise_floor(noise_scale)
-    )
+        firsts[scale], runs[scale] = recording.narrowed(1), studies.NoiseRun.of(recording, _SELECT)
+    choice = studies.choose_noise(runs, trained) if compared else None
+    if choice is not None and not as_json:
+        # Told before tolerances are looked for, of which there may be none.
+        drawing.noise_choice(choice, breadth)
+    noise_scale = scales[0] if choice is None else choice.chosen
+    recording, settings = firsts[noise_scale], {"noise_scale": noise_scale, **run}
+    noise = None if choice is None else _noise_as_json(choice, breadth)
+    try:
+        calibration = studies.calibrate(
+            recording, max_loss=max_loss, trust=trust, patience=patience, floor=noise_floor(noise_scale)
+        )
+    except ValueError as error:
+        if noise is not None:
+            emit({"command": "calibrate", "model": model, "noise": noise, "error": str(error)}, as_json, output)
+        raise
     trusted, fast = calibration.trusted, calibration.fast
     report: dict[str, Any] = {
         "command": "calibrate",
@@ -154,7 +176,7 @@ def calibrate(
         "puzzles": calibration.puzzles,
         "subset": {"puzzles": calibration.puzzles, "of": of, "seed": SUBSET_SEED},
         "correct_at_full_depth": calibration.correct,
-        "noise": None if choice is None else {"breadth": breadth, **dataclasses.asdict(choice)},
+        "noise": noise,
         "candidates": [_as_json(candidate) for candidate in calibration.candidates],
         "tol": None if trusted is None else _as_json(trusted),
         "tol_fast": None if fast is None else _as_json(fast),
@@ -163,13 +185,10 @@ def calibrate(
         "errors": puz.errors_as_json(errors),
     }
     if weights is not None:
-        report["written"] = str(
-            store_tolerance(weights, calibration, report["settings"], Path(str(file)).name, report["noise"])
-        )
+        name = Path(str(file)).name
+        report["written"] = str(store_tolerance(weights, calibration, report["settings"], name, noise))
     emit(report, as_json, output)
     if not as_json:
-        if choice is not None:
-            drawing.noise_choice(choice, calibration.puzzles, trained)
         drawing.tolerances(_condensed(calibration), calibration.puzzles, trusted, fast)
         n = calibration.puzzles
         drawing.lines(
@@ -187,11 +206,35 @@ def calibrate(
         # Told before failing: which tolerance loses how much is what a choice of --max-loss needs.
         raise ValueError(
             f"{calibration.missing}; train longer, calibrate on other puzzles, allow a loss with --max-loss, or lower "
-            "--noise-scale"
+            f"{'--noise-scale' if choice is None else '--noise-scales'}"
         )
     if trusted is None:
         complain(f"converged is no promise for this model: {calibration.missing}", "warning")
     return INCOMPLETE if errors else 0
+
+
+def _noise_as_json(choice: NoiseChoice, breadth: int) -> dict[str, Any]:
+    """What the report and the card say of it."""
+
+    def against(by: Paired) -> dict[str, Any]:
+        return {"gained": by.gained, "lost": by.lost, "mcnemar_p": by.p}
+
+    trials = [
+        {
+            **{name: getattr(t, name) for name in ("noise_scale", "selected", "any", "first", "single")},
+            "selected_against_trained": against(t.by_selected),
+            "first_against_trained": against(t.by_first),
+        }
+        for t in choice.trials
+    ]
+    chosen = {"trained": choice.trained, "chosen": choice.chosen}
+    return {
+        **chosen,
+        "breadth": breadth,
+        "select": _SELECT,
+        "puzzles": choice.trials[0].by_first.puzzles,
+        "trials": trials,
+    }
 
 
 def _writable(model: str) -> Path:

@@ -210,7 +210,7 @@ def parse_numbers(option: str, text: str, *, allowed: str = "", zero: bool = Fal
     """Rising, finite, positive numbers from text such as "0.02,0.03"; 0 as well where `zero`.
 
     Args:
-        allowed: words that the option takes instead of numbers, for the message.
+        allowed: what the option takes instead of numbers, as in "auto or ", for the message.
     """
     try:
         numbers = sorted({float(part) for part in text.split(",")})

@@ -13,7 +13,7 @@ labelled token, and has settled when its halting rule has fired (see `replay.set
 from eqr_kernels.studies.advice import Finding, advise
 from eqr_kernels.studies.costs import Price, UnitCosts, measure_costs
 from eqr_kernels.studies.front import knee, pareto, recommend
-from eqr_kernels.studies.noise_choice import NoiseChoice, NoiseTrial, choose_noise
+from eqr_kernels.studies.noise_choice import NoiseChoice, NoiseRun, NoiseTrial, choose_noise
 from eqr_kernels.studies.points import Point, bend, map_points
 from eqr_kernels.studies.recording import Recording, record, recordable_depths
 from eqr_kernels.studies.replay import Policy, correct_grid, outcome, policies
@@ -21,7 +21,7 @@ from eqr_kernels.studies.scaling import Scaling, recorded_depths, summarise
 from eqr_kernels.studies.scoring import Accuracy, exact_match, token_accuracy
 from eqr_kernels.studies.store import Store
 from eqr_kernels.studies.subset import digest, stratified_subset
-from eqr_kernels.studies.tolerance import TRUST, Calibration, calibrate
+from eqr_kernels.studies.tolerance import TRUST, Calibration, calibrate, check_shares
 
 __all__ = [
     "TRUST",
@@ -29,6 +29,7 @@ __all__ = [
     "Calibration",
     "Finding",
     "NoiseChoice",
+    "NoiseRun",
     "NoiseTrial",
     "Point",
     "Policy",
@@ -40,6 +41,7 @@ __all__ = [
     "advise",
     "bend",
     "calibrate",
+    "check_shares",
     "choose_noise",
     "correct_grid",
     "digest",

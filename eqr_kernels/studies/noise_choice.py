@@ -1,19 +1,39 @@
-"""Which noise to inject at inference: the trained one, unless another answers more puzzles than chance would."""
+"""Which noise to inject at inference: the trained one, unless another answers more puzzles than chance explains."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
+from eqr_kernels.studies.advice import SIGNIFICANT
 from eqr_kernels.studies.recording import Recording
 from eqr_kernels.studies.replay import ANY, correct_grid
-from eqr_kernels.studies.statistics import mcnemar
+from eqr_kernels.studies.statistics import Paired, pair
 from eqr_kernels.studies.types import Bools
 
-LEVEL = 0.05
-"""Chance, over all that are compared, of taking another noise than the trained one although it is no better."""
+
+@dataclass(frozen=True)
+class NoiseRun:
+    """How the labelled puzzles ended at the full depth under one noise.
+
+    Attributes:
+        selected, any, first: bool [M], the answer that the rule selects is right, that of some trajectory, and that of
+            the first.
+        single: share of all trajectories that ended right.
+    """
+
+    selected: Bools
+    any: Bools
+    first: Bools
+    single: float
+
+    @classmethod
+    def of(cls, recording: Recording, select: str) -> NoiseRun:
+        """Of a recording without halting; select: how one of a puzzle's trajectories is chosen, see `correct_grid`."""
+        known = recording.labelled
+        grid = correct_grid(recording, [recording.depth], [recording.breadth], (select, ANY))[known, 0, 0]
+        right = recording.correct[known, :, -1]
+        return cls(grid[:, 0], grid[:, 1], right[:, 0], float(right.mean()))
 
 
 @dataclass(frozen=True)
@@ -22,68 +42,56 @@ class NoiseTrial:
 
     Attributes:
         noise_scale: that was injected.
-        right: puzzles whose selected trajectory ended right. any: those of which some trajectory did.
-        single: share of all trajectories that ended right.
-        gained, lost: puzzles that are right here and not with the trained noise, and the other way round.
-        chance: of a difference as great or greater between two noises that are equally good, see `mcnemar`.
+        selected, any, first: puzzles that are right, see `NoiseRun`. single: see there.
+        by_selected, by_first: against the trained noise.
     """
 
     noise_scale: float
-    right: int
+    selected: int
     any: int
+    first: int
     single: float
-    gained: int
-    lost: int
-    chance: float
+    by_selected: Paired
+    by_first: Paired
 
 
 @dataclass(frozen=True)
 class NoiseChoice:
-    """The trials, by rising noise, and the noise that was chosen."""
+    """The trials, by rising noise; the noise that was trained, and the one that was chosen."""
 
     trials: tuple[NoiseTrial, ...]
+    trained: float
     chosen: float
 
 
-def choose_noise(recordings: Mapping[float, Recording], trained: float, select: str = "residual") -> NoiseChoice:
-    """The noise that answers most puzzles, if by more than chance, at the full depth and breadth.
+def choose_noise(runs: Mapping[float, NoiseRun], trained: float) -> NoiseChoice:
+    """The noise whose selected answers are right most often, if that is more than chance.
 
-    Each is compared with the trained noise on the same puzzles, and taken only where `chance` is below `LEVEL` shared
-    among all that are compared. The smallest of those that are equally good is taken.
+    Each is compared with the trained noise on the same puzzles, and can be chosen only where McNemar's exact p is at
+    most `SIGNIFICANT`, shared among all that are compared, and where the first trajectories, which are the answers at
+    breadth 1, gain as much as they lose. The smallest of those that are equally good is chosen.
 
     Args:
-        recordings: by their noise, of the same puzzles with the same starts, without halting; that of `trained` too.
+        runs: by their noise, of the same puzzles with the same starts; that of `trained` too.
         trained: the noise that the model was trained with.
-        select: how one of a puzzle's trajectories is chosen, see `correct_grid`.
 
     Raises:
-        ValueError: no recording of the trained noise, or `select` is no rule.
+        ValueError: no run of the trained noise, or runs of different numbers of puzzles.
     """
-    if trained not in recordings:
-        raise ValueError(f"recordings must have the trained noise {trained:g}, got {sorted(recordings)}")
-
-    known, trials = recordings[trained].labelled, []
-
-    def ends(recording: Recording, rule: str) -> Bools:
-        grid = correct_grid(recording, [recording.depth], [recording.breadth], (rule,))
-        return np.asarray(grid[known, 0, 0, 0])
-
-    reference = ends(recordings[trained], select)
-    for scale, recording in sorted(recordings.items()):
-        right = ends(recording, select)
-        gained, lost = int((right & ~reference).sum()), int((reference & ~right).sum())
-        trials.append(
-            NoiseTrial(
-                noise_scale=scale,
-                right=int(right.sum()),
-                any=int(ends(recording, ANY).sum()),
-                single=float(recording.correct[known, :, -1].mean()),
-                gained=gained,
-                lost=lost,
-                chance=mcnemar(gained, lost),
+    if trained not in runs:
+        raise ValueError(f"runs must have the trained noise {trained:g}, got {sorted(runs)}; run that as well")
+    before = runs[trained]
+    trials = []
+    for scale, run in sorted(runs.items()):
+        if len(run.first) != len(before.first):
+            raise ValueError(
+                f"runs must be of the same puzzles, got {len(run.first)} with noise {scale:g} and {len(before.first)} "
+                f"with the trained {trained:g}; run all of them with both"
             )
-        )
-    share = LEVEL / max(1, len(trials) - 1)
-    better = [t for t in trials if t.gained > t.lost and t.chance < share]
-    best = max(better, key=lambda t: (t.right, -t.noise_scale), default=None)
-    return NoiseChoice(tuple(trials), trained if best is None else best.noise_scale)
+        selected, any_, first = (int(right.sum()) for right in (run.selected, run.any, run.first))
+        against = pair(before.selected, run.selected), pair(before.first, run.first)
+        trials.append(NoiseTrial(scale, selected, any_, first, run.single, *against))
+    level = SIGNIFICANT / max(1, len(trials) - 1)
+    better = [t for t in trials if t.by_selected.net > 0 and t.by_selected.p <= level and t.by_first.net >= 0]
+    best = max(better, key=lambda t: (t.selected, -t.noise_scale), default=None)
+    return NoiseChoice(tuple(trials), trained, trained if best is None else best.noise_scale)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -113,6 +113,11 @@ class Recording:
         if depth not in self.depths:
             raise ValueError(f"depth {depth} was not recorded; those recorded are {_shown(self.depths)}")
         return self.depths.index(depth)
+
+    def narrowed(self, breadth: int) -> Recording:
+        """The first trajectories of each puzzle alone, in memory of their own."""
+        narrow: dict[str, Any] = {name: values[:, :breadth].copy() for name, values in self.arrays().items()}
+        return replace(self, **narrow)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The arrays by name."""

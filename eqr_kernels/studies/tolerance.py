@@ -79,6 +79,13 @@ class Calibration:
     missing: str
 
 
+def check_shares(**shares: float) -> None:
+    """Raises a ValueError that names the first that is no share in 0..1."""
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} must be a share in 0..1, got {share}")
+
+
 def calibrate(
     recording: Recording,
     *,
@@ -112,9 +119,7 @@ def calibrate(
         ValueError: `max_loss` or `trust` is not in 0..1, there is no candidate, or nothing is right at the full depth,
             so that every tolerance would do.
     """
-    for name, share in (("max_loss", max_loss), ("trust", trust)):
-        if not 0 <= share <= 1:
-            raise ValueError(f"{name} must be a share in 0..1, got {share}")
+    check_shares(max_loss=max_loss, trust=trust)
     puzzles, correct = len(recording), int(recording.correct[:, 0, -1].sum())
     if not correct:
         raise ValueError(

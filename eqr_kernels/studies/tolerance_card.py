@@ -23,11 +23,13 @@ def store_tolerance(
 ) -> Path:
     """Writes the chosen tolerances, or why there are none, into the card beside the weights, which stay untouched.
 
+    Accuracies that were measured at another noise are dropped.
+
     Args:
         weights: the model's safetensors file.
         settings: what they were chosen with: depth, reveal, seed, max_loss, trust, patience and noise_scale.
         data: name of the puzzles.
-        noise: what the noise was chosen by, see `noise_choice`; None where it was not.
+        noise: what the noise was chosen by; None keeps what the card has of the same noise.
 
     Returns:
         The card's path.
@@ -41,16 +43,21 @@ def store_tolerance(
         "correct_at_full_depth": calibration.correct,
         "tol": _counts(calibration.trusted),
         "tol_fast": _counts(calibration.fast),
-        **({} if noise is None else {"noise": noise}),
     }
     # A tolerance holds for this noise only, so the card recommends both together.
     scale = settings["noise_scale"]
+    usual = card.config.noise_scale if card.noise_scale is None else card.noise_scale
+    before = card.extra.get("calibration", {}).get("noise")
+    noise = before if noise is None and before is not None and before["chosen"] == scale else noise
+    if noise is not None:
+        record["noise"] = noise
     card = dataclasses.replace(
         card,
         tol=None if calibration.trusted is None else calibration.trusted.tol,
         tol_fast=None if calibration.fast is None else calibration.fast.tol,
         tol_missing=calibration.missing,
         noise_scale=None if scale == card.config.noise_scale else scale,
+        accuracies=card.accuracies if scale == usual else {},
         sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
         extra={**card.extra, "calibration": record},
     )

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from eqr_kernels import EqRConfig, EquilibriumReasoner
+from eqr_kernels import EqRConfig, EquilibriumReasoner, studies
 from eqr_kernels.checkpoint import load_checkpoint
 from eqr_kernels.cli import COMMANDS, app
 from eqr_kernels.tasks import maze, sudoku, sudoku_generator
@@ -661,23 +661,48 @@ def test_calibrate_stores_the_noise_that_the_tolerance_is_for(tmp_path, data):
 
 
 @pytest.mark.parametrize(
-    "trained, taken, card_noise",
+    "trained, chosen, card_noise",
     [(0.0, 0.0, None), (2.0, 0.0, 0.0)],
     ids=["as good as the trained one: that stays", "better than the trained one: the smallest"],
 )
-def test_calibrate_chooses_the_noise_by_what_it_answers(tmp_path, data, trained, taken, card_noise):
-    model = make_copier(tmp_path / "model", EqRConfig.sudoku_paper(**TINY, noise_scale=trained))
-    arguments = ["calibrate", data, "--model", model, "--depth", 10, "--reveal", 81, "--breadth", 2, "--write"]
-    report = eqr_json(*arguments, "--noise-scales", "0.01,0")
-    trials = {t["noise_scale"]: t for t in report["noise"]["trials"]}
-    assert list(trials) == sorted({0.0, 0.01, trained}) and report["noise"]["chosen"] == taken
-    assert report["settings"]["noise_scale"] == taken and report["noise"]["breadth"] == 2
-    assert trials[taken]["right"] == report["correct_at_full_depth"] and trials[taken]["single"] == 1.0
-    assert (trials[trained]["gained"], trials[trained]["lost"], trials[trained]["chance"]) == (0, 0, 1.0)
+def test_calibrate_chooses_the_noise_by_what_it_answers(tmp_path, data, monkeypatch, trained, chosen, card_noise):
+    config, ran, record = EqRConfig.sudoku_paper(**TINY, noise_scale=trained), [], studies.record
+
+    def spied(*arguments, **settings):
+        ran.append((settings["noise_scale"], settings["breadth"]))
+        return record(*arguments, **settings)
+
+    monkeypatch.setattr(studies, "record", spied)
+    model = make_copier(tmp_path / "model", config, accuracies={"mine": 1})
+    arguments = ["calibrate", data, "--model", model, "--depth", 10, "--reveal", 81, "--write"]
+    report = eqr_json(*arguments, "--breadth", 2, "--noise-scales", "0.01,0")
+    assert ran == [(scale, 2) for scale in sorted({0.0, 0.01, trained})]
+    noise = report["noise"]
+    trials = {t["noise_scale"]: t for t in noise["trials"]}
+    assert (noise["trained"], noise["chosen"], noise["breadth"], noise["puzzles"]) == (trained, chosen, 2, 8)
+    assert trials[chosen]["first"] == report["correct_at_full_depth"] == 8 and trials[chosen]["single"] == 1.0
+    assert trials[trained]["selected_against_trained"] == {"gained": 0, "lost": 0, "mcnemar_p": 1.0}
+    assert report["settings"]["noise_scale"] == chosen
+    assert EquilibriumReasoner.from_pretrained(model).inference_noise_scale == chosen
     card = load_checkpoint(model).card
-    assert card.noise_scale == card_noise and card.extra["calibration"]["noise"] == report["noise"]
-    assert EquilibriumReasoner.from_pretrained(model).inference_noise_scale == taken
-    assert "taken" in eqr(*arguments, "--noise-scales", "0").stdout
+    assert card.noise_scale == card_noise and card.extra["calibration"]["noise"] == noise
+    assert card.accuracies == ({"mine": 1} if chosen == trained else {})  # of the noise that they are said of
+
+    eqr(*arguments)  # at the chosen noise again, and the card keeps why
+    assert load_checkpoint(model).card.extra["calibration"]["noise"] == noise
+    ran.clear()
+    assert "chosen" in eqr(*arguments, "--noise-scales", "0.01").stdout
+    assert ran == [(scale, 1) for scale in sorted({0.0, 0.01, trained})]  # the card's is among them
+    eqr(*arguments, "--noise-scale", 0.02)
+    assert "noise" not in load_checkpoint(model).card.extra["calibration"]
+
+
+def test_a_comparison_of_noise_is_told_where_no_tolerance_is_found(model, data, tmp_path):
+    arguments = ["calibrate", data, "--model", model, "--depth", 3, "--noise-scales", "0.1", "--output", tmp_path / "o"]
+    failed = eqr(*arguments, code=2)
+    assert "none of the 8 puzzles is right at depth 3" in failed.stderr and "noise, 1 trajectories" in failed.stdout
+    report = json.loads((tmp_path / "o").read_text())
+    assert [t["selected"] for t in report["noise"]["trials"]] == [0, 0] and "at depth 3" in report["error"]
 
 
 def test_calibrate_says_why_it_cannot(model, data, tmp_path):
@@ -691,7 +716,8 @@ def test_calibrate_says_why_it_cannot(model, data, tmp_path):
     assert "--write needs --model" in refused.stderr
     for options, message in (
         (["--breadth", 2], "--breadth is for the comparison of --noise-scales"),
-        (["--noise-scale", 0.1, "--noise-scales", "0,0.1"], "give one of the two"),
+        (["--noise-scale", 0.1, "--noise-scales", "0,0.1"], "got 0.1 and '0,0.1'; give one of the two"),
+        (["--max-loss", 2], "max_loss must be a share in 0..1, got 2.0"),
         (["--noise-scales", "0,-0.1"], "--noise-scales must be 0 or positive and finite, got '0,-0.1'"),
         (["--noise-scales", "auto"], "--noise-scales must be numbers, as in 0.02,0.03, got 'auto'"),
     ):

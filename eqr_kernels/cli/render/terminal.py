@@ -208,22 +208,24 @@ def tolerances(rows: Sequence[Tolerance], puzzles: int, trusted: Tolerance | Non
     _console().print(table)
 
 
-def noise_choice(choice: NoiseChoice, puzzles: int, trained: float) -> None:
-    """`eqr calibrate --noise-scales`: what each noise answers."""
-    table = Table(title="noise", title_justify="left")
-    for name in ("", "noise", "exact", "of single trajectories", "any", "gained", "lost", "chance"):
+def noise_choice(choice: NoiseChoice, breadth: int) -> None:
+    """`eqr calibrate --noise-scales`: what each noise answers, and against the trained one."""
+    table = Table(title=f"noise, {breadth} trajectories each", title_justify="left")
+    for name in ("", "noise", "selected", "gained", "lost", "p", "first", "single", "any"):
         table.add_column(name, justify="right" if name else "left")
     for t in choice.trials:
-        kinds = [("taken", choice.chosen), ("trained", trained)]
+        by = t.by_selected
+        kinds = [("chosen", choice.chosen), ("trained", choice.trained)]
         table.add_row(
             ", ".join(name for name, scale in kinds if t.noise_scale == scale),
             f"{t.noise_scale:g}",
-            percent(t.right / puzzles),
+            percent(t.selected / by.puzzles),
+            str(by.gained),
+            str(by.lost),
+            f"{by.p:.2g}",
+            percent(t.first / by.puzzles),
             percent(t.single),
-            percent(t.any / puzzles),
-            str(t.gained),
-            str(t.lost),
-            f"{t.chance:.2g}",
+            percent(t.any / by.puzzles),
             style="bold green" if t.noise_scale == choice.chosen else None,
         )
     _console().print(table)
