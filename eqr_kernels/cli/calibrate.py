@@ -75,12 +75,12 @@ def calibrate(
 ) -> int:
     """Find two residual tolerances: tol, at which converged is a promise, and tol_fast, which costs no accuracy.
 
-    tol is the loosest at which 99 % (--trust) of the puzzles that met it were right, and no answer was lost against
-    the full depth; it takes 100 puzzles that met it to tell. tol_fast is the loosest that lost none, whatever else
-    met it. solve takes them as --tol auto and --tol fast. Neither may be one that half of the puzzles meet at their
-    first step, nor 1 or more. One run of the full depth tells, for every tolerance, where each puzzle would have
-    stopped and what it would have answered. With noise, tolerances below sqrt(2) times --noise-scale are never met
-    and not tried.
+    tol is the loosest at which 99 % (--trust) of the puzzles that met it were right, and no fewer answers were right
+    than at the full depth; it takes 100 puzzles that met it to tell. tol_fast is the loosest with which no fewer were,
+    whatever else met it. solve takes them as --tol auto and --tol fast. Neither may be one that half of the puzzles
+    meet at their first step, nor 1 or more. One run of the full depth tells, for every tolerance, where each puzzle
+    would have stopped and what it would have answered. With noise, tolerances below sqrt(2) times --noise-scale are
+    never met and not tried.
 
     --noise-scales calibrates the noise first. Each is run like that, with --breadth trajectories, and another than the
     trained noise is chosen only if it answers more puzzles than chance explains (McNemar's exact test at 5 % for all

@@ -203,8 +203,8 @@ def train(
 
     --init starts a new run from weights that were trained before, with the config that came with them; --set changes
     what they do not depend on. A TRM (a fixed start) becomes an EqR: fixed_init=false, lambda_=0.95, noise_scale=0.01,
-    where --set does not say otherwise. The schedule is then batch size 96, --lr 1e-4, --warmup 100, --ema-rate 0.99 and
-    no curriculum.
+    where --set does not say otherwise. The schedule is then batch size 96, --lr 1e-4, --warmup 100, --ema-rate 0.99,
+    --dtype float32 and no curriculum.
 
     A report ends with the samples a second, the operations a second of their matrix products, and what share that is of
     the rate of big matrix products (torch.matmul in --dtype), which is measured as the run starts.

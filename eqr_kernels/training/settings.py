@@ -16,7 +16,7 @@ from eqr_kernels.training.recipes import COMMON, DECAY_END, DEFAULT_PRESET, FINE
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How to train. Defaults are the schedule of the published model, the preset `sudoku-paper`.
+    """How to train. Defaults are the schedule of the preset `sudoku-paper`, as published, but in float32.
 
     Attributes:
         batch_size: rows of this process; torchrun multiplies it by the number of processes.
