@@ -115,7 +115,9 @@ def main(arguments: list[str] | None = None) -> None:
     depths = sorted(set(options.depths))
     model = EquilibriumReasoner.from_pretrained(options.model)
     own = kept_or_made(options.minimal, options.attempts, options.most)
-    sets = {name: own.subset(own.source == name) for name in np.unique(own.source).tolist()}
+    sets = {
+        name: own.subset(np.flatnonzero(own.source == name)[: options.most]) for name in np.unique(own.source).tolist()
+    }
     sets["kaggle"] = sudoku_generator.generate(options.most, "medium", seed=1)
     parts = {} if options.known is None else known(options.known, depths)
     if options.known is None:
