@@ -14,6 +14,7 @@ from peers.workload import Unavailable
 from rich.table import Table
 
 from eqr_kernels import ops
+from eqr_kernels.run_rules import RunRules
 
 ROUNDS = {False: 15, True: 11}  # by --quick
 SECONDS = 0.1
@@ -21,6 +22,24 @@ SECONDS = 0.1
 MOST_CALLS = 1000
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
 Times = dict[str, list[float]]
+
+
+def full_depth(depth: int, noise_scale: float, slots: int) -> RunRules:
+    """One trajectory of each puzzle to the depth, without halting."""
+    return RunRules(
+        seed=0,
+        breadth=1,
+        depth=depth,
+        halt="none",
+        tol=0.0,
+        patience=1,
+        select="residual",
+        window=3,
+        noise_scale=noise_scale,
+        checkpoints=(),
+        slots=slots,
+        trace=False,
+    )
 
 
 def turns(candidates: dict[str, Callable[[], object]], rounds: int) -> Times:

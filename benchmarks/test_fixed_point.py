@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 from measure import PRECISIONS, main_precision, share_of_peak
-from oplevel import ROUNDS, Peak, about_op, op_rows, op_table, turns
+from oplevel import ROUNDS, Peak, about_op, full_depth, op_rows, op_table, turns
 from peers.contenders import Solving, check
 from peers.eager import EagerStep
 from peers.workload import DTYPES, PRESETS, Workload, has_bf16, operations
@@ -19,7 +19,6 @@ from torch import Tensor
 from eqr_kernels import ops
 from eqr_kernels.backends.packing import PackArguments
 from eqr_kernels.precision import Precision
-from eqr_kernels.run_rules import RunRules
 
 DEPTH = 4
 BATCHES = [1, 8]
@@ -42,20 +41,7 @@ def test_fixed_point(benchmark, tables: list[Table], quick: bool, batch: int, pr
     state = model.initial_state(batch, ids=ids)
     start = state.z_H.to(DTYPES[theirs]), state.z_L.to(DTYPES[theirs])
 
-    rules = RunRules(
-        seed=0,
-        breadth=1,
-        depth=DEPTH,
-        halt="none",
-        tol=0.0,
-        patience=1,
-        select="residual",
-        window=3,
-        noise_scale=noise_scale,
-        checkpoints=(),
-        slots=batch,
-        trace=False,
-    )
+    rules = full_depth(DEPTH, noise_scale, slots=batch)
 
     def op() -> Tensor:
         return ops.fixed_point(

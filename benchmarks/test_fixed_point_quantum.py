@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from oplevel import ROUNDS, about_op, op_rows, op_table, turns
+from oplevel import ROUNDS, about_op, full_depth, op_rows, op_table, turns
 from rich.table import Table
 from torch import Tensor
 
@@ -50,18 +50,7 @@ def test_fixed_point_quantum(benchmark, tables: list[Table], quick: bool, puzzle
     problem = FixedPointProblem(
         tokens=tokens,
         ids=noise.hash_tokens(tokens),
-        seed=0,
-        breadth=1,
-        depth=DEPTH,
-        halt="none",
-        tol=0.0,
-        patience=1,
-        select="residual",
-        window=3,
-        noise_scale=model.config.noise_scale,
-        checkpoints=(),
-        slots=puzzles,
-        trace=False,
+        **vars(full_depth(DEPTH, model.config.noise_scale, slots=puzzles)),
         precision=Precision.bf16,
     )
     backend = CudaBackend()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oplevel import ROUNDS, about_op, op_rows, op_table, turns
+from oplevel import ROUNDS, about_op, full_depth, op_rows, op_table, turns
 from peers.workload import Workload
 from rich.table import Table
 from torch import Tensor
@@ -17,7 +17,6 @@ from eqr_kernels import noise, ops
 from eqr_kernels.backends.packing import PackArguments
 from eqr_kernels.ops import Done
 from eqr_kernels.precision import Precision
-from eqr_kernels.run_rules import RunRules
 
 PUZZLES, DEPTH = 8, 12
 
@@ -30,7 +29,7 @@ def test_open_run_join(benchmark, tables: list[Table], quick: bool, puzzles: int
     packed = PackArguments.of(model).pack(Precision.fp32)
     tokens = torch.randint(1, 11, (puzzles, model.config.seq_len), generator=torch.Generator().manual_seed(0))
     ids = noise.hash_tokens(tokens)
-    rules = RunRules(0, 1, DEPTH, "none", 0.0, 1, "residual", 3, model.config.noise_scale, (), 64, False)
+    rules = full_depth(DEPTH, model.config.noise_scale, slots=64)
     run = ops.OpenRun(threads=torch.get_num_threads(), quantum=4, in_flight=256, policy="least_service")
     try:
 
