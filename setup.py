@@ -90,11 +90,11 @@ def find_torch() -> Path:
             )
         folder = Path(spec.origin).parent
     version_file = folder / "version.py"
-    found = re.search(r"__version__ = '(\d+)\.(\d+)", version_file.read_text()) if version_file.is_file() else None
-    if found is None:
+    match = re.search(r"__version__ = '(\d+)\.(\d+)", version_file.read_text()) if version_file.is_file() else None
+    if match is None:
         raise BuildError(f"{folder} is no folder of a torch package; correct EQR_TORCH_DIR")
-    if (int(found[1]), int(found[2])) < OLDEST_TORCH:
-        raise BuildError(f"torch in {folder} is {found[1]}.{found[2]}; install torch 2.11 or later")
+    if (int(match[1]), int(match[2])) < OLDEST_TORCH:
+        raise BuildError(f"torch in {folder} is {match[1]}.{match[2]}; install torch 2.11 or later")
     return folder
 
 
@@ -104,10 +104,10 @@ def find_tool(name: str) -> str:
     if spec := importlib.util.find_spec(name):
         for folder in spec.submodule_search_locations or []:
             places[:0] = [str(Path(folder) / "data" / "bin")]
-    found = shutil.which(name, path=os.pathsep.join(places))
-    if found is None:
+    program = shutil.which(name, path=os.pathsep.join(places))
+    if program is None:
         raise BuildError(f"{name} was not found; run  pip install {name}  and then  {INSTALL}")
-    return found
+    return program
 
 
 def pybind11_cmake_dir() -> str:

@@ -88,11 +88,11 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 def summary(stats: dict[str, list[Any]], config: pytest.Config, seconds: float) -> str:
     """One line: the file, counts of tests, wall time, and where the JSON is or why there is none."""
     names = ", ".join(Path(argument.partition("::")[0]).name for argument in config.args)
-    found = {kind: stats.get(kind, []) for kind in ("passed", "failed", "error", "skipped")}
-    counts = ", ".join(f"{len(reports)} {kind}" for kind, reports in found.items() if reports) or "nothing was run"
+    by_outcome = {kind: stats.get(kind, []) for kind in ("passed", "failed", "error", "skipped")}
+    counts = ", ".join(f"{len(reports)} {kind}" for kind, reports in by_outcome.items() if reports) or "nothing was run"
     path = getattr(config.option, "benchmark_json", None)
     path = getattr(path, "name", path)  # the plugin opens it
-    reasons = dict.fromkeys(str(report.longrepr[2]).removeprefix("Skipped: ") for report in found["skipped"])
+    reasons = dict.fromkeys(str(report.longrepr[2]).removeprefix("Skipped: ") for report in by_outcome["skipped"])
     reasons.pop("left out by --quick", None)
-    where = f" -> {path}" if path and found["passed"] else ""
+    where = f" -> {path}" if path and by_outcome["passed"] else ""
     return f"{names}: {counts}, {seconds:.0f} s{where}" + "".join(f"; skipped: {reason}" for reason in reasons)

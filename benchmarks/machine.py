@@ -23,8 +23,8 @@ code_commit()  # from here on it is that of the code that is loaded, however lon
 
 
 def cpu() -> str:
-    found = re.search(r"model name\s*:\s*(.+)", _read("/proc/cpuinfo"))
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    match = re.search(r"model name\s*:\s*(.+)", _read("/proc/cpuinfo"))
+    return match[1].strip() if match else platform.processor() or platform.machine()
 
 
 def busy(seconds: float = 0.5) -> float:

@@ -45,7 +45,7 @@ class Contender:
     name: str
     precision: str
     process: Process | None
-    about: dict[str, Any]
+    info: dict[str, Any]
     turns: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -95,7 +95,7 @@ class Field:
                 raise
             return Contender(name, precision, None, {"skipped": f"failed: {failure}"})
         self._stack.enter_context(process)
-        return Contender(name, precision, None if "skipped" in process.about else process, process.about)
+        return Contender(name, precision, None if "skipped" in process.info else process, process.info)
 
     def _command(self, name: str, precision: str) -> list[str]:
         return ["benchmarks.peers.run", name, *([] if name == "meter" else ["--dtype", precision])]
@@ -123,8 +123,8 @@ class Field:
         return rows
 
     def _row(self, contender: Contender) -> dict[str, Any]:
-        about = {key: value for key, value in contender.about.items() if key not in ("contender", "dtype")}
-        row: dict[str, Any] = {"contender": contender.name, "precision": contender.precision, **about}
+        info = {key: value for key, value in contender.info.items() if key not in ("contender", "dtype")}
+        row: dict[str, Any] = {"contender": contender.name, "precision": contender.precision, **info}
         row |= {"preset": self.preset, "batch": self.batch, "threads": self.threads}
         row["peer"] = contender.name not in OURS
         if not contender.turns:
@@ -134,8 +134,8 @@ class Field:
             if key in contender.turns[0]:
                 row |= spread(name, [seconds / self.batch * 1e3 for seconds in contender.seconds(key)])
         if contender.name == "cpu":
-            found, row["notes"] = self._ratios(contender)
-            row |= found
+            values_by_peer, row["notes"] = self._ratios(contender)
+            row |= values_by_peer
             wanted = goal(self.preset, self.batch, contender.precision)
             if wanted:
                 row["goal"] = wanted
@@ -188,13 +188,13 @@ def quotients(theirs: list[float], mine: list[float]) -> list[float]:
 
 def ratios(against: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     """`times_as_fast_as` of a row, with its first and last fifth, from the quotients of each round, by peer."""
-    found = {peer: spread("times_as_fast_as", values) for peer, values in against.items()}
+    values_by_peer = {peer: spread("times_as_fast_as", values) for peer, values in against.items()}
     names = ("times_as_fast_as", "times_as_fast_as_p20", "times_as_fast_as_p80")
-    return {name: {peer: values[name] for peer, values in found.items()} for name in names}
+    return {name: {peer: values[name] for peer, values in values_by_peer.items()} for name in names}
 
 
 def spread(name: str, values: list[float]) -> dict[str, float]:
     """Median and the first and last fifth of at least two values, rounded to four digits."""
     fifths = statistics.quantiles(values, n=5, method="inclusive")
-    found = {name: statistics.median(values), f"{name}_p20": fifths[0], f"{name}_p80": fifths[-1]}
-    return {key: float(f"{value:.4g}") for key, value in found.items()}
+    summary = {name: statistics.median(values), f"{name}_p20": fifths[0], f"{name}_p80": fifths[-1]}
+    return {key: float(f"{value:.4g}") for key, value in summary.items()}

@@ -131,7 +131,7 @@ def op_rows(
     return rows
 
 
-def about_op() -> dict[str, Any]:
+def op_info() -> dict[str, Any]:
     return {"backend": "cpu", "isa": ops.cpu_isa(), "threads": torch.get_num_threads(), "baseline": "eager"}
 
 

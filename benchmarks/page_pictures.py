@@ -56,11 +56,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url", help="of `eqr serve`, on a backend that tells each step")
     parser.add_argument("names", nargs="*", default=list(PICTURES), help=f"which: {', '.join(PICTURES)}; default all")
-    asked = parser.parse_args()
-    url = asked.url.rstrip("/")
+    options = parser.parse_args()
+    url = options.url.rstrip("/")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
-        for name in asked.names:
+        for name in options.names:
             data = take(browser, url, **PICTURES[name])
             (FOLDER / f"{name}.png").write_bytes(data)
             print(f"{name}.png: {len(data) / 1000:.0f} kB")

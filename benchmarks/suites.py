@@ -25,9 +25,9 @@ QUICK_LEAVES_OUT = ("end_to_end",)
 
 def files(quick: bool) -> list[str]:
     """All benchmark files, the quickest first; with `quick` those that together take minutes."""
-    found = {path.stem.removeprefix("test_"): path for path in (REPOSITORY / "benchmarks").glob("test_*.py")}
-    order = [*sorted(set(found) - set(SLOW_FIRST)), *reversed(SLOW_FIRST)]
-    return [f"benchmarks/{found[name].name}" for name in order if not (quick and name in QUICK_LEAVES_OUT)]
+    by_name = {path.stem.removeprefix("test_"): path for path in (REPOSITORY / "benchmarks").glob("test_*.py")}
+    order = [*sorted(set(by_name) - set(SLOW_FIRST)), *reversed(SLOW_FIRST)]
+    return [f"benchmarks/{by_name[name].name}" for name in order if not (quick and name in QUICK_LEAVES_OUT)]
 
 
 def main() -> int:
@@ -39,27 +39,27 @@ def main() -> int:
     passed = ["--quick"] * options.quick + (["--results", options.results] if options.results else []) + rest
     start, failed, interrupted = time.perf_counter(), [], False
     with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder) / "summary"
-        told.touch()
+        summary = Path(folder) / "summary"
+        summary.touch()
         try:
             for file in options.files or files(options.quick):
-                if not _ran(file, passed, told):
+                if not _ran(file, passed, summary):
                     failed.append(file)
         except KeyboardInterrupt:
             interrupted = True
-        print("\n" + told.read_text(), end="")
+        print("\n" + summary.read_text(), end="")
     outcome = f"failed: {', '.join(failed)}" if failed else "all results are right"
     print(f"{time.perf_counter() - start:.0f} s in all; {'interrupted' if interrupted else outcome}")
     return 130 if interrupted else 1 if failed else 0
 
 
-def _ran(file: str, arguments: list[str], told: Path) -> bool:
+def _ran(file: str, arguments: list[str], summary: Path) -> bool:
     """Whether a file ran and its results are right; a line of `told` says what came of it, whatever did."""
-    before = told.read_text()
-    command = [sys.executable, "-m", "pytest", file, *arguments, "--summary", str(told)]
+    before = summary.read_text()
+    command = [sys.executable, "-m", "pytest", file, *arguments, "--summary", str(summary)]
     code = subprocess.run(command, cwd=REPOSITORY).returncode
-    if told.read_text() == before:
-        told.write_text(f"{before}{Path(file).name}: did not run, pytest's exit code is {code}\n")
+    if summary.read_text() == before:
+        summary.write_text(f"{before}{Path(file).name}: did not run, pytest's exit code is {code}\n")
     return code in (0, NOTHING_RUN)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oplevel import ROUNDS, about_op, copying, op_rows, op_table, turns
+from oplevel import ROUNDS, copying, op_info, op_rows, op_table, turns
 from peers.trainer import random_model
 from peers.workload import PRESETS, relative_error
 from rich.table import Table
@@ -43,5 +43,5 @@ def test_adam_atan2(benchmark, tables: list[Table], quick: bool, preset: str) ->
     candidates = {"op": fused.step, "eager": plain.step, "copy": copying(moved)}
     rows = op_rows(turns(candidates, ROUNDS[quick]), "fp32", moved=moved)
     tables.append(op_table(f"adam_atan2_, {preset}, {moved // 28:,} weights", rows))
-    benchmark.extra_info.update(op="adam_atan2_", preset=preset, error=error, **about_op(), rows=rows)
+    benchmark.extra_info.update(op="adam_atan2_", preset=preset, error=error, **op_info(), rows=rows)
     benchmark.pedantic(candidates["op"], rounds=5, warmup_rounds=1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oplevel import NAMES, ROUNDS, about_op, copying, op_rows, op_table, turns
+from oplevel import NAMES, ROUNDS, copying, op_info, op_rows, op_table, turns
 from rich.table import Table
 from torch import Tensor
 
@@ -72,5 +72,5 @@ def test_damped_update(
     rows = op_rows(times, NAMES[dtype], moved=moved)
     noisy, norms = "with noise" if noise_scale else "without noise", " and norms" if residual else ""
     tables.append(op_table(f"damped_update, {size} {list(SHAPES[size])}, {noisy}{norms}", rows))
-    benchmark.extra_info.update(op="damped_update", shape=list(SHAPES[size]), **about_op(), rows=rows)
+    benchmark.extra_info.update(op="damped_update", shape=list(SHAPES[size]), **op_info(), rows=rows)
     benchmark.pedantic(op, rounds=5, warmup_rounds=1)

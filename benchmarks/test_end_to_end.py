@@ -91,28 +91,28 @@ def paired(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
 
 def compare(classes: list[Class], ours: str, theirs: str) -> dict[str, Any]:
     """Two runs on the rows that both have: paired accuracy, by class and in all, and agreement where both converge."""
-    found: dict[str, Any] = {"ours": ours, "theirs": theirs, "by_class": {}}
+    comparison: dict[str, Any] = {"ours": ours, "theirs": theirs, "by_class": {}}
     right, same = [], []
     for c in classes:
         rows = min(len(c.answers[run][0]["preds"]) for run in (ours, theirs))
         (my_preds, mine, my_end), (their_preds, other, their_end) = c.first(ours, rows), c.first(theirs, rows)
         right.append((mine, other))
         same.append((my_preds == their_preds).all(1)[my_end & their_end])
-        found["by_class"][c.name] = paired(mine, other)
-    found["all"] = paired(*(np.concatenate(part) for part in zip(*right, strict=True)))
+        comparison["by_class"][c.name] = paired(mine, other)
+    comparison["all"] = paired(*(np.concatenate(part) for part in zip(*right, strict=True)))
     agree = np.concatenate(same)
-    return found | {"both_converged": len(agree), "agree": int(agree.sum())}
+    return comparison | {"both_converged": len(agree), "agree": int(agree.sum())}
 
 
-def check_agreement(found: dict[str, Any], least: float) -> None:
+def check_agreement(comparison: dict[str, Any], least: float) -> None:
     """Of the rows that converge in both, at least this share has equal answers; one row may always differ."""
-    disagree = found["both_converged"] - found["agree"]
-    assert disagree <= max(1, (1 - least) * found["both_converged"]), found
+    disagree = comparison["both_converged"] - comparison["agree"]
+    assert disagree <= max(1, (1 - least) * comparison["both_converged"]), comparison
 
 
-def check_accuracy(found: dict[str, Any]) -> None:
+def check_accuracy(comparison: dict[str, Any]) -> None:
     """No accuracy is lost, by more than 0.2 points, that chance does not explain."""
-    assert found["all"]["difference_points"] >= -0.2 or found["all"]["p"] > 0.01, found
+    assert comparison["all"]["difference_points"] >= -0.2 or comparison["all"]["p"] > 0.01, comparison
 
 
 @pytest.fixture
@@ -131,8 +131,8 @@ def solvers() -> Iterator[dict[str, Process]]:
 
 def test_end_to_end(benchmark, tables: list[Table], quick: bool, solvers: dict[str, Process]) -> None:
     main, threads = main_precision(), torch.get_num_threads()
-    with Process("benchmarks.peers.solver", MODEL, "--about", threads=threads) as process:
-        reasons = process.about["cpu"]
+    with Process("benchmarks.peers.solver", MODEL, "--info", threads=threads) as process:
+        reasons = process.info["cpu"]
     if reasons[main] is not None:
         pytest.skip(reasons[main])
     classes = draw(quick)
@@ -266,12 +266,12 @@ def _timing_table(rows: list[dict[str, Any]], main: str) -> Table:
     return shown
 
 
-def _accuracy_table(found: dict[str, Any]) -> Table:
-    agreement = f"where both converge, {found['agree']} of {found['both_converged']} agree"
-    shown = Table(title=f"{found['ours']} and {found['theirs']}: {agreement}")
+def _accuracy_table(comparison: dict[str, Any]) -> Table:
+    agreement = f"where both converge, {comparison['agree']} of {comparison['both_converged']} agree"
+    shown = Table(title=f"{comparison['ours']} and {comparison['theirs']}: {agreement}")
     for name in ("puzzles", "both right", "only the first", "only the second", "points", "p"):
         shown.add_column(name)
-    for name, row in [*found["by_class"].items(), ("all", found["all"])]:
+    for name, row in [*comparison["by_class"].items(), ("all", comparison["all"])]:
         counts = (str(row[key]) for key in ("both_right", "only_ours_right", "only_theirs_right"))
         shown.add_row(f"{row['rows']} {name}", *counts, f"{row['difference_points']:+.2f}", f"{row['p']:.3f}")
     return shown

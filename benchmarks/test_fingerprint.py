@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oplevel import ROUNDS, about_op, copying, op_rows, op_table, turns
+from oplevel import ROUNDS, copying, op_info, op_rows, op_table, turns
 from peers.workload import Workload
 from rich.table import Table
 
@@ -31,5 +31,5 @@ def test_fingerprint(benchmark, tables: list[Table], quick: bool, preset: str) -
     }
     rows = op_rows(turns(candidates, ROUNDS[quick]), "fp32", moved=moved)
     tables.append(op_table(f"fingerprint, weights of {preset}, {moved:,} bytes", rows))
-    benchmark.extra_info.update(op="fingerprint", preset=preset, **about_op(), rows=rows)
+    benchmark.extra_info.update(op="fingerprint", preset=preset, **op_info(), rows=rows)
     benchmark.pedantic(candidates["op"], rounds=5, warmup_rounds=1)

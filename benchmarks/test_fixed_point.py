@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 from measure import PRECISIONS, main_precision, share_of_peak
-from oplevel import ROUNDS, Peak, about_op, full_depth, op_rows, op_table, turns
+from oplevel import ROUNDS, Peak, full_depth, op_info, op_rows, op_table, turns
 from peers.contenders import Solving, check
 from peers.eager import EagerStep
 from peers.workload import DTYPES, PRESETS, Workload, has_bf16, operations
@@ -74,7 +74,7 @@ def test_fixed_point(benchmark, tables: list[Table], quick: bool, batch: int, pr
         eager_precision=theirs,
         meter=meter.missing,
         trajectory_bytes=ops.trajectory_bytes(packed),
-        **about_op(),
+        **op_info(),
         **errors,
         rows=rows,
     )

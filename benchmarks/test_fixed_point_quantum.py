@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from oplevel import ROUNDS, about_op, full_depth, op_rows, op_table, turns
+from oplevel import ROUNDS, full_depth, op_info, op_rows, op_table, turns
 from rich.table import Table
 from torch import Tensor
 
@@ -75,6 +75,6 @@ def test_fixed_point_quantum(benchmark, tables: list[Table], quick: bool, puzzle
     rows = op_rows(turns({"op": op, "fixed_point": whole}, ROUNDS[quick]), "bf16")
     name = f"fixed_point_quantum, {puzzles} puzzles of sudoku-paper, {DEPTH} outer steps in quanta of {quantum}"
     tables.append(op_table(name, rows))
-    about = dict(op="fixed_point_quantum", puzzles=puzzles, depth=DEPTH, quantum=quantum)
-    benchmark.extra_info.update(**about, **about_op(), rows=rows)
+    info = dict(op="fixed_point_quantum", puzzles=puzzles, depth=DEPTH, quantum=quantum)
+    benchmark.extra_info.update(**info, **op_info(), rows=rows)
     benchmark.pedantic(op, rounds=5, warmup_rounds=1)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from measure import PRECISIONS, main_precision, share_of_peak
-from oplevel import ROUNDS, Peak, about_op, op_rows, op_table, turns
+from oplevel import ROUNDS, Peak, op_info, op_rows, op_table, turns
 from peers.workload import DTYPES, ERROR_LIMIT, PRESETS, Operations, Workload, has_bf16, operations, relative_error
 from rich.table import Table
 from torch import Tensor
@@ -107,7 +107,7 @@ def test_latent_recursions(
         batch=batch,
         eager_precision=theirs,
         meter=meter.missing,
-        **about_op(),
+        **op_info(),
         **errors,
         rows=rows,
     )

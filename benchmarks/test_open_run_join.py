@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oplevel import ROUNDS, about_op, full_depth, op_rows, op_table, turns
+from oplevel import ROUNDS, full_depth, op_info, op_rows, op_table, turns
 from peers.workload import Workload
 from rich.table import Table
 from torch import Tensor
@@ -49,7 +49,7 @@ def test_open_run_join(benchmark, tables: list[Table], quick: bool, puzzles: int
         assert torch.equal(torch.cat(joined()), together())
         rows = op_rows(turns({"op": joined, "fixed_point": together}, ROUNDS[quick]), "fp32")
         tables.append(op_table(f"open_run_join, {puzzles} puzzles of sudoku-small, {DEPTH} outer steps each", rows))
-        benchmark.extra_info.update(op="open_run_join", puzzles=puzzles, depth=DEPTH, **about_op(), rows=rows)
+        benchmark.extra_info.update(op="open_run_join", puzzles=puzzles, depth=DEPTH, **op_info(), rows=rows)
         benchmark.pedantic(joined, rounds=5, warmup_rounds=1)
     finally:
         run.close()

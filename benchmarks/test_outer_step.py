@@ -30,7 +30,7 @@ def test_outer_step(benchmark, tables: list[Table], quick: bool, preset: str, ba
     with Field(preset, batch, torch.get_num_threads(), list(PRECISIONS), peers) as field:
         ours = field.find("cpu", main_precision())
         if ours.process is None:
-            pytest.skip(ours.about["skipped"])
+            pytest.skip(ours.info["skipped"])
         field.take_turns(ROUNDS[quick])
         rows = field.rows()
         tables.append(table(preset, batch, rows))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oplevel import ROUNDS, about_op, copying, op_rows, op_table, turns
+from oplevel import ROUNDS, copying, op_info, op_rows, op_table, turns
 from peers.workload import DTYPES, Workload
 from rich.table import Table
 from test_latent_recursions import check
@@ -44,5 +44,5 @@ def test_pack_weights(benchmark, tables: list[Table], quick: bool, preset: str, 
     }
     rows = op_rows(turns(candidates, ROUNDS[quick]), precision, moved=moved)
     tables.append(op_table(f"pack_weights, {preset}, {packed.nbytes:,} bytes", rows))
-    benchmark.extra_info.update(op="pack_weights", preset=preset, packed_bytes=packed.nbytes, **about_op(), rows=rows)
+    benchmark.extra_info.update(op="pack_weights", preset=preset, packed_bytes=packed.nbytes, **op_info(), rows=rows)
     benchmark.pedantic(candidates["op"], rounds=5, warmup_rounds=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oplevel import ROUNDS, about_op, copying, op_rows, op_table, turns
+from oplevel import ROUNDS, copying, op_info, op_rows, op_table, turns
 from rich.table import Table
 
 from eqr_kernels import noise, ops
@@ -40,5 +40,5 @@ def test_philox(benchmark, tables: list[Table], quick: bool, size: str, kind: st
     moved = n * numel * (8 if kind == "words" else 4)  # written only
     rows = op_rows(turns(candidates | {"copy": copying(moved)}, ROUNDS[quick]), "fp32", moved=moved)
     tables.append(op_table(f"philox_{kind}, [{n}, {numel}]", rows))
-    benchmark.extra_info.update(op=f"philox_{kind}", shape=[n, numel], **about_op(), rows=rows)
+    benchmark.extra_info.update(op=f"philox_{kind}", shape=[n, numel], **op_info(), rows=rows)
     benchmark.pedantic(candidates["op"], rounds=5, warmup_rounds=1)

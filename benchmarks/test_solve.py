@@ -39,8 +39,8 @@ class Runners:
         def start(module: str, *arguments: str) -> Process:
             return stack.enter_context(Process(module, *arguments, threads=self.threads, cache=cache))
 
-        with Process("benchmarks.peers.solver", MODEL, "--about", threads=self.threads) as process:
-            self.cpu_reasons: dict[str, str | None] = process.about["cpu"]
+        with Process("benchmarks.peers.solver", MODEL, "--info", threads=self.threads) as process:
+            self.cpu_reasons: dict[str, str | None] = process.info["cpu"]
         self.meter = start("benchmarks.peers.run", "meter", "--threads", str(self.threads))
         self.solvers = {name: start("benchmarks.peers.solver", MODEL) for name in ("cpu", "reference")}
         self.peers: dict[str, Process] = {}
@@ -53,8 +53,8 @@ class Runners:
                     raise
                 self.missing[name] = f"failed: {failure}"
                 continue
-            if "skipped" in peer.about:
-                self.missing[name] = peer.about["skipped"]
+            if "skipped" in peer.info:
+                self.missing[name] = peer.info["skipped"]
             else:
                 self.peers[name] = peer
 
@@ -69,19 +69,19 @@ def runs(breadth: int, cpu_reasons: dict[str, str | None]) -> dict[str, tuple[st
     """Name -> process and options of `solve`."""
     main = main_precision()
     common = dict(depth=DEPTH, breadth=breadth)
-    found = {}
+    variants = {}
     for backend in ("cpu", "reference"):
         if backend == "cpu" and cpu_reasons[main] is not None:
             continue
         options = dict(common, backend=backend, precision=main)
-        found[f"{backend} {main}, full depth"] = backend, dict(options, halt="none")
-        found[f"{backend} {main}, early exit"] = backend, options
+        variants[f"{backend} {main}, full depth"] = backend, dict(options, halt="none")
+        variants[f"{backend} {main}, early exit"] = backend, options
         if breadth > 1:
-            found[f"{backend} {main}, race"] = backend, dict(options, select="first")
+            variants[f"{backend} {main}, race"] = backend, dict(options, select="first")
     for precision in PRECISIONS:
         if precision != main and cpu_reasons[precision] is None:
-            found[f"cpu {precision}, early exit"] = "cpu", dict(common, backend="cpu", precision=precision)
-    return found
+            variants[f"cpu {precision}, early exit"] = "cpu", dict(common, backend="cpu", precision=precision)
+    return variants
 
 
 @pytest.mark.parametrize("breadth", [1, 4])
@@ -99,7 +99,7 @@ def test_solve(benchmark, tables: list[Table], quick: bool, runners: Runners, di
                 solver, options = wanted[name]
                 answer = runners.solvers[solver].request(tokens=tokens, options=options)
             elif name == "meter":
-                answer = runners.meter.request() if "skipped" not in runners.meter.about else {}
+                answer = runners.meter.request() if "skipped" not in runners.meter.info else {}
             else:
                 answer = runners.peers[name].request(query=DEPTH) | {"nfe": TRAJECTORIES * DEPTH}
             if number:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from measure import Contender, Field, quotients, ratios, spread
-from oplevel import Peak, about_op, op_rows, op_table, turns
+from oplevel import Peak, op_info, op_rows, op_table, turns
 from peers.trainer import CONTENDERS, check_gradients, check_step, random_model, trainer_of
 from peers.workload import PRESETS, has_bf16, relative_error
 from rich.table import Table
@@ -52,7 +52,7 @@ class TrainingField(Field):
         return ["benchmarks.peers.trainer", name]
 
     def _row(self, contender: Contender) -> dict[str, Any]:
-        row: dict[str, Any] = {key: value for key, value in contender.about.items() if key != "dtype"}
+        row: dict[str, Any] = {key: value for key, value in contender.info.items() if key != "dtype"}
         row |= {"contender": contender.name, "precision": contender.precision, "threads": self.threads}
         row |= {"preset": self.preset, "batch": self.batch, "peer": contender.name not in KERNELS}
         if not contender.turns:
@@ -97,7 +97,7 @@ def test_training_step(benchmark, tables: list[Table], quick: bool, preset: str,
     with TrainingField(preset, batch, torch.get_num_threads(), names) as field:
         ours = field.find(OURS, "bf16")
         if ours.process is None:
-            pytest.skip(ours.about["skipped"])
+            pytest.skip(ours.info["skipped"])
         field.take_turns(ROUNDS[quick])
         rows = field.rows()
         tables.append(table(preset, rows))
@@ -167,7 +167,7 @@ def test_op(benchmark, tables: list[Table], quick: bool, preset: str, batch: int
     rows = op_rows(times, "bf16", floor=floor)
     tables.append(op_table(f"training_step, {preset}, {batch} rows", rows))
     benchmark.extra_info.update(
-        op="training_step", preset=preset, batch=batch, meter=meter.missing, **about_op(), **errors, rows=rows
+        op="training_step", preset=preset, batch=batch, meter=meter.missing, **op_info(), **errors, rows=rows
     )
 
 
@@ -187,15 +187,15 @@ def test_own_loop(benchmark, tables: list[Table], quick: bool, preset: str, batc
     calls["eager-fp32"] = lambda: rows.step(model, torch.float32, False)
     times = turns(calls, ROUNDS[quick])
     benchmark.pedantic(calls["op"], rounds=1)
-    found = op_rows(times, "bf16")
-    for row in found:
+    op_results = op_rows(times, "bf16")
+    for row in op_results:
         row["precision"] = "fp32" if row["contender"] == "eager-fp32" else row["precision"]
         row["samples_per_s"] = round(1e6 * batch / row["us"], 1)
-    shown = op_table(f"own loop, {preset}, {batch} rows", found)
-    shown.caption = ", ".join(f"{row['contender']}: {row['samples_per_s']:.1f} samples/s" for row in found)
+    shown = op_table(f"own loop, {preset}, {batch} rows", op_results)
+    shown.caption = ", ".join(f"{row['contender']}: {row['samples_per_s']:.1f} samples/s" for row in op_results)
     tables.append(shown)
     benchmark.extra_info.update(
-        op="differentiable_step", preset=preset, batch=batch, **about_op(), **errors, rows=found
+        op="differentiable_step", preset=preset, batch=batch, **op_info(), **errors, rows=op_results
     )
 
 

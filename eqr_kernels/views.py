@@ -82,8 +82,8 @@ def solve_views(
             )
         return _first_to_settle(model, views, return_all, progress, options)
     n, count, seq_len = views.inputs.shape
-    asked: dict[str, Any] = dict(checkpoints=checkpoints, trace=trace, progress=progress, **options)
-    each = model.solve(_tokens(views.inputs.reshape(n * count, seq_len)), return_all=True, **asked)
+    settings: dict[str, Any] = dict(checkpoints=checkpoints, trace=trace, progress=progress, **options)
+    each = model.solve(_tokens(views.inputs.reshape(n * count, seq_len)), return_all=True, **settings)
     back = _WayBack.of(views, each.preds.device)
 
     def grid(values: Tensor) -> Tensor:
@@ -172,10 +172,10 @@ def _tolerance(model: EquilibriumReasoner, views: Views, options: dict[str, Any]
     """That of `solve` for the puzzles, once for all views."""
     run = {name: options[name] for name in ("depth", "seed", "slots", "backend", "precision") if name in options}
     scale, tol = options.get("noise_scale"), options.get("tol", "auto")
-    found = tolerance_of(model, _tokens(views.inputs[:, 0]), tol, noise_scale=scale, **run)
-    if found.caveat:
-        warnings.warn(found.caveat, stacklevel=3)
-    return found.value
+    chosen = tolerance_of(model, _tokens(views.inputs[:, 0]), tol, noise_scale=scale, **run)
+    if chosen.caveat:
+        warnings.warn(chosen.caveat, stacklevel=3)
+    return chosen.value
 
 
 class _Table(NamedTuple):

@@ -98,11 +98,11 @@ def measure(block: Block, lengths: list[int], rows: int = 64) -> dict[int, tuple
     }
 
 
-def draw(found: dict[int, tuple[float, float]], path: str) -> None:
+def draw(results: dict[int, tuple[float, float]], path: str) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 4))
-    axes.plot(list(found), [steps for steps, _ in found.values()], "o-")
+    axes.plot(list(results), [steps for steps, _ in results.values()], "o-")
     axes.axvspan(0, 8, alpha=0.15, label="lengths of the training")
     axes.set(xlabel="bits", ylabel="steps until settled", xlim=(0, None), ylim=(0, None))
     axes.legend()
@@ -113,12 +113,12 @@ def main(updates: int = 800, picture: str = "looped_transformer.png") -> dict[in
     torch.manual_seed(0)
     block = Block()
     train(block, updates)
-    found = measure(block, [1, 2, 4, 6, 8, 12, 16, 24, 32, 40])
-    for length, (steps, right) in found.items():
+    results = measure(block, [1, 2, 4, 6, 8, 12, 16, 24, 32, 40])
+    for length, (steps, right) in results.items():
         print(f"{length:3} bits  {steps:5.1f} steps  {right:6.1%} right")
     if picture and find_spec("matplotlib"):
-        draw(found, picture)
-    return found
+        draw(results, picture)
+    return results
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ model = ek.EquilibriumReasoner.from_pretrained("sudoku")
 puzzles = generate(12, "easy", seed=0).inputs
 
 with connected("local"), running(application(model, name="sudoku", replicas=(2, 2)), "127.0.0.1", 8123):
-    asked = {"puzzles": [SUDOKU.decode(tokens) for tokens in puzzles]}
-    answers = requests.post("http://127.0.0.1:8123/v1/solve", json=asked, timeout=120).json()["results"]
+    body = {"puzzles": [SUDOKU.decode(tokens) for tokens in puzzles]}
+    answers = requests.post("http://127.0.0.1:8123/v1/solve", json=body, timeout=120).json()["results"]
 
 print(f"{sum(answer['valid'] for answer in answers)} of {len(puzzles)} solved by 2 replicas")

@@ -51,13 +51,13 @@ def compare(
     """
     check_output(output)
     settings = Settings(threshold / 100, false_alarms / 100, between_runs / 100, force)
-    found, only_before, only_after = pairs(before, after)
+    matched, only_before, only_after = pairs(before, after)
     runs, skipped = [], []
-    for left, right in found:
+    for left, right in matched:
         try:
             runs.append((read(left), read(right)))
         except NotResults as reason:
-            if len(found) == 1:
+            if len(matched) == 1:
                 raise
             skipped.append(str(reason))
     result = compare_runs(

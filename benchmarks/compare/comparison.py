@@ -166,9 +166,9 @@ def compare(runs: Sequence[tuple[Run, Run]], settings: Settings | None = None, *
         if before.kind != after.kind:
             kinds = f"{before.file} is a {before.kind} and {after.file} a {after.kind}"
             raise ValueError(f"{kinds}; compare two of a kind")
-        found = _differences(before, after)
-        differences |= {(name, str(a), str(b)): (name, a, b) for name, a, b in found}
-        same_machine = settings.force or not any(name in MACHINE for name, _, _ in found)
+        changed = _differences(before, after)
+        differences |= {(name, str(a), str(b)): (name, a, b) for name, a, b in changed}
+        same_machine = settings.force or not any(name in MACHINE for name, _, _ in changed)
         absolute &= same_machine
         notes += [*before.notes, *after.notes]
         both = [name for name in before.rows if name in after.rows]
@@ -195,8 +195,8 @@ def compare(runs: Sequence[tuple[Run, Run]], settings: Settings | None = None, *
 
 def _differences(before: Run, after: Run) -> list[tuple[str, Any, Any]]:
     """What both say of themselves and differs."""
-    names = dict.fromkeys([*before.about, *after.about])
-    return [(n, before.about.get(n), after.about.get(n)) for n in names if before.about.get(n) != after.about.get(n)]
+    names = dict.fromkeys([*before.info, *after.info])
+    return [(n, before.info.get(n), after.info.get(n)) for n in names if before.info.get(n) != after.info.get(n)]
 
 
 def _pairs(before: Run, after: Run, name: str, same_machine: bool) -> list[_Pair]:

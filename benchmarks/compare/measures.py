@@ -108,6 +108,6 @@ class Run:
 
     file: str
     kind: str  # "benchmark" or "curve"
-    about: Mapping[str, Any]
+    info: Mapping[str, Any]
     rows: Mapping[str, Row]
     notes: tuple[str, ...] = ()

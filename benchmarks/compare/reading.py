@@ -90,10 +90,10 @@ def read(path: Path) -> Run:
 
 
 def _benchmarks(file: str, results: dict[str, Any]) -> Run:
-    about = {k: v for k, v in results.get("machine_info", {}).items() if k not in ("cpu_features", "busy_before")}
+    info = {k: v for k, v in results.get("machine_info", {}).items() if k not in ("cpu_features", "busy_before")}
     commit = results.get("commit_info") or {}
     if commit.get("id"):
-        about["commit"] = commit["id"][:12] + ("+" if commit.get("dirty") else "")
+        info["commit"] = commit["id"][:12] + ("+" if commit.get("dirty") else "")
     rows: dict[str, Row] = {}
     for benchmark in results["benchmarks"]:
         for row in _rows(benchmark, OLD_QUICK_ROUNDS if file.endswith("-quick.json") else OLD_ROUNDS):
@@ -102,7 +102,7 @@ def _benchmarks(file: str, results: dict[str, Any]) -> Run:
             rows[row.name] = row
     busy = results.get("machine_info", {}).get("busy_before") or 0
     notes = (f"{file}: the machine was {busy:.0%} busy with other work before this run",) if busy > BUSY else ()
-    return Run(file, "benchmark", about, rows, notes)
+    return Run(file, "benchmark", info, rows, notes)
 
 
 def _rows(benchmark: Mapping[str, Any], rounds: int) -> Iterator[Row]:
@@ -176,8 +176,8 @@ def _curve(file: str, report: CurveReport) -> Run:
     noise = statistics.median(errors) if errors else CURVE_DEVIATION
     context = {"model": report.model, "precision": settings.precision}
     # Outer steps, and which puzzles a query's percentiles are over, depend on these.
-    asked = {name: getattr(settings, name) for name in ("seed", "noise_scale", "window", "depth")}
-    asked["data"] = again.get("data_sha256")
+    settings_of_run = {name: getattr(settings, name) for name in ("seed", "noise_scale", "window", "depth")}
+    settings_of_run["data"] = again.get("data_sha256")
     rows: list[Row] = []
 
     def add(name: str, measure: str, value: float, kind: str = TIME, sizes: Mapping[str, Any] = {}) -> None:
@@ -197,7 +197,7 @@ def _curve(file: str, report: CurveReport) -> Run:
         policy = report.points[row.index].policy
         tol = "" if policy.tol is None else f" {policy.tol:.4g}"
         name = f"checked {policy.name}{tol}, depth {policy.depth}, breadth {policy.breadth}:"
-        sizes = {**asked, "select": policy.select}
+        sizes = {**settings_of_run, "select": policy.select}
         add(name, "p50", row.run.latency_ms[0], sizes={**sizes, "queries": row.run.queries})
         if policy.name != "race":  # what its losers spend depends on timing
             add(name, "nfe", row.run.nfe, AMOUNT, sizes)

@@ -89,7 +89,7 @@ class Report:
 
 
 def run(options: argparse.Namespace, report: Report) -> int:
-    check = Check(options.dry_run, options.puzzles, report.save, found=report.content["stages"])
+    check = Check(options.dry_run, options.puzzles, report.save, results=report.content["stages"])
     scale = options.minutes * 60 / sum(seconds for _, seconds in STAGES) * 0.98
     end, code = report.started, 0
     if options.dry_run:
@@ -103,21 +103,21 @@ def run(options: argparse.Namespace, report: Report) -> int:
         if options.only and name not in (*options.only, "environment", "build"):
             continue
         print(f"== {name}, {check.left:.0f} s at most", flush=True)
-        found = check.found[name] = {}
+        results = check.results[name] = {}
         start = time.monotonic()
         try:
-            stage(check, found)
+            stage(check, results)
         except Exception as error:
-            found["failed"] = f"{type(error).__name__}: {error}"
+            results["failed"] = f"{type(error).__name__}: {error}"
         finally:
-            found["seconds"] = round(time.monotonic() - start, 1)
-        if name == "environment" and found.get("device") is None and not check.dry_run:
+            results["seconds"] = round(time.monotonic() - start, 1)
+        if name == "environment" and results.get("device") is None and not check.dry_run:
             print("torch sees no GPU: this becomes a dry run, and measures nothing", flush=True)
             report.dry()
             check.dry_run, check.device, code = True, "cpu", NO_GPU
         report.save()
-        print(json.dumps({name: {key: value for key, value in found.items() if key != "rows"}}), flush=True)
-    failed = any("failed" in stage for stage in check.found.values())
+        print(json.dumps({name: {key: value for key, value in results.items() if key != "rows"}}), flush=True)
+    failed = any("failed" in stage for stage in check.results.values())
     return code or (FAILED if failed else 0)
 
 

@@ -40,7 +40,7 @@ class Check:
     save: Callable[[], object]
     device: str = "cuda"
     python: str = sys.executable
-    found: dict[str, dict[str, Any]] = field(default_factory=dict)
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
     ends: float = 0.0  # of the stage that runs now, on the monotonic clock
 
     @property
@@ -49,7 +49,7 @@ class Check:
 
     def usable(self) -> dict[str, str | None]:
         """Backend -> why it cannot run here, as the build stage found it."""
-        reasons: dict[str, str | None] = self.found.get("build", {}).get("usable", {}).get("backends", {})
+        reasons: dict[str, str | None] = self.results.get("build", {}).get("usable", {}).get("backends", {})
         return {name: reasons.get(name, "the build stage did not tell") for name in (*FUSED, "reference", "cpu")}
 
     def ours(self) -> list[str]:
@@ -109,7 +109,7 @@ def build(check: Check, stage: dict[str, Any]) -> None:
     if check.dry_run:
         stage["note"] = "dry run: what is built already is used"
     else:
-        nvcc = check.found["environment"].get("tools", {}).get("nvcc")
+        nvcc = check.results["environment"].get("tools", {}).get("nvcc")
         settings = {"EQR_BUILD_EXTENSION": "1", "EQR_BUILD_CUDA": "ON" if nvcc else "OFF"}
         if nvcc:
             settings["CUDACXX"] = nvcc
@@ -118,9 +118,9 @@ def build(check: Check, stage: dict[str, Any]) -> None:
         ended.append(done)
         stage |= {"settings": settings, "output": lines[-20:]}
     stage["build_s"] = round(time.monotonic() - start, 1)
-    found: dict[str, Any] = {}
-    ended.append(check.work("usable", found.update, max(20.0, check.left), device=check.device))
-    stage["usable"] = found
+    results: dict[str, Any] = {}
+    ended.append(check.work("usable", results.update, max(20.0, check.left), device=check.device))
+    stage["usable"] = results
     _failures(stage, *ended)
 
 
@@ -130,8 +130,8 @@ def tests(check: Check, stage: dict[str, Any]) -> None:
 
     def read(line: str) -> None:
         lines.append(line)
-        if found := re.match(r"(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED)\b", line):
-            outcomes[found[2]].append(found[1])
+        if match := re.match(r"(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED)\b", line):
+            outcomes[match[2]].append(match[1])
 
     files = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*_gpu.py"))
     command = ["-m", "pytest", *files, "-m", "gpu", "-v", "-p", "no:cacheprovider", "--color=no", "--tb=short"]
@@ -147,7 +147,7 @@ def tests(check: Check, stage: dict[str, Any]) -> None:
 
 def sanitizer(check: Check, stage: dict[str, Any]) -> None:
     """Memory errors and races in shared memory of the fused kernels: a launch with one trajectory, one with many."""
-    program = check.found["environment"].get("tools", {}).get("compute-sanitizer")
+    program = check.results["environment"].get("tools", {}).get("compute-sanitizer")
     backends = [name for name in check.ours() if name != "reference"]
     if not check.dry_run and (program is None or not backends):
         stage["skipped"] = "compute-sanitizer is not on PATH" if program is None else "no fused backend can run"
@@ -179,8 +179,8 @@ def sanitizer(check: Check, stage: dict[str, Any]) -> None:
         row: dict[str, Any] = {"launch": f"{tool} {backend} {count}", "seconds": round(ended.seconds, 1)}
         row["summary"] = next((line.strip() for line in reversed(lines) if "SUMMARY" in line), "")
         if ended.why:
-            said = [line for line in lines if line.startswith("=========")]
-            row |= {"wrong": ended.why, "output": said[:15] or [*lines, *ended.errors.splitlines()][-15:]}
+            reports = [line for line in lines if line.startswith("=========")]
+            row |= {"wrong": ended.why, "output": reports[:15] or [*lines, *ended.errors.splitlines()][-15:]}
         rows.append(row)
         print(json.dumps(row), flush=True)
         check.save()

@@ -106,11 +106,11 @@ def _goals(rows: Rows, rate: float | None) -> str:
 
 
 def _against(value: float | None, goal: float, form: str, at_least: bool) -> str:
-    told = f"goal {'>=' if at_least else '<='} {form.format(goal)}"
+    goal_text = f"goal {'>=' if at_least else '<='} {form.format(goal)}"
     if value is None:
-        return f"not measured ({told})"
+        return f"not measured ({goal_text})"
     reached = value >= goal if at_least else value <= goal
-    return f"{form.format(value)} ({told}: {'reached' if reached else 'missed'})"
+    return f"{form.format(value)} ({goal_text}: {'reached' if reached else 'missed'})"
 
 
 def _early(rows: Rows) -> str:

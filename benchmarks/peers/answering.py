@@ -16,8 +16,8 @@ def own_output() -> TextIO:
     return answers
 
 
-def serve(answers: TextIO, about: dict[str, Any], answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+def serve(answers: TextIO, info: dict[str, Any], answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Says what this is, and answers each request, a JSON object a line, until there are no more."""
-    print(json.dumps(about), file=answers, flush=True)
+    print(json.dumps(info), file=answers, flush=True)
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), file=answers, flush=True)

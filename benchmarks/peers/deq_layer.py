@@ -179,14 +179,14 @@ def main() -> None:
     parser.add_argument("--serve", action="store_true")
     options = parser.parse_args()
     answers = own_output()
-    layer, about = CONTENDERS[options.contender], {}  # type: Layer, dict[str, Any]
+    layer, info = CONTENDERS[options.contender], {}  # type: Layer, dict[str, Any]
     try:
         problem = Problem()
         exact = problem.exact()
         problem.gradient(layer, 0.5)  # imports
     except ImportError as error:
-        about = {"skipped": f"{error}; pip install torchdeq scikit-learn"}
-    serve(answers, about, lambda request: answer(layer, problem, exact, **request))
+        info = {"skipped": f"{error}; pip install torchdeq scikit-learn"}
+    serve(answers, info, lambda request: answer(layer, problem, exact, **request))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ class Process:
             text=True,
         )
         try:
-            self.about = self._answer(START_TIMEOUT)
+            self.info = self._answer(START_TIMEOUT)
         except BaseException:
             self.close()
             raise
@@ -103,8 +103,8 @@ def started(module: str, names: Iterable[str], *, threads: int) -> Iterator[tupl
     with ExitStack() as stack:
         for name in names:
             process = stack.enter_context(Process(module, name, threads=threads))
-            if "skipped" in process.about:
-                skipped[name] = str(process.about["skipped"])
+            if "skipped" in process.info:
+                skipped[name] = str(process.info["skipped"])
             else:
                 processes[name] = process
         yield processes, skipped

@@ -126,10 +126,10 @@ def main() -> None:
     problem, run = Problem(), CONTENDERS[options.contender]
     try:
         run(problem, 0.5)  # imports and compiles
-        about: dict[str, Any] = {}
+        info: dict[str, Any] = {}
     except ImportError as error:
-        about = {"skipped": f"{error}; pip install torchdeq"}
-    serve(answers, about, lambda request: answer(run, problem, **request))
+        info = {"skipped": f"{error}; pip install torchdeq"}
+    serve(answers, info, lambda request: answer(run, problem, **request))
 
 
 if __name__ == "__main__":

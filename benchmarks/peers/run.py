@@ -80,37 +80,37 @@ def summary(options: argparse.Namespace, contender: Contender) -> dict[str, Any]
     if "peak" in turns[0]:
         peaks = {p: statistics.median(t["peak"][p] for t in turns) for p in turns[0]["peak"]}
         return {f"{precision}_gop_per_s": round(rate / 1e9, 1) for precision, rate in peaks.items()}
-    found: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     for key, name in (("seconds", "ms_per_trajectory_step"), ("solve_seconds", "ms_per_trajectory_step_of_solve")):
         if key in turns[0]:
             times = [turn[key] / options.batch * 1e3 for turn in turns]
             fifths = statistics.quantiles(times, n=5)
-            found |= {name: statistics.median(times), f"{name}_p20": fifths[0], f"{name}_p80": fifths[-1]}
-    return found
+            measured |= {name: statistics.median(times), f"{name}_p20": fifths[0], f"{name}_p80": fifths[-1]}
+    return measured
 
 
 def main() -> None:
     options = arguments()
     answers = own_output()
     torch.set_num_threads(options.threads)
-    about = dict(contender=options.name, preset=options.preset, batch=options.batch, dtype=options.dtype)
-    about["threads"] = options.threads
+    info = dict(contender=options.name, preset=options.preset, batch=options.batch, dtype=options.dtype)
+    info["threads"] = options.threads
     inference = torch.inference_mode if not options.name.startswith("compile") else torch.no_grad
     with inference():
         try:
-            contender, found = prepare(options)
+            contender, measured = prepare(options)
         except Unavailable as reason:
-            print(json.dumps({**about, "skipped": str(reason)}), file=answers, flush=True)
+            print(json.dumps({**info, "skipped": str(reason)}), file=answers, flush=True)
             return
         if options.serve:
-            print(json.dumps({**about, **found}), file=answers, flush=True)
+            print(json.dumps({**info, **measured}), file=answers, flush=True)
             serve(contender, answers)
             return
-        about |= found | summary(options, contender)
+        info |= measured | summary(options, contender)
     if options.json:
-        print(json.dumps(about), file=answers)
+        print(json.dumps(info), file=answers)
     else:
-        for key, value in about.items():
+        for key, value in info.items():
             print(f"{key:36s} {value:.4g}" if isinstance(value, float) else f"{key:36s} {value}", file=answers)
 
 

@@ -56,30 +56,30 @@ def solve(model: EquilibriumReasoner, request: dict[str, Any]) -> dict[str, Any]
     return answer
 
 
-def about(model: EquilibriumReasoner) -> dict[str, Any]:
+def info(model: EquilibriumReasoner) -> dict[str, Any]:
     """What the cpu backend can run here, and the memory that a trajectory in flight takes in each precision."""
     reasons = {precision.name: backends.available(model, precision)["cpu"] for precision in NAMED}
     can_run = [name for name, why_not in reasons.items() if why_not is None]
-    found: dict[str, Any] = {"cpu": reasons, "rss_of_start": peak_rss(), "tol": card_tolerance(model)}
+    facts: dict[str, Any] = {"cpu": reasons, "rss_of_start": peak_rss(), "tol": card_tolerance(model)}
     if can_run:
         packs = {name: CpuBackend().packed(model, Precision[name]) for name in can_run}
-        found["trajectory_bytes"] = {name: ops.trajectory_bytes(packed) for name, packed in packs.items()}
-        found["packed_bytes"] = {name: packed.data.nbytes for name, packed in packs.items()}
-    return found
+        facts["trajectory_bytes"] = {name: ops.trajectory_bytes(packed) for name, packed in packs.items()}
+        facts["packed_bytes"] = {name: packed.data.nbytes for name, packed in packs.items()}
+    return facts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser("benchmarks.peers.solver", description="Solve what is asked for on stdin.")
     parser.add_argument("model", help="a shipped model, or a path")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--about", action="store_true", help="only say what this model can run with, and end")
+    parser.add_argument("--info", action="store_true", help="only say what this model can run with, and end")
     parser.add_argument("--serve", action="store_true")
     options = parser.parse_args()
     answers = own_output()
     torch.set_num_threads(options.threads)
     model = EquilibriumReasoner.from_pretrained(options.model)
-    print(json.dumps(about(model) if options.about else {}), file=answers, flush=True)
-    if not options.about:
+    print(json.dumps(info(model) if options.info else {}), file=answers, flush=True)
+    if not options.info:
         for line in sys.stdin:
             print(json.dumps(solve(model, json.loads(line))), file=answers, flush=True)
 

@@ -174,22 +174,22 @@ def main() -> None:
     options = parser.parse_args()
     answers = own_output()
     torch.set_num_threads(options.threads)
-    about: dict[str, Any] = {key: getattr(options, key) for key in ("preset", "batch", "threads")}
-    about = {"contender": options.name, "dtype": CONTENDERS[options.name][0], **about}
+    info: dict[str, Any] = {key: getattr(options, key) for key in ("preset", "batch", "threads")}
+    info = {"contender": options.name, "dtype": CONTENDERS[options.name][0], **info}
     try:
         training = Training(options.name, options.preset, options.batch, options.threads)
-        about |= training.info
+        info |= training.info
     except Unavailable as reason:
-        print(json.dumps({**about, "skipped": str(reason)}), file=answers, flush=True)
+        print(json.dumps({**info, "skipped": str(reason)}), file=answers, flush=True)
         return
     if options.serve:
-        serve(answers, about, lambda _: training.turn())
+        serve(answers, info, lambda _: training.turn())
         return
-    about["ms_a_step"] = 1e3 * statistics.median(training.turn()["seconds"] for _ in range(max(1, options.turns)))
+    info["ms_a_step"] = 1e3 * statistics.median(training.turn()["seconds"] for _ in range(max(1, options.turns)))
     if options.json:
-        print(json.dumps(about), file=answers)
+        print(json.dumps(info), file=answers)
     else:
-        for key, value in about.items():
+        for key, value in info.items():
             print(f"{key:36s} {value:.4g}" if isinstance(value, float) else f"{key:36s} {value}", file=answers)
 
 

@@ -40,10 +40,10 @@ class Unavailable(Exception):
 def cpu_flags() -> set[str]:
     """The CPU's feature flags as the kernel names them; empty where it does not say."""
     try:
-        found = re.search(r"^(?:flags|Features)\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(), re.M)
+        match = re.search(r"^(?:flags|Features)\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(), re.M)
     except OSError:
         return set()
-    return set(found[1].split()) if found else set()
+    return set(match[1].split()) if match else set()
 
 
 def has_bf16() -> bool:

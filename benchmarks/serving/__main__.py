@@ -79,10 +79,10 @@ def measure(
         own = saturation[FULL_DEPTH]["requests_per_second"]
         offered.append(_offered(servers, FULL_DEPTH, _DECISIVE * own / full, _DECISIVE * own, seconds, deadline))
         beside = {n: servers[n].request(measure="beside", hard=64, depth=1024) for n in (LEAST_SERVICE, FIFO)}
-        steps = servers[LEAST_SERVICE].about["steps"]
+        steps = servers[LEAST_SERVICE].info["steps"]
     alone = beside[LEAST_SERVICE]["alone"] / steps[0]
     speed = simulator.Speed(threads / saturation[LEAST_SERVICE]["steps_per_second"], alone, threads)
-    asked = workload.ask(20_000, stream=0)
+    requested = workload.ask(20_000, stream=0)
     return {
         **machine.provenance("benchmarks.serving"),
         "workload": workload.as_json(),
@@ -97,7 +97,7 @@ def measure(
         "simulated": [_simulated(row, workload, steps, speed, seconds) for row in offered if row["server"] in _ENGINES],
         "price_per_hour": price,
         "scaling": simulator.scaling(
-            asked, steps, speed, full, _DECISIVE, _MACHINES, price, requests=4000, seed=workload.seed
+            requested, steps, speed, full, _DECISIVE, _MACHINES, price, requests=4000, seed=workload.seed
         ),
     }
 
@@ -146,9 +146,9 @@ def _simulated(
     """A measured point replayed: the same requests at the same times."""
     stream = round(row["offered_per_second"] * 1000)
     came = workload.arrivals(row["offered_per_second"], seconds, stream)
-    asked = workload.ask(len(came), stream)
-    latency = simulator.simulate(came, [steps[p] for p in asked], speed, 1, fifo=row["server"] == FIFO)
-    easy = (asked < workload.pool) & (came >= seconds / 5)
+    requested = workload.ask(len(came), stream)
+    latency = simulator.simulate(came, [steps[p] for p in requested], speed, 1, fifo=row["server"] == FIFO)
+    easy = (requested < workload.pool) & (came >= seconds / 5)
     return {
         "server": row["server"],
         "load": row["load"],

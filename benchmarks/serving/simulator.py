@@ -92,7 +92,7 @@ def simulate(
 
 
 def scaling(
-    asked: np.ndarray,
+    requested: np.ndarray,
     step_counts: Sequence[int],
     speed: Speed,
     capacity: float,
@@ -114,7 +114,7 @@ def scaling(
         n = max(requests, 40 * count)
         rate = share * capacity * count
         came = np.cumsum(np.random.default_rng([seed, count]).exponential(1 / rate, n))
-        steps = [step_counts[asked[i % len(asked)]] for i in range(n)]
+        steps = [step_counts[requested[i % len(requested)]] for i in range(n)]
         latency = simulate(came, steps, speed, count, seed=seed)
         rows.append(
             {

@@ -128,9 +128,9 @@ def main(arguments: list[str] | None = None) -> None:
     steps: dict[str, float] = {}
     for name, puzzles in sets.items():
         assert puzzles.labels is not None
-        told = record(model, puzzles.inputs, puzzles.labels, depths=depths, halt=options.halt)
-        parts[name] = [Accuracy(int(right.sum()), len(puzzles)) for right in told.correct[:, 0].T]
-        steps[name] = float(told.steps[:, 0, -1].mean())
+        recording = record(model, puzzles.inputs, puzzles.labels, depths=depths, halt=options.halt)
+        parts[name] = [Accuracy(int(right.sum()), len(puzzles)) for right in recording.correct[:, 0].T]
+        steps[name] = float(recording.steps[:, 0, -1].mean())
     report = {
         **machine.provenance("benchmarks.studies.extreme_mix"),
         "model": options.model,

@@ -50,10 +50,10 @@ def resized(model: EquilibriumReasoner, side: int) -> EquilibriumReasoner:
     return other.to(next(model.parameters()).dtype).eval()
 
 
-def measured(puzzles: PuzzleSet, told: Recording, tol: float) -> dict[str, Any]:
+def measured(puzzles: PuzzleSet, recording: Recording, tol: float) -> dict[str, Any]:
     """What became of mazes that were recorded at every outer step of breadth 1."""
-    right = told.correct[:, 0]  # [N, D]
-    steps, met = first_converged(told.residuals[:, 0], tol)
+    right = recording.correct[:, 0]  # [N, D]
+    steps, met = first_converged(recording.residuals[:, 0], tol)
     stays = np.logical_and.accumulate(right[:, ::-1], axis=1)[:, ::-1]  # right from here to the end
     since = np.where(stays.any(1), stays.argmax(1) + 1, 0)
     moves = puzzles.rating.astype(int)
@@ -76,7 +76,9 @@ def measured(puzzles: PuzzleSet, told: Recording, tol: float) -> dict[str, Any]:
     return {
         "mazes": len(moves),
         "moves": {"median": float(np.median(moves)), "most": int(moves.max())},
-        "accuracy": {d: Accuracy(int(right[:, d - 1].sum()), len(moves)).as_json() for d in SHOWN if d <= told.depth},
+        "accuracy": {
+            d: Accuracy(int(right[:, d - 1].sum()), len(moves)).as_json() for d in SHOWN if d <= recording.depth
+        },
         "lost": int((right.any(1) & ~right[:, -1]).sum()),
         "met_tolerance": int(met.sum()),
         "right_of_those": int(done.sum()),
@@ -159,8 +161,8 @@ def main(arguments: list[str] | None = None) -> None:
         here = resized(model, side)
         depths = range(1, options.depth + 1)
         as_calibrated: dict[str, Any] = dict(noise_scale=model.inference_noise_scale, window=model.inference_window)
-        told = record(here, puzzles.inputs, puzzles.labels, depths=depths, **as_calibrated)
-        sizes[side] = measured(puzzles, told, tol)
+        recording = record(here, puzzles.inputs, puzzles.labels, depths=depths, **as_calibrated)
+        sizes[side] = measured(puzzles, recording, tol)
     report = {
         **machine.provenance("benchmarks.studies.maze_sizes"),
         "model": options.model,

@@ -43,17 +43,17 @@ def depths_of(model: EquilibriumReasoner, layers: int) -> tuple[int, ...]:
     return tuple(sorted({min(16 * 4**k, last) for k in range(12)}))
 
 
-def row_of(told: Recording, right_at_last: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, Any]:
+def row_of(recording: Recording, right_at_last: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, Any]:
     """Of one arithmetic; right_at_last bool [N]: what fp32 answers right at the last depth."""
-    right = told.correct[:, 0]  # [N, K]
-    floor = np.median(told.residual[right_at_last, 0], axis=0) if right_at_last.any() else None
+    right = recording.correct[:, 0]  # [N, K]
+    floor = np.median(recording.residual[right_at_last, 0], axis=0) if right_at_last.any() else None
     return {
-        "accuracy": {d: Accuracy(int(right[:, k].sum()), len(right)).as_json() for k, d in enumerate(told.depths)},
-        "median_residual": None if floor is None else dict(zip(told.depths, floor.tolist(), strict=True)),
+        "accuracy": {d: Accuracy(int(right[:, k].sum()), len(right)).as_json() for k, d in enumerate(recording.depths)},
+        "median_residual": None if floor is None else dict(zip(recording.depths, floor.tolist(), strict=True)),
         "lost": int((right.any(1) & ~right[:, -1]).sum()),
-        "diverged": int(told.diverged[..., -1].sum()),
-        "backend": told.backend,
-        "backend_reason": told.backend_reason,
+        "diverged": int(recording.diverged[..., -1].sum()),
+        "backend": recording.backend,
+        "backend_reason": recording.backend_reason,
     }
 
 
@@ -87,13 +87,13 @@ def main(arguments: list[str] | None = None) -> None:
     model = EquilibriumReasoner.from_pretrained(options.model)
     puzzles, depths = chosen(options), depths_of(model, options.layers)
     assert puzzles.labels is not None
-    told: dict[str, Recording] = {}
+    recordings: dict[str, Recording] = {}
     seconds: dict[str, float] = {}
     for name in ["fp32", *(run for run in options.runs if run != "fp32")]:  # the others are held against it
         begun = time.perf_counter()
-        told[name] = record(model, puzzles.inputs, puzzles.labels, depths=depths, trace=False, **RUNS[name])
+        recordings[name] = record(model, puzzles.inputs, puzzles.labels, depths=depths, trace=False, **RUNS[name])
         seconds[name] = time.perf_counter() - begun
-    right = told["fp32"].correct[:, 0, -1]
+    right = recordings["fp32"].correct[:, 0, -1]
     report = {
         **machine.provenance("benchmarks.studies.precision_depth"),
         "model": options.model,
@@ -103,7 +103,9 @@ def main(arguments: list[str] | None = None) -> None:
         "reveal": options.reveal,
         "layers_per_step": model.config.layers_per_step,
         "depths": depths,
-        "runs": {name: {**row_of(each, right), "seconds": round(seconds[name], 1)} for name, each in told.items()},
+        "runs": {
+            name: {**row_of(each, right), "seconds": round(seconds[name], 1)} for name, each in recordings.items()
+        },
     }
     print_table(report)
     machine.write_report(options.results, "precision_depth", report)

@@ -112,7 +112,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     reader, part = table("puzzles", options.puzzles), table("part", options.part)
     units = -(-options.puzzles // options.shard_rows)
 
-    def said(text: str) -> Progress:
+    def progress_of(text: str) -> Progress:
         finished: list[Key] = []
 
         def one_more(done: Finished) -> None:
@@ -123,13 +123,13 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         return one_more
 
     here = Shards(folder / "here", {})
-    local = rate(run(Local(), reader, model, job, here, said("this process")))
+    local = rate(run(Local(), reader, model, job, here, progress_of("this process")))
     rates: dict[int, list[float]] = {1: [], 2: []}
     with cluster_of_two() as (cluster, second):
         for round_ in range(options.rounds):
             for workers in (1, 2) if round_ % 2 == 0 else (2, 1):
                 into = Shards(folder / f"part-{round_}-{workers}", {})
-                ends = run(OnRay(workers=workers), part, model, job, into, said(f"{workers} workers"))
+                ends = run(OnRay(workers=workers), part, model, job, into, progress_of(f"{workers} workers"))
                 rates[workers].append(rate(ends))
         there = Shards(folder / "there", {})
         lost_after: list[int] = []
@@ -140,7 +140,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 lost_after.append(len(there.finished))
                 cluster.remove_node(second, allow_graceful=False)
 
-        shown = said("with a lost node")
+        shown = progress_of("with a lost node")
         begun = time.perf_counter()
         ends = run(OnRay(workers=2), reader, model, job, there, lose)
         seconds = time.perf_counter() - begun
@@ -181,18 +181,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     busy = machine.busy()
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(options, Path(folder))
+        measured = measure(options, Path(folder))
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     settings.pop("results")
-    about = {"machine": machine.information(), "commit": code_commit(), "others_share_of_cpu_before": busy}
-    report = {"study": "ray_throughput", "settings": settings, **about, **found}
+    provenance = {"machine": machine.information(), "commit": code_commit(), "others_share_of_cpu_before": busy}
+    report = {"study": "ray_throughput", "settings": settings, **provenance, **measured}
     options.results.mkdir(parents=True, exist_ok=True)
     path = options.results / "ray_throughput.json"
     atomic_write(path, (json.dumps(report, indent=1) + "\n").encode())
-    print(json.dumps(found, indent=1))
+    print(json.dumps(measured, indent=1))
     print(f"written: {path}", file=sys.stderr)
-    lost = found["lost_node"]
-    return 0 if lost["equal_to_this_process"] and found["answered"] == options.puzzles else 1
+    lost = measured["lost_node"]
+    return 0 if lost["equal_to_this_process"] and measured["answered"] == options.puzzles else 1
 
 
 if __name__ == "__main__":

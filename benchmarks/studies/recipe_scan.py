@@ -47,7 +47,7 @@ FORUM = ("published", "forum_hardest_1905_11plus")
 class Candidate:
     """A recipe: fields of the preset sudoku-small that are changed, and options of `eqr train`."""
 
-    about: str
+    description: str
     fields: dict[str, Any]
     batch: int = 96
     lr: float = 1e-3
@@ -252,7 +252,7 @@ def report(rungs: dict[float, list[str]], options: argparse.Namespace) -> dict[s
                     {
                         "rung": operations,
                         "candidate": name,
-                        "about": candidate.about,
+                        "about": candidate.description,
                         "parameters": _parameters(candidate.config()),
                         "recipe": candidate.recipe,
                         **measures,
@@ -277,13 +277,13 @@ def _parameters(config: EqRConfig) -> int:
     return sum(p.numel() for p in EquilibriumReasoner(config).parameters())
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(content: dict[str, Any]) -> str:
     """A table for people: exact answers at depth 16 / 64 in per cent."""
     lines = [
         "| operations | candidate | samples | score | 17-clue | magictour | 28 clues | forum | forum loss |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in found["rows"]:
+    for row in content["rows"]:
         cells = [
             " / ".join(f"{100 * share:.0f}" for share in row["exact"][f"{c} {s}"].values()) for c, s in (*JUDGED, FORUM)
         ]
@@ -299,7 +299,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         "benchmarks.studies.recipe_scan",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=__doc__,
-        epilog="candidates:\n" + "\n".join(f"  {name}: {c.about}" for name, c in CANDIDATES.items()),
+        epilog="candidates:\n" + "\n".join(f"  {name}: {c.description}" for name, c in CANDIDATES.items()),
     )
     parser.add_argument("--candidates", nargs="+", default=list(CANDIDATES), choices=CANDIDATES, metavar="NAME")
     parser.add_argument("--rungs", default="7e13:13,3e14:4,1e15:2", help="OPERATIONS:CANDIDATES,...")

@@ -39,7 +39,7 @@ class Soak:
     """What was sent and what came back."""
 
     url: str
-    asked: list[tuple[str, int]]
+    requested: list[tuple[str, int]]
     answers: list[str]
     sent: int = 0
     statuses: Counter[int] = field(default_factory=Counter)
@@ -48,7 +48,7 @@ class Soak:
     nuisances: Counter[str] = field(default_factory=Counter)
 
     async def ask(self, client: httpx.AsyncClient, which: int) -> None:
-        puzzle, seed = self.asked[which]
+        puzzle, seed = self.requested[which]
         self.sent += 1
         try:
             answer = await client.post("/v1/solve", json={"puzzles": [puzzle], "seed": seed})
@@ -132,7 +132,7 @@ async def offer(soak: Soak, rate: float, seconds: float, rng: np.random.Generato
 async def annoy(soak: Soak, until: float, rng: np.random.Generator) -> None:
     """One bad client after another."""
     host, port = soak.url.removeprefix("http://").split(":")
-    good = json.dumps({"puzzles": [soak.asked[0][0]] * 8, "breadth": 4, "stream": True}).encode()
+    good = json.dumps({"puzzles": [soak.requested[0][0]] * 8, "breadth": 4, "stream": True}).encode()
     kinds = {
         "hangs up": (good, len(good)),
         "reads slowly": (good, len(good)),
@@ -185,7 +185,7 @@ async def soaked(soak: Soak, pid: int, seconds: float, share: float) -> dict[str
     measuring = min(SATURATION_SECONDS, seconds / 4)
     full, _ = await asyncio.gather(saturation(soak, measuring), annoy(soak, time.perf_counter() + measuring, rng))
     idle = await crowd(soak)
-    before = Soak(soak.url, soak.asked, soak.answers)
+    before = Soak(soak.url, soak.requested, soak.answers)
     begun = time.perf_counter()
     until, memory = begun + seconds, list[tuple[float, float]]()
     await asyncio.gather(
@@ -222,10 +222,10 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="folder of <device>/serving_soak.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        asked, answers = prepare(Path(folder) / "model")
+        requested, answers = prepare(Path(folder) / "model")
         server, url = start(Path(folder) / "model")
         try:
-            report = asyncio.run(soaked(Soak(url, asked, answers), server.pid, options.seconds, options.share))
+            report = asyncio.run(soaked(Soak(url, requested, answers), server.pid, options.seconds, options.share))
         finally:
             server.terminate()
         report["exit_code"] = server.wait(60)

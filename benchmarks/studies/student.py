@@ -116,17 +116,17 @@ def kept_or_taught(
         SystemExit: it holds what another teacher, or the same on other puzzles, was recorded on.
     """
     assert puzzles.labels is not None
-    asked = json.dumps([weights_digest(teacher), digest(puzzles.inputs, puzzles.labels), count, clues, seed])
+    identity = json.dumps([weights_digest(teacher), digest(puzzles.inputs, puzzles.labels), count, clues, seed])
     if path.exists():
         with np.load(path) as kept:
-            if str(kept["asked"]) != asked:
+            if str(kept["identity"]) != identity:
                 raise SystemExit(
                     f"{path} holds another recording (teacher, puzzles, their number, clues or the seed differ); "
                     "name another --recording, or remove it"
                 )
             return Taught(kept["inputs"], kept["labels"], kept["iterates"])
     taught, file = taught_by(teacher, puzzles, count, clues, seed), io.BytesIO()
-    np.savez_compressed(file, asked=asked, **vars(taught))
+    np.savez_compressed(file, identity=identity, **vars(taught))
     atomic_write(path, file.getvalue())
     return taught
 
@@ -138,7 +138,7 @@ class Rows:
         self.taught, self.goals, self.rng = taught, taught.goals(arm), np.random.default_rng(seed)
         self.tokens = torch.zeros(n, sudoku.SEQ_LEN, dtype=torch.int64)
         self.labels = torch.zeros_like(self.tokens)
-        self.asked = torch.zeros(n, STEPS, sudoku.SEQ_LEN, dtype=torch.int64)
+        self.targets = torch.zeros(n, STEPS, sudoku.SEQ_LEN, dtype=torch.int64)
         # All ages from the first step on, so that no batch is of one.
         self.ends = torch.from_numpy(self.rng.integers(1, STEPS + 1, n))
         self.replace(torch.arange(n))
@@ -156,7 +156,7 @@ class Rows:
 
         self.tokens[rows] = torch.from_numpy(views.inputs[:, 1].astype(np.int64))
         self.labels[rows] = moved(self.taught.labels[drawn][:, None])[:, 0]
-        self.asked[rows] = moved(self.goals[drawn])
+        self.targets[rows] = moved(self.goals[drawn])
 
 
 def trained(config: EqRConfig, taught: Taught, arm: str, steps: int, seed: int) -> tuple[EquilibriumReasoner, float]:
@@ -169,11 +169,11 @@ def trained(config: EqRConfig, taught: Taught, arm: str, steps: int, seed: int) 
     state, ids, losses = model.initial_state(n, seed=seed), n, []
     for step in range(1, steps + 1):
         state, logits, q_halt = model(rows.tokens, state)
-        asked = rows.asked[torch.arange(n), state.step - 1]
+        targets = rows.targets[torch.arange(n), state.step - 1]
         with torch.no_grad():
             exact = (logits.argmax(-1) == rows.labels).all(1)
         halting = F.binary_cross_entropy_with_logits(q_halt, exact.to(q_halt.dtype))
-        loss = stablemax_cross_entropy(logits, asked).mean() + 0.5 * halting
+        loss = stablemax_cross_entropy(logits, targets).mean() + 0.5 * halting
         schedule = dict(lr=RECIPE["lr"], warmup=int(RECIPE["warmup"]), min_ratio=RECIPE["min_ratio"])
         optimizer.param_groups[0]["lr"] = learning_rate(step, total=steps, **schedule)
         optimizer.zero_grad()
@@ -202,27 +202,27 @@ def _put(old: torch.Tensor, rows: torch.Tensor, new: torch.Tensor) -> torch.Tens
 def judged(model: EquilibriumReasoner, puzzles: PuzzleSet) -> dict[str, Any]:
     """Exact answers by depth and source, and how well the residual tells right from wrong at the last depth."""
     assert puzzles.labels is not None
-    told = record(model, puzzles.inputs, puzzles.labels, depths=DEPTHS, **JUDGED)
-    right = told.correct[:, 0]
+    recording = record(model, puzzles.inputs, puzzles.labels, depths=DEPTHS, **JUDGED)
+    right = recording.correct[:, 0]
 
     def accuracy(rows: npt.NDArray[np.bool_]) -> dict[int, Any]:
         return {d: Accuracy(int(right[rows, k].sum()), int(rows.sum())).as_json() for k, d in enumerate(DEPTHS)}
 
-    area = auroc(told.residual[:, 0, -1], right[:, -1])
+    area = auroc(recording.residual[:, 0, -1], right[:, -1])
     return {
         "all": accuracy(np.ones(len(right), bool)),
         **{str(source): accuracy(puzzles.source == source) for source in np.unique(puzzles.source)},
         "residual_auroc": None if np.isnan(area) else float(area),
-        "median_residual": float(np.median(told.residual[:, 0, -1])),
+        "median_residual": float(np.median(recording.residual[:, 0, -1])),
     }
 
 
 def restarts_of(model: EquilibriumReasoner, puzzles: PuzzleSet) -> dict[str, Any]:
     """Puzzles by how many of their restarts end right at the last depth, and what the residual tells of these."""
     assert puzzles.labels is not None
-    told = record(model, puzzles.inputs, puzzles.labels, depths=DEPTHS[-1:], breadth=RESTARTS, **JUDGED)
-    right = told.correct[..., -1]  # [N, B]
-    area = auroc(told.residual[..., -1].ravel(), right.ravel())
+    recording = record(model, puzzles.inputs, puzzles.labels, depths=DEPTHS[-1:], breadth=RESTARTS, **JUDGED)
+    right = recording.correct[..., -1]  # [N, B]
+    area = auroc(recording.residual[..., -1].ravel(), right.ravel())
     return {
         "none right": int((~right).all(1).sum()),
         "some right": int((right.any(1) & ~right.all(1)).sum()),

@@ -29,10 +29,10 @@ def refuse_other_models(state_dict: Mapping[str, Tensor], where: str) -> None:
             break
     levels = {level: _layers(state_dict, level) for level in ("H_level", "L_level")}
     if levels["H_level"]:
-        found = [f"{level} of {layers} layers" for level, layers in levels.items() if layers]
-        found += [puzzle_embeddings] if puzzle_embeddings else []
+        signs = [f"{level} of {layers} layers" for level, layers in levels.items() if layers]
+        signs += [puzzle_embeddings] if puzzle_embeddings else []
         raise RuntimeError(
-            f"{where}: has {', '.join(found)}: an HRM or a baseline of its kind. EqR iterates one network, L_level, on "
+            f"{where}: has {', '.join(signs)}: an HRM or a baseline of its kind. EqR iterates one network, L_level, on "
             f"both latent states, so this library does not run it; {_REMEDY}"
         )
     if puzzle_embeddings:

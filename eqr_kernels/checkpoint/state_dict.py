@@ -94,10 +94,10 @@ def check(state_dict: Mapping[str, Tensor], config: EqRConfig, where: str) -> No
             if name in shapes and shapes[name] != shape
         ],
     }
-    found = "; ".join(f"{kind}: {some(names)}" for kind, names in problems.items() if names)
-    if found:
+    details = "; ".join(f"{kind}: {some(names)}" for kind, names in problems.items() if names)
+    if details:
         raise RuntimeError(
-            f"{where}: the weights do not fit the config. {found}. "
+            f"{where}: the weights do not fit the config. {details}. "
             "Pass the config that they were trained with as config="
         )
     for name, tensor in state_dict.items():

@@ -127,8 +127,8 @@ def curve(
     begun = time.perf_counter()
     runner = engine_of(engine, address, workers, cpus_per_worker)
     sizes = _QUICK if quick else _USUAL
-    asked = None if price is None else Price(price, currency)
-    limit_of = _budget(budget, asked)
+    price_per_hour = None if price is None else Price(price, currency)
+    limit_of = _budget(budget, price_per_hour)
     if target is not None and not 0 < target <= 1:
         raise ValueError(f"--target must be a share above 0 and up to 1, as in 0.95, got {target}")
     if select == "first":
@@ -171,7 +171,7 @@ def curve(
         quick=quick,
         seed=seed,
         options=dict(window=window, noise_scale=noise_scale, slots=slots, backend=backend, precision=precision),
-        price=asked,
+        price=price_per_hour,
         target=target,
         budget=limit_of,
         budget_text=budget,

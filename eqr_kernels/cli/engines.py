@@ -113,9 +113,9 @@ def record_elsewhere(
     if out is not None:
         given = {name: value for name, value in job.settings.items() if name not in ("slots", *DECIDES)}
         settings = {name: job.settings[name] for name in DECIDES}
-        about = dict(command="eval", task=job.task, rows=rows, input=reader.identity())
-        about |= dict(views=True) if job.views else {}
-        results = open_shards(out, model, settings, **about, **given)
+        inputs = dict(command="eval", task=job.task, rows=rows, input=reader.identity())
+        inputs |= dict(views=True) if job.views else {}
+        results = open_shards(out, model, settings, **inputs, **given)
     try:
         run_all("evaluating", show, results, engine, reader, model, job)
     except KeyboardInterrupt:

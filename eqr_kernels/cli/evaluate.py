@@ -129,7 +129,7 @@ def evaluate(
     if views is not None and breadths is not None:
         raise ValueError(f"--views has a trajectory for each view, and --breadths {breadths} was given; leave one out")
     trajectories = parse_counts("--breadths", breadths or "1") if views is None else parse_counts("--views", views)
-    asked = parse_counts("--depths", depths), trajectories
+    sizes = parse_counts("--depths", depths), trajectories
     names = [rule.strip() for rule in select.split(",")]
     if views is not None and "first" in names:
         raise ValueError(
@@ -145,7 +145,7 @@ def evaluate(
     its_task = puz.task_for(task, reasoner)
     make_views = None
     if views is not None:
-        make_views = puz.views_for(its_task, reasoner.config.seq_len, asked[1][-1], seed, f"--views {views}")
+        make_views = puz.views_for(its_task, reasoner.config.seq_len, sizes[1][-1], seed, f"--views {views}")
     reading: dict[str, Any] = dict(format=format, split=split, limit=limit, show=progress)
     puzzles, errors = puz.read_answered(its_task, reasoner.config.seq_len, file, **reading)
     of = len(puzzles)
@@ -154,13 +154,13 @@ def evaluate(
     run: dict[str, Any] = dict(seed=seed, slots=slots, backend=backend, precision=precision)
     chosen = None
     if _has_tolerance(wanted_tol, reasoner, halt):
-        chosen = settling_tolerance(reasoner, puzzles.inputs, wanted_tol, noise_scale, depth=asked[0][-1], **run)
+        chosen = settling_tolerance(reasoner, puzzles.inputs, wanted_tol, noise_scale, depth=sizes[0][-1], **run)
     tolerance = None if chosen is None else chosen.value
     settings: dict[str, Any] = dict(halt=halt, tol=tolerance, window=window, noise_scale=noise_scale, **run)
     given = settings if halt in RULES_WITH_TOLERANCE else {**settings, "tol": "auto"}
     others = OtherSolutions(its_task.check, puzzles.inputs)
     traced = halt == "none" and tolerance is not None
-    recorded: dict[str, Any] = dict(depths=asked[0], breadth=asked[1][-1], trace=traced, **given)
+    recorded: dict[str, Any] = dict(depths=sizes[0], breadth=sizes[1][-1], trace=traced, **given)
     begun = time.perf_counter()
     if out is None and engine == "local":
         with Bar("evaluating", progress) as bar:
@@ -170,7 +170,7 @@ def evaluate(
         job = Recorded(task_spec(task, its_task), recorded, views=views is not None)
         recording = record_elsewhere(job, runner, reasoner, puzzles, others, out, shard_rows or DEFAULT_ROWS, progress)
     seconds = time.perf_counter() - begun
-    grid = correct_grid(recording, *asked, rules)
+    grid = correct_grid(recording, *sizes, rules)
     still = None if halt == "none" and tolerance is None else settled(recording, tolerance or 0.0)
     modes: Modes | None = None
     if still is not None:
@@ -197,14 +197,14 @@ def evaluate(
         "puzzles": len(puzzles),
         "subset": None if subset is None else {"puzzles": subset, "of": of, "seed": SUBSET_SEED},
         "depths": list(recording.depths),
-        "breadths": list(asked[1]),
+        "breadths": list(sizes[1]),
         "rules": list(rules),
         **_tables(grid, puzzles),
         "other_valid": [
             {"depth": d, "puzzles": n}
             for d, n in zip(recording.depths, others.counts(recording, rules[0]), strict=True)
         ],
-        "grid": _grid(recording, grid, asked[1], rules),
+        "grid": _grid(recording, grid, sizes[1], rules),
         "under_tolerance": _under_tolerance(recording, tolerance),
         "coupling": _coupling(recording, still),
         "diagnosis": None if modes is None else _diagnosis(modes, puzzles, settings),

@@ -113,8 +113,8 @@ def serve(
         where = address_of(listener)
 
         def ready(on: str) -> None:
-            about = {"command": "serve", "address": where, "pid": os.getpid(), "model": model, "backend": on}
-            typer.echo(to_json(about) if as_json else f"{where} serves {model} ({on}); Ctrl-C stops\n", nl=False)
+            facts = {"command": "serve", "address": where, "pid": os.getpid(), "model": model, "backend": on}
+            typer.echo(to_json(facts) if as_json else f"{where} serves {model} ({on}); Ctrl-C stops\n", nl=False)
 
         if engine == "ray":
             listener.close()  # it was free; Ray Serve listens there

@@ -102,23 +102,23 @@ def serve_on_ray(
             )
             open_until_stopped.enter_context(online.running(application, cluster.host, cluster.port))
         replicas = f"{least} to {most}" if least < most else f"{most}"
-        with _signals() as asked:
+        with _signals() as stop_requested:
             with redirect_stdout(stdout):
                 ready(f"Ray, replicas: {replicas}")
-            asked.wait()
+            stop_requested.wait()
 
 
 @contextmanager
 def _signals() -> Iterator[threading.Event]:
     """Set at SIGINT or SIGTERM while the block runs."""
-    asked = threading.Event()
+    stop_requested = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        asked.set()
+        stop_requested.set()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield stop_requested
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

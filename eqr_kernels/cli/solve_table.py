@@ -152,12 +152,12 @@ def _reader(request: TableRequest, model: EquilibriumReasoner, task: Task) -> tu
 
 def _first_rows(reader: Reader, seq_len: int) -> npt.NDArray[np.uint8]:
     """Tokens [n, S] of the first puzzles, which a tolerance may be found on."""
-    found = np.zeros((0, seq_len), np.uint8)
+    tokens = np.zeros((0, seq_len), np.uint8)
     for unit in units_of(reader):
-        found = np.concatenate([found, unit.puzzles.inputs])[:FIRST_ROWS]
-        if len(found) == FIRST_ROWS:
+        tokens = np.concatenate([tokens, unit.puzzles.inputs])[:FIRST_ROWS]
+        if len(tokens) == FIRST_ROWS:
             break
-    return found
+    return tokens
 
 
 def _summary(counted: Totals, full_depth: int, seconds: float) -> dict[str, Any]:

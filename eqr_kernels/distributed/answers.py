@@ -161,9 +161,9 @@ def totals(tables: Iterable[Any]) -> Totals:
 
 def errors_of(tables: Iterable[Any], limit: int) -> list[dict[str, Any]]:
     """The first rows that could not be read: file, line, text and message."""
-    found: list[dict[str, Any]] = []
+    errors: list[dict[str, Any]] = []
     for table in tables:
         for row in table.select(["file", "line", "text", "error"]).to_pylist():
-            if row["error"] is not None and len(found) < limit:
-                found.append({**{k: row[k] for k in ("file", "line", "text")}, "message": row["error"]})
-    return found
+            if row["error"] is not None and len(errors) < limit:
+                errors.append({**{k: row[k] for k in ("file", "line", "text")}, "message": row["error"]})
+    return errors

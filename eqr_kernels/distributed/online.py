@@ -92,11 +92,11 @@ def _without_id(app: ASGIApp) -> ASGIApp:
     """The app without the request's id in its responses, where Ray Serve adds it: that which the request came with."""
 
     async def called(scope: Scope, receive: Receive, send: Send) -> None:
-        asked = dict(scope.get("headers", ())).get(b"x-request-id")
+        request_id = dict(scope.get("headers", ())).get(b"x-request-id")
 
         async def send_once(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [each for each in message["headers"] if each != (b"x-request-id", asked)]
+                message["headers"] = [each for each in message["headers"] if each != (b"x-request-id", request_id)]
             await send(message)
 
         await app(scope, receive, send_once)
@@ -198,8 +198,8 @@ def running(application: Any, host: str, port: int) -> Iterator[None]:
         try:
             serve.run(application, name=APP)
         except RuntimeError as error:
-            told = [status.message for status in serve.status().applications.values() if status.message]
-            raise RuntimeError(f"the replicas could not be started: {told[0] if told else error}") from error
+            messages = [status.message for status in serve.status().applications.values() if status.message]
+            raise RuntimeError(f"the replicas could not be started: {messages[0] if messages else error}") from error
         yield
         serve.delete(APP)
     finally:

@@ -59,18 +59,18 @@ def find_tables(source: str, format: str) -> tuple[tuple[Path, str], ...]:
     """
     path = Path(source)
     if path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.name.endswith(_TABLES) and not file.name.startswith("."))
-        kinds = [kind_of(file, format) for file in found]
-        if not found or any(path.glob("*__inputs.npy")):
+        files = sorted(file for file in path.iterdir() if file.name.endswith(_TABLES) and not file.name.startswith("."))
+        kinds = [kind_of(file, format) for file in files]
+        if not files or any(path.glob("*__inputs.npy")):
             return ()
-        for file, kind in zip(found, kinds, strict=True):
+        for file, kind in zip(files, kinds, strict=True):
             if kind is None:
                 raise ValueError(
                     f"{file} is no table with a header and the puzzle's column, as the folder's others are"
                 )
     else:
-        found, kinds = [path], [kind_of(path, format)]
-    return tuple((file.absolute(), kind) for file, kind in zip(found, kinds, strict=True) if kind is not None)
+        files, kinds = [path], [kind_of(path, format)]
+    return tuple((file.absolute(), kind) for file, kind in zip(files, kinds, strict=True) if kind is not None)
 
 
 @dataclass(frozen=True)

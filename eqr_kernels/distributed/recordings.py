@@ -24,7 +24,7 @@ from eqr_kernels.tasks.common import ParseErrors
 from eqr_kernels.tasks.registry import find_task
 from eqr_kernels.tasks.task import views_of
 
-_OTHER, _ABOUT = "other_solution", b"eqr_recording"
+_OTHER, _METADATA = "other_solution", b"eqr_recording"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def to_table(
     """
     pa = arrow()
     arrays = recording.arrays() | ({} if others is None else {_OTHER: others})
-    about = {
+    metadata = {
         "shapes": {name: list(array.shape[1:]) for name, array in arrays.items()},
         "depths": list(recording.depths),
         **{name: getattr(recording, name) for name in ("halt", "backend", "backend_reason")},
@@ -77,21 +77,21 @@ def to_table(
     for name, array in arrays.items():
         flat = np.ascontiguousarray(array).reshape(len(array), -1)
         columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1])
-    return pa.table(columns).replace_schema_metadata({_ABOUT: json.dumps(about).encode()})
+    return pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(metadata).encode()})
 
 
 def from_table(table: Any) -> tuple[Recording, Bools | None]:
     """What `to_table` took: the recording, and the marks of other solutions if they are there."""
-    about = json.loads(table.schema.metadata[_ABOUT])
+    metadata = json.loads(table.schema.metadata[_METADATA])
 
     def array(name: str) -> Any:
         flat = table[name].combine_chunks()
         flat = flat.chunk(0) if hasattr(flat, "chunk") else flat
-        return flat.flatten().to_numpy(zero_copy_only=False).reshape(len(table), *about["shapes"][name])
+        return flat.flatten().to_numpy(zero_copy_only=False).reshape(len(table), *metadata["shapes"][name])
 
-    texts = {name: about[name] for name in ("halt", "backend", "backend_reason")}
-    recording = Recording(tuple(about["depths"]), **{name: array(name) for name in ARRAYS}, **texts)
-    return recording, array(_OTHER) if _OTHER in about["shapes"] else None
+    texts = {name: metadata[name] for name in ("halt", "backend", "backend_reason")}
+    recording = Recording(tuple(metadata["depths"]), **{name: array(name) for name in ARRAYS}, **texts)
+    return recording, array(_OTHER) if _OTHER in metadata["shapes"] else None
 
 
 def gather(tables: Iterable[Any]) -> tuple[Recording, Bools]:

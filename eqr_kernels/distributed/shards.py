@@ -74,12 +74,12 @@ class Shards:
         """Of a whole shard of this run; None of anything else, which is written anew."""
         pa = arrow()
         try:
-            about = pa.parquet.read_schema(path).metadata or {}
-            file, place = map(int, about[_WHICH].decode().split(","))
+            metadata = pa.parquet.read_schema(path).metadata or {}
+            file, place = map(int, metadata[_WHICH].decode().split(","))
         except (OSError, KeyError, ValueError, pa.ArrowException):
             return None
         key = Key(file, place)
-        return key if about.get(_RUN) == self._run and path == self.path(key) else None
+        return key if metadata.get(_RUN) == self._run and path == self.path(key) else None
 
     def path(self, key: Key) -> Path:
         """Of a unit's shard; their names have the order of the input."""
@@ -88,9 +88,9 @@ class Shards:
     def write(self, key: Key, table: Any) -> None:
         """Keeps what came of a unit."""
         pa = arrow()
-        about = {**(table.schema.metadata or {}), _RUN: self._run, _WHICH: f"{key.file},{key.place}".encode()}
+        metadata = {**(table.schema.metadata or {}), _RUN: self._run, _WHICH: f"{key.file},{key.place}".encode()}
         sink = pa.BufferOutputStream()
-        pa.parquet.write_table(table.replace_schema_metadata(about), sink, compression="zstd")
+        pa.parquet.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
         atomic_write(self.path(key), bytes(sink.getvalue()))
         self.finished.add(key)
 

@@ -55,26 +55,26 @@ class Unit:
             "line": pa.array(p.line, pa.int64()),
             "id": pa.nulls(len(p), pa.string()) if p.id is None else pa.array(p.id.tolist(), pa.string()),
         }
-        about = {
+        metadata = {
             "key": f"{self.key.file},{self.key.place}",
             "file": self.file,
             "share": repr(self.share),
             "seq_len": str(p.inputs.shape[1]),
         }
         errors = {name: [getattr(error, name) for error in self.errors] for name in ("line", "text", "message")}
-        return stream_of(pa.table(columns).replace_schema_metadata(about), pa.table(errors, _errors_schema()))
+        return stream_of(pa.table(columns).replace_schema_metadata(metadata), pa.table(errors, _errors_schema()))
 
     @classmethod
     def from_bytes(cls, data: Any) -> Unit:
         """What `to_bytes` gave."""
         table, errors = tables_of(data, 2)
-        about = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
-        seq_len = int(about["seq_len"])
+        metadata = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+        seq_len = int(metadata["seq_len"])
         labels, ids = table["labels"], table["id"]
-        file, place = map(int, about["key"].split(","))
+        file, place = map(int, metadata["key"].split(","))
         return cls(
             Key(file, place),
-            about["file"],
+            metadata["file"],
             PuzzleSet(
                 _tokens(table["inputs"], seq_len),
                 None if not len(labels) or labels.null_count else _tokens(labels, seq_len),
@@ -84,7 +84,7 @@ class Unit:
                 None if not len(ids) or ids.null_count else np.array(ids.to_pylist(), np.str_),
             ),
             tuple(ParseError(**row) for row in errors.to_pylist()),
-            float(about["share"]),
+            float(metadata["share"]),
         )
 
 

@@ -174,8 +174,8 @@ class CurveMap:
                 **request.options,
             )
         names = [name for name in POLICIES if name != "race" or request.views is None]
-        asked = policies(self.depths, self.breadths, request.tols, select=request.select, names=names)
-        points = map_points(recording, asked, costs, request.price)
+        mapped = policies(self.depths, self.breadths, request.tols, select=request.select, names=names)
+        points = map_points(recording, mapped, costs, request.price)
         chosen = choose(points, request)
         with showing("checking points") as bar:
             checked = self._check(recording, points, costs, chosen, bar)

@@ -62,10 +62,10 @@ def kind_of(path: Path, format: str = "auto") -> str | None:
         if container.kind != "text":
             return "parquet" if container.kind == "parquet" else None
         lines = _text_lines(container, ParseErrors())
-        found = _find_table(lines)
-        if found is None:
+        located = _find_table(lines)
+        if located is None:
             return None
-        header = found[0]
+        header = located[0]
         row = next(records(lines, header, comments=True), None)
     known = sum(column >= 0 for column in (header.question, header.answer, header.source, header.rating, header.id))
     wide = header.width > 1 and row is not None and len(row[2]) == header.width
@@ -91,10 +91,10 @@ def pieces(path: Path, kind: str, rows: int) -> Iterator[Piece]:
             text, source = "json", ([(n, json.dumps(record, default=_as_text))] for n, record in table)
         else:
             lines = _text_lines(container, errors)
-            found = _find_table(lines)
-            if found is None:
+            located = _find_table(lines)
+            if located is None:
                 raise ValueError(f"{path.name} holds no CSV header with the puzzle's column")
-            header, first = found
+            header, first = located
             top, text, size = (first,), "csv", path.stat().st_size
             # What is a comment is left to the task: one more line in a piece changes nothing.
             source = (list(enumerate(record.split("\n"), n)) for n, record, _ in records(lines, header, comments=False))
@@ -118,9 +118,9 @@ def load_piece(task: Task, piece: Piece) -> tuple[PuzzleSet | None, list[ParseEr
         return None, errors
     text = _Text("".join(f"{line}\n" for _, line in piece.lines))
     text.name = piece.name
-    puzzles, found = task.load(text, format=piece.format)
+    puzzles, unread = task.load(text, format=piece.format)
     number = [line for line, _ in piece.lines]
-    errors = [ParseError(number[error.line - 1], error.text, error.message) for error in found] + errors
+    errors = [ParseError(number[error.line - 1], error.text, error.message) for error in unread] + errors
     if not len(puzzles):
         return None, errors
     assert puzzles.line is not None

@@ -139,14 +139,14 @@ def _module(place: str, spec: str) -> ModuleType:
 
 def _from_file(path: Path) -> ModuleType:
     name = f"eqr_task_{path.stem}"
-    about = importlib.util.spec_from_file_location(name, path)
-    assert about is not None and about.loader is not None
-    module = importlib.util.module_from_spec(about)
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module  # as dataclasses and pickle look it up
     beside = str(path.resolve().parent)
     sys.path.insert(0, beside)  # as `python FILE` does
     try:
-        about.loader.exec_module(module)
+        module_spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise

@@ -22,11 +22,11 @@ class Process:
     device: torch.device
     control: Any = None
 
-    def agree(self, wish: int) -> int:
+    def agree(self, order: int) -> int:
         """The greatest of all processes' wishes."""
         if self.world == 1:
-            return wish
-        shared = torch.tensor([wish], device="cpu")
+            return order
+        shared = torch.tensor([order], device="cpu")
         dist.all_reduce(shared, dist.ReduceOp.MAX, group=self.control)
         return int(shared)
 

@@ -159,14 +159,14 @@ class TrainingRun:
                     slices.steps = self._choose_slice(seconds)
                 if finish is not None:
                     self._begin_decay(seconds, finish)
-            wish = _GO_ON
+            order = _GO_ON
             if stop():
-                wish = _INTERRUPT
+                order = _INTERRUPT
             elif self.over:
-                wish = _STOP
+                order = _STOP
             elif process.rank == 0 and slices.out_of_time(trainer.step):
-                wish = _STOP
-            agreed = process.agree(wish)
+                order = _STOP
+            agreed = process.agree(order)
             if trainer.step > reported and (agreed >= _STOP or trainer.step % log_every == 0):
                 self._report(logs)
                 reported = trainer.step

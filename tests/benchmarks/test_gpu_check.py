@@ -148,8 +148,8 @@ def test_a_stage_that_raises_leaves_the_others_to_run(tmp_path, monkeypatch):
         monkeypatch.setattr(function, "__name__", name)
     report = main.Report(main.arguments(["--results", str(tmp_path)]))
     assert main.run(main.arguments(["--results", str(tmp_path)]), report) == main.FAILED
-    found = json.loads((tmp_path / "card-x-1.json").read_text())["stages"]
-    assert found["build"]["failed"] == "OSError: disk full" and "device" in found["environment"]
+    results = json.loads((tmp_path / "card-x-1.json").read_text())["stages"]
+    assert results["build"]["failed"] == "OSError: disk full" and "device" in results["environment"]
 
 
 # ---- the table -----------------------------------------------------------------------------------------------------
@@ -170,8 +170,8 @@ def invented() -> dict[str, Any]:
         {"contender": "cudagraph", "trajectories": 1, "failure": "out of memory"},
         {"contender": "compile-cudagraph", "skipped": "not here"},
     ]
-    found = {"gemm": {"seconds": 1.0, "rows": [{"per_second": 1e15}]}, "outer_step": {"seconds": 2.0, "rows": rows}}
-    return {"dry_run": False, "commit": "abc", "seconds": 3.0, "stages": found}
+    results = {"gemm": {"seconds": 1.0, "rows": [{"per_second": 1e15}]}, "outer_step": {"seconds": 2.0, "rows": rows}}
+    return {"dry_run": False, "commit": "abc", "seconds": 3.0, "stages": results}
 
 
 def test_goals_stand_beside_what_was_measured():
@@ -252,7 +252,7 @@ def test_make_passes_its_variables_on():
 def real(tmp_path) -> Any:
     """A run that is no dry run, as after a build in which the cpu backend was called cuda."""
     check = stages.Check(False, tmp_path / "no-puzzles", lambda: None, device="cpu")
-    check.found["build"] = {"usable": {"backends": {"cuda": None, "triton": "not here", "reference": None}}}
+    check.results["build"] = {"usable": {"backends": {"cuda": None, "triton": "not here", "reference": None}}}
     check.ends = time.monotonic() + 60
     return check
 
@@ -268,7 +268,7 @@ def test_what_the_checkers_find_fails_the_stage(real, tmp_path):
     program = tmp_path / "compute-sanitizer"
     program.write_text(CHECKER)
     program.chmod(0o755)
-    real.found["environment"] = {"tools": {"compute-sanitizer": str(program)}}
+    real.results["environment"] = {"tools": {"compute-sanitizer": str(program)}}
     stage: dict[str, Any] = {}
     stages.sanitizer(real, stage)
     launches = [row["launch"] for row in stage["rows"]]
@@ -278,7 +278,7 @@ def test_what_the_checkers_find_fails_the_stage(real, tmp_path):
 
 
 def test_what_is_missing_is_skipped_with_a_reason(real):
-    real.found["environment"] = {"tools": {}}
+    real.results["environment"] = {"tools": {}}
     stage: dict[str, Any] = {}
     stages.sanitizer(real, stage)
     assert stage == {"skipped": "compute-sanitizer is not on PATH"}

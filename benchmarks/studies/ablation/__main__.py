@@ -45,7 +45,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         "benchmarks.studies.ablation",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="From a feed-forward network to EqR, each row with the same training compute.",
-        epilog="rows:\n" + "\n".join(f"  {name}: {row.title}: {row.about}" for name, row in ROWS.items()),
+        epilog="rows:\n" + "\n".join(f"  {name}: {row.title}: {row.description}" for name, row in ROWS.items()),
     )
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--minutes", type=float, help="budget: what the last row does in this time, as measured here")
@@ -181,7 +181,7 @@ def _child(runs: Path, choice: Choice, on_line: Any, *more: str) -> None:
 def report(plan: Plan, runs: Path, dry_run: bool) -> dict[str, Any]:
     """What all rows in `runs` that were trained and measured as the plan says have come to, in the order of `ROWS`."""
     order = list(ROWS)
-    asked = json.loads(json.dumps(plan.evaluation.to_json()))
+    settings = json.loads(json.dumps(plan.evaluation.to_json()))
     rows, others = [], []
     for file in runs.glob(f"*/{evaluation.RECORD}"):
         measured = json.loads(file.read_text())
@@ -190,7 +190,7 @@ def report(plan: Plan, runs: Path, dry_run: bool) -> dict[str, Any]:
             trained = training.finished(choice, plan.training, file.parent)
         except ValueError:
             trained = None
-        if trained is not None and measured["settings"] == asked:
+        if trained is not None and measured["settings"] == settings:
             rows.append({"row": choice.key, "training": trained, "evaluation": measured})
         else:
             others.append(choice.key)
@@ -231,13 +231,13 @@ def main() -> int:
             failed.append(str(error))
             print(error, file=sys.stderr, flush=True)
             continue
-        found = report(plan, options.runs, options.dry_run)
+        content = report(plan, options.runs, options.dry_run)
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, (json.dumps(found, indent=1) + "\n").encode())
+        atomic_write(path, (json.dumps(content, indent=1) + "\n").encode())
     if path.is_file():
         print(f"\n{table.markdown(json.loads(path.read_text()))}\n\n{path}", flush=True)
-    for told in failed:
-        print(f"failed: {told}", file=sys.stderr)
+    for failure in failed:
+        print(f"failed: {failure}", file=sys.stderr)
     return 1 if failed else 0
 
 

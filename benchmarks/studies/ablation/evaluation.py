@@ -64,11 +64,11 @@ class Measured:
         return self.exact[1][:, -1]
 
     def report(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"exact": {str(b): self._by_depth(exact) for b, exact in self.exact.items()}}
+        measurement: dict[str, Any] = {"exact": {str(b): self._by_depth(exact) for b, exact in self.exact.items()}}
         if self.residuals is None:
-            return found
+            return measurement
         finite = np.isfinite(self.residuals)
-        return found | {
+        return measurement | {
             "residual": _mean(self.residuals[finite]),
             "residual_right": _mean(self.residuals[finite & self.right]),
             "residual_wrong": _mean(self.residuals[finite & ~self.right]),
@@ -123,13 +123,13 @@ def _measure_stack(model: BlockStack, tokens: torch.Tensor, labels: Tokens, dept
     for first in range(0, len(tokens), _STACK_CHUNK):
         rows = slice(first, first + _STACK_CHUNK)
         z = model.start(len(tokens[rows]))
-        found = []
+        answered = []
         for depth in range(1, depths[-1] + 1):
             before = z
             z, logits, _ = model(tokens[rows], z)
             if depth in depths:
-                found.append(exact_match(logits.argmax(-1).numpy(), labels[rows]))
-        exact.append(np.stack(found, 1))
+                answered.append(exact_match(logits.argmax(-1).numpy(), labels[rows]))
+        exact.append(np.stack(answered, 1))
         last.append(residual(z, before).numpy())
     # A single pass starts at nothing, so its change says nothing.
     residuals = np.concatenate(last) if depths[-1] > 1 else None
@@ -140,22 +140,22 @@ def evaluate(
     choice: Choice, common: TrainingSettings, settings: EvaluationSettings, puzzles: PuzzleSet, folder: Path
 ) -> dict[str, Any]:
     """Measures the row in `folder`, or gives back what was measured with the same settings before."""
-    asked = json.loads(json.dumps(settings.to_json()))
+    wanted = json.loads(json.dumps(settings.to_json()))
     if (folder / RECORD).is_file():
         record: dict[str, Any] = json.loads((folder / RECORD).read_text())
-        if record["settings"] == asked:
+        if record["settings"] == wanted:
             return record
     model, depths = training.load(choice, common, folder), _depths(choice, settings)
     levels, measured, begun = [], [], time.perf_counter()
     for clues, (inputs, labels) in draw_levels(puzzles, settings).items():
-        found = measure(model, inputs, labels, depths, settings)
-        levels.append({"clues": clues, **found.report()})
-        measured.append(found)
-        told = ", ".join(f"{d}: {a:.1%}" for d, a in zip(depths, found.exact[1].mean(0), strict=True))
-        print(f"{choice.key}: {clues or 'published'} clues, exact by depth {told}", flush=True)
+        measurement = measure(model, inputs, labels, depths, settings)
+        levels.append({"clues": clues, **measurement.report()})
+        measured.append(measurement)
+        shares = ", ".join(f"{d}: {a:.1%}" for d, a in zip(depths, measurement.exact[1].mean(0), strict=True))
+        print(f"{choice.key}: {clues or 'published'} clues, exact by depth {shares}", flush=True)
     record = {
         "row": choice.key,
-        "settings": asked,
+        "settings": wanted,
         "depths": list(depths),
         "levels": levels,
         "pooled_auroc": _pooled(measured),

@@ -32,7 +32,7 @@ class Row:
     """
 
     title: str
-    about: str
+    description: str
     distinct: bool = False
     online: bool = False
     operator: dict[str, Any] | None = None
@@ -92,8 +92,8 @@ class Choice:
     @property
     def key(self) -> str:
         """As it is written."""
-        told = ",".join(f"{name}={value:g}" for name, value in self.overrides)
-        return f"{self.name}:{told}" if told else self.name
+        changes = ",".join(f"{name}={value:g}" for name, value in self.overrides)
+        return f"{self.name}:{changes}" if changes else self.name
 
     @property
     def folder(self) -> str:
@@ -101,8 +101,8 @@ class Choice:
 
     @property
     def title(self) -> str:
-        told = ", ".join(f"{name} {value:g}" for name, value in self.overrides)
-        return f"{self.row.title}, {told}" if told else self.row.title
+        changes = ", ".join(f"{name} {value:g}" for name, value in self.overrides)
+        return f"{self.row.title}, {changes}" if changes else self.row.title
 
     def settings(self, common: TrainingSettings) -> TrainingSettings:
         """The settings that this row is trained with."""

@@ -102,7 +102,7 @@ def train(choice: Choice, common: TrainingSettings, puzzles: PuzzleSet, folder: 
     record = {
         "row": choice.key,
         "title": choice.title,
-        "about": choice.row.about,
+        "about": choice.row.description,
         "settings": settings.to_json(),
         "operator": operator_config(choice.row, settings).to_dict(),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),

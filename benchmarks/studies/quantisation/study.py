@@ -86,10 +86,10 @@ def study(
     limits = dict(max_loss=max_loss, max_attractors_lost=max_attractors_lost)
     options: dict[str, Any] = dict(seed=seed, noise_scale=noise_scale, backend=backend, slots=slots)
     base_model, _ = with_rounded_weights(model, None)
-    asked = list(default_variants() if variants is None else variants)
-    if RESEEDED not in asked:
-        asked.insert(0, RESEEDED)
-    wanted, missing = sort_out(base_model, asked, backend)
+    requested = list(default_variants() if variants is None else variants)
+    if RESEEDED not in requested:
+        requested.insert(0, RESEEDED)
+    wanted, missing = sort_out(base_model, requested, backend)
     each, total = len(questions) * depth * breadth, (1 + len(wanted)) * len(questions) * depth * breadth
 
     def measured(number: int, changed: EquilibriumReasoner, variant: Variant) -> runs.Run:

@@ -6,8 +6,7 @@ import textwrap
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from eqr_kernels.cli.render import style
-from eqr_kernels.cli.render import wording as say
+from eqr_kernels.cli.render import style, wording
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +26,7 @@ def accuracy_against_cost(report: CurveReport) -> Figure:
     points = report.points
     figure = style.new_figure(report, 5.6, "Accuracy against the cost of a query", f"{len(points)} points")
     axes = figure.subplots()
-    for policy in say.LABELS:
+    for policy in wording.LABELS:
         ours = [p for p in points if p.policy.name == policy]
         colour, marker = style.POLICY_LOOKS[policy]
         if ours:
@@ -39,10 +38,10 @@ def accuracy_against_cost(report: CurveReport) -> Figure:
                 marker=marker,
                 alpha=0.35,
                 linewidths=0,
-                label=say.LABELS[policy],
+                label=wording.LABELS[policy],
                 rasterized=len(points) > _RASTER_ABOVE,
             )
-    front, named = [points[i] for i in report.bend.front], say.marks(report)
+    front, named = [points[i] for i in report.bend.front], wording.marks(report)
     _draw_front(axes, front)
     shares = [100 * p.accuracy.share for p in points]
     low = min(*shares, *(100 * p.accuracy.interval[0] for p in front))
@@ -54,7 +53,7 @@ def accuracy_against_cost(report: CurveReport) -> Figure:
     axes.set_ylim(low - 0.04 * room, high + room * 0.36)
     axes.set_yticks([tick for tick in axes.get_yticks() if low - 0.04 * room <= tick <= min(high + 0.05 * room, 100)])
     style.plain_ticks(axes.xaxis, log=True)
-    axes.set_xlabel(f"{say.unit_seconds(report)} a query, at saturation")
+    axes.set_xlabel(f"{wording.unit_seconds(report)} a query, at saturation")
     axes.set_ylabel("puzzles answered exactly (%)")
     _add_price(axes, report)
     _label_marks(axes, [(names, points[i]) for i, names in named.items()])
@@ -87,7 +86,7 @@ def _add_price(axes: Axes, report: CurveReport) -> None:
         )
     there_and_back: Any = (lambda seconds: seconds * rate, lambda cost: cost / rate)
     top = axes.secondary_xaxis("top", functions=there_and_back)
-    top.set_xlabel(f"{say.currency(report)} for 1000 puzzles")
+    top.set_xlabel(f"{wording.currency(report)} for 1000 puzzles")
     top.spines["top"].set_visible(True)
     low, high = axes.get_xlim()
     top.set_xlim(low * rate, high * rate)
@@ -106,7 +105,7 @@ def _label_marks(axes: Axes, named: list[tuple[list[str], Point]]) -> None:
         axes.text(
             place,
             0.845,
-            f"{heading}\n{say.sizes(p.policy)}\n{say.percent(p.accuracy.share)} at {say.significant(x)} s",
+            f"{heading}\n{wording.sizes(p.policy)}\n{wording.percent(p.accuracy.share)} at {wording.significant(x)} s",
             ha="center",
             va="bottom",
             transform=axes.transAxes,

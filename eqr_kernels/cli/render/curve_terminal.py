@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from eqr_kernels.cli.render import wording as say
+from eqr_kernels.cli.render import wording
 
 if TYPE_CHECKING:
     from eqr_kernels.studies.curve_report import CurveReport
@@ -35,7 +35,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _front(report: CurveReport) -> Table:
-    front, names = report.bend.front, say.marks(report)
+    front, names = report.bend.front, wording.marks(report)
     shown = _spread(front, names)
     cut = "" if len(shown) == len(front) else f" ({len(shown)} of its {len(front)} points; curve.json has all)"
     columns = ["setting", "accuracy", "95 %", "NFE", "p50 ms", "p95 ms", "puzzles/s", f"{report.unit_costs.unit}-s"]
@@ -46,8 +46,8 @@ def _front(report: CurveReport) -> Table:
         p = report.points[i]
         low, high = p.accuracy.interval
         row = [
-            say.setting(p.policy),
-            say.percent(p.accuracy.share),
+            wording.setting(p.policy),
+            wording.percent(p.accuracy.share),
             f"{100 * low:.1f}-{100 * high:.1f}",
             f"{p.nfe:.1f}",
             f"{p.latency_ms[0]:.3g}",
@@ -75,7 +75,7 @@ def _checked(report: CurveReport) -> Table:
     for row in report.checked:
         point, run = report.points[row.index], row.run
         table.add_row(
-            say.setting(point.policy),
+            wording.setting(point.policy),
             f"{run.correct} ({run.computed_correct})",
             f"{run.nfe:.1f} ({run.computed_nfe:.1f})",
             *(f"{real:.3g} ({computed:.3g})" for real, computed in zip(run.latency_ms, run.computed_ms, strict=True)),
@@ -87,13 +87,13 @@ def _checked(report: CurveReport) -> Table:
 
 
 def _lines(report: CurveReport) -> list[str]:
-    lines, bend = [say.recorded(report)] if say.recorded(report) else [], report.bend
+    lines, bend = [wording.recorded(report)] if wording.recorded(report) else [], report.bend
     best, within = report.points[bend.best], report.points[bend.cheapest_within]
     if not best.accuracy.correct:
         lines.append("no puzzle is answered right at any point of the map; `eqr diagnose` says why")
     elif within is not best:
         lines.append(
-            f"the bend: {say.setting(within.policy)} is within {bend.within_points:g} points of the best "
+            f"the bend: {wording.setting(within.policy)} is within {bend.within_points:g} points of the best "
             f"({100 * within.accuracy.share:.1f} of {100 * best.accuracy.share:.1f} %) for "
             f"{best.nfe / within.nfe:.3g}x fewer outer steps"
         )
@@ -112,5 +112,5 @@ def _lines(report: CurveReport) -> list[str]:
     recommended = report.recommendation
     if recommended and recommended.index is not None:
         policy = report.points[recommended.index].policy
-        lines += [recommended.reason, say.call(report, policy, recommended.arguments)]
+        lines += [recommended.reason, wording.call(report, policy, recommended.arguments)]
     return lines

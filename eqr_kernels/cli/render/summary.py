@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from eqr_kernels.cli.render import wording as say
+from eqr_kernels.cli.render import wording
 
 if TYPE_CHECKING:
     from eqr_kernels.studies.curve_report import CurveReport
@@ -38,7 +38,7 @@ def facts(report: CurveReport) -> list[tuple[str, str]]:
         "run to": f"depth {settings.depth}, breadth {settings.breadth}{' by views' if settings.views else ''}",
         "points": f"{len(report.points)}",
         "price": _price(report),
-        "measured in": f"{say.significant(report.seconds)} s" if report.seconds else "",
+        "measured in": f"{wording.significant(report.seconds)} s" if report.seconds else "",
     }
     return [(name, value) for name, value in known.items() if value]
 
@@ -50,9 +50,13 @@ def _price(report: CurveReport) -> str:
 
 def cards(report: CurveReport) -> list[Card]:
     """The recommendation, the best point, the bend and the knee; those that there are, each point once."""
-    bend, asked = report.bend, report.recommendation
+    bend, recommendation = report.bend, report.recommendation
     wanted = [
-        ("recommended", asked.index if asked else None, asked.reason if asked else ""),
+        (
+            "recommended",
+            recommendation.index if recommendation else None,
+            recommendation.reason if recommendation else "",
+        ),
         ("best", bend.best, ""),
         (f"bend: cheapest within {bend.within_points:g} points of the best", bend.cheapest_within, ""),
         ("knee", bend.knee, "from here on the next factor of cost begins to buy less"),
@@ -62,9 +66,9 @@ def cards(report: CurveReport) -> list[Card]:
         p = report.points[index]
         title = _sentence("; ".join(name for name, at, _ in wanted if at == index))
         notes = [_sentence(note) for _, at, note in wanted if at == index and note]
-        given = asked.arguments if asked and index == asked.index else None
-        call = say.call(report, p.policy, given)
-        made.append(Card(title, say.setting(p.policy), _facts(report, p), call, ". ".join(notes)))
+        given = recommendation.arguments if recommendation and index == recommendation.index else None
+        call = wording.call(report, p.policy, given)
+        made.append(Card(title, wording.setting(p.policy), _facts(report, p), call, ". ".join(notes)))
     return made
 
 
@@ -74,22 +78,22 @@ def _sentence(text: str) -> str:
 
 def _facts(report: CurveReport, p: Point) -> str:
     parts = [
-        f"{say.percent(p.accuracy.share)} right ({say.interval(p.accuracy.interval)})",
-        f"{say.significant(p.nfe)} NFE",
-        f"{say.significant(p.latency_ms[0])} ms (p50)",
-        f"{say.significant(p.unit_seconds)} {say.unit_seconds(report)} a query",
+        f"{wording.percent(p.accuracy.share)} right ({wording.interval(p.accuracy.interval)})",
+        f"{wording.significant(p.nfe)} NFE",
+        f"{wording.significant(p.latency_ms[0])} ms (p50)",
+        f"{wording.significant(p.unit_seconds)} {wording.unit_seconds(report)} a query",
     ]
     if p.cost_per_1000 is not None:
-        parts.append(f"{say.significant(p.cost_per_1000)} {say.currency(report)} for 1000 puzzles")
+        parts.append(f"{wording.significant(p.cost_per_1000)} {wording.currency(report)} for 1000 puzzles")
     return ", ".join(parts)
 
 
 def no_recommendation(report: CurveReport) -> str:
     """What to say where nothing is recommended; "" where something is."""
-    asked = report.recommendation
-    if asked is None:
+    recommendation = report.recommendation
+    if recommendation is None:
         return "Nothing is recommended in this report."
-    return f"Nothing is recommended: {asked.reason}" if asked.index is None else ""
+    return f"Nothing is recommended: {recommendation.reason}" if recommendation.index is None else ""
 
 
 def explanations(report: CurveReport) -> list[tuple[str, str]]:
@@ -105,7 +109,7 @@ def explanations(report: CurveReport) -> list[tuple[str, str]]:
             "Outer steps and layers",
             "NFE is the mean number of outer steps that a puzzle costs, all its trajectories together, until the "
             f"policy stops. Layer equivalents are block applications, {report.layers_per_step} an outer step. "
-            f"{say.recorded(report)}".rstrip(),
+            f"{wording.recorded(report)}".rstrip(),
         ),
         (
             "Latency",
@@ -140,7 +144,7 @@ def explanations(report: CurveReport) -> list[tuple[str, str]]:
 
 
 def _cost(report: CurveReport) -> str:
-    unit, price = say.unit_seconds(report), _price(report)
+    unit, price = wording.unit_seconds(report), _price(report)
     money = "No price was given, so there are no costs in money."
     if price:
         money = f"Costs in money are the wall time at {price}, for the whole machine."

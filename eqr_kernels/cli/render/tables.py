@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from eqr_kernels.cli.render import wording as say
+from eqr_kernels.cli.render import wording
 
 if TYPE_CHECKING:
     from eqr_kernels.studies.curve_report import CurveReport
@@ -59,9 +59,9 @@ _POINT_COLUMNS = [
 
 
 def _front(report: CurveReport) -> Table:
-    points, named = report.points, say.marks(report)
+    points, named = report.points, wording.marks(report)
     shown = sorted({*report.bend.front, *named}, key=lambda i: (points[i].unit_seconds, points[i].accuracy.share))
-    costs = [say.unit_seconds(report), f"{say.currency(report) or 'money'} per 1000", "joules", "memory, MiB"]
+    costs = [wording.unit_seconds(report), f"{wording.currency(report) or 'money'} per 1000", "joules", "memory, MiB"]
     return Table(
         anchor="front",
         title="The Pareto front",
@@ -77,14 +77,14 @@ def _point(report: CurveReport, p: Point, names: list[str]) -> list[str]:
     measured = (p.nfe, p.nfe * report.layers_per_step, *p.latency_ms, p.throughput, p.unit_seconds, p.cost_per_1000)
     return [
         ", ".join(names),
-        say.LABELS[p.policy.name],
+        wording.LABELS[p.policy.name],
         f"{p.policy.depth:,}",
         f"{p.policy.breadth:,}",
-        say.tolerance(p.policy.tol),
-        say.percent(p.accuracy.share),
-        say.interval(p.accuracy.interval),
-        *(say.significant(value) for value in (*measured, p.joules)),
-        say.mebibytes(report.unit_costs.peak_bytes(p.policy.depth, p.policy.breadth)),
+        wording.tolerance(p.policy.tol),
+        wording.percent(p.accuracy.share),
+        wording.interval(p.accuracy.interval),
+        *(wording.significant(value) for value in (*measured, p.joules)),
+        wording.mebibytes(report.unit_costs.peak_bytes(p.policy.depth, p.policy.breadth)),
     ]
 
 
@@ -94,14 +94,14 @@ def _checked(report: CurveReport) -> Table:
         point, run = report.points[row.index], row.run
         rows.append(
             [
-                say.setting(point.policy),
+                wording.setting(point.policy),
                 ", ".join(row.why),
                 *(f"{count:,}" for count in (run.puzzles, run.queries, run.computed_correct, run.correct)),
-                *(say.significant(value) for value in (run.computed_nfe, run.nfe, run.computed_ms[0])),
-                *(say.significant(value) for value in run.latency_ms),
+                *(wording.significant(value) for value in (run.computed_nfe, run.nfe, run.computed_ms[0])),
+                *(wording.significant(value) for value in run.latency_ms),
                 f"{100 * run.latency_error:+.1f} %",
-                say.significant(point.throughput),
-                say.significant(run.throughput),
+                wording.significant(point.throughput),
+                wording.significant(run.throughput),
             ]
         )
     return Table(
@@ -141,7 +141,10 @@ def _latency(report: CurveReport) -> Table:
         "trajectory (NFE).",
         columns=["breadth", "overhead, ms", "ms per NFE"],
         words=0,
-        rows=[Row([f"{x.breadth:,}", say.significant(x.overhead_ms), say.significant(x.ms_per_nfe)]) for x in latency],
+        rows=[
+            Row([f"{x.breadth:,}", wording.significant(x.overhead_ms), wording.significant(x.ms_per_nfe)])
+            for x in latency
+        ],
         absent="It was not measured in this report.",
     )
 
@@ -156,7 +159,7 @@ def _memory(report: CurveReport) -> Table:
         columns=["depth", *(f"breadth {b}" for b in breadths)],
         words=0,
         rows=[
-            Row([str(depth), *(say.mebibytes(costs.peak_bytes(depth, b)) for b in breadths)])
+            Row([str(depth), *(wording.mebibytes(costs.peak_bytes(depth, b)) for b in breadths)])
             for depth in sorted({m.depth for m in costs.memory})
         ],
         absent="It was not measured in this report.",
@@ -165,15 +168,15 @@ def _memory(report: CurveReport) -> Table:
 
 def _rates(report: CurveReport) -> Table:
     costs, energy = report.unit_costs, report.unit_costs.energy
-    joules, watts = map(say.significant, (energy.joules_per_nfe, energy.watts) if energy else (None, None))
+    joules, watts = map(wording.significant, (energy.joules_per_nfe, energy.watts) if energy else (None, None))
     rates = [
         ("trajectories in a call, for saturation", f"{costs.trajectories:,}"),
-        ("ms per NFE at saturation", say.significant(costs.ms_per_nfe)),
+        ("ms per NFE at saturation", wording.significant(costs.ms_per_nfe)),
         (
             f"joules per NFE{f' ({energy.source})' if energy else ''}",
-            say.significant(energy.joules_per_nfe if energy else None),
+            wording.significant(energy.joules_per_nfe if energy else None),
         ),
-        ("watts", say.significant(energy.watts if energy else None)),
+        ("watts", wording.significant(energy.watts if energy else None)),
         ("layers an outer step", f"{report.layers_per_step:,}"),
     ]
     return Table(
@@ -191,12 +194,12 @@ def _savings(report: CurveReport) -> Table:
     rows = [
         [
             f"{row.breadth:,}",
-            *(say.significant(value) for value in (row.nfe_full, row.nfe_exit, row.times)),
-            say.percent(row.full.share),
-            say.percent(row.exit.share),
+            *(wording.significant(value) for value in (row.nfe_full, row.nfe_exit, row.times)),
+            wording.percent(row.full.share),
+            wording.percent(row.exit.share),
             f"{row.lost:,}",
             f"{row.gained:,}",
-            say.percent(row.settled),
+            wording.percent(row.settled),
         ]
         for row in (early.rows if early else ())
     ]

@@ -85,8 +85,8 @@ def create_app(
     if token is not None and not token.strip():
         raise ValueError("the token is empty; leave it out, or give one that is hard to guess")
     accepted = request_model(limits, defaults, example)
-    about = {"version": eqr_kernels.__version__, "model": name, "task": task.name, "backend": engine.backend}
-    metrics, throughput = Metrics(engine, about), Throughput()
+    build = {"version": eqr_kernels.__version__, "model": name, "task": task.name, "backend": engine.backend}
+    metrics, throughput = Metrics(engine, build), Throughput()
     app = FastAPI(
         title="eqr_kernels",
         version=eqr_kernels.__version__,
@@ -129,7 +129,7 @@ def create_app(
         text = await asyncio.to_thread(prometheus_client.generate_latest, metrics.registry)
         return Response(text, media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
-    told = _model_facts(engine, model, task, name, limits, defaults)
+    facts = _model_facts(engine, model, task, name, limits, defaults)
 
     @app.get(
         "/v1/model",
@@ -140,7 +140,7 @@ def create_app(
     )
     async def show_model() -> Response:
         """What answers: config, card, tolerances, backend and why; and what a request may ask for."""
-        return json_response(told)
+        return json_response(facts)
 
     @app.post(
         "/v1/solve",
@@ -155,10 +155,10 @@ def create_app(
         One that cannot be read, or was not answered in time, has an error in place of its answer. The request as a
         whole fails only where none has an answer.
         """
-        asked = parse_request(await _body(request, limits.body), accepted, limits)
-        work = Solving(engine, task, model.config, asked, metrics, throughput, request.scope["state"])
+        parsed = parse_request(await _body(request, limits.body), accepted, limits)
+        work = Solving(engine, task, model.config, parsed, metrics, throughput, request.scope["state"])
         await work.submit()
-        if asked.stream:
+        if parsed.stream:
             return _Stream(work)
         answered = await _unless_gone(request, work.results)
         if answered is None:
@@ -177,8 +177,10 @@ def _token_check(token: str) -> Callable[..., Awaitable[None]]:
     async def check(given: HTTPAuthorizationCredentials | None = Depends(bearer)) -> None:  # noqa: B008
         came = hashlib.sha256((given.credentials if given else "").encode("utf-8", "surrogateescape")).digest()
         if not hmac.compare_digest(came, expected):
-            said = "the token is wrong" if given else "a token is needed: send the header Authorization: Bearer TOKEN"
-            raise Refused(401, said, reason="unauthorized", headers={"WWW-Authenticate": "Bearer"})
+            message = (
+                "the token is wrong" if given else "a token is needed: send the header Authorization: Bearer TOKEN"
+            )
+            raise Refused(401, message, reason="unauthorized", headers={"WWW-Authenticate": "Bearer"})
 
     # FastAPI looks the annotation up among this module's names.
     return check

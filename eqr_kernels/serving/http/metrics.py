@@ -55,7 +55,7 @@ class _EngineCollector(Collector):
 class Metrics:
     """Counters of one app, in a registry of its own: several apps may be in a process."""
 
-    def __init__(self, engine: Engine, about: dict[str, str]) -> None:
+    def __init__(self, engine: Engine, build: dict[str, str]) -> None:
         self.registry = registry = CollectorRegistry()
         self.requests = Counter("eqr_requests", "Requests by path and status.", ["path", "status"], registry=registry)
         self.seconds = Histogram(
@@ -68,7 +68,7 @@ class Metrics:
         self.active = Gauge("eqr_requests_active", "Requests that are being answered.", registry=registry)
         self.rejected = Counter("eqr_rejected", "Requests refused, by reason.", ["reason"], registry=registry)
         self.puzzles = Counter("eqr_puzzles", "Puzzles by what became of them.", ["outcome"], registry=registry)
-        Gauge("eqr_build_info", "1, with what runs as labels.", list(about), registry=registry).labels(**about).set(1)
+        Gauge("eqr_build_info", "1, with what runs as labels.", list(build), registry=registry).labels(**build).set(1)
         registry.register(_EngineCollector(engine))
         ProcessCollector(registry=registry)
 

@@ -35,8 +35,8 @@ class Observed:
             await self.app(scope, receive, send)
             return
         begun = time.monotonic()
-        asked = dict(scope["headers"]).get(b"x-request-id", b"")
-        request_id = asked.decode() if _REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex
+        header = dict(scope["headers"]).get(b"x-request-id", b"")
+        request_id = header.decode() if _REQUEST_ID.fullmatch(header) else uuid.uuid4().hex
         state: MutableMapping[str, Any] = scope.setdefault("state", {})
         state["request_id"] = request_id
         status = CLIENT_GONE
@@ -61,8 +61,8 @@ class Observed:
             LOGGER.error("failed", extra={"fields": {"request_id": request_id}}, exc_info=error)
             if status != CLIENT_GONE:
                 raise  # a response that has begun can only be broken off
-            said = f"an error of the server; its log says what under the request id {request_id}"
-            await json_response(error_body(said), 500)(scope, receive, send_with_headers)
+            text = f"an error of the server; its log says what under the request id {request_id}"
+            await json_response(error_body(text), 500)(scope, receive, send_with_headers)
         finally:
             seconds = time.monotonic() - begun
             status = state.get("status", status)

@@ -257,8 +257,8 @@ def _explained(error: ValidationError, model: type[SolveRequest]) -> Refused:
     elif kind == "too_short":
         message = f"{name} must hold at least {context['min_length']}, got {context['actual_length']}"
     else:
-        said = first["msg"].removeprefix("Input should be ")
-        message = f"{where} must be {said}, got {shortened(came)}"
+        allowed = first["msg"].removeprefix("Input should be ")
+        message = f"{where} must be {allowed}, got {shortened(came)}"
     return Refused(400, message[:500], where[:80])
 
 

@@ -110,8 +110,8 @@ class Solving:
             try:
                 self.tokens[place] = read_puzzle(self.task, self.config, text)
             except Exception as error:  # a task of the user's own may raise anything
-                said = str(error) if isinstance(error, (ValueError, TypeError)) else f"cannot be read ({error!r})"
-                self._end(place, "unreadable", error_body(said[:500], f"puzzles[{place}]"))
+                failure = str(error) if isinstance(error, (ValueError, TypeError)) else f"cannot be read ({error!r})"
+                self._end(place, "unreadable", error_body(failure[:500], f"puzzles[{place}]"))
         if not self.tokens:
             first = self.entries[0]["error"]
             n = len(self.request.puzzles)
@@ -241,8 +241,8 @@ class Solving:
         for outcome, status in (("failed", 500), ("deadline", 504)):
             if not answered and outcome in self.outcomes.values():
                 place = next(place for place, each in self.outcomes.items() if each == outcome)
-                said = self.entries[place]["error"]
-                raise Refused(status, said["message"], said.get("argument"), reason=outcome)
+                failure = self.entries[place]["error"]
+                raise Refused(status, failure["message"], failure.get("argument"), reason=outcome)
         return {
             "results": [self.entries[place] for place in range(len(self.request.puzzles))],
             "seconds": round(time.monotonic() - self.begun, 4),

@@ -18,17 +18,17 @@ def written_grid(text: str, codec: Codec) -> str:
     alphabet = codec.alphabet
     lines = text.strip("\r\n").splitlines()
     if len(lines) > 1:
-        found = [classify(number, line, alphabet) for number, line in enumerate(lines, 1)]
+        classified = [classify(number, line, alphabet) for number, line in enumerate(lines, 1)]
         grids: list[Grid] = []
-        if all(line.kind in (*IN_GRIDS, Kind.BLANK) for line in found):
+        if all(line.kind in (*IN_GRIDS, Kind.BLANK) for line in classified):
             try:
-                for stretch in stretches(found, alphabet):
+                for stretch in stretches(classified, alphabet):
                     grids += grids_of(stretch, alphabet, [])
             except Refused:
                 grids = []
         if len(grids) == 1:
             return grids[0][1]
-        if any(line.kind is Kind.RULE for line in found):
+        if any(line.kind is Kind.RULE for line in classified):
             return text.strip()  # never its rules as blanks
     return joined(text, alphabet) or text.strip()
 
