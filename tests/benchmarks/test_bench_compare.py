@@ -188,6 +188,7 @@ STUDIES = (
     "recipe_scan.json",
     "serving.json",
     "student.json",
+    "extreme_mix.json",
     "serving_soak.json",
     "ray_throughput.json",
 )  # of other forms
