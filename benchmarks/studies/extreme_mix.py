@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minimal", type=Path, default=Path("minimal.csv"), help="kept there, and taken from there")
     parser.add_argument("--depths", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--halt", choices=("residual", "none"), default="residual", help="at the card's tolerance")
-    parser.add_argument("--results", type=Path, help="folder of <device>/extreme_mix.json")
+    parser.add_argument("--results", type=Path, help="folder of <device>/extreme_mix-MODEL.json")
     options = parser.parse_args(arguments)
     if (options.dev is None) == (options.known is None):
         parser.error("give DEV, to run some of it, or --known, where its accuracies are: one of the two")
@@ -150,7 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
     cells = [f"{100 * w['share']:.1f} % [{100 * w['low']:.1f}-{100 * w['high']:.1f}]" for w in report["weighted"]]
     table.add_row("the mix", "", "", *cells)
     Console(width=160).print(table)
-    machine.write_report(options.results, "extreme_mix", report)
+    machine.write_report(options.results, f"extreme_mix-{Path(options.model).stem}", report)
 
 
 if __name__ == "__main__":

@@ -188,7 +188,8 @@ STUDIES = (
     "recipe_scan.json",
     "serving.json",
     "student.json",
-    "extreme_mix.json",
+    "extreme_mix-sudoku-paper.json",
+    "extreme_mix-sudoku.json",
     "serving_soak.json",
     "ray_throughput.json",
 )  # of other forms

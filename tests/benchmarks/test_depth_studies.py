@@ -219,7 +219,7 @@ def test_the_mix_of_sudoku_extreme_is_weighted_as_it_says(tmp_path, monkeypatch)
     kept = ["--minimal", tmp_path / "minimal.csv", "--results", tmp_path]
     for _ in range(2):  # the second takes what the first has made
         extreme_mix.main([str(a) for a in [*arguments, *kept]])
-        report = json.loads((tmp_path / machine.folder() / "extreme_mix.json").read_text())
+        report = json.loads((tmp_path / machine.folder() / "extreme_mix-m.json").read_text())
         assert report["depths"] == [1, 2] and report["mean_steps"] == {"unbiased": 2.0, "kaggle": 2.0}
         assert [part["correct"] for part in report["parts"]["17 clues"]] == [1, 5]
         assert [part["total"] for part in report["parts"]["unbiased"]] == [2, 2]  # of --most 2
