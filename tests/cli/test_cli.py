@@ -700,7 +700,7 @@ def test_calibrate_chooses_the_noise_by_what_it_answers(tmp_path, data, monkeypa
 def test_a_comparison_of_noise_is_told_where_no_tolerance_is_found(model, data, tmp_path):
     arguments = ["calibrate", data, "--model", model, "--depth", 3, "--noise-scales", "0.1", "--output", tmp_path / "o"]
     failed = eqr(*arguments, code=2)
-    assert "none of the 8 puzzles is right at depth 3" in failed.stderr and "noise, 1 trajectories" in failed.stdout
+    assert "none of the 8 puzzles is right at depth 3" in failed.stderr and "noise, breadth 1" in failed.stdout
     report = json.loads((tmp_path / "o").read_text())
     assert [t["selected"] for t in report["noise"]["trials"]] == [0, 0] and "at depth 3" in report["error"]
 

@@ -210,7 +210,7 @@ def tolerances(rows: Sequence[Tolerance], puzzles: int, trusted: Tolerance | Non
 
 def noise_choice(choice: NoiseChoice, breadth: int) -> None:
     """`eqr calibrate --noise-scales`: what each noise answers, and against the trained one."""
-    table = Table(title=f"noise, {breadth} trajectories each", title_justify="left")
+    table = Table(title=f"noise, breadth {breadth}", title_justify="left")
     for name in ("", "noise", "selected", "gained", "lost", "p", "first", "single", "any"):
         table.add_column(name, justify="right" if name else "left")
     for t in choice.trials:
