@@ -69,7 +69,7 @@ def choose_noise(runs: Mapping[float, NoiseRun], trained: float) -> NoiseChoice:
 
     Each is compared with the trained noise on the same puzzles, and can be chosen only where McNemar's exact p is at
     most `SIGNIFICANT`, shared among all that are compared, and where the first trajectories, which are the answers at
-    breadth 1, gain as much as they lose. The smallest of those that are equally good is chosen.
+    breadth 1, gain at least as many as they lose. The smallest of those that are equally good is chosen.
 
     Args:
         runs: by their noise, of the same puzzles with the same starts; that of `trained` too.
