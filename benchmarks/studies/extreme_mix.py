@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("benchmarks.studies.extreme_mix", description="Weighted to Sudoku-Extreme's mix.")
     parser.add_argument("dev", type=Path, nargs="?", help="puzzles with answers and sources; or --known")
     parser.add_argument("--model", default="sudoku")
-    parser.add_argument("--known", type=Path, metavar="CURVE", help="take DEV's parts from a curve.csv of eqr train")
+    parser.add_argument("--known", type=Path, metavar="CURVE", help="curve.csv of this model, in place of DEV")
     parser.add_argument("--forum", type=int, default=300, help="of DEV's forum puzzles, where they are run")
     parser.add_argument("--seventeen", type=int, default=300, help="of DEV's with 17 clues, where they are run")
     parser.add_argument("--attempts", type=int, default=3000, help="minimal puzzles that are made")
@@ -118,6 +118,10 @@ def main(arguments: list[str] | None = None) -> None:
     sets = {
         name: own.subset(np.flatnonzero(own.source == name)[: options.most]) for name in np.unique(own.source).tolist()
     }
+    if len(sets) < len(MINIMAL):
+        raise SystemExit(
+            f"{options.minimal} has no puzzles for one of {', '.join(MINIMAL)}; remove it, raise --attempts"
+        )
     sets["kaggle"] = sudoku_generator.generate(options.most, "medium", seed=1)
     parts = {} if options.known is None else known(options.known, depths)
     if options.known is None:
