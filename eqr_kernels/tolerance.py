@@ -92,7 +92,7 @@ def card_tolerance(
     if tol == "fast" and fast is not None:
         return HaltingTolerance(fast, "the model's card, tol_fast")
     if card is not None and trusted is not None:
-        calibrated = card.config.noise_scale if card.noise_scale is None else card.noise_scale
+        calibrated = card.inference_noise_scale
         # Below the floor of the noise nothing converges, so nothing is promised either.
         if tol == "fast" or noise_scale is None or noise_scale == calibrated or trusted < noise_floor(noise_scale):
             return HaltingTolerance(trusted, "the model's card")

@@ -37,8 +37,7 @@ from eqr_kernels.studies.statistics import Z95
 from eqr_kernels.tasks import sudoku, sudoku_generator
 from eqr_kernels.tasks.common import PuzzleSet
 
-FORUM, SEVENTEEN = "forum_hardest_1905_11plus", "17_clue"
-OF_DEV = {"forum": FORUM, "17 clues": SEVENTEEN}
+OF_DEV = {"forum": "forum_hardest_1905_11plus", "17 clues": "17_clue"}
 UNBIASED = 0.231
 MINIMAL = {"24 clues or fewer": 0.0243, "25 clues": 0.1342, "26 clues": 0.3194, "27 clues or more": 0.5221}
 """Shares of all minimal puzzles."""
@@ -123,8 +122,10 @@ def main(arguments: list[str] | None = None) -> None:
             f"{options.minimal} has no puzzles for one of {', '.join(MINIMAL)}; remove it, raise --attempts"
         )
     sets["kaggle"] = sudoku_generator.generate(options.most, "medium", seed=1)
-    parts = {} if options.known is None else known(options.known, depths)
-    if options.known is None:
+    parts: dict[str, list[Accuracy]] = {}
+    if options.known is not None:
+        parts |= known(options.known, depths)
+    else:
         dev = sudoku.load(options.dev)[0]
         for part, most in (("forum", options.forum), ("17 clues", options.seventeen)):
             rows = np.flatnonzero(dev.source == OF_DEV[part])

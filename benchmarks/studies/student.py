@@ -36,7 +36,7 @@ from eqr_kernels.atomic import atomic_write
 from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.modules import LatentState
 from eqr_kernels.studies.identity import weights_digest
-from eqr_kernels.studies.recording import record
+from eqr_kernels.studies.recording import Recording, record
 from eqr_kernels.studies.scoring import Accuracy
 from eqr_kernels.studies.statistics import auroc
 from eqr_kernels.studies.subset import digest
@@ -199,6 +199,12 @@ def _put(old: torch.Tensor, rows: torch.Tensor, new: torch.Tensor) -> torch.Tens
     return old
 
 
+def residual_auroc(recording: Recording) -> float | None:
+    """Of all trajectories at the last depth; None where all or none are right."""
+    area = auroc(recording.residual[..., -1].ravel(), recording.correct[..., -1].ravel())
+    return None if np.isnan(area) else float(area)
+
+
 def judged(model: EquilibriumReasoner, puzzles: PuzzleSet) -> dict[str, Any]:
     """Exact answers by depth and source, and how well the residual tells right from wrong at the last depth."""
     assert puzzles.labels is not None
@@ -208,11 +214,10 @@ def judged(model: EquilibriumReasoner, puzzles: PuzzleSet) -> dict[str, Any]:
     def accuracy(rows: npt.NDArray[np.bool_]) -> dict[int, Any]:
         return {d: Accuracy(int(right[rows, k].sum()), int(rows.sum())).as_json() for k, d in enumerate(DEPTHS)}
 
-    area = auroc(recording.residual[:, 0, -1], right[:, -1])
     return {
         "all": accuracy(np.ones(len(right), bool)),
         **{str(source): accuracy(puzzles.source == source) for source in np.unique(puzzles.source)},
-        "residual_auroc": None if np.isnan(area) else float(area),
+        "residual_auroc": residual_auroc(recording),
         "median_residual": float(np.median(recording.residual[:, 0, -1])),
     }
 
@@ -222,12 +227,11 @@ def restarts_of(model: EquilibriumReasoner, puzzles: PuzzleSet) -> dict[str, Any
     assert puzzles.labels is not None
     recording = record(model, puzzles.inputs, puzzles.labels, depths=DEPTHS[-1:], breadth=RESTARTS, **JUDGED)
     right = recording.correct[..., -1]  # [N, B]
-    area = auroc(recording.residual[..., -1].ravel(), right.ravel())
     return {
         "none right": int((~right).all(1).sum()),
         "some right": int((right.any(1) & ~right.all(1)).sum()),
         "all right": int(right.all(1).sum()),
-        "residual_auroc": None if np.isnan(area) else float(area),
+        "residual_auroc": residual_auroc(recording),
     }
 
 

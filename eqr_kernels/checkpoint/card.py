@@ -110,6 +110,11 @@ class ModelCard:
                 f"card fields 'data', 'accuracies', 'extra' must be finite JSON values: {error}"
             ) from error
 
+    @property
+    def inference_noise_scale(self) -> float:
+        """The noise that the tolerances and accuracies are of: `noise_scale`, else the config's."""
+        return self.config.noise_scale if self.noise_scale is None else self.noise_scale
+
     def to_json(self) -> str:
         """The card as JSON; `extra` keys stand beside the others."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "extra"}

@@ -227,9 +227,9 @@ def _noise_as_json(choice: NoiseChoice, breadth: int) -> dict[str, Any]:
         }
         for t in choice.trials
     ]
-    chosen = {"trained": choice.trained, "chosen": choice.chosen}
     return {
-        **chosen,
+        "trained": choice.trained,
+        "chosen": choice.chosen,
         "breadth": breadth,
         "select": _SELECT,
         "puzzles": choice.trials[0].by_first.puzzles,

@@ -46,7 +46,6 @@ def store_tolerance(
     }
     # A tolerance holds for this noise only, so the card recommends both together.
     scale = settings["noise_scale"]
-    usual = card.config.noise_scale if card.noise_scale is None else card.noise_scale
     before = card.extra.get("calibration", {}).get("noise")
     noise = before if noise is None and before is not None and before["chosen"] == scale else noise
     if noise is not None:
@@ -57,7 +56,7 @@ def store_tolerance(
         tol_fast=None if calibration.fast is None else calibration.fast.tol,
         tol_missing=calibration.missing,
         noise_scale=None if scale == card.config.noise_scale else scale,
-        accuracies=card.accuracies if scale == usual else {},
+        accuracies=card.accuracies if scale == card.inference_noise_scale else {},
         sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
         extra={**card.extra, "calibration": record},
     )
