@@ -34,6 +34,7 @@ Engine engine(const Packed* packed, int64_t bytes) {
     break;
   switch (packed->isa) {
 #ifdef EQR_X86
+    EQR_TAKE_KERNELS(amx)
     EQR_TAKE_KERNELS(avx512_bf16)
     EQR_TAKE_KERNELS(avx512)
     EQR_TAKE_KERNELS(avx2)

@@ -4,13 +4,19 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#if defined(EQR_X86) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace eqr::cpu {
 namespace {
 
 constexpr int undecided = -1;
 std::atomic<int> chosen{undecided};
 
-constexpr Isa kAll[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_bf16};
+constexpr Isa kAll[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_bf16, Isa::amx};
 
 std::vector<Isa> available() {
   std::vector<Isa> found;
@@ -29,6 +35,22 @@ Isa parse(const std::string& name, const std::string& source) {
                               "from " + known + ", or leave it unset for the best");
 }
 
+#if defined(EQR_X86) && !defined(EQR_EMULATE_AVX512)
+// Whether the CPU has AMX for bf16 and int8, and the system lets this process use it. Linux keeps room for the tile
+// registers only in processes that have asked for it (its documentation, x86/xstate), and all of their threads.
+bool may_use_amx() {
+#if defined(__linux__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kNeeded = 1u << 22 | 1u << 24 | 1u << 25;  // AMX-BF16, AMX-TILE, AMX-INT8
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kNeeded) != kNeeded) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 }  // namespace
 
 bool runs(Isa isa) {
@@ -36,21 +58,24 @@ bool runs(Isa isa) {
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #ifdef EQR_EMULATE_AVX512
-  const bool avx512 = avx2, bf16 = avx2;
+  const bool avx512 = avx2, bf16 = avx2, amx = avx2;
 #else
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+  static const bool amx = bf16 && may_use_amx();
 #endif
   if (isa == Isa::avx2) return avx2;
   if (isa == Isa::avx512) return avx512;
   if (isa == Isa::avx512_bf16) return bf16;
+  if (isa == Isa::amx) return amx;
 #endif
   return isa == Isa::portable;
 }
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::amx: return "amx";
     case Isa::avx512_bf16: return "avx512_bf16";
     case Isa::avx512: return "avx512";
     case Isa::avx2: return "avx2";

@@ -99,7 +99,7 @@ class CpuBackend:
         isa, threads = ops.cpu_isa(), cpu_threads()
         many = f"{threads} {'thread' if threads == 1 else 'threads'}"
         description = f"fused fixed-point kernel, {isa} {precision.name}, {many}"
-        native = isa == "avx512_bf16" and ops.build_info()["avx512"] == "native"
+        native = isa in ("avx512_bf16", "amx") and ops.build_info()["avx512"] == "native"
         if precision is not Precision.fp32 and not native:
             integers = "int8 products in 16-bit instructions, " if precision is Precision.int8 else ""
             description += f" ({integers}bf16 operands in fp32 arithmetic: {isa} has no bf16 instructions here)"

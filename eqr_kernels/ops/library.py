@@ -101,7 +101,8 @@ def build_info() -> dict[str, Any]:
 
 
 def cpu_isas() -> list[str]:
-    """The instruction sets that the CPU kernels can use here, best last: of portable, avx2, avx512, avx512_bf16.
+    """The instruction sets that the CPU kernels can use here, best last: of portable, avx2, avx512, avx512_bf16,
+    amx.
 
     Raises:
         RuntimeError: there is no extension.

@@ -116,7 +116,7 @@ std::vector<int64_t> random_tokens(const Shape& s, uint64_t seed) {
 
 std::vector<Isa> isas() {
   std::vector<Isa> found;
-  for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_bf16})
+  for (Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_bf16, Isa::amx})
     if (cpu::runs(isa)) found.push_back(isa);
   return found;
 }

@@ -170,7 +170,7 @@ TEST(a_training_step_against_double_precision) {
   const Shape shapes[] = {shape_of(81, 64, 11, 1, 2), shape_of(7, 40, 3, 2, 1), shape_of(10, 33, 70, 1, 1),
                           shape_of(33, 17, 5, 1, 3), shape_of(2, 8, 4, 1, 1)};
   for (const Shape& s : shapes)
-    for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_bf16})
+    for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_bf16, Isa::amx})
       if (cpu::runs(isa)) check(s, isa, 11, 0x5a);
 }
 

@@ -21,6 +21,7 @@ pytestmark = [
 ]
 
 TILE = re.compile(r"<void eqr::cpu::(\w+)::tile<eqr::cpu::\w+::(\w+), (\d), (\d), (true|false)>")
+AMX_TILE = re.compile(r"<void eqr::cpu::amx::amx_tile<eqr::cpu::amx::(\w+)>")
 # Of each level and operand type: what multiplies, and how many times a step for each row and vector.
 MULTIPLIES = {
     ("avx2", "F32"): "vfmadd",
@@ -34,12 +35,14 @@ MULTIPLIES = {
     ("avx512_bf16", "F32"): "vfmadd",
     ("avx512_bf16", "Bf16Dot"): "vdpbf16ps",
     ("avx512_bf16", "Int8Dot"): "vpdpbusd",
+    ("amx", "F32"): "vfmadd",
+    ("amx", "Bf16Dot"): "vdpbf16ps",
     ("portable", "F32"): "mulps",
     ("portable", "F32Bf16"): "mulps",
     ("portable", "Bf16Dot"): "mulps",
     ("portable", "Int8Pair"): "pmaddwd",
 }
-WIDTH = {"portable": "xmm", "avx2": "ymm", "avx512": "zmm", "avx512_bf16": "zmm"}
+WIDTH = {"portable": "xmm", "avx2": "ymm", "avx512": "zmm", "avx512_bf16": "zmm", "amx": "zmm"}
 
 
 def loop_of(listing: list[str]) -> list[str]:
@@ -54,8 +57,8 @@ def loop_of(listing: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def tiles() -> dict[tuple[str, str, int, int, str], list[str]]:
-    """Every tile's k loop, by level, operands, rows, vectors and whether its rows are packed."""
+def functions() -> list[list[str]]:
+    """The lines of every function of the extension, its name first."""
     library = __import__("eqr_kernels._C", fromlist=["_C"]).__file__
     text = subprocess.run(
         ["objdump", "-d", "-C", "--no-show-raw-insn", "-w", library],
@@ -63,11 +66,15 @@ def tiles() -> dict[tuple[str, str, int, int, str], list[str]]:
         text=True,
         check=True,
     ).stdout
+    return [lines for function in text.split("\n\n") if (lines := function.splitlines())]
+
+
+@pytest.fixture(scope="module")
+def tiles(functions) -> dict[tuple[str, str, int, int, str], list[str]]:
+    """Every tile's k loop, by level, operands, rows, vectors and whether its rows are packed."""
     found = {}
-    for function in text.split("\n\n"):
-        lines = function.splitlines()
-        head = TILE.search(lines[0]) if lines else None
-        if head:
+    for lines in functions:
+        if head := TILE.search(lines[0]):
             level, op, rows, columns, packed = head.groups()
             found[level, op, int(rows), int(columns), packed] = loop_of([x for x in lines[1:] if ":\t" in x])
     assert found, "no tile was found: was the library stripped?"
@@ -101,9 +108,22 @@ def test_loops_hold_the_multiplications_and_nothing_else_of_their_kind(tiles):
         if level not in levels():
             continue
         products = [line for line in loop if MULTIPLIES[level, op] in line]
-        halves = 2 if op == "Bf16Dot" and level != "avx512_bf16" else 1
+        halves = 2 if op == "Bf16Dot" and MULTIPLIES[level, op] != "vdpbf16ps" else 1
         assert len(products) == rows * columns * halves, (key, products)
         assert all(WIDTH[level] in line for line in products), (key, products)
         # Beside them there are the operands' loads and a few of bookkeeping. (SSE2 copies and widens more.)
         others = len(loop) - len(products) * (2 if op == "Int8Pair" else 1)
         assert level == "portable" or others <= 2 * halves * rows + 4 * halves * columns + 12, (key, loop)
+
+
+@pytest.mark.skipif(ops.build_info().get("avx512") != "native", reason="this build emulates the AVX-512 levels and AMX")
+@pytest.mark.parametrize(("op", "multiply"), [("Bf16Amx", "tdpbf16ps"), ("Int8Amx", "tdpbusd")])
+def test_amx_multiplies_every_operand_that_it_loads_twice(functions, op, multiply):
+    copies = [lines for lines in functions if (head := AMX_TILE.search(lines[0])) and head[1] == op]
+    assert copies
+    for lines in copies:
+        loop = loop_of([x for x in lines[1:] if ":\t" in x])
+        kinds = {kind: sum(kind in line for line in loop) for kind in (multiply, "tileload", "tilestore", "prefetch")}
+        assert (kinds[multiply], kinds["tileload"], kinds["tilestore"]) == (4, 4, 0), loop
+        others = len(loop) - sum(kinds.values())
+        assert others <= 12 and not [line for line in loop if re.search(r"%[re][sb]p\)", line)], loop

@@ -57,7 +57,7 @@ def test_the_reason_tells_what_is_emulated(contractive, puzzles, isa, precision,
     ops.set_cpu_isa(isa)
     reason = solve(contractive, puzzles, depth=1, precision=precision).backend_reason
     assert f"fused fixed-point kernel, {isa} {precision}, " in reason
-    native = isa == "avx512_bf16" and ops.build_info()["avx512"] == "native"
+    native = isa in ("avx512_bf16", "amx") and ops.build_info()["avx512"] == "native"
     emulated = f"bf16 operands in fp32 arithmetic: {isa} has no bf16 instructions here)"
     assert (emulated in reason) == (precision != "fp32" and not native)
 

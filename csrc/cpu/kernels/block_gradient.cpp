@@ -332,7 +332,7 @@ __attribute__((noinline)) void chunks_tile(const uint16_t* a, int64_t a_stride, 
         c[i][0] = Op::multiply_add(row, first, c[i][0]);
         c[i][1] = Op::multiply_add(row, second, c[i][1]);
       }
-      a += Op::kA;
+      a += Op::kDepth;
       columns += 2 * kPanel;
     }
     b += chunk_stride;

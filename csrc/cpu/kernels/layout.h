@@ -18,24 +18,27 @@ struct Ops<Precision::fp32> {
   typedef F32 Channel;  // channel mixing and attention projections: activations are broadcast, weights are the panel
   typedef F32 Head;
 };
+template <bool kYes, class Yes, class No>
+struct Choose {
+  typedef Yes Type;
+};
+template <class Yes, class No>
+struct Choose<false, Yes, No> {
+  typedef No Type;
+};
+// What the level has: of whole tiles, of bf16 pairs and int8 quadruples, or neither.
+template <class Amx, class Dot, class Plain>
+using Best = typename Choose<kHasAmx, Amx, typename Choose<kHasBf16, Dot, Plain>::Type>::Type;
 template <>
 struct Ops<Precision::bf16> {
-  template <bool kDot, class Yes, class No>
-  struct Choose {
-    typedef Yes Type;
-  };
-  template <class Yes, class No>
-  struct Choose<false, Yes, No> {
-    typedef No Type;
-  };
-  typedef Choose<kHasBf16, Bf16Dot, F32>::Type Token;
-  typedef Choose<kHasBf16, Bf16Dot, F32Bf16>::Type Channel;
+  typedef Best<Bf16Amx, Bf16Dot, F32> Token;
+  typedef Best<Bf16Amx, Bf16Dot, F32Bf16> Channel;
   typedef Channel Head;
 };
 template <>
 struct Ops<Precision::int8> {
   typedef Ops<Precision::bf16>::Token Token;
-  typedef Ops<Precision::bf16>::Choose<kHasBf16, Int8Dot, Int8Pair>::Type Channel;
+  typedef Best<Int8Amx, Int8Dot, Int8Pair> Channel;
   typedef Ops<Precision::bf16>::Head Head;
 };
 
@@ -58,6 +61,10 @@ constexpr float kLeastUnit = 0x1p-120f;
 template <class Op>
 constexpr bool kIsInt8 = sizeof(typename Op::B) == 1;
 
+// Rows of more than a power of two, or they would compete for the same sets of the first-level cache. With AMX a row
+// of any operand begins a cache line.
+constexpr int64_t kRowPad = kHasAmx ? 64 : 16;
+
 EQR_INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 template <class Op>
 EQR_INLINE int64_t steps_of(int64_t depth) {
@@ -79,9 +86,10 @@ struct Sizes {
 struct RowGroups {
   Parts tiles, groups;  // of rows; of tiles
 };
+template <class Op>
 EQR_INLINE RowGroups row_groups(int64_t rows, int64_t steps) {
   constexpr int64_t kSteps = 2304;
-  const Parts tiles = parts_of(rows, kTileRows);
+  const Parts tiles = parts_of(rows, kRowsOf<Op>);
   return {tiles, parts_of(tiles.parts, steps < kSteps ? kSteps / steps : 1)};
 }
 
@@ -101,9 +109,8 @@ EQR_INLINE Sizes sizes_of(const Shape& s) {
   z.width = z.panels * kPanel;
   z.head_width = round_up(z.head_dim, kLanes);
   z.key_panels = (s.tokens + kPanel - 1) / kPanel;
-  // More than a power of two, or rows would compete for the same sets of the first-level cache.
-  z.x_stride = z.width + 16;
-  z.h_stride = z.k + 16;
+  z.x_stride = z.width + kRowPad;
+  z.h_stride = z.k + kRowPad;
   z.items = most_items(s, z);
   return z;
 }
@@ -113,7 +120,7 @@ struct Workspace {
   StepOutput* out;
   float *z_H, *z_L, *old_H, *old_L;  // [panels][S][kPanel]; old: at the start of the outer step
   float* u;                          // [panels][S][kPanel], the residual stream
-  char* token_operand;               // * [panels][steps][kPanel][kB], u as token mixing reads it; fp32: u itself
+  char* token_operand;               // * [panels][depth / kB][kPanel][kB], u as token mixing reads it; fp32: u itself
   char* x;                           // * [S][x_stride], u as channel mixing reads it
   char* h;                           // * [S][h_stride], hidden units
   char* quantised;                   // * [S][h_stride], x or h in int8
@@ -144,7 +151,8 @@ EQR_INLINE Workspace workspace_of(const Packed* packed, const Sizes& z, void* ba
   w.out = reinterpret_cast<StepOutput*>(take(sizeof(StepOutput)));
   w.z_H = floats(state), w.z_L = floats(state), w.old_H = floats(state), w.old_L = floats(state), w.u = floats(state);
   w.token_operand = reinterpret_cast<char*>(w.u);
-  if (packed->precision != Precision::fp32 && !z.heads) w.token_operand = take(4 * round_up(z.S, 2) * z.width);
+  if (packed->precision != Precision::fp32 && !z.heads)
+    w.token_operand = take(4 * round_up(z.S, Ops<Precision::bf16>::Token::kDepth) * z.width);
   w.x = take(4 * z.S * z.x_stride);
   int64_t hidden = z.S * z.h_stride;
   // The token mixer keeps a panel's hidden units here, the attention its sums: neither while channel mixing needs it.
@@ -179,20 +187,20 @@ EQR_INLINE const PackedLayer& layer_of(const Packed* packed, int64_t layer) {
   return at<PackedLayer>(packed, packed->layers)[layer];
 }
 
-// A matrix [n, depth] that is read as panels of kPanel rows of it: [panels][steps][kPanel][kB] and, in int8, the scales
-// of the rows and kZeroPoint times their sums, [panels][kPanel] each.
+// A matrix [n, depth] that is read as panels of kPanel rows of it: [panels][depth / kB][kPanel][kB] and, in int8, the
+// scales of the rows and kZeroPoint times their sums, [panels][kPanel] each.
 template <class Op>
 struct PanelMatrix {
   const typename Op::B* weights;
   const float* scale;
   const int32_t* correction;
   int64_t steps;
-  const typename Op::B* panel(int64_t p) const { return weights + p * steps * kPanel * Op::kB; }
+  const typename Op::B* panel(int64_t p) const { return weights + p * steps * kPanel * Op::kDepth; }
 };
 
 template <class Op>
 EQR_INLINE int64_t panel_matrix_bytes(int64_t panels, int64_t depth) {
-  const int64_t weights = panels * steps_of<Op>(depth) * kPanel * Op::kB * int64_t(sizeof(typename Op::B));
+  const int64_t weights = panels * steps_of<Op>(depth) * kPanel * Op::kDepth * int64_t(sizeof(typename Op::B));
   return round_up(weights, 64) + (kIsInt8<Op> ? 2 * panels * kPanel * 4 : 0);
 }
 

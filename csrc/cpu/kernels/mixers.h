@@ -107,11 +107,12 @@ EQR_INLINE Vec value_of(typename Op::Acc sum, const PanelMatrix<Op>& matrix, con
 // each tile.
 template <class Op, class Done>
 EQR_INLINE void product(Context& c, const Rows<Op>& rows, const PanelMatrix<Op>& matrix, int64_t panels, Done&& done) {
-  const RowGroups by = row_groups(c.z.S, matrix.steps);
+  const RowGroups by = row_groups<Op>(c.z.S, matrix.steps);
+  AmxShape shape;
   c.share.each(panels * by.groups.parts, [&](int64_t item) {
     const int64_t p = item / by.groups.parts, group = item % by.groups.parts;
     panel_product<Op, false>(
-        rows.a, rows.stride, by.tiles, by.groups.begin(group), by.groups.begin(group + 1), matrix.panel(p),
+        shape, rows.a, rows.stride, by.tiles, by.groups.begin(group), by.groups.begin(group + 1), matrix.panel(p),
         matrix.steps, matrix.panel(p + 1),
         [&](int64_t first, int64_t count, const typename Op::Acc* sums) { done(p, first, count, sums); });
   });

@@ -207,7 +207,7 @@ class OuterStep {
       if constexpr (Token::kB == 2 && !kForHeads) {
         if (!z_.heads) {
           const UVec both = pair_bf16(a, b);
-          const int64_t at = (p * steps_of<Token>(z_.S) + t / 2) * kPanel + j * kLanes;
+          const int64_t at = (p * steps_of<Token>(z_.S) * Token::kDepth / 2 + t / 2) * kPanel + j * kLanes;
           memcpy(w_.token_operand + 4 * at, &both, sizeof both);
         }
       }
@@ -235,13 +235,14 @@ class OuterStep {
     const int64_t panels = (z_.V + kPanel - 1) / kPanel;
     const PanelMatrix<Head> matrix = panel_matrix<Head>(packed_, packed_->lm_head, panels, z_.width);
     const typename Head::A* x = reinterpret_cast<const typename Head::A*>(w_.x);
-    const Parts tiles = parts_of(z_.S, kTileRows);
-    Vec sums[kTileRows * 2];
+    const Parts tiles = parts_of(z_.S, kRowsOf<Head>);
+    Vec sums[kRowsOf<Head> * 2];
+    AmxShape shape;
     for (int64_t i = m_.begin(tiles.parts); i < m_.end(tiles.parts); ++i)
       for (int64_t p = 0; p < panels; ++p) {
         const int64_t first = tiles.begin(i), rows = tiles.begin(i + 1) - first;
-        tile_of<Head, 2, false>(rows, x + first * z_.x_stride, z_.x_stride, matrix.panel(p), kPanel * Head::kB,
-                                matrix.steps, sums, 2, reinterpret_cast<const char*>(matrix.panel(p)));
+        panel_tile<Head, false>(shape, rows, x + first * z_.x_stride, z_.x_stride, matrix.panel(p), matrix.steps, sums,
+                                reinterpret_cast<const char*>(matrix.panel(p)));
         const int64_t columns = z_.V - p * kPanel < kPanel ? z_.V - p * kPanel : kPanel;
         for (int64_t r = 0; r < rows; ++r)
           memcpy(w_.logits + (first + r) * z_.V + p * kPanel, sums + 2 * r, size_t(4 * columns));

@@ -20,7 +20,7 @@ void pack_panels(int64_t panels, int64_t depth, int64_t padded, const Row& row, 
     for (int64_t c = 0; c < kPanel; ++c) {
       const float* from = row(p, c);
       if (!from) continue;
-      typename Op::B* to = weights + (p * steps * kPanel + c) * Op::kB;
+      typename Op::B* to = weights + p * steps * kPanel * Op::kDepth + c * Op::kB;
       const auto place = [=](int64_t k) { return to + k / Op::kB * kPanel * Op::kB + k % Op::kB; };
       if constexpr (kIsInt8<Op>) {
         float most = 0.0f, probe = 0.0f;  // probe: NaN where a weight is not finite
@@ -43,19 +43,19 @@ void pack_panels(int64_t panels, int64_t depth, int64_t padded, const Row& row, 
     }
 }
 
-// Rows to broadcast, in tiles: [tiles][steps][rows of the tile][kA]. A tile holds the rows that row(first, count, r)
-// names, r in 0..each * count - 1, for its `count` items from `first` on.
+// Rows to broadcast, in tiles: [tiles][steps][rows of the tile][kDepth]. A tile holds the rows that row(first, count,
+// r) names, r in 0..each * count - 1, for its `count` items from `first` on.
 template <class Op, class Row>
 void pack_tiles(const Parts& parts, int64_t each, int64_t depth, bool round, const Row& row, char* out) {
   const int64_t steps = steps_of<Op>(depth);
   for (int64_t t = 0; t < parts.parts; ++t) {
     const int64_t first = parts.begin(t), count = parts.begin(t + 1) - first, rows = each * count;
-    typename Op::A* to = reinterpret_cast<typename Op::A*>(out) + first * each * steps * Op::kA;
+    typename Op::A* to = reinterpret_cast<typename Op::A*>(out) + first * each * steps * Op::kDepth;
     for (int64_t r = 0; r < rows; ++r) {
       const float* from = row(first, count, r);
       for (int64_t k = 0; k < steps * Op::kDepth; ++k) {
         const float value = k < depth ? from[k] : 0.0f;
-        put(round ? round_bf16(value) : value, to + (k / Op::kA * rows + r) * Op::kA + k % Op::kA);
+        put(round ? round_bf16(value) : value, to + (k / Op::kDepth * rows + r) * Op::kDepth + k % Op::kDepth);
       }
     }
   }
@@ -151,16 +151,16 @@ class Packer {
       p.mixer_in = panels<Channel>(3 * d, d, z_.width, [=](int64_t n) { return w.mixer_in + n * d; });
       p.mixer_out = panels<Channel>(d, d, z_.width, [=](int64_t n) { return w.mixer_out + n * d; });
     } else {
-      p.mixer_in = take(2 * token_k * steps_of<Token>(S) * Token::kA * int64_t(sizeof(typename Token::A)));
-      p.mixer_out = take(S * steps_of<Token>(token_k) * Token::kA * int64_t(sizeof(typename Token::A)));
+      p.mixer_in = take(2 * token_k * steps_of<Token>(S) * Token::kDepth * int64_t(sizeof(typename Token::A)));
+      p.mixer_out = take(S * steps_of<Token>(token_k) * Token::kDepth * int64_t(sizeof(typename Token::A)));
       if (base_) {
         // A tile holds the gate rows of its units, then their up rows.
         const auto gate_up = [=](int64_t first, int64_t count, int64_t r) {
           return w.mixer_in + (r < count ? first + r : token_k + first + r - count) * S;
         };
         const auto down = [=](int64_t first, int64_t, int64_t r) { return w.mixer_out + (first + r) * token_k; };
-        pack_tiles<Token>(parts_of(token_k, kTileUnits), 2, S, kRound, gate_up, base_ + p.mixer_in);
-        pack_tiles<Token>(parts_of(S, kTileRows), 1, token_k, kRound, down, base_ + p.mixer_out);
+        pack_tiles<Token>(parts_of(token_k, kUnitsOf<Token>), 2, S, kRound, gate_up, base_ + p.mixer_in);
+        pack_tiles<Token>(parts_of(S, kRowsOf<Token>), 1, token_k, kRound, down, base_ + p.mixer_out);
       }
     }
     // A panel holds a vector of gate rows, then the up rows of the same units.

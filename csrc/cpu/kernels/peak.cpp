@@ -2,6 +2,8 @@
 // operands to memory, or drop them. Every sum depends on nothing but itself; there are enough to hide the latency.
 #include "cpu/peak.h"
 
+#include "cpu/kernels/amx.h"
+
 namespace eqr::cpu::EQR_ISA {
 
 #if !defined(EQR_X86) || (defined(EQR_EMULATE_AVX512) && !defined(EQR_ISA_IS_portable) && !defined(EQR_ISA_IS_avx2))
@@ -53,7 +55,7 @@ constexpr int kBytes = 64, kSums = 24;
 #if defined(EQR_ISA_IS_avx512_bf16)
 #define EQR_BF16(n, t) "vdpbf16ps %%zmm30, %%zmm31, %%zmm" #n "\n"
 #define EQR_INT8(n, t) "vpdpbusd %%zmm30, %%zmm31, %%zmm" #n "\n"
-#else
+#elif !defined(EQR_ISA_IS_amx)
 #define EQR_INT8(n, t) "vpmaddwd %%zmm30, %%zmm31, %%zmm" #t "\n vpaddd %%zmm" #t ", %%zmm" #n ", %%zmm" #n "\n"
 #endif
 #define EQR_END "vzeroupper\n"
@@ -68,7 +70,9 @@ constexpr int kBytes = 64, kSums = 24;
                  : EQR_CLOBBERED, "cc"); \
   }
 EQR_BURST(burst_float, EQR_FLOAT)
+#if defined(EQR_INT8)
 EQR_BURST(burst_int8, EQR_INT8)
+#endif
 #if defined(EQR_BF16)
 EQR_BURST(burst_bf16, EQR_BF16)
 #endif
@@ -77,10 +81,40 @@ constexpr int64_t operations(int64_t rounds, int operand_bytes) {
   return 2 * rounds * kSums * (kBytes / operand_bytes);
 }
 
+#if defined(EQR_ISA_IS_amx)
+// Six registers of sums; the last two hold the operands.
+#define EQR_TILES(f) f(0) f(1) f(2) f(3) f(4) f(5)
+#define EQR_TILE_BF16(n) "tdpbf16ps %%tmm7, %%tmm6, %%tmm" #n "\n"
+#define EQR_TILE_INT8(n) "tdpbusd %%tmm7, %%tmm6, %%tmm" #n "\n"
+#define EQR_TILE_CLEAR(n) "tilezero %%tmm" #n "\n"
+
+template <bool kInt8>
+__attribute__((noinline)) int64_t burst_of_tiles(int64_t rounds) {
+  alignas(64) int32_t ones[16 * 16];
+  for (int32_t& word : ones) word = kInt8 ? 0x01010101 : 0x3F803F80;
+  AmxShape shape;
+  shape.set(kAmxRows);
+  written();
+  _tile_loadd(6, ones, 64);
+  _tile_loadd(7, ones, 64);
+  int64_t left = rounds;
+  if constexpr (kInt8)
+    asm volatile(EQR_TILES(EQR_TILE_CLEAR) "1:\n" EQR_TILES(EQR_TILE_INT8) "dec %0\n jnz 1b\n" : "+r"(left)::"cc");
+  else
+    asm volatile(EQR_TILES(EQR_TILE_CLEAR) "1:\n" EQR_TILES(EQR_TILE_BF16) "dec %0\n jnz 1b\n" : "+r"(left)::"cc");
+  return 2 * rounds * 6 * 16 * 16 * (kInt8 ? 64 : 32);
+}
+#endif
+
 }  // namespace
 
 int64_t peak_burst(Precision precision, int64_t rounds) {
   if (rounds <= 0) return 0;
+#if defined(EQR_ISA_IS_amx)
+  if (precision == Precision::int8) return burst_of_tiles<true>(rounds);
+  if (precision == Precision::bf16) return burst_of_tiles<false>(rounds);
+#endif
+#if defined(EQR_INT8)
   if (precision == Precision::int8) {
 #if defined(EQR_ISA_IS_avx512_bf16)
     burst_int8(rounds, 0x01010101);
@@ -90,6 +124,7 @@ int64_t peak_burst(Precision precision, int64_t rounds) {
     return operations(rounds, 2);
 #endif
   }
+#endif
 #if defined(EQR_BF16)
   if (precision == Precision::bf16) {
     burst_bf16(rounds, 0x3F803F80);

@@ -12,7 +12,7 @@
 
 #include "common/inline.h"
 
-#if defined(EQR_ISA_IS_avx512) || defined(EQR_ISA_IS_avx512_bf16)
+#if defined(EQR_ISA_IS_avx512) || defined(EQR_ISA_IS_avx512_bf16) || defined(EQR_ISA_IS_amx)
 #define EQR_LANES 16
 #elif defined(EQR_ISA_IS_avx2)
 #define EQR_LANES 8
@@ -26,10 +26,15 @@
 namespace eqr::cpu::EQR_ISA {
 
 constexpr int kLanes = EQR_LANES;
-#if defined(EQR_ISA_IS_avx512_bf16)
+#if defined(EQR_ISA_IS_avx512_bf16) || defined(EQR_ISA_IS_amx)
 constexpr bool kHasBf16 = true;  // dot products of bf16 pairs, and of int8 quadruples
 #else
 constexpr bool kHasBf16 = false;
+#endif
+#if defined(EQR_ISA_IS_amx)
+constexpr bool kHasAmx = true;  // both, of whole tiles
+#else
+constexpr bool kHasAmx = false;
 #endif
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
