@@ -25,7 +25,7 @@ string(TOUPPER "${CMAKE_BUILD_TYPE}" eqr_type)
 foreach(eqr_variable IN ITEMS CMAKE_CXX_FLAGS CMAKE_CXX_FLAGS_${eqr_type})
   set(eqr_source "CXXFLAGS or CPPFLAGS (${eqr_variable})")
   eqr_refuse_flags(
-    "${eqr_source}" "${${eqr_variable}}" "-m(avx|fma|f16c|sse3|ssse3|sse4|bmi|lzcnt|popcnt)[^ ]*"
+    "${eqr_source}" "${${eqr_variable}}" "-m(avx|amx|fma|f16c|sse3|ssse3|sse4|bmi|lzcnt|popcnt)[^ ]*"
     "kernels for every instruction set are built anyway, and the best one that runs is chosen when they run")
   eqr_refuse_flags(
     "${eqr_source}" "${${eqr_variable}}"

@@ -19,7 +19,8 @@ def peak(precision: str, threads: int, seconds: float = 0.1) -> float:
     """Operations a second of all threads at once (a multiply-add is two): the sum of each thread's median rate.
 
     The instructions are those of the CPU kernels' tiles, on the instruction set in use: FMA for fp32 (SSE2: a product
-    and a sum); for bf16 vdpbf16ps, else as fp32; for int8 vpdpbusd, else vpmaddwd and vpaddd.
+    and a sum); for bf16 tdpbf16ps or vdpbf16ps, else as fp32; for int8 tdpbusd or vpdpbusd, else vpmaddwd and
+    vpaddd.
 
     Raises:
         Unavailable: no extension, or no meter for the instruction set.

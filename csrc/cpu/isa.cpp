@@ -26,16 +26,17 @@ std::vector<Isa> available() {
 }
 
 Isa parse(const std::string& name, const std::string& source) {
+  for (Isa isa : kAll)  // not the available ones: to look whether AMX is has a lasting effect on the process
+    if (name == isa_name(isa) && runs(isa)) return isa;
   std::string known;
   for (Isa isa : available()) {
-    if (name == isa_name(isa)) return isa;
     known += std::string(known.empty() ? "" : ", ") + isa_name(isa);
   }
   throw std::invalid_argument(source + " is '" + name + "', which this build or this machine does not have; choose " +
                               "from " + known + ", or leave it unset for the best");
 }
 
-#if defined(EQR_X86) && !defined(EQR_EMULATE_AVX512)
+#if defined(EQR_X86) && !defined(EQR_EMULATE_AVX512) && !defined(EQR_EMULATE_AMX)
 // Whether the CPU has AMX for bf16 and int8, and the system lets this process use it. Linux keeps room for the tile
 // registers only in processes that have asked for it (its documentation, x86/xstate), and all of their threads.
 bool may_use_amx() {
@@ -58,17 +59,23 @@ bool runs(Isa isa) {
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #ifdef EQR_EMULATE_AVX512
-  const bool avx512 = avx2, bf16 = avx2, amx = avx2;
+  const bool avx512 = avx2, bf16 = avx2;
 #else
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
-  static const bool amx = bf16 && may_use_amx();
 #endif
   if (isa == Isa::avx2) return avx2;
   if (isa == Isa::avx512) return avx512;
   if (isa == Isa::avx512_bf16) return bf16;
-  if (isa == Isa::amx) return amx;
+#if defined(EQR_EMULATE_AVX512) || defined(EQR_EMULATE_AMX)
+  if (isa == Isa::amx) return avx2;
+#else
+  if (isa == Isa::amx) {
+    static const bool allowed = bf16 && may_use_amx();
+    return allowed;
+  }
+#endif
 #endif
   return isa == Isa::portable;
 }

@@ -190,6 +190,7 @@ STUDIES = (
     "student.json",
     "extreme_mix-sudoku-paper.json",
     "extreme_mix-sudoku.json",
+    "views_needed-sudoku-paper.json",
     "serving_soak.json",
     "ray_throughput.json",
 )  # of other forms

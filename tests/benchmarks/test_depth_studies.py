@@ -1,16 +1,17 @@
-"""The studies maze_sizes, precision_depth, student and extreme_mix: what they count, with models of no size."""
+"""What maze_sizes, precision_depth, student, extreme_mix and views_needed count, with models of no size."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from benchmarks import machine
-from benchmarks.studies import extreme_mix, maze_sizes, precision_depth, student
+from benchmarks.studies import extreme_mix, maze_sizes, precision_depth, student, views_needed
 from eqr_kernels import EqRConfig, EquilibriumReasoner
 from eqr_kernels.studies.scoring import Accuracy
 from eqr_kernels.tasks import maze, sudoku, sudoku_generator
@@ -227,3 +228,38 @@ def test_the_mix_of_sudoku_extreme_is_weighted_as_it_says(tmp_path, monkeypatch)
         assert [each["share"] for each in report["weighted"]] == pytest.approx(wanted)
     with pytest.raises(SystemExit):
         extreme_mix.main(["--model", str(tmp_path / "m")])
+
+
+def test_views_are_run_until_an_answer_is_called_right_and_go_on_where_they_were_stopped(tmp_path, monkeypatch):
+    """Puzzle i is called right at view i + 1, the second wrongly, and the last one never."""
+    made = sudoku_generator.generate(4, "easy", seed=1)
+    puzzles = replace(made, source=np.array(["a", "a", "b", "b"]))
+    torch.manual_seed(0)
+    EquilibriumReasoner(EqRConfig.sudoku(**TINY)).save_pretrained(tmp_path / "m")
+    ran = []
+
+    def solve_views(model, views, **options):
+        ran.append(len(views))
+        rows = [np.flatnonzero((made.inputs == back).all(1))[0] for back in original(views)]
+        called = torch.tensor([row + 1 == len(ran) and row < 3 for row in rows])
+        preds = torch.from_numpy(made.labels[rows].astype(np.int64))
+        preds[[row == 1 for row in rows], 0] += 1
+        return SimpleNamespace(preds=preds, converged=called, nfe=torch.full((len(rows),), options["depth"]))
+
+    def original(views):
+        moved = np.take_along_axis(views.inputs, views.places, 2)
+        return np.take_along_axis(views.meanings, moved.astype(np.int64), 2)[:, 0]
+
+    monkeypatch.setattr(views_needed, "solve_views", solve_views)
+    monkeypatch.setattr(views_needed.sudoku, "load", lambda _: (puzzles, None))
+    arguments = ["p.csv", "--model", tmp_path / "m", "--subset", 4, "--depth", 5, "--state", tmp_path / "state.json"]
+    for views in (2, 4):
+        views_needed.main([str(a) for a in [*arguments, "--views", views, "--results", tmp_path]])
+    assert ran == [4, 3, 2, 1]
+    report = json.loads((tmp_path / machine.folder() / "views_needed-m.json").read_text())
+    assert report["mean_steps"] == (1 + 2 + 3 + 4) * 5 / 4
+    rows = [(row["views"], row["right"]["correct"], row["called_right_and_wrong"]) for row in report["at_most"]]
+    assert rows == [(1, 1, 0), (2, 1, 1), (4, 2, 1)]
+    assert {name: part["correct"] for name, part in report["at_most"][-1]["by_source"].items()} == {"a": 1, "b": 1}
+    with pytest.raises(SystemExit, match="is of another run"):
+        views_needed.main([str(a) for a in [*arguments, "--patience", 1]])

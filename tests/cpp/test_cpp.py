@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from eqr_kernels import ops
 from tests.support.environment import needs_compiler
 from tests.support.native import build, kernel_archive, run
 
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    return build("cpp", "cpp-tests", f"-DEQR_ARCHIVE={kernel_archive() or ''}") / "eqr_cpp_tests"
+    archive = kernel_archive()
+    emulate_amx = archive is not None and "amx" not in ops.cpu_isas()
+    options = (f"-DEQR_ARCHIVE={archive or ''}", f"-DEQR_EMULATE_AMX={'ON' if emulate_amx else 'OFF'}")
+    return build("cpp", "cpp-tests", *options) / "eqr_cpp_tests"
 
 
 @needs_compiler

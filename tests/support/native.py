@@ -50,7 +50,7 @@ def _is_configured(place: Path, source: Path) -> bool:
 def kernel_archive() -> Path | None:
     """The CPU kernels as the package's own build has them, brought up to date; None where tests must compile their own.
 
-    That is where there is no such build, and on machines that cannot run all of it.
+    That is where there is no such build, and on machines that cannot run all of it but for AMX.
     """
     place = REPOSITORY / "build" / f"cmake-{sys.implementation.cache_tag}"
     if not BUILT or "avx512_bf16" not in ops.cpu_isas() or not _is_configured(place, REPOSITORY):

@@ -1,5 +1,6 @@
-// A block forward and backward. Products are those of the inference kernels' tiles on bf16 operands; the residual
-// stream and its gradient stay in fp32. Built once per instruction set, with EQR_ISA naming the namespace.
+// A block forward and backward. Products are those of the inference kernels' tiles on bf16 operands (with AMX too the
+// dot products, as half of them broadcast what AMX would want transposed); the residual stream and its gradient stay in
+// fp32. Built once per instruction set, with EQR_ISA naming the namespace.
 #include "cpu/kernels/block_gradient.h"
 #include "cpu/kernels/transpose.h"
 

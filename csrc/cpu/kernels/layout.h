@@ -61,11 +61,14 @@ constexpr float kLeastUnit = 0x1p-120f;
 template <class Op>
 constexpr bool kIsInt8 = sizeof(typename Op::B) == 1;
 
-// Rows of more than a power of two, or they would compete for the same sets of the first-level cache. With AMX a row
-// of any operand begins a cache line.
-constexpr int64_t kRowPad = kHasAmx ? 64 : 16;
-
 EQR_INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+// Never a power of two, or rows would compete for the same sets of the first-level cache; with AMX, which loads whole
+// cache lines, each row of any operand begins one.
+EQR_INLINE int64_t row_stride(int64_t count) {
+  constexpr int64_t kPad = kHasAmx ? 64 : 16;
+  return round_up(count, 2 * kPad) + kPad;
+}
+
 template <class Op>
 EQR_INLINE int64_t steps_of(int64_t depth) {
   return (depth + Op::kDepth - 1) / Op::kDepth;
@@ -88,7 +91,7 @@ struct RowGroups {
 };
 template <class Op>
 EQR_INLINE RowGroups row_groups(int64_t rows, int64_t steps) {
-  constexpr int64_t kSteps = 2304;
+  constexpr int64_t kSteps = kUsesAmx<Op> ? 384 : 2304;  // a step of AMX takes longer
   const Parts tiles = parts_of(rows, kRowsOf<Op>);
   return {tiles, parts_of(tiles.parts, steps < kSteps ? kSteps / steps : 1)};
 }
@@ -109,8 +112,8 @@ EQR_INLINE Sizes sizes_of(const Shape& s) {
   z.width = z.panels * kPanel;
   z.head_width = round_up(z.head_dim, kLanes);
   z.key_panels = (s.tokens + kPanel - 1) / kPanel;
-  z.x_stride = z.width + kRowPad;
-  z.h_stride = z.k + kRowPad;
+  z.x_stride = row_stride(z.width);
+  z.h_stride = row_stride(z.k);
   z.items = most_items(s, z);
   return z;
 }

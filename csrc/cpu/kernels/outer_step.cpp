@@ -232,6 +232,13 @@ class OuterStep {
 
   void heads() {
     finish_all();
+    put_logits();
+    if (m_.rank == 0) put_output();
+    context_.share.end();
+    m_.sync();
+  }
+
+  void put_logits() {
     const int64_t panels = (z_.V + kPanel - 1) / kPanel;
     const PanelMatrix<Head> matrix = panel_matrix<Head>(packed_, packed_->lm_head, panels, z_.width);
     const typename Head::A* x = reinterpret_cast<const typename Head::A*>(w_.x);
@@ -247,21 +254,20 @@ class OuterStep {
         for (int64_t r = 0; r < rows; ++r)
           memcpy(w_.logits + (first + r) * z_.V + p * kPanel, sums + 2 * r, size_t(4 * columns));
       }
-    if (m_.rank == 0) {
-      const float* weight = at<float>(packed_, packed_->q_weight);
-      Vec q = Vec{};
-      for (int64_t p = 0; p < z_.panels; ++p)
-        for (int j = 0; j < 2; ++j)
-          q = fma(load(w_.z_H + p * z_.S * kPanel + j * kLanes), load(weight + p * kPanel + j * kLanes), q);
-      float change = 0.0f, size = 0.0f;
-      for (int64_t p = 0; p < z_.panels; ++p) {
-        change += w_.norms[4 * p] + w_.norms[4 * p + 2];
-        size += w_.norms[4 * p + 1] + w_.norms[4 * p + 3];
-      }
-      *w_.out = {w_.logits, sum(q) + *at<float>(packed_, packed_->q_bias), change, size};
+  }
+
+  void put_output() {
+    const float* weight = at<float>(packed_, packed_->q_weight);
+    Vec q = Vec{};
+    for (int64_t p = 0; p < z_.panels; ++p)
+      for (int j = 0; j < 2; ++j)
+        q = fma(load(w_.z_H + p * z_.S * kPanel + j * kLanes), load(weight + p * kPanel + j * kLanes), q);
+    float change = 0.0f, size = 0.0f;
+    for (int64_t p = 0; p < z_.panels; ++p) {
+      change += w_.norms[4 * p] + w_.norms[4 * p + 2];
+      size += w_.norms[4 * p + 1] + w_.norms[4 * p + 3];
     }
-    context_.share.end();
-    m_.sync();
+    *w_.out = {w_.logits, sum(q) + *at<float>(packed_, packed_->q_bias), change, size};
   }
 
   const Packed* packed_;

@@ -25,6 +25,7 @@ template <class Op, int kRows, int kColumns, bool kPacked>
 __attribute__((noinline)) void tile(const typename Op::A* a, int64_t a_stride, const typename Op::B* b,
                                     int64_t b_stride, int64_t steps, typename Op::Acc* __restrict out,
                                     int64_t out_stride, const char* prefetch) {
+  static_assert(!kUsesAmx<Op>);
   typename Op::Acc c[kRows][kColumns];
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i)
