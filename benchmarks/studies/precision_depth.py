@@ -2,8 +2,9 @@
 
 The same puzzles go to depths of up to 40,000 layer equivalents in fp32, bf16 and int8 by the compiled kernel, whose
 states are float32 in all three, and in bf16 by PyTorch's eager modules, whose states are bf16 as in research code.
-Nothing halts. For each: exact answers by depth, the median residual (of the puzzles that fp32 answers right at the
-last depth: the floor that rounding leaves), and the puzzles that were right at one depth and wrong at the last.
+Nothing halts. For each: exact answers by depth, the median residual (of the puzzles that the first of --runs answers
+right at the last depth: the floor that rounding leaves), and the puzzles that were right at one depth and wrong at the
+last.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def depths_of(model: EquilibriumReasoner, layers: int) -> tuple[int, ...]:
 
 
 def row_of(recording: Recording, right_at_last: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, Any]:
-    """Of one arithmetic; right_at_last bool [N]: what fp32 answers right at the last depth."""
+    """Of one arithmetic; right_at_last bool [N]: what the first answers right at the last depth."""
     right = recording.correct[:, 0]  # [N, K]
     floor = np.median(recording.residual[right_at_last, 0], axis=0) if right_at_last.any() else None
     return {
@@ -81,7 +82,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--puzzles", type=int, default=200, help="a stratified subset of so many")
     parser.add_argument("--reveal", type=int, metavar="CLUES", help="show random clues until there are so many")
     parser.add_argument("--layers", type=int, default=LAYERS, help="layer equivalents of the last depth")
-    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
+    parser.add_argument(
+        "--runs", nargs="+", choices=RUNS, default=list(RUNS), help="the first gives the residuals' puzzles"
+    )
     parser.add_argument("--results", type=Path, help="folder of <device>/precision_depth.json")
     options = parser.parse_args(arguments)
     model = EquilibriumReasoner.from_pretrained(options.model)
@@ -89,11 +92,11 @@ def main(arguments: list[str] | None = None) -> None:
     assert puzzles.labels is not None
     recordings: dict[str, Recording] = {}
     seconds: dict[str, float] = {}
-    for name in ["fp32", *(run for run in options.runs if run != "fp32")]:  # the others are held against it
+    for name in options.runs:
         begun = time.perf_counter()
         recordings[name] = record(model, puzzles.inputs, puzzles.labels, depths=depths, trace=False, **RUNS[name])
         seconds[name] = time.perf_counter() - begun
-    right = recordings["fp32"].correct[:, 0, -1]
+    right = recordings[options.runs[0]].correct[:, 0, -1]
     report = {
         **machine.provenance("benchmarks.studies.precision_depth"),
         "model": options.model,
