@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--runs", nargs="+", choices=RUNS, default=list(RUNS), help="the first gives the residuals' puzzles"
     )
-    parser.add_argument("--results", type=Path, help="folder of <device>/precision_depth.json")
+    parser.add_argument("--results", type=Path, help="folder of <device>/precision_depth-MODEL.json")
     options = parser.parse_args(arguments)
     model = EquilibriumReasoner.from_pretrained(options.model)
     puzzles, depths = chosen(options), depths_of(model, options.layers)
@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
         },
     }
     print_table(report)
-    machine.write_report(options.results, "precision_depth", report)
+    machine.write_report(options.results, f"precision_depth-{Path(options.model).stem}", report)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """`python -m benchmarks.studies.views_needed DEV`: views of a Sudoku until a model calls an answer right.
 
-Each puzzle is solved under one symmetry after the other (`eqr solve --views V --select first`) until q_halt has been
-above 0 for --patience outer steps. That an answer is right is not known to it: what was called right and is wrong is
-counted as such. The report is written after every view, and a run that was stopped goes on from it.
+Each puzzle is solved under one symmetry after the other (`eqr solve --views V --select first --halt q`) until q_halt is
+above 0: then the model calls its answer right. It does not know whether it is; what it calls right and is wrong is
+counted as such. The answers so far are kept in --state after every view, and a run that was stopped goes on from them.
+Puzzles have one solution.
 """
 
 from __future__ import annotations
@@ -18,29 +19,29 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
-from eqr_kernels import EquilibriumReasoner, solve_views
+from eqr_kernels import EquilibriumReasoner, ops, solve_views
 from eqr_kernels.atomic import atomic_write
-from eqr_kernels.cli.puzzles import stratified
+from eqr_kernels.cli.puzzles import report_errors, stratified, with_answers
 from eqr_kernels.studies.identity import weights_digest
 from eqr_kernels.studies.scoring import Accuracy
+from eqr_kernels.studies.subset import digest
 from eqr_kernels.tasks import sudoku
 from eqr_kernels.tasks.common import PuzzleSet
+from eqr_kernels.tasks.registry import SUDOKU
 
 Answers = list[dict[str, Any]]
 """Of each puzzle: `view`, 1 for the puzzle itself, that was called right, or None; whether it is `right`; `steps`, the
 outer steps of all its views."""
 
 
-def next_view(
-    model: EquilibriumReasoner, puzzles: PuzzleSet, answers: Answers, view: int, depth: int, patience: int
-) -> None:
+def next_view(model: EquilibriumReasoner, puzzles: PuzzleSet, answers: Answers, view: int, depth: int) -> None:
     """Solves the `view`th view, from 1 on, of every puzzle that has no answer yet."""
     assert puzzles.labels is not None
     rows = np.flatnonzero([answer["view"] is None for answer in answers])
     if not len(rows):
         return
     views = sudoku.views(puzzles.inputs[rows], view).at(np.arange(len(rows)), view - 1)
-    each = solve_views(model, views, select="first", halt="q", patience=patience, depth=depth)
+    each = solve_views(model, views, select="first", halt="q", depth=depth)
     right = (each.preds.cpu().numpy() == puzzles.labels[rows]).all(1)
     for row, called, correct, steps in zip(
         rows.tolist(), each.converged.tolist(), right.tolist(), each.nfe.tolist(), strict=True
@@ -86,36 +87,40 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("puzzles", type=Path, help="Sudokus with answers and sources")
     parser.add_argument("--model", default="sudoku-paper")
     parser.add_argument("--subset", type=int, default=100, help="puzzles, stratified by source and rating")
-    parser.add_argument("--views", type=int, default=128, help="most of a puzzle")
+    parser.add_argument("--views", type=int, default=128, help="views of a puzzle at most")
     parser.add_argument("--depth", type=int, default=16, help="outer steps of a view")
-    parser.add_argument("--patience", type=int, default=2)
     parser.add_argument("--state", type=Path, default=Path("views_needed.json"), help="answers so far")
     parser.add_argument("--results", type=Path, help="folder of <device>/views_needed-MODEL.json")
     options = parser.parse_args(arguments)
     model = EquilibriumReasoner.from_pretrained(options.model)
-    puzzles = stratified(sudoku.load(options.puzzles)[0], options.subset)
+    known, errors = with_answers(*sudoku.load(options.puzzles), SUDOKU)
+    report_errors(errors)
+    puzzles = stratified(known, min(options.subset, len(known)))
+    assert puzzles.labels is not None
     run = {
         "model": options.model,
         "weights_sha256": weights_digest(model),
-        "puzzles": str(options.puzzles),
-        "subset": options.subset,
+        "data_sha256": digest(puzzles.inputs, puzzles.labels),
+        "puzzles": len(puzzles),
         "depth": options.depth,
-        "patience": options.patience,
+        "isa": ops.cpu_isa() if model.device.type == "cpu" else None,
     }
     done, answers = 0, [{"view": None, "right": False, "steps": 0} for _ in range(len(puzzles))]
     if options.state.exists():
         state = json.loads(options.state.read_text())
         if state["run"] != run:
-            raise SystemExit(f"--state {options.state} is of another run, {state['run']}; name another file")
+            raise SystemExit(
+                f"--state {options.state} is of {state['run']}, and this run is of {run}; name another file"
+            )
         done, answers = state["views"], state["answers"]
     for view in range(done + 1, options.views + 1):
-        next_view(model, puzzles, answers, view, options.depth, options.patience)
+        next_view(model, puzzles, answers, view, options.depth)
         done = view
         state = {"run": run, "views": view, "answers": answers}
         atomic_write(options.state, json.dumps(state).encode())
         left = sum(answer["view"] is None for answer in answers)
         print(f"view {view}: {left} of {len(answers)} puzzles have no answer", flush=True)
-    most = [2**k for k in range(done.bit_length()) if 2**k < done] + [done]
+    most = sorted({*(2**k for k in range(done.bit_length())), done})
     report = {
         **machine.provenance("benchmarks.studies.views_needed"),
         **run,

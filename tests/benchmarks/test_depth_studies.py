@@ -15,6 +15,7 @@ from benchmarks.studies import extreme_mix, maze_sizes, precision_depth, student
 from eqr_kernels import EqRConfig, EquilibriumReasoner
 from eqr_kernels.studies.scoring import Accuracy
 from eqr_kernels.tasks import maze, sudoku, sudoku_generator
+from eqr_kernels.tasks.common import ParseErrors
 from tests.support.commands import TINY
 from tests.support.recordings import made
 
@@ -77,7 +78,7 @@ def test_the_study_of_mazes_writes_what_it_says(model, tmp_path):
         maze_sizes.main([*arguments, "--trained-on", str(trained_on)])
 
 
-def test_the_study_of_arithmetic_holds_each_against_fp32(tmp_path):
+def test_the_study_of_arithmetic_runs_what_it_is_asked_for(tmp_path):
     torch.manual_seed(0)
     EquilibriumReasoner(EqRConfig.sudoku(**TINY)).save_pretrained(tmp_path / "m")
     puzzles = sudoku_generator.generate(3, "easy", seed=1)
@@ -85,10 +86,13 @@ def test_the_study_of_arithmetic_holds_each_against_fp32(tmp_path):
     (tmp_path / "p.csv").write_text("\n".join(["question,answer", *rows]) + "\n")
     arguments = [tmp_path / "p.csv", "--model", tmp_path / "m", "--layers", 40, "--results", tmp_path]
     precision_depth.main([str(a) for a in arguments])
-    report = json.loads((tmp_path / machine.folder() / "precision_depth.json").read_text())
+    report = json.loads((tmp_path / machine.folder() / "precision_depth-m.json").read_text())
     assert report["layers_per_step"] == 2 and report["depths"] == [16, 20]
     assert list(report["runs"]) == ["fp32", "bf16", "int8", "eager bf16"]
     assert report["runs"]["eager bf16"]["backend"] == "reference"
+    precision_depth.main([str(a) for a in [*arguments, "--runs", "bf16"]])
+    report = json.loads((tmp_path / machine.folder() / "precision_depth-m.json").read_text())
+    assert list(report["runs"]) == ["bf16"]
 
 
 def test_what_an_arithmetic_loses_is_counted():
@@ -239,6 +243,7 @@ def test_views_are_run_until_an_answer_is_called_right_and_go_on_where_they_were
     ran = []
 
     def solve_views(model, views, **options):
+        assert options == dict(select="first", halt="q", depth=5)
         ran.append(len(views))
         rows = [np.flatnonzero((made.inputs == back).all(1))[0] for back in original(views)]
         called = torch.tensor([row + 1 == len(ran) and row < 3 for row in rows])
@@ -251,7 +256,7 @@ def test_views_are_run_until_an_answer_is_called_right_and_go_on_where_they_were
         return np.take_along_axis(views.meanings, moved.astype(np.int64), 2)[:, 0]
 
     monkeypatch.setattr(views_needed, "solve_views", solve_views)
-    monkeypatch.setattr(views_needed.sudoku, "load", lambda _: (puzzles, None))
+    monkeypatch.setattr(views_needed.sudoku, "load", lambda _: (puzzles, ParseErrors()))
     arguments = ["p.csv", "--model", tmp_path / "m", "--subset", 4, "--depth", 5, "--state", tmp_path / "state.json"]
     for views in (2, 4):
         views_needed.main([str(a) for a in [*arguments, "--views", views, "--results", tmp_path]])
@@ -261,5 +266,5 @@ def test_views_are_run_until_an_answer_is_called_right_and_go_on_where_they_were
     rows = [(row["views"], row["right"]["correct"], row["called_right_and_wrong"]) for row in report["at_most"]]
     assert rows == [(1, 1, 0), (2, 1, 1), (4, 2, 1)]
     assert {name: part["correct"] for name, part in report["at_most"][-1]["by_source"].items()} == {"a": 1, "b": 1}
-    with pytest.raises(SystemExit, match="is of another run"):
-        views_needed.main([str(a) for a in [*arguments, "--patience", 1]])
+    with pytest.raises(SystemExit, match="'depth': 5.* and this run is of .*'depth': 6"):
+        views_needed.main([str(a) for a in [*arguments, "--depth", 6]])
