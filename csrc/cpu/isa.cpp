@@ -26,12 +26,10 @@ std::vector<Isa> available() {
 }
 
 Isa parse(const std::string& name, const std::string& source) {
-  for (Isa isa : kAll)  // not the available ones: to look whether AMX is has a lasting effect on the process
+  for (Isa isa : kAll)  // of all, since asking for those available asks for AMX, which lasts as long as the process
     if (name == isa_name(isa) && runs(isa)) return isa;
   std::string known;
-  for (Isa isa : available()) {
-    known += std::string(known.empty() ? "" : ", ") + isa_name(isa);
-  }
+  for (Isa isa : available()) known += std::string(known.empty() ? "" : ", ") + isa_name(isa);
   throw std::invalid_argument(source + " is '" + name + "', which this build or this machine does not have; choose " +
                               "from " + known + ", or leave it unset for the best");
 }
