@@ -111,3 +111,6 @@ def test_mazes_gain_from_depth(size, share):
     if size == 11:
         long = puzzles.rating >= 20
         assert right[4][long].mean() < 0.1 < right[16][long].mean(), "long ways take many steps"
+        result = EquilibriumReasoner.from_pretrained("maze-small").solve(torch.from_numpy(puzzles.inputs).long())
+        assert maze.is_solution(puzzles.inputs, result.preds.numpy())[result.converged.numpy()].all()
+        assert result.converged.float().mean() > 0.9
