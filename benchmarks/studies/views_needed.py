@@ -26,23 +26,24 @@ from eqr_kernels.studies.identity import weights_digest
 from eqr_kernels.studies.scoring import Accuracy
 from eqr_kernels.studies.subset import digest
 from eqr_kernels.tasks import sudoku
-from eqr_kernels.tasks.common import PuzzleSet
+from eqr_kernels.tasks.common import PuzzleSet, Tokens
 from eqr_kernels.tasks.registry import SUDOKU
+from eqr_kernels.tasks.views import Views
 
 Answers = list[dict[str, Any]]
 """Of each puzzle: `view`, 1 for the puzzle itself, that was called right, or None; whether it is `right`; `steps`, the
 outer steps of all its views."""
 
 
-def next_view(model: EquilibriumReasoner, puzzles: PuzzleSet, answers: Answers, view: int, depth: int) -> None:
-    """Solves the `view`th view, from 1 on, of every puzzle that has no answer yet."""
-    assert puzzles.labels is not None
+def next_view(
+    model: EquilibriumReasoner, views: Views, labels: Tokens, answers: Answers, view: int, depth: int
+) -> None:
+    """Solves the `view`th view, from 1 on, of every puzzle that has no answer yet; labels [N, S]."""
     rows = np.flatnonzero([answer["view"] is None for answer in answers])
     if not len(rows):
         return
-    views = sudoku.views(puzzles.inputs[rows], view).at(np.arange(len(rows)), view - 1)
-    each = solve_views(model, views, select="first", halt="q", depth=depth)
-    right = (each.preds.cpu().numpy() == puzzles.labels[rows]).all(1)
+    each = solve_views(model, views.at(rows, view - 1), select="first", halt="q", depth=depth)
+    right = (each.preds.cpu().numpy() == labels[rows]).all(1)
     for row, called, correct, steps in zip(
         rows.tolist(), each.converged.tolist(), right.tolist(), each.nfe.tolist(), strict=True
     ):
@@ -113,8 +114,9 @@ def main(arguments: list[str] | None = None) -> None:
                 f"--state {options.state} is of {state['run']}, and this run is of {run}; name another file"
             )
         done, answers = state["views"], state["answers"]
+    views = sudoku.views(puzzles.inputs, options.views)
     for view in range(done + 1, options.views + 1):
-        next_view(model, puzzles, answers, view, options.depth)
+        next_view(model, views, puzzles.labels, answers, view, options.depth)
         done = view
         state = {"run": run, "views": view, "answers": answers}
         atomic_write(options.state, json.dumps(state).encode())
@@ -127,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
         "torch_threads": torch.get_num_threads(),
         "views": done,
         "mean_steps": float(np.mean([answer["steps"] for answer in answers])),
-        "at_most": [counted(puzzles, answers, views) for views in most],
+        "at_most": [counted(puzzles, answers, count) for count in most],
     }
     print_table(report)
     machine.write_report(options.results, f"views_needed-{Path(options.model).stem}", report)
