@@ -36,7 +36,6 @@ MULTIPLIES = {
     ("avx512_bf16", "Bf16Dot"): "vdpbf16ps",
     ("avx512_bf16", "Int8Dot"): "vpdpbusd",
     ("amx", "F32"): "vfmadd",
-    ("amx", "Bf16Dot"): "vdpbf16ps",
     ("portable", "F32"): "mulps",
     ("portable", "F32Bf16"): "mulps",
     ("portable", "Bf16Dot"): "mulps",

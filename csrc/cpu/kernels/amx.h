@@ -12,10 +12,17 @@ constexpr int kPrefetchLine = 64;
 // Cache lines that a step fetches ahead: of the 32 that it takes of a panel a third, since a Sudoku has three tiles.
 constexpr int kAmxPrefetched = 11;
 
+// Where the values of a tile's row i, at its step k, begin: at + i * row + k * step.
+template <class T>
+struct Strided {
+  const T* at;
+  int64_t row, step;
+};
+
 #if defined(__AMX_TILE__)
 
 // GCC's intrinsics for tiles do not say what memory they read. What was stored before this is there for them.
-[[gnu::always_inline]] inline void written() { asm volatile("" ::: "memory"); }
+EQR_INLINE void written() { asm volatile("" ::: "memory"); }
 
 // As the processor reads it (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, 18.2: palette 1).
 struct alignas(64) TileConfig {
@@ -52,26 +59,28 @@ class AmxShape {
   int64_t rows_ = 0;
 };
 
-// Row i of `a` begins at a + i * row_stride, its next step step_stride further on. The registers have the shape of
-// `rows` (AmxShape).
+// out [rows][2]: `rows` rows of `a` by the two vectors of a panel, of which a step takes 16 rows, of kB values of each
+// column. The registers have the shape of `rows` (AmxShape). `prefetch` goes on by prefetch_step at each step.
 template <class Op>
-__attribute__((noinline)) void amx_tile(int64_t rows, const typename Op::A* a, int64_t row_stride, int64_t step_stride,
-                                        const typename Op::B* b, int64_t steps, typename Op::Acc* __restrict out,
-                                        const char* prefetch) {
-  constexpr int kRowBytes = 2 * 64;                    // of a panel's two vectors
+__attribute__((noinline)) void amx_tile(int64_t rows, Strided<typename Op::A> a, Strided<typename Op::B> b,
+                                        int64_t steps, typename Op::Acc* __restrict out, const char* prefetch,
+                                        int64_t prefetch_step = kAmxPrefetched * kPrefetchLine) {
+  constexpr int kOutBytes = 2 * 64;
   const int64_t half = rows > 1 ? (rows + 1) / 2 : 0;  // one row alone stands in both halves
-  const int64_t row_bytes = row_stride * int64_t(sizeof(typename Op::A));
-  const typename Op::A *upper = a, *lower = a + half * row_stride;
-  const char* panel = reinterpret_cast<const char*>(b);
+  const int64_t row_bytes = a.row * int64_t(sizeof(typename Op::A));
+  const int64_t panel_row = b.row * int64_t(sizeof(typename Op::B));
+  const int64_t panel_step = b.step * int64_t(sizeof(typename Op::B));
+  const typename Op::A *upper = a.at, *lower = a.at + half * a.row;
+  const char* panel = reinterpret_cast<const char*>(b.at);
   written();
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
   for (int64_t k = 0; k < steps; ++k) {
-    _tile_loadd(6, panel, kRowBytes);
+    _tile_loadd(6, panel, panel_row);
     _tile_loadd(4, upper, row_bytes);
-    _tile_loadd(7, panel + 64, kRowBytes);
+    _tile_loadd(7, panel + 64, panel_row);
     _tile_loadd(5, lower, row_bytes);
     if constexpr (sizeof(typename Op::B) == 2) {
       _tile_dpbf16ps(0, 4, 6);
@@ -84,13 +93,13 @@ __attribute__((noinline)) void amx_tile(int64_t rows, const typename Op::A* a, i
       _tile_dpbusd(2, 5, 6);
       _tile_dpbusd(3, 5, 7);
     }
-    for (int line = 0; line < kAmxPrefetched; ++line, prefetch += kPrefetchLine) __builtin_prefetch(prefetch, 0, 2);
-    upper += step_stride, lower += step_stride, panel += 16 * kRowBytes;
+    for (int line = 0; line < kAmxPrefetched; ++line) __builtin_prefetch(prefetch + line * kPrefetchLine, 0, 2);
+    upper += a.step, lower += a.step, panel += panel_step, prefetch += prefetch_step;
   }
-  _tile_stored(0, out, kRowBytes);
-  _tile_stored(1, out + 1, kRowBytes);
-  _tile_stored(2, out + 2 * half, kRowBytes);
-  _tile_stored(3, out + 2 * half + 1, kRowBytes);
+  _tile_stored(0, out, kOutBytes);
+  _tile_stored(1, out + 1, kOutBytes);
+  _tile_stored(2, out + 2 * half, kOutBytes);
+  _tile_stored(3, out + 2 * half + 1, kOutBytes);
 }
 
 #else  // the levels without AMX, and a build that emulates it
@@ -100,16 +109,17 @@ struct AmxShape {
 };
 
 template <class Op>
-__attribute__((noinline)) void amx_tile(int64_t rows, const typename Op::A* a, int64_t row_stride, int64_t step_stride,
-                                        const typename Op::B* b, int64_t steps, typename Op::Acc* __restrict out,
-                                        const char*) {
+__attribute__((noinline)) void amx_tile(int64_t rows, Strided<typename Op::A> a, Strided<typename Op::B> b,
+                                        int64_t steps, typename Op::Acc* __restrict out, const char*, int64_t = 0) {
   for (int64_t i = 0; i < rows; ++i)
     for (int j = 0; j < 2; ++j) {
       typename Op::Acc total = {};
-      for (int64_t k = 0; k < steps * Op::kDepth; k += Op::kB) {
-        const typename Op::A* at = a + i * row_stride + k / Op::kDepth * step_stride + k % Op::kDepth;
-        total = Op::multiply_add(Op::broadcast(at), Op::load_b(b + (2 * k / Op::kB + j) * kLanes * Op::kB), total);
-      }
+      for (int64_t step = 0; step < steps; ++step)
+        for (int64_t k = 0; k < Op::kDepth; k += Op::kB) {
+          const typename Op::A* row = a.at + i * a.row + step * a.step + k;
+          const typename Op::B* column = b.at + step * b.step + k / Op::kB * b.row + j * kLanes * Op::kB;
+          total = Op::multiply_add(Op::broadcast(row), Op::load_b(column), total);
+        }
       out[2 * i + j] = total;
     }
 }

@@ -1,13 +1,11 @@
-// A block forward and backward. Products are those of the inference kernels' tiles on bf16 operands (with AMX too the
-// dot products, as half of them broadcast what AMX would want transposed); the residual stream and its gradient stay in
-// fp32. Built once per instruction set, with EQR_ISA naming the namespace.
+// A block forward and backward. Products are those of the inference kernels' tiles on bf16 operands; the residual stream
+// and its gradient stay in fp32. Built once per instruction set, with EQR_ISA naming the namespace.
 #include "cpu/kernels/block_gradient.h"
 #include "cpu/kernels/transpose.h"
 
 namespace eqr::cpu::EQR_ISA {
 namespace {
 
-typedef Bf16Dot Op;
 constexpr int kUnits = kTrainingRows / 4 * 2;  // of a tile of token mixing's gates and ups; even
 alignas(64) constexpr uint16_t kNoRow[kPanel] = {};
 
@@ -71,7 +69,7 @@ void put_feature_pairs(int64_t rows, const uint16_t* pairs, uint16_t* to) {
 EQR_INLINE void put_token_operand(const BlockPass& b, const float* state, uint16_t* rows) {
   const TrainingSizes& z = b.z;
   rows += b.module * z.width;
-  for (int64_t t = 0; t < z.rows; t += 2)
+  for (int64_t t = 0; t < z.S; t += 2)
     for (int64_t f = 0; f < z.width; f += kLanes) {
       const bool last = t + 1 == z.S;
       const Vec even = load(state + t * z.width + f), odd = last ? Vec{} : load(state + (t + 1) * z.width + f);
@@ -101,8 +99,8 @@ void token_forward(const BlockPass& b) {
     Vec sums[2 * kUnits * 2];
     for (int64_t first = 0; first < z.token_k; first += kUnits) {
       const uint16_t* weights = b.w.token_in + 2 * first * z.rows;
-      tile<Op, 2 * kUnits, 2, false>(weights, z.rows, b.s.p + 2 * at, z.x_pairs, z.pairs, sums, 2,
-                                     reinterpret_cast<const char*>(weights + 2 * kUnits * z.rows));
+      training_tile<false>(b.shape, 2 * kUnits, weights, z.rows, b.s.p + 2 * at, z.x_pairs, z.rows / TrainingOp::kDepth,
+                           sums, reinterpret_cast<const char*>(weights + 2 * kUnits * z.rows));
       for (int64_t i = 0; i < kUnits; i += 2)
         for (int j = 0; j < 2; ++j) {
           const Vec* s = sums + 4 * i + j;
@@ -115,7 +113,7 @@ void token_forward(const BlockPass& b) {
     }
     put_feature_pairs(z.token_k / 2, b.s.wide, b.kept.token_h + (b.module * z.panels + p) * z.token_h);
     Vec squares[2] = {Vec{}, Vec{}};
-    product<false>(z.S, b.w.token_out, z.token_out, b.s.wide, 2 * kPanel, z.token_k / 2, b.w.token_in,
+    product<false>(b.shape, z.S, b.w.token_out, z.token_out, b.s.wide, 2 * kPanel, z.token_k / 2, b.w.token_in,
                    [&](int64_t first, int64_t count, const Vec* sums) {
                      for (int64_t i = 0; i < count; ++i)
                        for (int j = 0; j < 2; ++j) {
@@ -132,7 +130,7 @@ void token_forward(const BlockPass& b) {
       // The padding is zero and stays so, whatever 1 / norm is there.
       const Vec scale = first_lanes(splat(1.0f) / norm, z.d - f);
       store(b.kept.token_scale + b.module * z.width + f, scale);
-      for (int64_t t = 0; t < z.rows; t += 2) {
+      for (int64_t t = 0; t < z.S; t += 2) {
         const auto normal = [&](int64_t row) {
           if (row == z.S) return Vec{};
           float* u = b.s.u + row * z.width + f;
@@ -175,7 +173,7 @@ void channel_forward(const BlockPass& b) {
   for (int64_t g = 0; g < groups; ++g, slopes += panel) {
     const uint16_t* weights = b.w.gate_up + g * z.width * kPanel;
     Vec gate = Vec{}, up = Vec{};  // of an even token, until the odd one is there
-    product<false>(z.S, b.s.x, z.x_stride, weights, 2 * kPanel, z.width / 2, weights + z.width * kPanel,
+    product<false>(b.shape, z.S, b.s.x, z.x_stride, weights, 2 * kPanel, z.width / 2, weights + z.width * kPanel,
                    [&](int64_t first, int64_t count, const Vec* sums) {
                      for (int64_t i = 0; i < count; ++i) {
                        const SwiGLU of = SwiGLU::of(sums[2 * i], sums[2 * i + 1]);
@@ -199,7 +197,7 @@ void channel_forward(const BlockPass& b) {
   }
   for (int64_t p = 0; p < z.panels; ++p) {
     const uint16_t* weights = b.w.down + p * z.k * kPanel;
-    product<false>(z.S, h, z.h_stride, weights, 2 * kPanel, z.k / 2, weights + z.k * kPanel,
+    product<false>(b.shape, z.S, h, z.h_stride, weights, 2 * kPanel, z.k / 2, weights + z.k * kPanel,
                    [&](int64_t first, int64_t count, const Vec* sums) { add_sums(z, b.s.u, p, first, count, sums); });
   }
   uint16_t* out = b.kept.out + b.module * z.S * z.width;
@@ -244,7 +242,7 @@ void channel_backward(const BlockPass& b) {
   uint16_t* rows = b.s.wide;
   for (int64_t p = 0; p < z.k / kPanel; ++p, slopes += 2 * panel) {
     const uint16_t* weights = b.w.down_t + p * z.width * kPanel;
-    product<false>(z.S, b.s.x, z.x_stride, weights, 2 * kPanel, z.width / 2, weights + z.width * kPanel,
+    product<false>(b.shape, z.S, b.s.x, z.x_stride, weights, 2 * kPanel, z.width / 2, weights + z.width * kPanel,
                    [&](int64_t first, int64_t count, const Vec* sums) {
                      for (int64_t i = 0; i < count; ++i)
                        for (int j = 0; j < 2; ++j) {
@@ -260,7 +258,7 @@ void channel_backward(const BlockPass& b) {
   }
   for (int64_t p = 0; p < z.panels; ++p) {
     const uint16_t* weights = b.w.gate_up_t + p * 2 * z.k * kPanel;
-    product<false>(z.S, rows, z.gu_stride, weights, 2 * kPanel, z.k, weights + 2 * z.k * kPanel,
+    product<false>(b.shape, z.S, rows, z.gu_stride, weights, 2 * kPanel, z.k, weights + 2 * z.k * kPanel,
                    [&](int64_t first, int64_t count, const Vec* sums) { add_sums(z, b.s.g, p, first, count, sums); });
   }
 }
@@ -281,7 +279,7 @@ void token_backward(const BlockPass& b) {
   put_token_operand(b, b.s.g, b.kept.du);
   for (int64_t p = 0; p < z.panels; ++p) {
     uint16_t* slopes = b.kept.token_dgu + (b.module * z.panels + p) * z.token_dgu;
-    product<false>(z.token_k, b.w.token_out_t, z.rows, b.s.p + 2 * p * kPanel, z.x_pairs, z.pairs, b.w.token_in_t,
+    product<false>(b.shape, z.token_k, b.w.token_out_t, z.rows, b.s.p + 2 * p * kPanel, z.x_pairs, z.pairs, b.w.token_in_t,
                    [&](int64_t first, int64_t count, const Vec* sums) {
                      for (int64_t i = 0; i < count; ++i)
                        for (int j = 0; j < 2; ++j) {
@@ -293,7 +291,7 @@ void token_backward(const BlockPass& b) {
                        }
                    });
     put_feature_pairs(z.token_k, b.s.wide, slopes);
-    product<false>(z.S, b.w.token_in_t, z.token_in, b.s.wide, 2 * kPanel, z.token_k, b.w.token_out_t,
+    product<false>(b.shape, z.S, b.w.token_in_t, z.token_in, b.s.wide, 2 * kPanel, z.token_k, b.w.token_out_t,
                    [&](int64_t first, int64_t count, const Vec* sums) { add_sums(z, b.s.g, p, first, count, sums); });
   }
 }
@@ -307,12 +305,29 @@ EQR_INLINE void add_tile(float* gradient, int64_t first, int64_t count, const Ve
   }
 }
 
+// rows [width][t_stride] <- pairs of tokens [modules][pairs][x_pairs]
+void put_by_feature(const TrainingSizes& z, const uint16_t* pairs, uint16_t* to) {
+  for (int64_t p = 0; p < z.modules * z.pairs; p += kLanes)
+    for (int64_t f = 0; f < z.width; f += kLanes) {
+      UVec of[kLanes];
+#pragma GCC unroll 16
+      for (int l = 0; l < kLanes; ++l) memcpy(of + l, pairs + (p + l) * z.x_pairs + 2 * f, sizeof(UVec));
+      transpose(of);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) memcpy(to + (f + i) * z.t_stride + 2 * p, of + i, sizeof(UVec));
+    }
+}
+
 // gradient [panels][width][kPanel] += a @ b over the pairs of tokens of all modules, b in panels
-void add_over_tokens(const TrainingSizes& z, const uint16_t* a, int64_t panels, const uint16_t* b, float* gradient) {
-  const int64_t steps = z.modules * z.pairs;
-  for (int64_t p = 0; p < panels; ++p, b += steps * 2 * kPanel, gradient += z.width * kPanel)
-    product<true>(z.width, a, z.x_pairs, b, 2 * kPanel, steps, b + steps * 2 * kPanel,
-                  [&](int64_t first, int64_t count, const Vec* sums) { add_tile(gradient, first, count, sums); });
+void add_over_tokens(const TrainingSizes& z, const Scratch& s, AmxShape& shape, const uint16_t* a, int64_t panels,
+                     const uint16_t* b, float* gradient) {
+  constexpr bool kPairs = !kUsesAmx<TrainingOp>;
+  const int64_t pairs = z.modules * z.pairs;
+  if (!kPairs) put_by_feature(z, a, s.by_feature);
+  for (int64_t p = 0; p < panels; ++p, b += pairs * 2 * kPanel, gradient += z.width * kPanel)
+    product<kPairs>(shape, z.width, kPairs ? a : s.by_feature, kPairs ? z.x_pairs : z.t_stride, b, 2 * kPanel, pairs,
+                    b + pairs * 2 * kPanel,
+                    [&](int64_t first, int64_t count, const Vec* sums) { add_tile(gradient, first, count, sums); });
 }
 
 // `tile` of tile.h with b in chunks of kLanes steps. `prefetch` goes from chunk to chunk as b does.
@@ -325,15 +340,15 @@ __attribute__((noinline)) void chunks_tile(const uint16_t* a, int64_t a_stride, 
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const uint16_t* columns = b;
     for (int k = 0; k < kLanes; ++k) {
-      const IVec first = Op::load_b(columns), second = Op::load_b(columns + kPanel);
+      const IVec first = Bf16Dot::load_b(columns), second = Bf16Dot::load_b(columns + kPanel);
       if (k % 4 == 0) __builtin_prefetch(prefetch + k / 4 * kPrefetchLine, 0, 2);
 #pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i) {
-        const IVec row = Op::broadcast(a + i * a_stride);
-        c[i][0] = Op::multiply_add(row, first, c[i][0]);
-        c[i][1] = Op::multiply_add(row, second, c[i][1]);
+        const IVec row = Bf16Dot::broadcast(a + i * a_stride);
+        c[i][0] = Bf16Dot::multiply_add(row, first, c[i][0]);
+        c[i][1] = Bf16Dot::multiply_add(row, second, c[i][1]);
       }
-      a += Op::kDepth;
+      a += Bf16Dot::kDepth;
       columns += 2 * kPanel;
     }
     b += chunk_stride;
@@ -343,23 +358,33 @@ __attribute__((noinline)) void chunks_tile(const uint16_t* a, int64_t a_stride, 
   for (int i = 0; i < kRows; ++i) out[2 * i] = c[i][0], out[2 * i + 1] = c[i][1];
 }
 
+static_assert(!kUsesAmx<TrainingOp> || TrainingOp::kDepth == 2 * kLanes, "a step of AMX takes a chunk");
 template <int kRows = kTrainingRows>
-EQR_INLINE void chunks_tile_of(int64_t rows, const uint16_t* a, int64_t a_stride, const uint16_t* b,
+EQR_INLINE void chunks_tile_of(AmxShape& shape, int64_t rows, const uint16_t* a, int64_t a_stride, const uint16_t* b,
                                int64_t chunk_stride, int64_t chunks, Vec* out, const char* prefetch) {
-  if (rows == kRows) return chunks_tile<kRows>(a, a_stride, b, chunk_stride, chunks, out, prefetch);
-  if constexpr (kRows > 1) chunks_tile_of<kRows - 1>(rows, a, a_stride, b, chunk_stride, chunks, out, prefetch);
+  if constexpr (kUsesAmx<TrainingOp>) {
+    shape.set(rows);
+    return amx_tile<TrainingOp>(rows, {a, a_stride, TrainingOp::kDepth}, {b, 2 * kPanel, chunk_stride}, chunks, out,
+                                prefetch, 2 * chunk_stride);
+  } else {
+    if (rows == kRows) return chunks_tile<kRows>(a, a_stride, b, chunk_stride, chunks, out, prefetch);
+    if constexpr (kRows > 1)
+      chunks_tile_of<kRows - 1>(shape, rows, a, a_stride, b, chunk_stride, chunks, out, prefetch);
+  }
 }
 
 // gradient [panels][S][kPanel] += a @ b over the pairs of features of all modules, b in chunks
-void add_over_features(const TrainingSizes& z, const uint16_t* a, int64_t panels, const uint16_t* b,
+void add_over_features(const TrainingSizes& z, AmxShape& shape, const uint16_t* a, int64_t panels, const uint16_t* b,
                        int64_t chunk_stride, float* gradient) {
+  constexpr int64_t kFetched = (kUsesAmx<TrainingOp> ? kAmxPrefetched : kLanes / 4) * kPrefetchLine;
   const Parts tiles = parts_of(z.S, kTrainingRows);
   for (int64_t p = 0; p < panels; ++p, b += kChunk, gradient += z.S * kPanel) {
     const char* fetch = reinterpret_cast<const char*>(b + kChunk);  // the next panel's chunk, a part by each tile
-    for (int64_t t = 0; t < tiles.parts; ++t, fetch += kLanes / 4 * kPrefetchLine) {
+    for (int64_t t = 0; t < tiles.parts; ++t, fetch += kFetched) {
       const int64_t first = tiles.begin(t), count = tiles.begin(t + 1) - first;
       Vec sums[kTrainingRows * 2];
-      chunks_tile_of(count, a + first * z.f_stride, z.f_stride, b, chunk_stride, z.modules * z.panels, sums, fetch);
+      chunks_tile_of(shape, count, a + first * z.f_stride, z.f_stride, b, chunk_stride, z.modules * z.panels, sums,
+                     fetch);
       add_tile(gradient, first, count, sums);
     }
   }
@@ -377,11 +402,11 @@ void block_backward(const BlockPass& b) {
   token_backward(b);
 }
 
-void block_weights(const TrainingSizes& z, const Kept& k, const Gradients& g) {
-  add_over_tokens(z, k.x, 2 * z.k / kPanel, k.dgu, g.gate_up);
-  add_over_tokens(z, k.dv, z.k / kPanel, k.h, g.down);
-  add_over_features(z, k.u, 2 * z.token_k / kPanel, k.token_dgu, z.token_dgu, g.token_in);
-  add_over_features(z, k.du, z.token_k / kPanel, k.token_h, z.token_h, g.token_out);
+void block_weights(const TrainingSizes& z, const Kept& k, const Scratch& s, AmxShape& shape, const Gradients& g) {
+  add_over_tokens(z, s, shape, k.x, 2 * z.k / kPanel, k.dgu, g.gate_up);
+  add_over_tokens(z, s, shape, k.dv, z.k / kPanel, k.h, g.down);
+  add_over_features(z, shape, k.u, 2 * z.token_k / kPanel, k.token_dgu, z.token_dgu, g.token_in);
+  add_over_features(z, shape, k.du, z.token_k / kPanel, k.token_h, z.token_h, g.token_out);
 }
 
 }  // namespace eqr::cpu::EQR_ISA

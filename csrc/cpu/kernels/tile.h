@@ -77,8 +77,8 @@ EQR_INLINE void panel_tile(AmxShape& shape, int64_t rows, const typename Op::A* 
                            const typename Op::B* panel, int64_t steps, typename Op::Acc* out, const char* prefetch) {
   if constexpr (kUsesAmx<Op>) {
     shape.set(rows);
-    amx_tile<Op>(rows, a, kPacked ? Op::kDepth : a_stride, kPacked ? a_stride : Op::kDepth, panel, steps, out,
-                 prefetch);
+    amx_tile<Op>(rows, {a, kPacked ? Op::kDepth : a_stride, kPacked ? a_stride : Op::kDepth},
+                 {panel, kPanel * Op::kB, kPanel * Op::kDepth}, steps, out, prefetch);
   } else {
     tile_of<Op, 2, kPacked>(rows, a, a_stride, panel, kPanel * Op::kB, steps, out, 2, prefetch);
   }

@@ -11,32 +11,34 @@
 
 namespace eqr::cpu::EQR_ISA {
 
+typedef Best<Bf16Amx, Bf16Dot, Bf16Dot> TrainingOp;
+
 // Strides are padded by a cache line: powers of two would let rows compete for the same sets of the caches.
 constexpr int64_t kPad = 32;
 constexpr int64_t kChunk = kLanes * 2 * kPanel;  // bf16 values of a panel's features, in pairs, of kPanel columns
 
 struct TrainingSizes {
   int64_t S, d, V, k, token_k, layers, modules;  // modules: updates of the last latent recursion
-  int64_t pairs, rows;                           // of tokens; rows: tokens made even, the last one zero
+  int64_t pairs, rows;                           // of tokens, padded by zeros to whole steps of a product
   int64_t width, panels;                         // of features, with the padding of the last panel
   int64_t x_stride, h_stride, gu_stride;         // bf16 values of a row: features, hidden units, gates and ups
   int64_t x_pairs;                               // bf16 values of a pair of rows of features
   int64_t token_out, token_in;                   // bf16 values of a row of mixer_out, of mixer_in transposed
   int64_t token_h, token_dgu;                    // bf16 values of a panel's pairs of features
-  int64_t f_stride;                              // bf16 values of a row of all modules' features
+  int64_t f_stride, t_stride;                    // bf16 values of a row of all modules' features, and tokens
 };
 
 EQR_INLINE TrainingSizes training_sizes(const Shape& s) {
   TrainingSizes z;
   z.S = s.tokens, z.d = s.features, z.V = s.vocabulary, z.k = s.hidden, z.token_k = s.mixer_hidden;
   z.layers = s.layers, z.modules = s.L_cycles + 1;
-  z.pairs = (z.S + 1) / 2, z.rows = 2 * z.pairs;
+  z.rows = round_up(z.S, TrainingOp::kDepth), z.pairs = z.rows / 2;
   z.width = round_up(z.d, kPanel), z.panels = z.width / kPanel;
   z.x_stride = z.width + kPad, z.h_stride = z.k + kPad, z.gu_stride = 2 * z.k + kPad;
   z.x_pairs = 2 * z.width + kPad;
   z.token_out = z.token_k + kPad, z.token_in = 2 * z.token_k + kPad;
   z.token_h = z.token_k * kPanel + kChunk, z.token_dgu = 2 * z.token_k * kPanel + kChunk;
-  z.f_stride = z.modules * z.width + kPad;
+  z.f_stride = z.modules * z.width + kPad, z.t_stride = z.modules * z.rows + kPad;
   return z;
 }
 
@@ -132,6 +134,7 @@ struct Scratch {
   float *z_H, *z_L, *u, *g, *g_L, *eps;  // [rows][width]; eps [S d] and a block more
   uint16_t* x;                           // rows [rows][x_stride]
   uint16_t* p;                           // pairs [pairs][x_pairs]
+  uint16_t* by_feature;                  // with AMX, rows [width][t_stride]: x or dv of all modules, transposed
   uint16_t* wide;  // rows [rows][gu_stride], or a panel's pairs of token mixing [token_k][kPanel][2]
   float* logits;   // [S][V rounded up to panels], then their gradients
 };
@@ -170,6 +173,7 @@ EQR_INLINE Scratch lay_scratch(const TrainingSizes& z, Laying& l) {
   s.z_H = l.take<float>(state), s.z_L = l.take<float>(state), s.u = l.take<float>(state), s.g = l.take<float>(state);
   s.g_L = l.take<float>(state), s.eps = l.take<float>(z.S * z.d + kBlock + kPanel);
   s.x = l.take<uint16_t>(z.rows * z.x_stride), s.p = l.take<uint16_t>(z.pairs * z.x_pairs);
+  s.by_feature = l.take<uint16_t>(kUsesAmx<TrainingOp> ? z.width * z.t_stride : 0);
   s.wide = l.take<uint16_t>(wide > panel ? wide : panel);
   s.logits = l.take<float>(z.S * round_up(z.V, kPanel));
   return s;
