@@ -8,8 +8,8 @@ they are asked for at their own outer step k:
     iterates    the teacher's grid after its step k, with its mistakes
     as far      the answer in the cells that the teacher has right after its step k; the others are not scored
 
-Rows are of mixed ages and symmetries, and steps in bfloat16 arithmetic, as in `eqr train`. The halting head always learns
-whether the answer is right.
+Rows are of mixed ages and symmetries, and steps in bfloat16 arithmetic, as in `eqr train`. The halting head always
+learns whether the answer is right.
 Teacher and students are then judged alike, in float32: exact answers by depth and source, how well the residual tells
 right from wrong, and how many of a puzzle's restarts end right.
 """
@@ -60,7 +60,9 @@ STUDENTS: dict[str, dict[str, Any]] = {"half width": dict(), "one block": dict(L
 """Fields of the config that differ from the teacher's, beside the width and H_cycles."""
 RESTARTS = 8
 JUDGED: dict[str, Any] = dict(precision="fp32", halt="none", trace=False)
-RECIPE: dict[str, float] = dict(batch=64, lr=1e-3, warmup=100, min_ratio=0.03, weight_decay=1.0, ema=0.998)
+RECIPE: dict[str, Any] = dict(
+    dtype="bfloat16", batch=64, lr=1e-3, warmup=100, min_ratio=0.03, weight_decay=1.0, ema=0.998
+)
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ def trained(config: EqRConfig, taught: Taught, arm: str, steps: int, seed: int) 
     rows = Rows(taught, arm, n, seed)
     state, ids, losses = model.initial_state(n, seed=seed), n, []
     for step in range(1, steps + 1):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", getattr(torch, RECIPE["dtype"])):
             state, logits, q_halt = model(rows.tokens, state)
         targets = rows.targets[torch.arange(n), state.step - 1]
         with torch.no_grad():
@@ -295,7 +297,7 @@ def main(arguments: list[str] | None = None) -> None:
             **examined(teacher, dev, options.restarted),
         },
         "puzzles": len(taught.labels),
-        "recipe": {**RECIPE, "dtype": "bfloat16", "steps": options.steps, "row_steps": STEPS, "clues": clues, "mix": MIX},
+        "recipe": {**RECIPE, "steps": options.steps, "row_steps": STEPS, "clues": clues, "mix": MIX},
         "students": [],
     }
     machine.write_report(options.results, "student", report)
