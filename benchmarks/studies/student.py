@@ -8,8 +8,8 @@ they are asked for at their own outer step k:
     iterates    the teacher's grid after its step k, with its mistakes
     as far      the answer in the cells that the teacher has right after its step k; the others are not scored
 
-Rows are of mixed ages and symmetries, and steps in bfloat16 arithmetic, as in `eqr train`. The halting head always
-learns whether the answer is right.
+Rows are of mixed ages and symmetries, as in `eqr train`, and steps are in bfloat16. The halting head always learns
+whether the answer is right.
 Teacher and students are then judged alike, in float32: exact answers by depth and source, how well the residual tells
 right from wrong, and how many of a puzzle's restarts end right.
 """

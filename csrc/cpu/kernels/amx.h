@@ -9,7 +9,8 @@ namespace eqr::cpu::EQR_ISA {
 
 constexpr int kAmxRows = 32;
 constexpr int kPrefetchLine = 64;
-// Cache lines that a step fetches ahead: of the 32 that it takes of a panel a third, since a Sudoku has three tiles.
+// Cache lines that a step fetches ahead: of the 32 that it takes of a panel a third, since a panel meets three tiles of
+// a Sudoku's rows.
 constexpr int kAmxPrefetched = 11;
 
 // Where the values of a tile's row i, at its step k, begin: at + i * row + k * step.

@@ -1,5 +1,5 @@
-// A block forward and backward. Products are those of the inference kernels' tiles on bf16 operands; the residual stream
-// and its gradient stay in fp32. Built once per instruction set, with EQR_ISA naming the namespace.
+// A block forward and backward. Products are those of the inference kernels' tiles on bf16 operands; the residual
+// stream and its gradient stay in fp32. Built once per instruction set, with EQR_ISA naming the namespace.
 #include "cpu/kernels/block_gradient.h"
 #include "cpu/kernels/transpose.h"
 
@@ -69,13 +69,16 @@ void put_feature_pairs(int64_t rows, const uint16_t* pairs, uint16_t* to) {
 EQR_INLINE void put_token_operand(const BlockPass& b, const float* state, uint16_t* rows) {
   const TrainingSizes& z = b.z;
   rows += b.module * z.width;
-  for (int64_t t = 0; t < z.S; t += 2)
+  for (int64_t t = 0; t < z.rows; t += 2)
     for (int64_t f = 0; f < z.width; f += kLanes) {
-      const bool last = t + 1 == z.S;
-      const Vec even = load(state + t * z.width + f), odd = last ? Vec{} : load(state + (t + 1) * z.width + f);
-      store_pair(b.s.p + pair_at(t, f, z.x_pairs), even, odd);
-      store_bf16(rows + t * z.f_stride + f, even);
-      if (!last) store_bf16(rows + (t + 1) * z.f_stride + f, odd);
+      const auto value = [&](int64_t row) {
+        if (row >= z.S) return Vec{};
+        const Vec v = load(state + row * z.width + f);
+        store_bf16(rows + row * z.f_stride + f, v);
+        return v;
+      };
+      const Vec even = value(t);
+      store_pair(b.s.p + pair_at(t, f, z.x_pairs), even, value(t + 1));
     }
 }
 
@@ -99,7 +102,7 @@ void token_forward(const BlockPass& b) {
     Vec sums[2 * kUnits * 2];
     for (int64_t first = 0; first < z.token_k; first += kUnits) {
       const uint16_t* weights = b.w.token_in + 2 * first * z.rows;
-      training_tile<false>(b.shape, 2 * kUnits, weights, z.rows, b.s.p + 2 * at, z.x_pairs, z.rows / TrainingOp::kDepth,
+      training_tile<false>(b.amx, 2 * kUnits, weights, z.rows, b.s.p + 2 * at, z.x_pairs, z.rows / TrainingOp::kDepth,
                            sums, reinterpret_cast<const char*>(weights + 2 * kUnits * z.rows));
       for (int64_t i = 0; i < kUnits; i += 2)
         for (int j = 0; j < 2; ++j) {
@@ -113,7 +116,7 @@ void token_forward(const BlockPass& b) {
     }
     put_feature_pairs(z.token_k / 2, b.s.wide, b.kept.token_h + (b.module * z.panels + p) * z.token_h);
     Vec squares[2] = {Vec{}, Vec{}};
-    product<false>(b.shape, z.S, b.w.token_out, z.token_out, b.s.wide, 2 * kPanel, z.token_k / 2, b.w.token_in,
+    product<false>(b.amx, z.S, b.w.token_out, z.token_out, b.s.wide, 2 * kPanel, z.token_k / 2, b.w.token_in,
                    [&](int64_t first, int64_t count, const Vec* sums) {
                      for (int64_t i = 0; i < count; ++i)
                        for (int j = 0; j < 2; ++j) {
@@ -130,9 +133,9 @@ void token_forward(const BlockPass& b) {
       // The padding is zero and stays so, whatever 1 / norm is there.
       const Vec scale = first_lanes(splat(1.0f) / norm, z.d - f);
       store(b.kept.token_scale + b.module * z.width + f, scale);
-      for (int64_t t = 0; t < z.S; t += 2) {
+      for (int64_t t = 0; t < z.rows; t += 2) {
         const auto normal = [&](int64_t row) {
-          if (row == z.S) return Vec{};
+          if (row >= z.S) return Vec{};
           float* u = b.s.u + row * z.width + f;
           const Vec v = load(u) * scale;
           store(u, v);
@@ -158,9 +161,10 @@ EQR_INLINE void put_token_pairs(const BlockPass& b, const uint16_t* rows, int64_
   const TrainingSizes& z = b.z;
   to += (panel * z.modules + b.module) * z.pairs * 2 * kPanel;
   const int64_t next = kAhead * z.modules * z.pairs * 2 * kPanel;
-  for (int64_t t = 0; t < z.S; t += 2, to += 2 * kPanel) {
+  const auto row = [&](int64_t t) { return t < z.S ? rows + t * stride : kNoRow; };
+  for (int64_t t = 0; t < z.rows; t += 2, to += 2 * kPanel) {
     if (kAhead) __builtin_prefetch(to + next, 1), __builtin_prefetch(to + next + kPanel, 1);
-    pair_rows(rows + t * stride, t + 1 < z.S ? rows + (t + 1) * stride : kNoRow, to);
+    pair_rows(row(t), row(t + 1), to);
   }
 }
 
@@ -173,7 +177,7 @@ void channel_forward(const BlockPass& b) {
   for (int64_t g = 0; g < groups; ++g, slopes += panel) {
     const uint16_t* weights = b.w.gate_up + g * z.width * kPanel;
     Vec gate = Vec{}, up = Vec{};  // of an even token, until the odd one is there
-    product<false>(b.shape, z.S, b.s.x, z.x_stride, weights, 2 * kPanel, z.width / 2, weights + z.width * kPanel,
+    product<false>(b.amx, z.S, b.s.x, z.x_stride, weights, 2 * kPanel, z.width / 2, weights + z.width * kPanel,
                    [&](int64_t first, int64_t count, const Vec* sums) {
                      for (int64_t i = 0; i < count; ++i) {
                        const SwiGLU of = SwiGLU::of(sums[2 * i], sums[2 * i + 1]);
@@ -197,7 +201,7 @@ void channel_forward(const BlockPass& b) {
   }
   for (int64_t p = 0; p < z.panels; ++p) {
     const uint16_t* weights = b.w.down + p * z.k * kPanel;
-    product<false>(b.shape, z.S, h, z.h_stride, weights, 2 * kPanel, z.k / 2, weights + z.k * kPanel,
+    product<false>(b.amx, z.S, h, z.h_stride, weights, 2 * kPanel, z.k / 2, weights + z.k * kPanel,
                    [&](int64_t first, int64_t count, const Vec* sums) { add_sums(z, b.s.u, p, first, count, sums); });
   }
   uint16_t* out = b.kept.out + b.module * z.S * z.width;
@@ -232,17 +236,16 @@ void channel_backward(const BlockPass& b) {
       store_bf16(b.s.x + t * z.x_stride + f, v);
     }
   }
-  for (int64_t t = 0; t < z.S; t += 2)
-    for (int64_t f = 0; f < z.width; f += kPanel)
-      pair_rows(b.s.x + t * z.x_stride + f, t + 1 < z.S ? b.s.x + (t + 1) * z.x_stride + f : kNoRow,
-                dv + pair_at(t, f, z.x_pairs));
+  const auto row = [&](int64_t t, int64_t f) { return t < z.S ? b.s.x + t * z.x_stride + f : kNoRow; };
+  for (int64_t t = 0; t < z.rows; t += 2)
+    for (int64_t f = 0; f < z.width; f += kPanel) pair_rows(row(t, f), row(t + 1, f), dv + pair_at(t, f, z.x_pairs));
 
   const int64_t panel = z.modules * z.pairs * 2 * kPanel;
   const uint16_t* slopes = b.kept.dgu + b.module * z.pairs * 2 * kPanel;
   uint16_t* rows = b.s.wide;
   for (int64_t p = 0; p < z.k / kPanel; ++p, slopes += 2 * panel) {
     const uint16_t* weights = b.w.down_t + p * z.width * kPanel;
-    product<false>(b.shape, z.S, b.s.x, z.x_stride, weights, 2 * kPanel, z.width / 2, weights + z.width * kPanel,
+    product<false>(b.amx, z.S, b.s.x, z.x_stride, weights, 2 * kPanel, z.width / 2, weights + z.width * kPanel,
                    [&](int64_t first, int64_t count, const Vec* sums) {
                      for (int64_t i = 0; i < count; ++i)
                        for (int j = 0; j < 2; ++j) {
@@ -258,7 +261,7 @@ void channel_backward(const BlockPass& b) {
   }
   for (int64_t p = 0; p < z.panels; ++p) {
     const uint16_t* weights = b.w.gate_up_t + p * 2 * z.k * kPanel;
-    product<false>(b.shape, z.S, rows, z.gu_stride, weights, 2 * kPanel, z.k, weights + 2 * z.k * kPanel,
+    product<false>(b.amx, z.S, rows, z.gu_stride, weights, 2 * kPanel, z.k, weights + 2 * z.k * kPanel,
                    [&](int64_t first, int64_t count, const Vec* sums) { add_sums(z, b.s.g, p, first, count, sums); });
   }
 }
@@ -279,8 +282,8 @@ void token_backward(const BlockPass& b) {
   put_token_operand(b, b.s.g, b.kept.du);
   for (int64_t p = 0; p < z.panels; ++p) {
     uint16_t* slopes = b.kept.token_dgu + (b.module * z.panels + p) * z.token_dgu;
-    product<false>(b.shape, z.token_k, b.w.token_out_t, z.rows, b.s.p + 2 * p * kPanel, z.x_pairs, z.pairs, b.w.token_in_t,
-                   [&](int64_t first, int64_t count, const Vec* sums) {
+    product<false>(b.amx, z.token_k, b.w.token_out_t, z.rows, b.s.p + 2 * p * kPanel, z.x_pairs, z.pairs,
+                   b.w.token_in_t, [&](int64_t first, int64_t count, const Vec* sums) {
                      for (int64_t i = 0; i < count; ++i)
                        for (int j = 0; j < 2; ++j) {
                          const Vec dh = sums[2 * i + j];
@@ -291,7 +294,7 @@ void token_backward(const BlockPass& b) {
                        }
                    });
     put_feature_pairs(z.token_k, b.s.wide, slopes);
-    product<false>(b.shape, z.S, b.w.token_in_t, z.token_in, b.s.wide, 2 * kPanel, z.token_k, b.w.token_out_t,
+    product<false>(b.amx, z.S, b.w.token_in_t, z.token_in, b.s.wide, 2 * kPanel, z.token_k, b.w.token_out_t,
                    [&](int64_t first, int64_t count, const Vec* sums) { add_sums(z, b.s.g, p, first, count, sums); });
   }
 }
@@ -319,13 +322,13 @@ void put_by_feature(const TrainingSizes& z, const uint16_t* pairs, uint16_t* to)
 }
 
 // gradient [panels][width][kPanel] += a @ b over the pairs of tokens of all modules, b in panels
-void add_over_tokens(const TrainingSizes& z, const Scratch& s, AmxShape& shape, const uint16_t* a, int64_t panels,
+void add_over_tokens(const TrainingSizes& z, const Scratch& s, AmxShape& amx, const uint16_t* a, int64_t panels,
                      const uint16_t* b, float* gradient) {
   constexpr bool kPairs = !kUsesAmx<TrainingOp>;
   const int64_t pairs = z.modules * z.pairs;
-  if (!kPairs) put_by_feature(z, a, s.by_feature);
+  if constexpr (!kPairs) put_by_feature(z, a, s.by_feature);
   for (int64_t p = 0; p < panels; ++p, b += pairs * 2 * kPanel, gradient += z.width * kPanel)
-    product<kPairs>(shape, z.width, kPairs ? a : s.by_feature, kPairs ? z.x_pairs : z.t_stride, b, 2 * kPanel, pairs,
+    product<kPairs>(amx, z.width, kPairs ? a : s.by_feature, kPairs ? z.x_pairs : z.t_stride, b, 2 * kPanel, pairs,
                     b + pairs * 2 * kPanel,
                     [&](int64_t first, int64_t count, const Vec* sums) { add_tile(gradient, first, count, sums); });
 }
@@ -360,21 +363,20 @@ __attribute__((noinline)) void chunks_tile(const uint16_t* a, int64_t a_stride, 
 
 static_assert(!kUsesAmx<TrainingOp> || TrainingOp::kDepth == 2 * kLanes, "a step of AMX takes a chunk");
 template <int kRows = kTrainingRows>
-EQR_INLINE void chunks_tile_of(AmxShape& shape, int64_t rows, const uint16_t* a, int64_t a_stride, const uint16_t* b,
+EQR_INLINE void chunks_tile_of(AmxShape& amx, int64_t rows, const uint16_t* a, int64_t a_stride, const uint16_t* b,
                                int64_t chunk_stride, int64_t chunks, Vec* out, const char* prefetch) {
   if constexpr (kUsesAmx<TrainingOp>) {
-    shape.set(rows);
+    amx.set(rows);
     return amx_tile<TrainingOp>(rows, {a, a_stride, TrainingOp::kDepth}, {b, 2 * kPanel, chunk_stride}, chunks, out,
                                 prefetch, 2 * chunk_stride);
   } else {
     if (rows == kRows) return chunks_tile<kRows>(a, a_stride, b, chunk_stride, chunks, out, prefetch);
-    if constexpr (kRows > 1)
-      chunks_tile_of<kRows - 1>(shape, rows, a, a_stride, b, chunk_stride, chunks, out, prefetch);
+    if constexpr (kRows > 1) chunks_tile_of<kRows - 1>(amx, rows, a, a_stride, b, chunk_stride, chunks, out, prefetch);
   }
 }
 
 // gradient [panels][S][kPanel] += a @ b over the pairs of features of all modules, b in chunks
-void add_over_features(const TrainingSizes& z, AmxShape& shape, const uint16_t* a, int64_t panels, const uint16_t* b,
+void add_over_features(const TrainingSizes& z, AmxShape& amx, const uint16_t* a, int64_t panels, const uint16_t* b,
                        int64_t chunk_stride, float* gradient) {
   constexpr int64_t kFetched = (kUsesAmx<TrainingOp> ? kAmxPrefetched : kLanes / 4) * kPrefetchLine;
   const Parts tiles = parts_of(z.S, kTrainingRows);
@@ -383,7 +385,7 @@ void add_over_features(const TrainingSizes& z, AmxShape& shape, const uint16_t* 
     for (int64_t t = 0; t < tiles.parts; ++t, fetch += kFetched) {
       const int64_t first = tiles.begin(t), count = tiles.begin(t + 1) - first;
       Vec sums[kTrainingRows * 2];
-      chunks_tile_of(shape, count, a + first * z.f_stride, z.f_stride, b, chunk_stride, z.modules * z.panels, sums,
+      chunks_tile_of(amx, count, a + first * z.f_stride, z.f_stride, b, chunk_stride, z.modules * z.panels, sums,
                      fetch);
       add_tile(gradient, first, count, sums);
     }
@@ -402,11 +404,11 @@ void block_backward(const BlockPass& b) {
   token_backward(b);
 }
 
-void block_weights(const TrainingSizes& z, const Kept& k, const Scratch& s, AmxShape& shape, const Gradients& g) {
-  add_over_tokens(z, s, shape, k.x, 2 * z.k / kPanel, k.dgu, g.gate_up);
-  add_over_tokens(z, s, shape, k.dv, z.k / kPanel, k.h, g.down);
-  add_over_features(z, shape, k.u, 2 * z.token_k / kPanel, k.token_dgu, z.token_dgu, g.token_in);
-  add_over_features(z, shape, k.du, z.token_k / kPanel, k.token_h, z.token_h, g.token_out);
+void block_weights(const TrainingSizes& z, const Kept& k, const Scratch& s, AmxShape& amx, const Gradients& g) {
+  add_over_tokens(z, s, amx, k.x, 2 * z.k / kPanel, k.dgu, g.gate_up);
+  add_over_tokens(z, s, amx, k.dv, z.k / kPanel, k.h, g.down);
+  add_over_features(z, amx, k.u, 2 * z.token_k / kPanel, k.token_dgu, z.token_dgu, g.token_in);
+  add_over_features(z, amx, k.du, z.token_k / kPanel, k.token_h, z.token_h, g.token_out);
 }
 
 }  // namespace eqr::cpu::EQR_ISA

@@ -13,7 +13,7 @@ struct BlockPass {
   const TrainedLayer& w;
   const Kept& kept;
   const Scratch& s;
-  AmxShape& shape;
+  AmxShape& amx;
   int64_t module;
   float norm_eps;
 };
@@ -33,11 +33,11 @@ EQR_INLINE int64_t pair_at(int64_t row, int64_t column, int64_t stride) { return
 // The tile of `rows` rows, 1..kTrainingRows, by a panel: out [rows][2]. a is rows with a stride of a_stride or, without
 // AMX, kPairs: pairs with one of a_stride.
 template <bool kPairs>
-EQR_INLINE void training_tile(AmxShape& shape, int64_t rows, const uint16_t* a, int64_t a_stride, const uint16_t* b,
+EQR_INLINE void training_tile(AmxShape& amx, int64_t rows, const uint16_t* a, int64_t a_stride, const uint16_t* b,
                               int64_t b_stride, int64_t steps, Vec* out, const char* prefetch) {
   if constexpr (kUsesAmx<TrainingOp>) {
     static_assert(!kPairs, "a tile of AMX takes rows");
-    shape.set(rows);
+    amx.set(rows);
     amx_tile<TrainingOp>(rows, {a, a_stride, TrainingOp::kDepth}, {b, b_stride, TrainingOp::kDepth / 2 * b_stride},
                          steps, out, prefetch);
   } else {
@@ -45,10 +45,11 @@ EQR_INLINE void training_tile(AmxShape& shape, int64_t rows, const uint16_t* a, 
   }
 }
 
-// a @ b for `rows` rows of a and one panel of b, summed over `pairs` pairs, in tiles: calls done(first, count, sums
-// [count][2]). a as training_tile has it. `next` is what is read next: it is fetched, as far as each tile's steps go.
+// a @ b for `rows` rows of a and one panel of b, summed over `pairs` pairs (whole steps of a tile), in tiles: calls
+// done(first, count, sums [count][2]). a as training_tile has it. `next` is what is read next: it is fetched, as far as
+// each tile's steps go.
 template <bool kPairs, class Done>
-EQR_INLINE void product(AmxShape& shape, int64_t rows, const uint16_t* a, int64_t a_stride, const uint16_t* b,
+EQR_INLINE void product(AmxShape& amx, int64_t rows, const uint16_t* a, int64_t a_stride, const uint16_t* b,
                         int64_t b_stride, int64_t pairs, const void* next, Done&& done) {
   Vec sums[kTrainingRows * 2];
   const Parts tiles = parts_of(rows, kTrainingRows);
@@ -56,7 +57,7 @@ EQR_INLINE void product(AmxShape& shape, int64_t rows, const uint16_t* a, int64_
   const char* fetch = static_cast<const char*>(next);
   for (int64_t t = 0; t < tiles.parts; ++t, fetch += prefetched_lines<TrainingOp>(steps) * kPrefetchLine) {
     const int64_t first = tiles.begin(t), count = tiles.begin(t + 1) - first;
-    training_tile<kPairs>(shape, count, a + first * (kPairs ? 2 : a_stride), a_stride, b, b_stride, steps, sums, fetch);
+    training_tile<kPairs>(amx, count, a + first * (kPairs ? 2 : a_stride), a_stride, b, b_stride, steps, sums, fetch);
     done(first, count, sums);
   }
 }

@@ -2,8 +2,8 @@
 // The operands of products are bf16, in one of two forms:
 //   rows   [rows][columns], the summed axis along the columns
 //   pairs  [rows / 2][columns][2], the summed axis along the rows
-// A product broadcasts either and loads pairs. What is large is held in panels of kPanel columns, so that it is written
-// and read in the order of its addresses.
+// A product broadcasts either and loads pairs; a tile of AMX takes rows and pairs. What is large is held in panels of
+// kPanel columns, so that it is written and read in the order of its addresses.
 #pragma once
 
 #include "cpu/kernels/layout.h"
@@ -61,9 +61,9 @@ EQR_INLINE int64_t channel_column(int64_t unit, bool up) {
 }
 
 struct TrainedLayer {
-  uint16_t* token_in;     // rows [2 token_k][S]
+  uint16_t* token_in;     // rows [2 token_k][rows]
   uint16_t* token_out;    // rows [S][token_k]
-  uint16_t* token_out_t;  // rows [token_k][S]
+  uint16_t* token_out_t;  // rows [token_k][rows]
   uint16_t* token_in_t;   // rows [S][2 token_k]
   uint16_t* gate_up;      // panels of [2 k] columns, summed over features
   uint16_t* down;         // panels of [d], over k

@@ -125,7 +125,7 @@ class Row {
       TrainedLayer weights = lay_layer(z_, w);
       Kept kept = lay_kept(z_, k);
       for (int64_t i = 0; i < layer; ++i) weights = lay_layer(z_, w), kept = lay_kept(z_, k);
-      visit(BlockPass{z_, weights, kept, s_, tiles_, module, shape_.norm_eps});
+      visit(BlockPass{z_, weights, kept, s_, amx_, module, shape_.norm_eps});
     }
   }
 
@@ -167,8 +167,8 @@ class Row {
   float heads() {
     put_head_operand();
     for (int64_t v = 0; v < columns(); v += kPanel)
-      product<false>(tiles_, z_.S, s_.x, z_.x_stride, heads_.lm_head + v * z_.width, 2 * kPanel, z_.width / 2, heads_.lm_rows,
-                     [&](int64_t first, int64_t count, const Vec* sums) {
+      product<false>(amx_, z_.S, s_.x, z_.x_stride, heads_.lm_head + v * z_.width, 2 * kPanel, z_.width / 2,
+                     heads_.lm_rows, [&](int64_t first, int64_t count, const Vec* sums) {
                        for (int64_t i = 0; i < count; ++i)
                          for (int j = 0; j < 2; ++j)
                            store(s_.logits + (first + i) * columns() + v + j * kLanes, sums[2 * i + j]);
@@ -222,8 +222,8 @@ class Row {
       }
     }
     Laying kept = {at_.kept, 0}, gradients = {at_.layers, 0};
-    for (int64_t i = 0; i < z_.layers; ++i) 
-      block_weights(z_, lay_kept(z_, kept), s_, tiles_, lay_gradients(z_, gradients));
+    for (int64_t i = 0; i < z_.layers; ++i)
+      block_weights(z_, lay_kept(z_, kept), s_, amx_, lay_gradients(z_, gradients));
   }
 
   const Shape& shape_;
@@ -233,7 +233,7 @@ class Row {
   const TrainingRow& row_;
   TrainedHeads heads_;
   char* weights_;
-  AmxShape tiles_;
+  AmxShape amx_;
 };
 
 }  // namespace
