@@ -282,15 +282,15 @@ def test_what_is_kept_is_the_average(name, puzzles, tmp_path, monkeypatch):
 
 
 def test_levels_show_more_and_more_of_the_same_puzzles(puzzles):
-    asked = settings_of.EvaluationSettings(puzzles=4, clues=(60, 45, 0))
-    levels = evaluation.draw_levels(puzzles, asked)
+    settings = settings_of.EvaluationSettings(puzzles=4, clues=(60, 45, 0))
+    levels = evaluation.draw_levels(puzzles, settings)
     shown = {clues: (inputs > sudoku.BLANK) for clues, (inputs, _) in levels.items()}
     assert (shown[60].sum(1) == 60).all() and (shown[45].sum(1) == 45).all()
     assert (shown[60] >= shown[45]).all() and (shown[45] >= shown[0]).all()
     assert {row.tobytes() for row in levels[0][0]} <= {row.tobytes() for row in puzzles.inputs}
     assert all(np.array_equal(labels, levels[0][1]) for _, labels in levels.values())
     with pytest.raises(ValueError, match="7 puzzles"):
-        evaluation.draw_levels(puzzles, dataclasses.replace(asked, puzzles=7))
+        evaluation.draw_levels(puzzles, dataclasses.replace(settings, puzzles=7))
 
 
 def test_a_stack_is_measured_pass_by_pass(puzzles):
@@ -303,23 +303,23 @@ def test_a_stack_is_measured_pass_by_pass(puzzles):
             states.append(z)
             answers.append(logits.argmax(-1).numpy())
     labels = answers[2].astype(np.uint8)  # so that the third pass is right, whatever it says
-    found = evaluation.measure(model, puzzles.inputs, labels, (1, 3), settings_of.EvaluationSettings())
-    assert found.exact[1][:, 1].all() and found.depths == (1, 3)
-    assert found.exact[1][:, 0].tolist() == [np.array_equal(a, b) for a, b in zip(answers[0], labels, strict=True)]
+    result = evaluation.measure(model, puzzles.inputs, labels, (1, 3), settings_of.EvaluationSettings())
+    assert result.exact[1][:, 1].all() and result.depths == (1, 3)
+    assert result.exact[1][:, 0].tolist() == [np.array_equal(a, b) for a, b in zip(answers[0], labels, strict=True)]
     change = (states[3] - states[2]).flatten(1).norm(dim=1) / states[3].flatten(1).norm(dim=1)
-    np.testing.assert_allclose(found.residuals, change.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(result.residuals, change.numpy(), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "breadths"), [("trm", [1]), ("trm+ni", [1, 3]), ("eqr", [1, 3])])
 def test_a_reasoner_is_measured_by_one_deep_and_wide_solve(name, breadths, puzzles):
     model = training.build(rows.parse_row(name), tiny()).eval()
-    asked = settings_of.EvaluationSettings(breadth=3, seed=5)
+    settings = settings_of.EvaluationSettings(breadth=3, seed=5)
     tokens = torch.from_numpy(puzzles.inputs.astype(np.int64))
     alone = {d: model.solve(tokens, depth=d, halt="none", seed=5, backend="reference") for d in (1, 2)}
     labels = alone[1].preds.numpy().astype(np.uint8)
-    found = evaluation.measure(model, puzzles.inputs, labels, (1, 2), asked)
-    assert list(found.exact) == breadths and found.exact[1][:, 0].all()
-    np.testing.assert_allclose(found.residuals, alone[2].residual.numpy(), rtol=1e-3)
+    result = evaluation.measure(model, puzzles.inputs, labels, (1, 2), settings)
+    assert list(result.exact) == breadths and result.exact[1][:, 0].all()
+    np.testing.assert_allclose(result.residuals, alone[2].residual.numpy(), rtol=1e-3)
 
 
 def test_tables():
@@ -388,14 +388,14 @@ def test_bad_command_lines(data, capsys):
     for wrong in ([], ["--minutes", "1", "--petaflop", "1"], ["--minutes", "0"], ["--petaflop", "-1"]):
         with pytest.raises(SystemExit):
             main.arguments(wrong)
-    for wrong, told in (
+    for wrong, message in (
         (["--rows", "mlp"], "'mlp'"),
         (["--set", "hidden=3"], "hidden_size"),
         (["--batch", "33"], "multiple of micro_batch"),
         (["--curriculum", "1:2-3"], "curriculum"),
         (["--depths", "2,4"], "rise from 1"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             main.plan_of(main.arguments(["--petaflop", "1", "--data", str(data), *wrong]))
     with pytest.raises(FileNotFoundError, match="train.csv.gz"):
         main.plan_of(main.arguments(["--petaflop", "1", "--data", "nowhere"]))

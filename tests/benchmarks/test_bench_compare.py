@@ -65,8 +65,8 @@ def both(tmp_path):
 
     def write(before, after):
         paths = tmp_path / "before.json", tmp_path / "after.json"
-        for path, found in zip(paths, (before, after), strict=True):
-            path.write_text(json.dumps(found))
+        for path, content in zip(paths, (before, after), strict=True):
+            path.write_text(json.dumps(content))
         return paths
 
     return write
@@ -83,16 +83,16 @@ def rows_of(result, verdict):
 @pytest.mark.parametrize("share", [True, False], ids=["shares", "times"])
 def test_a_run_again_is_quiet_and_a_planted_slowdown_is_found(both, share):
     """Over 60 seeds: false alarms at about the 5 % that are asked for, and 15 % found in nearly all."""
-    alarms = found = 0
+    alarms = detected = 0
     for seed in SEEDS:
         rng = random.Random(seed)
         before, slow = synthetic(rng, share=share), rng.randrange(len(NOISE))
         again = judge(both(before, synthetic(rng, share=share)))
         alarms += bool(again.counted("slower") or again.counted("faster"))
         planted = judge(both(before, synthetic(rng, [slow], share=share)))
-        found += f"op{slow}" in rows_of(planted, "slower")
+        detected += f"op{slow}" in rows_of(planted, "slower")
     assert alarms <= 0.1 * len(SEEDS), alarms
-    assert found >= 0.97 * len(SEEDS), found
+    assert detected >= 0.97 * len(SEEDS), detected
 
 
 def test_few_rounds_and_large_noise_do_not_raise_alarms(both):
@@ -141,10 +141,10 @@ def scaled(row, factor):
             row[key] = value * factor
 
 
-def jittered(found, seed, slow=None):
+def jittered(report, seed, slow=None):
     """Committed results as another run would have given them: each row's measures off by its own noise."""
-    found, rng = copy.deepcopy(found), random.Random(seed)
-    for benchmark in found["benchmarks"]:
+    report, rng = copy.deepcopy(report), random.Random(seed)
+    for benchmark in report["benchmarks"]:
         for row in benchmark["extra_info"].get("rows", []):
             if "share_of_peak" not in row:
                 continue
@@ -152,7 +152,7 @@ def jittered(found, seed, slow=None):
             deviation = width / expected_range(7, 0.2) * 0.47  # of a median of seven
             label = f"{benchmark['name']} {row.get('contender', row.get('run'))} {row.get('precision', '')}".strip()
             scaled(row, (PLANTED if label == slow else 1.0) * 2.718281828 ** rng.gauss(0, deviation))
-    return found
+    return report
 
 
 @pytest.mark.parametrize(
@@ -168,13 +168,13 @@ def test_committed_results(both, file, row):
     committed = json.loads((RESULTS / file).read_text())
     same = judge(both(committed, committed))
     assert same.judged and not same.counted("slower") and not same.counted("faster")
-    alarms = found = 0
+    alarms = detected = 0
     for seed in range(20):
         again = judge(both(committed, jittered(committed, seed)))
         alarms += bool(again.counted("slower") or again.counted("faster"))
         planted = judge(both(committed, jittered(committed, seed, slow=row)))
-        found += row in [item.row for item in planted.counted("slower")]
-    assert alarms <= 2 and found >= 17, (alarms, found)
+        detected += row in [item.row for item in planted.counted("slower")]
+    assert alarms <= 2 and detected >= 17, (alarms, detected)
 
 
 STUDIES = (
@@ -352,9 +352,9 @@ def run(*arguments):
 def test_exit_codes_and_text(both, tmp_path):
     before, after = both(synthetic(random.Random(1)), synthetic(random.Random(2), slow=[3]))
     assert run(before, before).exit_code == 0
-    told = run(before, after)
-    assert told.exit_code == 1 and "% slower" in told.output and "test_x[a] op3 bf16" in told.output
-    assert "1 slower, 0 faster, of 16 measures" in told.output
+    result = run(before, after)
+    assert result.exit_code == 1 and "% slower" in result.output and "test_x[a] op3 bf16" in result.output
+    assert "1 slower, 0 faster, of 16 measures" in result.output
     assert run(after, before).exit_code == 0  # faster
     other = synthetic(random.Random(3), share=False)
     other["machine_info"] = CPU | {"device": "another"}
@@ -373,8 +373,8 @@ def test_threshold(both):
 
 def test_json(both, tmp_path):
     paths = both(synthetic(random.Random(1)), synthetic(random.Random(2), slow=[3]))
-    told = run(*paths, "--json", "-o", tmp_path / "out.json")
-    report = json.loads(told.output)
+    result = run(*paths, "--json", "-o", tmp_path / "out.json")
+    report = json.loads(result.output)
     assert report == json.loads((tmp_path / "out.json").read_text())
     assert (report["slower"], report["faster"], report["judged"]) == (1, 0, 16)
     (row,) = [row for row in report["rows"] if row["verdict"] == "slower" and not row["peer"]]
@@ -387,10 +387,10 @@ def test_folders_are_matched_by_name(tmp_path):
         (tmp_path / side / "x.json").write_text(json.dumps(synthetic(random.Random(len(slow)), slow)))
         (tmp_path / side / f"only-{side}.json").write_text(json.dumps(CURVE))
         (tmp_path / side / "other.json").write_text("{}")
-    told = run(tmp_path / "a", tmp_path / "b")
-    assert told.exit_code == 1
+    result = run(tmp_path / "a", tmp_path / "b")
+    assert result.exit_code == 1
     for text in ("only before: only-a.json", "only after: only-b.json", "left out:", "other.json is neither"):
-        assert text in told.output
+        assert text in result.output
 
 
 def test_rows_in_one_file_only_are_listed(both):
@@ -421,8 +421,8 @@ def test_what_cannot_be_compared_is_named(tmp_path, before, after, message):
     (tmp_path / "empty.json").write_text(json.dumps(results([])))
     (tmp_path / "curve.json").write_text(json.dumps(CURVE))
     (tmp_path / "schema.json").write_text(json.dumps(CURVE | {"schema": 1}))
-    told = run(tmp_path / before, tmp_path / after)
-    assert told.exit_code == 2 and message in " ".join(told.output.split())
+    result = run(tmp_path / before, tmp_path / after)
+    assert result.exit_code == 2 and message in " ".join(result.output.split())
 
 
 def test_no_file_name_in_common(tmp_path):

@@ -47,7 +47,7 @@ def test_the_meter_tells_of_each_round(oplevel, monkeypatch):
     monkeypatch.setattr(oplevel, "SECONDS", 0.0)
     meter = oplevel.Peak(("bf16",))
     oplevel.turns(meter.candidate, 3)
-    assert [found["bf16"] for found in meter.of(3)] == [4, 6, 8]  # the timed call of each pair
+    assert [rate["bf16"] for rate in meter.of(3)] == [4, 6, 8]  # the timed call of each pair
 
 
 def test_the_quick_run_has_every_op_and_no_real_puzzles():

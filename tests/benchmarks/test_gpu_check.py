@@ -240,9 +240,9 @@ def test_make_passes_its_variables_on():
     hidden = ("MAKEFLAGS", "MAKELEVEL")
     environment = {k: v for k, v in os.environ.items() if k not in hidden}
     command = ["make", "-n", "gpu-check", *arguments]
-    told = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True).stdout
     expected = "python-there -m benchmarks.gpu_check --dry-run --results /tmp/here --puzzles /tmp/puzzles"
-    assert expected in " ".join(told.replace("\\\n", " ").split()) and "pip" not in told
+    assert expected in " ".join(output.replace("\\\n", " ").split()) and "pip" not in output
 
 
 # ---- stages with a stand-in for what is not here -------------------------------------------------------------------

@@ -215,9 +215,9 @@ def test_tango_ends_where_the_test_just_rejects(gained: int, lost: int, total: i
 
 def test_compare_answers_and_counted() -> None:
     before, after = np.array([1, 1, 1, 0, 0], bool), np.array([1, 0, 0, 1, 0], bool)
-    told = compare_answers(before, after)
-    assert (told["both_right"], told["gained"], told["lost"]) == (1, 1, 2)
-    assert told["difference"] == pytest.approx(-0.2) and told["tango95"][0] < -0.2 < told["tango95"][1]
+    result = compare_answers(before, after)
+    assert (result["both_right"], result["gained"], result["lost"]) == (1, 1, 2)
+    assert result["difference"] == pytest.approx(-0.2) and result["tango95"][0] < -0.2 < result["tango95"][1]
     assert counted(0, 0)["share"] is None
     with pytest.raises(ValueError, match="must not be negative"):
         tango_interval(3, 3, 5)
@@ -256,9 +256,9 @@ def small(model: EquilibriumReasoner, easy: tuple[np.ndarray, np.ndarray], *vari
 
 def test_fp32_against_itself_moves_nothing(shipped: EquilibriumReasoner, easy) -> None:
     spent: list[tuple[int, int]] = []
-    found = small(shipped, easy, SAME, progress=lambda done, of: spent.append((done, of)))
-    (same,) = found["variants"]
-    assert found["baseline"]["accuracy"]["correct"] == 4
+    result = small(shipped, easy, SAME, progress=lambda done, of: spent.append((done, of)))
+    (same,) = result["variants"]
+    assert result["baseline"]["accuracy"]["correct"] == 4
     assert same["settled"]["count"] == 8 and same["settled_right"]["count"] == 8
     for name in (
         "changed_basin",
@@ -276,23 +276,23 @@ def test_fp32_against_itself_moves_nothing(shipped: EquilibriumReasoner, easy) -
     strayed = same["straying"]
     assert strayed["steps"] == [1, 2, 4, 8, 16] and strayed["trajectories"] == 2
     assert not any(strayed["median"] + strayed["p90"] + strayed["other_tokens"] + strayed["other_answers"])
-    (control,) = found["control"]  # it runs though it was not asked for: the verdict is held against it
+    (control,) = result["control"]  # it runs though it was not asked for: the verdict is held against it
     assert control["name"] == "fp32 reseeded" and control["right_kept"] is control["straying"] is None
-    assert 0 < found["baseline"]["straying"]["median"][0] < 0.2
+    assert 0 < result["baseline"]["straying"]["median"][0] < 0.2
     assert any(
-        line.startswith("| fp32, another seed's noise | ") for line in drawing_quantisation.markdown(found).split("\n")
+        line.startswith("| fp32, another seed's noise | ") for line in drawing_quantisation.markdown(result).split("\n")
     )
     moved = same["displacement"]
     assert (moved["median"], moved["max"], moved["same_basin"]) == (0, 0, 2)
     assert moved["from_fixed_point"]["lost"]["count"] == 0
     assert moved["from_fixed_point"]["max"] == 0
-    assert same["residual_floor"] == found["baseline"]["residual_floor"]
+    assert same["residual_floor"] == result["baseline"]["residual_floor"]
     assert same["ms_per_step"] is None and same["verdict"] == "open"
     assert spent[-1] == (3 * 4 * 2 * 16,) * 2
     # Noise alone moves a state; other starts do as well.
-    spread = found["baseline"]["spread"]
+    spread = result["baseline"]["spread"]
     assert 0.001 < spread["two_noise_draws"]["median"] < 0.1
-    again = json.loads(to_json(found))
+    again = json.loads(to_json(result))
     assert again["baseline"]["name"] == "fp32"
     lines = drawing_quantisation.markdown(again).splitlines()
     assert "| same | 100.0 % | 0, 0 | +0.0 [-49.0, +49.0] | +0.0 [+0.0, +0.0] | 1.00 | - | open |" in lines
@@ -301,41 +301,41 @@ def test_fp32_against_itself_moves_nothing(shipped: EquilibriumReasoner, easy) -
 
 
 def test_one_bit_is_detected(shipped: EquilibriumReasoner, easy) -> None:
-    found = small(shipped, easy, ONE_BIT)
-    (bad,) = found["variants"]
+    result = small(shipped, easy, ONE_BIT)
+    (bad,) = result["variants"]
     assert bad["accuracy"]["correct"] == 0 and bad["paired"]["lost"] == 4
     assert bad["changed_basin"]["count"] == 8 == bad["right_to_wrong"]["count"]
     assert bad["right_kept"]["lost_here"]["count"] == 8 and bad["right_kept"]["difference"] == -1
     assert bad["straying"]["median"][-1] > 0.5 and bad["straying"]["other_answers"][-1] == 1
     assert bad["displacement"]["same_basin"] == 0 and bad["displacement"]["median"] is None
     assert bad["displacement"]["from_fixed_point"]["lost"]["count"] == 2
-    assert bad["verdict"] == "loses" and "lost: 1 bit" in found["recommendation"]
+    assert bad["verdict"] == "loses" and "lost: 1 bit" in result["recommendation"]
 
 
 def test_int4_moves_fixed_points_further_than_int8(shipped: EquilibriumReasoner, easy) -> None:
     names = ("int8 weights (simulated)", "int4 weights (simulated)", "fp32 jittered", "fp32 reseeded")
     known = {variant.name: variant for variant in default_variants()}
-    found = small(shipped, easy, *(known[name] for name in names))
-    int8, int4 = (row["displacement"]["median"] for row in found["variants"])
-    control, reseeded = found["control"]
+    result = small(shipped, easy, *(known[name] for name in names))
+    int8, int4 = (row["displacement"]["median"] for row in result["variants"])
+    control, reseeded = result["control"]
     assert 0 < control["displacement"]["median"] < int8 < int4
     assert control["simulated"] and "verdict" not in control
     assert control["displacement"]["from_fixed_point"]["median"] < 1e-4
-    first = [row["straying"]["median"][0] for row in (control, *found["variants"])]
+    first = [row["straying"]["median"][0] for row in (control, *result["variants"])]
     assert 0 < first[0] < first[1] < first[2]
     assert reseeded["displacement"] is None
-    assert reseeded["residual_floor"] != found["baseline"]["residual_floor"]
+    assert reseeded["residual_floor"] != result["baseline"]["residual_floor"]
 
 
 @needs_extension
 def test_timing_and_real_precisions(shipped: EquilibriumReasoner, easy) -> None:
     known = {variant.name: variant for variant in default_variants()}
-    found = small(shipped, easy, known["bf16"], known["int8"], known["int8 weights (simulated)"], rounds=1, depth=8)
-    bf16, int8, fake = found["variants"]
+    result = small(shipped, easy, known["bf16"], known["int8"], known["int8 weights (simulated)"], rounds=1, depth=8)
+    bf16, int8, fake = result["variants"]
     assert bf16["times_as_fast"] == 1 and bf16["ms_per_step"] > 0 and int8["ms_per_step"] > 0
     assert fake["ms_per_step"] is None is fake["times_as_fast"]
     assert "int8" in int8["backend_reason"] and "int8" in int8["displacement"]["arithmetic"]
-    assert found["not_available"][-1]["name"] == "fp8"
+    assert result["not_available"][-1]["name"] == "fp8"
     assert 0 < bf16["displacement"]["median"]
 
 
@@ -480,7 +480,7 @@ def paired(gained: int, lost: int, n: int) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("told", "verdict"),
+    ("row", "verdict"),
     [
         (row("x", 0, 0), "keeps"),
         (row("x", 2, 3, kept=(0, 0.009)), "keeps"),  # as many as under another seed
@@ -499,8 +499,8 @@ def paired(gained: int, lost: int, n: int) -> dict:
         (row("x", 0, 9) | {"displacement": None}, "loses"),
     ],
 )
-def test_judge(told: dict, verdict: str) -> None:
-    assert judge(told) == verdict
+def test_judge(row: dict, verdict: str) -> None:
+    assert judge(row) == verdict
 
 
 def verdicts(*rows: dict) -> list[dict]:
@@ -547,16 +547,16 @@ def test_the_fewest_bytes_win_and_the_fastest_that_runs_is_named() -> None:
         row("int4", 0, 0, kept=(0.02, 0.01), size=15, simulated=True),
         row("int2", 0, 90, kept=(-0.3, 0.1), size=8, simulated=True),
     )
-    told = recommend(100, rows, 1000)
-    assert told.startswith("By memory int4: 0.15 of fp32's bytes, +0.0 points")
-    assert "By time int8: 1 ms a step, 2.00 times as fast as bf16, +0.1 points" in told and "int2" not in told
+    advice = recommend(100, rows, 1000)
+    assert advice.startswith("By memory int4: 0.15 of fp32's bytes, +0.0 points")
+    assert "By time int8: 1 ms a step, 2.00 times as fast as bf16, +0.1 points" in advice and "int2" not in advice
 
 
 def test_nothing_is_recommended_on_too_few_puzzles() -> None:
     few = row("bf16", 0, 0) | {"paired": {"difference": 0.0, "tango95": list(tango_interval(0, 0, 200))}}
-    told = recommend(100, verdicts(few, row("int2", 0, 90, kept=(-0.3, 0.1))), 200)
-    assert told.startswith("fp32: nothing else is shown")
-    assert "undecided: bf16 (even equal answers need 381 puzzles); lost: int2." in told
+    advice = recommend(100, verdicts(few, row("int2", 0, 90, kept=(-0.3, 0.1))), 200)
+    assert advice.startswith("fp32: nothing else is shown")
+    assert "undecided: bf16 (even equal answers need 381 puzzles); lost: int2." in advice
 
 
 @pytest.mark.parametrize("max_loss", [0.005, 0.01, 0.02])

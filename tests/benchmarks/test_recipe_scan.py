@@ -25,14 +25,14 @@ LOSS = {"small": 1.0, "two": 2.0, "raw": 1.5, "d192": 1.0}
 @pytest.fixture
 def trained(monkeypatch) -> list[tuple[str, int]]:
     """Stands for `eqr train`: writes curves of candidates as good as `SKILL` says; what it was asked for."""
-    asked = []
+    calls = []
 
     def eqr(arguments, log, threads):
         # As the real command reads them.
         load_command("train").make_context("train", arguments[1:])
         option = dict(zip(arguments, arguments[1:], strict=False))
         out, steps = Path(option["--out"]), int(option["--steps"])
-        asked.append((out.name, steps))
+        calls.append((out.name, steps))
         path, new = out / "curve.csv", not (out / "curve.csv").is_file()
         with path.open("a", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
@@ -55,7 +55,7 @@ def trained(monkeypatch) -> list[tuple[str, int]]:
         return 0
 
     monkeypatch.setattr(scan, "eqr", eqr)
-    return asked
+    return calls
 
 
 def main(monkeypatch, *arguments: object) -> int:
@@ -89,15 +89,15 @@ def test_the_better_go_on_and_a_scan_that_was_stopped_goes_on(trained, monkeypat
     assert main(monkeypatch, *arguments, "--rungs", "1e13:4,2e13:3") == 0
     assert sorted(name for name, _ in trained) == ["d192", "raw", "small"]  # the lower forum loss breaks the tie
     (file,) = (tmp_path / "results").glob("*/recipe_scan.json")
-    found = json.loads(file.read_text())
-    assert [row["candidate"] for row in found["rows"]] == ["small", "d192", "raw", "two", "small", "d192", "raw"]
-    assert found["rows"][0]["score"] == pytest.approx(0.5) and found["rows"][0]["parameters"] == 261_890
+    report = json.loads(file.read_text())
+    assert [row["candidate"] for row in report["rows"]] == ["small", "d192", "raw", "two", "small", "d192", "raw"]
+    assert report["rows"][0]["score"] == pytest.approx(0.5) and report["rows"][0]["parameters"] == 261_890
     assert "| 2e+13 | d192: small, d 192 |" in capsys.readouterr().out
     # The results alone are enough, unless a recipe has changed since.
     trained.clear()
     elsewhere = [*arguments[:-3], tmp_path / "elsewhere", *arguments[-2:], "--puzzles", 9]
     assert main(monkeypatch, *elsewhere, "--rungs", "1e13:4,2e13:3") == 0 and not trained
-    assert json.loads(file.read_text())["rows"] == found["rows"]
+    assert json.loads(file.read_text())["rows"] == report["rows"]
     monkeypatch.setitem(scan.CANDIDATES, "two", dataclasses.replace(scan.CANDIDATES["two"], lr=3e-3))
     assert main(monkeypatch, *elsewhere, "--rungs", "1e13:4,2e13:3") == 0
     assert [name for name, _ in trained] == ["two"]

@@ -68,9 +68,11 @@ def test_a_workload_is_drawn_alike_each_time(workload):
     assert tokens.shape == (8, 81) and torch.equal(tokens, workload.draw())
     clues = (tokens > 1).sum(1)
     assert all(workload.clues[0] <= n <= workload.clues[1] for n in clues[:4].tolist())
-    asked = workload.ask(4000, stream=1)
-    assert np.array_equal(asked, workload.ask(4000, stream=1))
-    assert np.mean([workload.kind(int(p)) == HARD for p in asked]) == pytest.approx(1 - workload.easy_share, abs=0.02)
+    requests = workload.ask(4000, stream=1)
+    assert np.array_equal(requests, workload.ask(4000, stream=1))
+    assert np.mean([workload.kind(int(p)) == HARD for p in requests]) == pytest.approx(
+        1 - workload.easy_share, abs=0.02
+    )
     came = workload.arrivals(50.0, 40.0, stream=1)
     assert (np.diff(came) > 0).all() and came[-1] < 40 and len(came) == pytest.approx(2000, rel=0.1)
 

@@ -894,12 +894,12 @@ def test_train_state_equals_uninterrupted_bit_for_bit_in_the_library(data, tmp_p
     for each in (whole, after):
         for _ in range(3):
             each.trainer.train_step()
-    expected, found = whole.trainer.state_dict(), after.trainer.state_dict()
-    assert expected.keys() == found.keys() and after.trainer.step == 5
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    expected, actual = whole.trainer.state_dict(), after.trainer.state_dict()
+    assert expected.keys() == actual.keys() and after.trainer.step == 5
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
     assert whole.trainer.stream.state == after.trainer.stream.state
     untouched = run("other").trainer.state_dict()
-    assert not torch.equal(untouched["model.lm_head.weight"], found["model.lm_head.weight"])
+    assert not torch.equal(untouched["model.lm_head.weight"], actual["model.lm_head.weight"])
 
 
 @pytest.mark.slow
@@ -1027,7 +1027,7 @@ def test_train_that_diverges_keeps_its_last_good_state(data, tmp_path, monkeypat
         step(self)
         self._sums.values[0] = torch.inf
 
-    told = f"the state of step 2 in {out} is kept"
+    message = f"the state of step 2 in {out} is kept"
 
     def poison_moment(self: Trainer) -> None:
         step(self)
@@ -1041,7 +1041,7 @@ def test_train_that_diverges_keeps_its_last_good_state(data, tmp_path, monkeypat
         with monkeypatch.context() as patch:
             patch.setattr(Trainer, "train_step", change)
             stderr = eqr(*arguments, "--resume", "--steps", 3, code=2).stderr
-        assert f"diverged at step 3: {wrong};" in stderr and told in stderr and "a lower --lr than 0.001" in stderr
+        assert f"diverged at step 3: {wrong};" in stderr and message in stderr and "a lower --lr than 0.001" in stderr
         assert files(out) == good and load_checkpoint(out).card.steps == 2
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", poison)

@@ -203,8 +203,8 @@ def test_what_decides_the_answers_is_in_the_recording(data, tmp_path, monkeypatc
     for name, card in (("m2", dict(noise_scale=0.3)), ("m3", dict(window=1))):
         model.card = dataclasses.replace(ModelCard(model.config, tol=0.03), **card)
         model.save_pretrained(tmp_path / name)
-        told = eqr("curve", data, "--model", tmp_path / name, *sizes, code=2).stderr
-        assert f"{next(iter(card))} was" in told
+        output = eqr("curve", data, "--model", tmp_path / name, *sizes, code=2).stderr
+        assert f"{next(iter(card))} was" in output
     weights = model.state_dict()
     other = EquilibriumReasoner(dataclasses.replace(model.config, H_cycles=1))
     other.load_state_dict(weights)
@@ -216,8 +216,8 @@ def test_what_decides_the_answers_is_in_the_recording(data, tmp_path, monkeypatc
 
 def test_without_matplotlib_it_stops_before_the_work(data, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    told = eqr("curve", data, "--out", tmp_path / "c", "--quick", code=2).stderr
-    assert "a report needs matplotlib and jinja2: pip install" in told and not (tmp_path / "c").exists()
+    output = eqr("curve", data, "--out", tmp_path / "c", "--quick", code=2).stderr
+    assert "a report needs matplotlib and jinja2: pip install" in output and not (tmp_path / "c").exists()
 
 
 def test_another_model_seed_or_size_in_the_same_folder_is_refused(data, tmp_path):
@@ -226,24 +226,24 @@ def test_another_model_seed_or_size_in_the_same_folder_is_refused(data, tmp_path
     for change in (("--seed", 1), ("--depth", 3), ("--limit", 2)):
         name = {"--limit": "puzzles"}.get(change[0], change[0].strip("-"))
         arguments = ["--depth", 2, "--breadth", 1, "--quick", *change]
-        told = eqr("curve", data, "--out", out, *arguments, code=2).stderr
-        assert f"{name} was" in told and "--fresh starts afresh, --out names another folder" in told
+        output = eqr("curve", data, "--out", out, *arguments, code=2).stderr
+        assert f"{name} was" in output and "--fresh starts afresh, --out names another folder" in output
 
 
 @pytest.mark.slow
 def test_a_target_beyond_reach_is_said_and_the_map_is_written(data, tmp_path):
-    result, told = curve(tmp_path / "c", data, "--target", 1.0, "--budget", "1 nfe", code=1)
-    assert told.recommendation.index is None and told.recommendation.arguments is None
+    result, report = curve(tmp_path / "c", data, "--target", 1.0, "--budget", "1 nfe", code=1)
+    assert report.recommendation.index is None and report.recommendation.arguments is None
     assert "no point of the map offers accuracy 1 and at most 1 nfe" in result.stderr
-    assert len(told.points) > 10
+    assert len(report.points) > 10
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("budget", ["1000 nfe", "10000 ms", "100 s", "900 USD"])
 def test_budgets_buy_all_where_they_are_large(data, tmp_path, budget):
-    _, told = curve(tmp_path / "c", data, "--budget", budget, "--price", 1)
-    points, best = told.points, told.bend.best
-    assert points[told.recommendation.index].accuracy == points[best].accuracy
+    _, report = curve(tmp_path / "c", data, "--budget", budget, "--price", 1)
+    points, best = report.points, report.bend.best
+    assert points[report.recommendation.index].accuracy == points[best].accuracy
 
 
 @pytest.mark.slow
@@ -252,31 +252,31 @@ def test_a_model_that_never_converges(data, tmp_path):
     model = EquilibriumReasoner(EqRConfig.sudoku_paper(**TINY)).eval()  # random weights do not contract
     model.card = ModelCard(model.config, tol=0.02)
     model.save_pretrained(tmp_path / "m")
-    result, told = curve(tmp_path / "c", data, "--model", tmp_path / "m")
-    assert told.bend.knee is None and len(told.bend.front) == 1 and told.residuals.auroc is None
-    assert {(row.settled, row.times) for row in told.early_exit.rows} == {(0, 1)}
-    assert told.settling.groups[0].settled == 0
+    result, report = curve(tmp_path / "c", data, "--model", tmp_path / "m")
+    assert report.bend.knee is None and len(report.bend.front) == 1 and report.residuals.auroc is None
+    assert {(row.settled, row.times) for row in report.early_exit.rows} == {(0, 1)}
+    assert report.settling.groups[0].settled == 0
     assert "no puzzle is answered right at any point of the map; `eqr diagnose` says why" in result.stdout
 
 
 @pytest.mark.slow
 def test_a_model_without_a_tolerance_or_noise(data, tmp_path):
     make_copier(tmp_path / "m", EqRConfig.sudoku_paper(**TINY, noise_scale=0.0))
-    result, told = curve(tmp_path / "c", data, "--model", tmp_path / "m", "--reveal", 81)
-    assert told.settings.card_tol is None and told.early_exit is None and told.settling is None
-    assert told.settings.tols and "has no tolerance" in result.stdout
-    assert told.points[told.bend.best].accuracy.share == 1.0
+    result, report = curve(tmp_path / "c", data, "--model", tmp_path / "m", "--reveal", 81)
+    assert report.settings.card_tol is None and report.early_exit is None and report.settling is None
+    assert report.settings.tols and "has no tolerance" in result.stdout
+    assert report.points[report.bend.best].accuracy.share == 1.0
 
 
 @pytest.mark.slow
 def test_the_recommended_call_has_what_was_asked_for(data, tmp_path):
     options = ["--noise-scale", 0, "--window", 1, "--seed", 3, "--precision", "bf16", "--select", "vote"]
-    _, told = curve(tmp_path / "c", data, *options, "--budget", "9999 nfe")
-    arguments = told.recommendation.arguments
+    _, report = curve(tmp_path / "c", data, *options, "--budget", "9999 nfe")
+    arguments = report.recommendation.arguments
     for wanted in ("noise_scale=0.0", "window=1", "seed=3", 'precision="bf16"'):
         assert wanted in arguments
-    _, told = curve(tmp_path / "plain", data, "--budget", "9999 nfe")
-    assert "seed" not in told.recommendation.arguments and "noise" not in told.recommendation.arguments
+    _, report = curve(tmp_path / "plain", data, "--budget", "9999 nfe")
+    assert "seed" not in report.recommendation.arguments and "noise" not in report.recommendation.arguments
 
 
 @pytest.mark.slow
@@ -286,16 +286,16 @@ def test_a_model_whose_states_all_diverge(data, tmp_path):
         model.embed_tokens.embedding_weight.mul_(1e37)  # finite, and its squares are not
     model.card = ModelCard(model.config, tol=0.02)
     model.save_pretrained(tmp_path / "m")
-    _, told = curve(tmp_path / "c", data, "--model", tmp_path / "m")
-    assert told.residuals.diverged == told.residuals.trajectories == 12
-    assert {p.nfe for p in told.points} == {1, 2} and not any(p.accuracy.correct for p in told.points)
+    _, report = curve(tmp_path / "c", data, "--model", tmp_path / "m")
+    assert report.residuals.diverged == report.residuals.trajectories == 12
+    assert {p.nfe for p in report.points} == {1, 2} and not any(p.accuracy.correct for p in report.points)
 
 
 @pytest.mark.slow
 def test_puzzles_of_our_own_where_no_file_is_named(tmp_path):
-    _, told = curve(tmp_path / "c", "--limit", 6)
-    assert told.puzzles.file is None
-    assert told.puzzles.groups == {
+    _, report = curve(tmp_path / "c", "--limit", 6)
+    assert report.puzzles.file is None
+    assert report.puzzles.groups == {
         "generated_easy": 2,
         "generated_medium": 2,
         "generated_hard": 1,
@@ -323,8 +323,8 @@ def test_puzzles_of_our_own_where_no_file_is_named(tmp_path):
 )
 def test_wishes_that_make_no_sense(data, tmp_path, arguments, message):
     out = [] if "--out" in arguments else ["--out", tmp_path / "c"]
-    told = eqr("curve", data, *out, "--depth", 1, "--breadth", 1, "--quick", *arguments, code=2).stderr
-    assert message in told.replace("\n", " ")
+    output = eqr("curve", data, *out, "--depth", 1, "--breadth", 1, "--quick", *arguments, code=2).stderr
+    assert message in output.replace("\n", " ")
 
 
 @pytest.mark.parametrize(
@@ -341,8 +341,8 @@ def test_files_without_puzzles(tmp_path, text, message):
 def test_a_bad_line_is_named_and_the_others_are_mapped(data, tmp_path):
     path = tmp_path / "mixed.csv"
     path.write_text(data.read_text() + "easy,12,34,0\n")
-    result, told = curve(tmp_path / "c", path, code=1)
-    assert told.puzzles.count == 6 and len(told.errors) == 1 and "line 8" in result.stderr
+    result, report = curve(tmp_path / "c", path, code=1)
+    assert report.puzzles.count == 6 and len(report.errors) == 1 and "line 8" in result.stderr
 
 
 @pytest.mark.slow
@@ -351,6 +351,6 @@ def test_nothing_of_the_map_depends_on_the_order_of_the_puzzles(data, tmp_path):
     order = np.random.default_rng(1).permutation(len(lines) - 1)
     shuffled = tmp_path / "shuffled.csv"
     shuffled.write_text("\n".join([lines[0], *(lines[1 + i] for i in order)]) + "\n")
-    told = [curve(tmp_path / name, path)[1] for name, path in (("a", data), ("b", shuffled))]
-    assert [p.accuracy for p in told[0].points] == [p.accuracy for p in told[1].points]
-    assert [p.nfe for p in told[0].points] == pytest.approx([p.nfe for p in told[1].points], rel=1e-12)
+    reports = [curve(tmp_path / name, path)[1] for name, path in (("a", data), ("b", shuffled))]
+    assert [p.accuracy for p in reports[0].points] == [p.accuracy for p in reports[1].points]
+    assert [p.nfe for p in reports[0].points] == pytest.approx([p.nfe for p in reports[1].points], rel=1e-12)

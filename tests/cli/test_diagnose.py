@@ -56,8 +56,8 @@ def codes_of(*letters: str) -> np.ndarray:
 def test_contraction_rate_of_an_exact_decay(rate, floor, scale):
     r = np.sqrt(np.square(scale * rate**STEP) + floor**2)[None]
     expected = np.count_nonzero(r[0] > 1.1 * floor) >= 3
-    found = contraction_rates(r, [floor])[0]
-    assert found == pytest.approx(rate, rel=1e-6) if expected else math.isnan(found)
+    result = contraction_rates(r, [floor])[0]
+    assert result == pytest.approx(rate, rel=1e-6) if expected else math.isnan(result)
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.6, 0.9])
@@ -106,8 +106,8 @@ def test_plateau_needs_rest():
     rng = np.random.default_rng(0)
     even = 0.0155 * (1 + 0.01 * rng.normal(size=64))
     rows = [even, 0.99**STEP, 0.3 * rng.lognormal(0, 0.4, 64), np.where(STEP < 44, 1.0, 0.1), np.full(64, NAN)]
-    found = plateau(rows)
-    assert found[0] == pytest.approx(0.0155, rel=0.01) and np.isnan(found[1:]).all()
+    result = plateau(rows)
+    assert result[0] == pytest.approx(0.0155, rel=0.01) and np.isnan(result[1:]).all()
     assert np.isnan(plateau([even[:15]])).all() and not np.isnan(plateau([even[:16]])).any()
 
 
@@ -193,11 +193,11 @@ def test_agreement_by_hand():
     exact = [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     settled = [[1, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]]
     diverged = [[0] * 4, [0] * 4, [0] * 4, [0, 0, 0, 1], [1] * 4]
-    found = agreement(codes, exact, np.array(settled) & ~np.array(diverged, bool), diverged)
-    assert (found.pairs, found.same) == (6 + 6 + 6 + 3, 3 + 0 + 2 + 3)
-    assert (found.settled_pairs, found.settled_same) == (3 + 6 + 3, 1 + 2 + 3)
-    assert found.distinct.tolist() == [2, 0, 2, 1, 0]
-    assert (found.common_right, found.common_wrong, found.common_tied) == (1, 2, 2)
+    result = agreement(codes, exact, np.array(settled) & ~np.array(diverged, bool), diverged)
+    assert (result.pairs, result.same) == (6 + 6 + 6 + 3, 3 + 0 + 2 + 3)
+    assert (result.settled_pairs, result.settled_same) == (3 + 6 + 3, 1 + 2 + 3)
+    assert result.distinct.tolist() == [2, 0, 2, 1, 0]
+    assert (result.common_right, result.common_wrong, result.common_tied) == (1, 2, 2)
     alone = agreement(codes[:, :1], np.array(exact)[:, :1], np.ones((5, 1)), np.zeros((5, 1)), [1, 0, 0, 0, 0])
     assert alone.pairs == 0 and math.isnan(alone.share) and math.isnan(alone.settled_share)
     assert (alone.common_right, alone.common_wrong, alone.common_tied) == (1, 0, 0)
@@ -264,9 +264,9 @@ def planted(n: int = 100, b: int = 8, depth: int = 64, **changes: object) -> Sca
 
 
 def names(scaling: Scaling, tol: float = 0.03) -> list[str]:
-    found = advise(scaling, tol=tol)
-    assert all(finding.evidence and finding.advice.endswith(".") for finding in found)
-    return [finding.name for finding in found]
+    findings = advise(scaling, tol=tol)
+    assert all(finding.evidence and finding.advice.endswith(".") for finding in findings)
+    return [finding.name for finding in findings]
 
 
 def kinds(n: int, **counts: int) -> dict[str, dict[str, int]]:
@@ -358,13 +358,13 @@ def test_findings_about_breadth():
     gain, loss = Paired(100, 9, 1), Paired(100, 1, 9)
     assert "breadth pays" in names(planted(by_breadth=gain)) and "breadth hurts" in names(planted(by_breadth=loss))
     missed = dict(vote=Paired(100, 8, 0), q=Paired(100, 2, 0), any=Paired(100, 9, 0))
-    found = advise(planted(by_rule=missed, oracle=Paired(100, 9, 0)), tol=0.03)
-    finding = next(f for f in found if f.name == "selection loses to the oracle")
+    findings = advise(planted(by_rule=missed, oracle=Paired(100, 9, 0)), tol=0.03)
+    finding = next(f for f in findings if f.name == "selection loses to the oracle")
     assert "9.0 points" in finding.evidence and finding.advice == "Select by vote."
-    assert "breadth has nothing to give" not in [f.name for f in found]
+    assert "breadth has nothing to give" not in [f.name for f in findings]
     missed["vote"] = Paired(100, 4, 0)
-    found = advise(planted(by_rule=missed), tol=0.03)
-    assert "Select" not in next(f for f in found if f.name == "selection loses to the oracle").advice
+    findings = advise(planted(by_rule=missed), tol=0.03)
+    assert "Select" not in next(f for f in findings if f.name == "selection loses to the oracle").advice
     alone = names(planted(b=1, by_breadth=Paired(100, 0, 0)))
     assert alone == ["depth is used up", "too few restarts"]
 

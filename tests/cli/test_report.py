@@ -100,16 +100,16 @@ def test_files_are_valid(folder: Path) -> None:
 
 def test_page_needs_nothing_else(folder: Path) -> None:
     text = (folder / "curve.html").read_text()
-    found = Page(text)
-    assert not [tag for tag, _ in found.elements if tag in ("script", "iframe", "object", "embed", "base", "form")]
-    references = found.attributes("src", "href", "srcset", "action", "data", "poster", "background")
+    parsed = Page(text)
+    assert not [tag for tag, _ in parsed.elements if tag in ("script", "iframe", "object", "embed", "base", "form")]
+    references = parsed.attributes("src", "href", "srcset", "action", "data", "poster", "background")
     assert references and all(value.startswith(("data:", "#")) for value in references)
     style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)
     assert style and not re.search(r"url\(|@import|https?:", style[1])
-    assert not [name for _, attrs in found.elements for name in attrs if name.startswith("on")]
-    anchors = {value for value in found.attributes("id")}
+    assert not [name for _, attrs in parsed.elements for name in attrs if name.startswith("on")]
+    anchors = {value for value in parsed.attributes("id")}
     assert {value[1:] for value in references if value.startswith("#")} <= anchors
-    pictures = [value.partition("base64,")[2] for value in found.attributes("src")]
+    pictures = [value.partition("base64,")[2] for value in parsed.attributes("src")]
     assert [base64.b64decode(data) for data in pictures] == [(folder / f"{s}.svg").read_bytes() for s in STEMS]
     for stem in STEMS:
         svg = ET.fromstring((folder / f"{stem}.svg").read_bytes())
@@ -166,25 +166,25 @@ def test_front_table() -> None:
 
 
 def test_summary_and_other_tables() -> None:
-    found = Page(page(REPORT))
-    assert f"model.solve(tokens, {REPORT.recommendation.arguments})" in found.text
+    parsed = Page(page(REPORT))
+    assert f"model.solve(tokens, {REPORT.recommendation.arguments})" in parsed.text
     best = REPORT.points[REPORT.bend.best].policy
     call = f'depth={best.depth}, breadth={best.breadth}, halt="residual", tol={best.tol:g}, select="first"'
-    assert f"model.solve(tokens, {call})" in found.text
-    assert REPORT.reproduce["command"] in found.text
-    checked = found.tables[1][1:]
+    assert f"model.solve(tokens, {call})" in parsed.text
+    assert REPORT.reproduce["command"] in parsed.text
+    checked = parsed.tables[1][1:]
     assert len(checked) == len(REPORT.checked) and {row[12] for row in checked} == {"-3.8 %"}
-    memory = found.tables[3]
+    memory = parsed.tables[3]
     assert memory[0] == ["depth", "breadth 1", "breadth 8", "breadth 32"]
     assert [row[0] for row in memory[1:]] == ["1", "4", "16", "64"]
 
 
 def test_gpu_without_a_price() -> None:
     report = make_report(gpu=True, price=False)
-    found = Page(page(report))
-    head, row = found.tables[0][0], found.tables[0][-1]
+    parsed = Page(page(report))
+    head, row = parsed.tables[0][0], parsed.tables[0][-1]
     assert "GPU-seconds" in head and row[head.index("money per 1000")] == "" and row[head.index("joules")] != ""
-    assert "No price was given" in found.text and "read from NVML" in found.text
+    assert "No price was given" in parsed.text and "read from NVML" in parsed.text
     figure = PICTURES[0].draw(report)
     assert figure.axes[0].get_xlabel().startswith("GPU-seconds") and not figure.axes[0].child_axes
 
@@ -234,9 +234,9 @@ def test_values_are_escaped() -> None:
         checked=(dataclasses.replace(REPORT.checked[0], why=(nasty,)),),
     )
     text = page(report)
-    found = Page(text)
-    assert "<script" not in text and "script" not in [tag for tag, _ in found.elements]
-    assert found.text.count(nasty) >= 8
+    parsed = Page(text)
+    assert "<script" not in text and "script" not in [tag for tag, _ in parsed.elements]
+    assert parsed.text.count(nasty) >= 8
     for picture in PICTURES:  # and no mathematics starts at a dollar sign
         save(picture.draw(report), "png")
 

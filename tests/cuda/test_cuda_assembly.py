@@ -94,17 +94,17 @@ def parse_assembler(text: str, architecture: str) -> dict[str, Kernel]:
     kernels: dict[str, Kernel] = {}
     kernel = None
     for line in text.splitlines():
-        if found := re.search(r"Compiling entry function '(\w+)' for '(\w+)'", line):
-            assert found[2] == architecture, line
-            kernel = kernels[found[1]] = Kernel(found[1], architecture)
-        elif found := re.search(r"Function properties for (\w+)", line):
-            kernel = kernels.get(found[1])  # none for a function that is not inlined
+        if match := re.search(r"Compiling entry function '(\w+)' for '(\w+)'", line):
+            assert match[2] == architecture, line
+            kernel = kernels[match[1]] = Kernel(match[1], architecture)
+        elif match := re.search(r"Function properties for (\w+)", line):
+            kernel = kernels.get(match[1])  # none for a function that is not inlined
         elif kernel is None:
             continue
-        elif found := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
-            kernel.stack, kernel.spilled = int(found[1]), int(found[2]) + int(found[3])
-        elif found := re.search(r"Used (\d+) registers", line):
-            kernel.registers = int(found[1])
+        elif match := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            kernel.stack, kernel.spilled = int(match[1]), int(match[2]) + int(match[3])
+        elif match := re.search(r"Used (\d+) registers", line):
+            kernel.registers = int(match[1])
             shared = re.search(r"(\d+) bytes smem", line)
             kernel.shared = int(shared[1]) if shared else 0
     return kernels
@@ -115,8 +115,8 @@ def parse_disassembly(text: str) -> dict[str, Counter[str]]:
     functions: dict[str, Counter[str]] = {}
     for part in re.split(r"^\s*Function : ", text, flags=re.MULTILINE)[1:]:
         name = part.split(maxsplit=1)[0]
-        found = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]+)", part, re.MULTILINE)
-        functions[name] = Counter(found)
+        matches = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]+)", part, re.MULTILINE)
+        functions[name] = Counter(matches)
     return functions
 
 
@@ -166,7 +166,7 @@ def assemble(sources: list[Path]) -> Assembled:
     messages = {
         (source.name, architecture): text for (source, architecture), (text, _) in zip(jobs, results, strict=True)
     }
-    return Assembled(messages, [kernel for _, found in results for kernel in found])
+    return Assembled(messages, [kernel for _, result in results for kernel in result])
 
 
 @pytest.fixture(scope="session")

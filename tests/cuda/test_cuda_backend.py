@@ -36,9 +36,9 @@ SUDOKU = ops.Operator((81, 512, 11, 256, 1536, 0, 2, 3, 6, 0), (0.95, 1e-5, 1.0,
 KERNELS = ("throughput_mma", "throughput_wgmma", "latency")
 
 
-def plan(limits: dict[str, int] = H100, about: ops.Operator = SUDOKU, **changes: Any) -> dict[str, Any]:
+def plan(limits: dict[str, int] = H100, operator: ops.Operator = SUDOKU, **changes: Any) -> dict[str, Any]:
     run = dict(regime="auto", trajectories=1000, slots=10**6, window=3, depth=16, puzzles=1000, race=False)
-    return cuda.plan(about, limits, **{**run, **changes})
+    return cuda.plan(operator, limits, **{**run, **changes})
 
 
 # ---- plans ---------------------------------------------------------------------------------------------------------
@@ -82,9 +82,9 @@ def test_memory_grows_with_the_window_and_a_race_and_nothing_else():
 @pytest.mark.parametrize("features", [128, 256, 512])
 @pytest.mark.parametrize("regime", ["throughput", "latency"])
 def test_every_size_fits_the_devices_it_is_for(features, regime):
-    about = SUDOKU._replace(sizes=(81, features, 11, 256, -(-features // 256) * 768, 0, 2, 3, 6, 0))
+    operator = SUDOKU._replace(sizes=(81, features, 11, 256, -(-features // 256) * 768, 0, 2, 3, 6, 0))
     for limits in (H100, A100):
-        assert plan(limits, about, regime=regime)["shared_bytes"] <= limits["shared_bytes"]
+        assert plan(limits, operator, regime=regime)["shared_bytes"] <= limits["shared_bytes"]
 
 
 @needs_kernels
@@ -95,7 +95,11 @@ def test_every_size_fits_the_devices_it_is_for(features, regime):
         ({**H100, "major": 7, "minor": 5}, {}, "capability 8.x and 9.0, and the device has 7.5; use backend='ref"),
         ({**H100, "major": 12}, {}, "the device has 12.0; use backend='triton' or backend='reference'"),
         (H100, dict(regime="fast"), "regime must be one of auto, throughput, latency, got 'fast'"),
-        (H100, dict(about=SUDOKU._replace(sizes=(89, *SUDOKU.sizes[1:]))), "seq_len up to 88, got 89; use backend='t"),
+        (
+            H100,
+            dict(operator=SUDOKU._replace(sizes=(89, *SUDOKU.sizes[1:]))),
+            "seq_len up to 88, got 89; use backend='t",
+        ),
     ],
 )
 def test_plans_that_cannot_be(limits, changes, message):
@@ -177,8 +181,11 @@ def test_what_it_can_run_and_how(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card")
     model = on_a_gpu(small())
     assert CudaBackend().why_not(model, Precision.bf16) is None
-    told = CudaBackend().describe(model, Precision.bf16)
-    assert "bf16, throughput_wgmma in clusters of 2, or for few trajectories latency, on Card (9.0, 132 mult" in told
+    description = CudaBackend().describe(model, Precision.bf16)
+    assert (
+        "bf16, throughput_wgmma in clusters of 2, or for few trajectories latency, on Card (9.0, 132 mult"
+        in description
+    )
     monkeypatch.setenv("EQR_CUDA_REGIME", "latency")
     assert "bf16, latency (EQR_CUDA_REGIME=latency), on Card" in CudaBackend().describe(model, Precision.bf16)
     limits = {**H100, "major": 7}
@@ -301,8 +308,8 @@ def test_what_it_hands_over(standing_in, puzzles, options):
         assert torch.equal(got.at[depth].all_preds, at.all_preds)
     assert seen[0] == (0, 36, 0) and seen[-1] == (36, 36, int(got.nfe.sum())) and seen == sorted(seen)
     assert len(seen) > 10
-    asked = model.solve(puzzles, backend="cuda", slots=5, **options)
-    assert "throughput_wgmma with 4 CTAs" in asked.backend_reason
+    requested = model.solve(puzzles, backend="cuda", slots=5, **options)
+    assert "throughput_wgmma with 4 CTAs" in requested.backend_reason
 
 
 @needs_kernels
@@ -343,8 +350,8 @@ def test_counts_never_go_back(standing_in):
 
 
 def test_the_operator_is_told_without_its_weights():
-    told = operator_of(EquilibriumReasoner(EqRConfig.sudoku_paper()))
-    assert told == SUDOKU
+    operator = operator_of(EquilibriumReasoner(EqRConfig.sudoku_paper()))
+    assert operator == SUDOKU
     maze = operator_of(EquilibriumReasoner(EqRConfig.maze(seq_len=4)))
     assert maze.sizes[5] == 8 and maze.sizes[3] == 0 and maze.sizes[9] == 1
 

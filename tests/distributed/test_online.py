@@ -58,19 +58,19 @@ def port() -> int:
 
 def replicas() -> set[int]:
     """Processes of replicas below this one."""
-    parents, found = {}, set()
+    parents, collected = {}, set()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             if (folder / "cmdline").read_bytes().startswith(b"ray::ServeReplica:eqr:"):
-                found.add(int(folder.name))
+                collected.add(int(folder.name))
         except OSError:
             continue  # it has ended
 
     def mine(pid: int) -> bool:
         return pid == os.getpid() or (pid in parents and mine(parents[pid]))
 
-    return {pid for pid in found if mine(pid)}
+    return {pid for pid in collected if mine(pid)}
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -116,10 +116,10 @@ def test_two_replicas_answer_as_one_engine_also_when_one_is_killed(cluster, mode
     with serving(
         EquilibriumReasoner.from_pretrained(model), engine_options=alone, limits=limits, name=model.name
     ) as one:
-        wanted = [results(one.client.post("/v1/solve", json=asked)) for asked in ASKED]
+        wanted = [results(one.client.post("/v1/solve", json=fields)) for fields in ASKED]
         wanted_long = results(one.client.post("/v1/solve", json=LONG))
         refusals = [one.client.post("/v1/solve", json=refused) for refused in REFUSED]
-        about = one.client.get("/v1/model").json()
+        body = one.client.get("/v1/model").json()
         with ThreadPoolExecutor(4) as pool:
             full = [pool.submit(one.client.post, "/v1/solve", json=TOO_MUCH) for _ in range(4)]
             too_many = next(f.result() for f in full if f.result().status_code == 429)
@@ -127,11 +127,11 @@ def test_two_replicas_answer_as_one_engine_also_when_one_is_killed(cluster, mode
     def use(client: httpx.Client) -> None:
         until(lambda: status(client) == 200)
         for _ in range(2):
-            assert [results(client.post("/v1/solve", json=asked)) for asked in ASKED] == wanted
+            assert [results(client.post("/v1/solve", json=fields)) for fields in ASKED] == wanted
         for refused, said in zip(REFUSED, refusals, strict=True):
             got = client.post("/v1/solve", json=refused)
             assert (got.status_code, got.json()) == (400, said.json()) == (said.status_code, said.json())
-        assert client.get("/v1/model").json() == about
+        assert client.get("/v1/model").json() == body
         (request_id,) = client.get("/healthz", headers={"x-request-id": "mine"}).headers.get_list("x-request-id")
         assert request_id == "mine"
 
@@ -167,7 +167,7 @@ def test_two_replicas_answer_as_one_engine_also_when_one_is_killed(cluster, mode
                     assert results(response) == wanted_long
         assert results(client.post("/v1/solve", json=ASKED[1])) == wanted[1]
         until(lambda: len(replicas() - before) == 1)
-        assert [results(client.post("/v1/solve", json=asked)) for asked in ASKED] == wanted
+        assert [results(client.post("/v1/solve", json=fields)) for fields in ASKED] == wanted
 
         with ThreadPoolExecutor(1) as pool:
             event = threading.Event()
@@ -201,19 +201,19 @@ def test_two_replicas_answer_as_one_engine_also_when_one_is_killed(cluster, mode
             "--json",
             "--max-in-flight",
         )
-        told = eqr(*serving_on_ray, 2, "--max-queued", 4, "--max-puzzles", 4, *OF_LONG, "--backend", "cpu")
+        output = eqr(*serving_on_ray, 2, "--max-queued", 4, "--max-puzzles", 4, *OF_LONG, "--backend", "cpu")
     finally:
         using.join(SECONDS)
     assert not failures, failures
-    assert f'"address": "http://127.0.0.1:{port}"' in told.stdout and "replicas: 2" in told.stdout
+    assert f'"address": "http://127.0.0.1:{port}"' in output.stdout and "replicas: 2" in output.stdout
     until(lambda: not replicas())
 
 
-def streamed(client: httpx.Client, asked: dict[str, Any], started: threading.Event) -> Any:
+def streamed(client: httpx.Client, fields: dict[str, Any], started: threading.Event) -> Any:
     """The results of a streamed request, or None where it broke off."""
     last: dict[str, Any] = {}
     try:
-        with client.stream("POST", "/v1/solve", json={**asked, "stream": True}) as response:
+        with client.stream("POST", "/v1/solve", json={**fields, "stream": True}) as response:
             for line in response.iter_lines():
                 started.set()
                 last = httpx.Response(200, text=line).json()
@@ -240,8 +240,8 @@ def test_waiting_requests_ask_for_another_replica(cluster, model, port):
 
         def load() -> None:
             while not wanted.is_set():
-                asked = {"puzzles": [PUZZLE] * 2, "depth": 1 << 20, "halt": "none", "deadline": 2}
-                assert client.post("/v1/solve", json=asked).status_code == 504
+                fields = {"puzzles": [PUZZLE] * 2, "depth": 1 << 20, "halt": "none", "deadline": 2}
+                assert client.post("/v1/solve", json=fields).status_code == 504
 
         def running() -> int:
             (deployment,) = serve.status().applications[online.APP].deployments.values()
@@ -269,7 +269,7 @@ def test_replicas_that_are_none_are_named(text):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (("--engine", "dask"), "--engine must be one of local, ray, got 'dask'"),
         (("--replicas", "2"), "--replicas is for --engine ray, and --engine is local; leave one out"),
@@ -277,5 +277,5 @@ def test_replicas_that_are_none_are_named(text):
         (("--engine", "ray", "--port", "0"), "Ray Serve does not tell which port it took; name one"),
     ],
 )
-def test_wrong_options_are_named_before_anything_starts(options, told):
-    assert told in " ".join(eqr("serve", *options, code=2).stderr.split())
+def test_wrong_options_are_named_before_anything_starts(options, message):
+    assert message in " ".join(eqr("serve", *options, code=2).stderr.split())

@@ -33,7 +33,7 @@ def assert_same_rows(path: Path, kind: str, rows: int, task=SUDOKU) -> None:
     whole, wrong = task.load(path)
     parts = [load_piece(task, piece) for piece in pieces(path, kind, rows)]
     got = [part for part, _ in parts if part is not None]
-    errors = sorted((error.line, error.message) for _, found in parts for error in found)
+    errors = sorted((error.line, error.message) for _, result in parts for error in result)
     assert errors == [(error.line, error.message) for error in wrong]
     assert sum(map(len, got)) == len(whole)
     for name in ("inputs", "source", "rating", "line", "id"):
@@ -142,8 +142,8 @@ def test_puzzles_read_whole_come_in_the_order_of_their_lines(tmp_path):
     path.write_text(f"{A}\nrubbish of a line\n{B}\n12345678\n{C}\n")
     puzzles, errors = SUDOKU.load(path)
     units = list(PuzzleReader(puzzles, errors, "puzzles.txt", 2).read(0, frozenset()))
-    found = [(unit.puzzles.line.tolist(), [error.line for error in unit.errors]) for unit in units]
-    assert found == [([1], [2]), ([3], [4]), ([5], [])] or sum(map(len, units)) == len(puzzles) + len(errors)
+    results = [(unit.puzzles.line.tolist(), [error.line for error in unit.errors]) for unit in units]
+    assert results == [([1], [2]), ([3], [4]), ([5], [])] or sum(map(len, units)) == len(puzzles) + len(errors)
 
 
 @pytest.mark.parametrize("rows", [0, MOST_ROWS + 1])

@@ -117,5 +117,5 @@ def test_a_killed_worker_and_a_lost_node_cost_no_row_and_no_bit(cluster, model, 
     assert shards_of(there) == shards_of(here)
 
     assert "depth was 6 and is 7" in eqr(*solving, there, *ON_RAY, "--depth", 7, code=2).stderr
-    told = eqr(*solving, tmp_path / "none", *ON_RAY, "--cpus-per-worker", 50, code=2).stderr
-    assert "no machine of the cluster has room for a worker of 50 CPUs: they have 1 CPUs and 0 GPUs" in told
+    output = eqr(*solving, tmp_path / "none", *ON_RAY, "--cpus-per-worker", 50, code=2).stderr
+    assert "no machine of the cluster has room for a worker of 50 CPUs: they have 1 CPUs and 0 GPUs" in output

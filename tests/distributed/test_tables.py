@@ -139,8 +139,8 @@ def test_an_interruption_keeps_what_is_done(data, model, out, monkeypatch):
         write(self, key, table)
 
     monkeypatch.setattr(Shards, "write", interrupted)
-    told = solve(data, model, out, code=130).stderr
-    assert f"1 shards are kept in {out}, and the same command goes on from there" in told
+    output = solve(data, model, out, code=130).stderr
+    assert f"1 shards are kept in {out}, and the same command goes on from there" in output
     monkeypatch.setattr(Shards, "write", write)
     report = json.loads(solve(data, model, out, "--json").stdout)
     assert report["shards"] == {"rows": 4, "count": 3, "found": 1, "rows_run": 6}
@@ -150,7 +150,7 @@ def test_an_interruption_keeps_what_is_done(data, model, out, monkeypatch):
 def test_results_of_other_settings_are_refused(data, model, out, tmp_path):
     solve(data, model, out)
     before = shards_of(out)
-    for more, told in (
+    for more, message in (
         (["--depth", 7], "depth was 6 and is 7"),
         (["--tol", 0.06], "tol was 0.05 and is 0.06"),
         (["--seed", 1], "seed was 0 and is 1"),
@@ -162,7 +162,7 @@ def test_results_of_other_settings_are_refused(data, model, out, tmp_path):
         if "reference" in more and json.loads((out / MANIFEST).read_text())["backend"] == "reference":
             continue
         text = solve(data, model, out, *more, code=2).stderr
-        assert f"{out} holds results of another run: " in text and told in text
+        assert f"{out} holds results of another run: " in text and message in text
         assert "name another --out, or remove the folder" in text
     assert "views was None and is True" in solve(data, model, out, settings=VIEWS, code=2).stderr
     other = tmp_path / data.name
@@ -178,7 +178,7 @@ def test_results_of_other_settings_are_refused(data, model, out, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--engine", "ray"], "--engine ray and --shard-rows write to a folder; name it with --out"),
         (["--engine", "spark", "--out", "OUT"], "--engine must be one of local, ray, got 'spark'"),
@@ -193,12 +193,12 @@ def test_results_of_other_settings_are_refused(data, model, out, tmp_path):
         (["--out", "OUT", "--engine", "ray", "--address", "ray://host:10001"], "is that of a Ray Client"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_the_work(data, model, tmp_path, arguments, told):
+def test_what_makes_no_sense_is_refused_before_the_work(data, model, tmp_path, arguments, message):
     (tmp_path / "FILE").write_text("")
     (tmp_path / "FULL").mkdir()
     (tmp_path / "FULL" / "notes.txt").write_text("")
     places = [tmp_path / a if str(a).split("/")[0] in ("OUT", "FILE", "FULL", "NONE") else a for a in arguments]
-    assert told in eqr("solve", data, "--model", model, *places, code=2).stderr
+    assert message in eqr("solve", data, "--model", model, *places, code=2).stderr
     assert not list(tmp_path.glob("OUT/part-*"))
 
 
@@ -246,13 +246,13 @@ def test_a_map_is_filled_with_the_parts_that_it_would_record(data, model, tmp_pa
         part = mapping.store.load(start)
         for name, array in part.arrays().items():
             np.testing.assert_array_equal(array, getattr(want, name)[start : start + 3], name)
-    told: list[int] = []
-    Store.save, save = lambda self, start, part: told.append(start), Store.save
+    calls: list[int] = []
+    Store.save, save = lambda self, start, part: calls.append(start), Store.save
     try:
         fill(Local(), mapping, "sudoku")
     finally:
         Store.save = save
-    assert told == []
+    assert calls == []
 
 
 def test_a_model_travels_as_weights_and_card(model):

@@ -67,8 +67,8 @@ def test_example_of_serving(capsys: pytest.CaptureFixture[str]):
 
 
 def examples(page: str) -> list[str]:
-    found: list[str] = re.findall(r"```python\n(.*?)```", (REPOSITORY / page).read_text(), re.DOTALL)
-    return found
+    matches: list[str] = re.findall(r"```python\n(.*?)```", (REPOSITORY / page).read_text(), re.DOTALL)
+    return matches
 
 
 def anchors(page: Path) -> set[str]:

@@ -71,7 +71,7 @@ def test_errs_no_more_than_the_modules(isa, arithmetic, cfg):
     exact = copy.deepcopy(rounded).double()
     model = rounded if arithmetic == "bfloat16" else copy.deepcopy(rounded).float()
     *_, tokens, answers, state = problem(cfg, dtype=model.dtype)
-    found = []
+    results = []
     for one, fused in ((exact, True), (model, False), (model, True)):
         one.fused = fused
         given = state._replace(z_H=state.z_H.to(one.dtype), z_L=state.z_L.to(one.dtype))
@@ -79,13 +79,13 @@ def test_errs_no_more_than_the_modules(isa, arithmetic, cfg):
         assert (kernel == FUSED) == (one is model and fused), kernel
         assert torch.equal(after.step, state.step + 1) and not after.z_H.requires_grad
         parts = gradients(one, own_loss(logits, q_halt, answers))
-        found.append(dict(z_H=[after.z_H], z_L=[after.z_L], logits=[logits], all=parts, blocks=parts[4:]))
+        results.append(dict(z_H=[after.z_H], z_L=[after.z_L], logits=[logits], all=parts, blocks=parts[4:]))
         if one is model:
             dtypes = after.z_H.dtype, after.z_L.dtype, logits.dtype, q_halt.dtype, *(g.dtype for g in parts)
-            assert dtypes == found[0].setdefault("dtypes", dtypes)
+            assert dtypes == results[0].setdefault("dtypes", dtypes)
     exact.fused = True
     for name in ("z_H", "z_L", "logits", "all", "blocks"):
-        want, theirs, ours = (torch.cat([t.detach().double().flatten() for t in of[name]]) for of in found)
+        want, theirs, ours = (torch.cat([t.detach().double().flatten() for t in of[name]]) for of in results)
         budget, error = (theirs - want).norm(), (ours - want).norm()
         assert 0 < error <= 1.1 * budget < 0.5 * want.norm(), (name, error, budget)
 
@@ -207,7 +207,7 @@ def test_what_is_kept_for_backward():
 @pytest.mark.parametrize("wrapper", ["checkpoint", "ddp"])
 def test_under_what_pytorch_wraps_around_a_model(wrapper, tmp_path):
     model, tokens, answers, state = problem(CONFIGS["H 2"])
-    found = []
+    results = []
     if wrapper == "ddp":
         dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
         wrapped = DistributedDataParallel(model)
@@ -220,11 +220,11 @@ def test_under_what_pytorch_wraps_around_a_model(wrapper, tmp_path):
                 assert model.step_kernel(tokens, state) == FUSED
                 _, logits, q_halt = run(tokens, state)
             own_loss(logits, q_halt, answers).backward()
-            found.append([p.grad.clone() for p in model.parameters()])
+            results.append([p.grad.clone() for p in model.parameters()])
     finally:
         if wrapper == "ddp":
             dist.destroy_process_group()
-    assert same(*found)
+    assert same(*results)
 
 
 def test_a_second_derivative_is_refused():

@@ -164,9 +164,9 @@ for call in (lambda: ops.damped_update(z, z, rng, 2, 0.95, 0.01), lambda: ops.ph
     environment = {**os.environ, "EQR_CPU_ISA": "avx1024"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    told = done.stdout.splitlines()
+    lines = done.stdout.splitlines()
     expected = "EQR_CPU_ISA is 'avx1024', which this build or this machine does not have; choose from "
-    assert len(told) == 2 and all(expected + ", ".join(ISAS) in line for line in told), told
+    assert len(lines) == 2 and all(expected + ", ".join(ISAS) in line for line in lines), lines
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -29,9 +29,9 @@ def test_fingerprint_tells_contents_shapes_and_dtypes_apart() -> None:
         flipped[i] ^= 1 << i % 15
         others.append([flipped])
     for tensors in others:
-        found = ops.fingerprint(tensors)
-        assert found not in seen, tensors
-        seen.add(found)
+        result = ops.fingerprint(tensors)
+        assert result not in seen, tensors
+        seen.add(result)
 
 
 @pytest.mark.parametrize(

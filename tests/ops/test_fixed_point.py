@@ -285,13 +285,13 @@ def test_trajectory_bytes_grow_with_the_window_alone() -> None:
 @pytest.mark.parametrize("mixer", ["mlp_t", "attention"])
 def test_same_bits_for_any_threads_and_slots(isa: str, precision: str, mixer: str, restore: None) -> None:
     ops.set_cpu_isa(isa)
-    packed, about = pack(**weights(mixer, precision=precision)), operator(mixer)
+    packed, settings = pack(**weights(mixer, precision=precision)), operator(mixer)
     torch.set_num_threads(1)
-    expected = run(packed, **about)
+    expected = run(packed, **settings)
     for threads, slots in ((1, 1), (2, 1), (2, 64), (3, 2), (64, 2)):
         torch.set_num_threads(threads)
-        assert same(run(packed, slots=slots, **about), expected), (threads, slots)
-    alone = run(packed, n=1, **about)
+        assert same(run(packed, slots=slots, **settings), expected), (threads, slots)
+    alone = run(packed, n=1, **settings)
     assert torch.equal(alone.logits[0], expected.logits[0]) and torch.equal(alone.residuals, expected.residuals[:3])
 
 
@@ -372,18 +372,18 @@ def test_concurrent_calls_get_the_answers_they_get_alone(restore: None) -> None:
     options: dict[str, Any] = dict(n=4, depth=20, checkpoints=(2, 9))
     alone = [run(packed, **options) for packed in packs]
     torch.set_num_threads(2)
-    found: dict[tuple[int, int], ops.FixedPointOutput] = {}
+    results: dict[tuple[int, int], ops.FixedPointOutput] = {}
 
     def work(i: int) -> None:
         for repeat in range(4):
-            found[i, repeat] = run(packs[i], **options)
+            results[i, repeat] = run(packs[i], **options)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(len(packs))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert len(found) == 12 and all(same(result, alone[i]) for (i, _), result in found.items())
+    assert len(results) == 12 and all(same(result, alone[i]) for (i, _), result in results.items())
 
 
 # ---- control, asking and interrupts --------------------------------------------------------------------------------
@@ -426,30 +426,30 @@ def test_another_thread_reads_and_cancels(threads: int, restore: None) -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_asking_can_cancel(threads: int, restore: None) -> None:
     torch.set_num_threads(threads)
-    control, asked = torch.zeros(3, dtype=torch.int64), []
+    control, calls = torch.zeros(3, dtype=torch.int64), []
 
     def ask() -> bool:
-        asked.append((threading.get_ident(), int(control[2])))
-        return len(asked) < 3
+        calls.append((threading.get_ident(), int(control[2])))
+        return len(calls) < 3
 
     out = run(pack(**weights()), ask=ask, **endless(control))
-    assert {ident for ident, _ in asked} == {threading.get_ident()} and len(asked) == 3
-    assert [spent for _, spent in asked] == sorted({spent for _, spent in asked})
+    assert {ident for ident, _ in calls} == {threading.get_ident()} and len(calls) == 3
+    assert [spent for _, spent in calls] == sorted({spent for _, spent in calls})
     assert (out.status == Status.CANCELLED).all() and int(out.steps.sum()) == int(control[2])
 
 
 def test_what_asking_raises_is_raised_again() -> None:
-    control, asked = torch.zeros(3, dtype=torch.int64), []
+    control, calls = torch.zeros(3, dtype=torch.int64), []
 
     def ask() -> bool:
-        asked.append(0)
+        calls.append(0)
         raise LookupError("no more")
 
     with pytest.raises(LookupError, match="no more"):
         run(pack(**weights()), ask=ask, **endless(control))
-    assert len(asked) == 1 and control[1] == 12
+    assert len(calls) == 1 and control[1] == 12
     # A later call of the same thread asks nobody.
-    assert (run(pack(**weights())).steps == 6).all() and len(asked) == 1
+    assert (run(pack(**weights())).steps == 6).all() and len(calls) == 1
 
 
 def test_an_error_of_the_caller_is_not_lost_behind_that_of_asking() -> None:

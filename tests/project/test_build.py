@@ -125,9 +125,9 @@ def test_a_configuration_for_something_else_is_not_taken(setup: Setup, checkout:
         kept = folder / BUILD / "CMakeCache.txt"
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.touch()
-        told = re.search(r"building afresh in .*: (.*)", setup.build(folder, **environment))
-        assert kept.exists() == (told is None)
-        return told[1] if told else None
+        reason = re.search(r"building afresh in .*: (.*)", setup.build(folder, **environment))
+        assert kept.exists() == (reason is None)
+        return reason[1] if reason else None
 
     assert afresh(checkout) == "it does not say for what it was configured"
     assert afresh(checkout) is None
@@ -197,11 +197,11 @@ def configure(folder: Path, *options: str, **environment: str) -> subprocess.Com
 
 def compiled_as(folder: Path) -> dict[str, tuple[set[str], str, str]]:
     """For each target: the macros that tell of arithmetic and instructions, contraction, and link-time optimisation."""
-    told = {}
+    flags = {}
     for entry in json.loads((folder / "compile_commands.json").read_text()):
         words = shlex.split(entry["command"])
         target = words[words.index("-o") + 1].split("/")[1]
-        if target not in told:
+        if target not in flags:
             macros = subprocess.check_output(
                 [*words[: words.index("-o")], "-dM", "-E", "-x", "c++", os.devnull], text=True
             )
@@ -211,8 +211,8 @@ def compiled_as(folder: Path) -> dict[str, tuple[set[str], str, str]]:
                 if not line.startswith(tuple(f"#define __{name}" for name in _OTHER))
             }
             contraction = [word for word in words if word.startswith("-ffp-contract=")][-1]
-            told[target] = lines, contraction, [word for word in words if "-flto" in word or word == "-fno-lto"][-1]
-    return told
+            flags[target] = lines, contraction, [word for word in words if "-flto" in word or word == "-fno-lto"][-1]
+    return flags
 
 
 # Tuning, and complex arithmetic, of which there is none.
@@ -270,16 +270,16 @@ def test_flags_that_nothing_undoes_are_refused(tmp_path: Path, variable: str, fl
     # CMake makes this one of LDFLAGS; GCC knows -mdaz-ftz since version 13, and CMake tries LDFLAGS first.
     linked = f"-DCMAKE_MODULE_LINKER_FLAGS={flags if variable == 'LDFLAGS' else ''}"
     done = configure(tmp_path, linked, **{variable: flags} if variable == "CXXFLAGS" else {})
-    told = " ".join(done.stderr.split())
-    assert done.returncode != 0 and message in told and f"Take it out of {variable}" in told, told
+    text = " ".join(done.stderr.split())
+    assert done.returncode != 0 and message in text and f"Take it out of {variable}" in text, text
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc: install the CUDA toolkit")
 def test_fast_arithmetic_of_nvcc_is_refused(tmp_path: Path) -> None:
     done = configure(tmp_path, "-DEQR_BUILD_CUDA=ON", NVCC_APPEND_FLAGS="-O3 --use_fast_math")
-    told = " ".join(done.stderr.split())
-    assert done.returncode != 0 and "NVCC_APPEND_FLAGS has --use_fast_math; it changes arithmetic" in told, told
+    text = " ".join(done.stderr.split())
+    assert done.returncode != 0 and "NVCC_APPEND_FLAGS has --use_fast_math; it changes arithmetic" in text, text
 
 
 def test_cmake_gets_the_flags_of_the_preprocessor_too(setup: Setup, checkout: Path) -> None:

@@ -35,21 +35,21 @@ DEFAULTS = dict(depth=5, tol=0.1)
 @pytest.mark.slow
 def test_answers_are_those_of_solve_in_any_company_and_order(contractive, puzzles, backend):
     generator, count = random.Random(0), 1000 if backend == "cpu" else 40  # a step in PyTorch takes a millisecond
-    asked = [(n, first, case) for case in CASES for n, first in ((None, 0), (None, 5), (3, 2))]
-    tokens = [puzzles[first] if n is None else puzzles[first : first + n] for n, first, _ in asked]
+    cases = [(n, first, case) for case in CASES for n, first in ((None, 0), (None, 5), (3, 2))]
+    tokens = [puzzles[first] if n is None else puzzles[first : first + n] for n, first, _ in cases]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some tolerances are below the noise
         rows = [t.reshape(-1, 6) for t in tokens]
         want = [
             contractive.solve(t, **{**DEFAULTS, **case}, backend=backend)
-            for t, (_, _, case) in zip(rows, asked, strict=True)
+            for t, (_, _, case) in zip(rows, cases, strict=True)
         ]
-        order = [generator.randrange(len(asked)) for _ in range(count)]
+        order = [generator.randrange(len(cases)) for _ in range(count)]
         with Engine(contractive, backend=backend, **DEFAULTS, quantum=2) as engine:
             with ThreadPoolExecutor(16) as clients:
-                futures = list(clients.map(lambda i: engine.submit(tokens[i], **asked[i][2]), order))
+                futures = list(clients.map(lambda i: engine.submit(tokens[i], **cases[i][2]), order))
             for i, future in zip(order, futures, strict=True):
-                assert_equal(future.result(PATIENCE), want[i], str(asked[i]))
+                assert_equal(future.result(PATIENCE), want[i], str(cases[i]))
         stats = engine.stats()
     assert (stats.submitted, stats.completed, stats.failed, stats.cancelled) == (count, count, 0, 0)
     assert stats.steps == sum(int(want[i].nfe.sum()) for i in order)

@@ -213,12 +213,12 @@ def guarded():
 
 
 def test_the_model_tells_what_a_request_may_ask_for(served: Served):
-    told = served.client.get("/v1/model").json()
-    assert told["task"] == "sudoku" and told["name"] == "tiny" and told["config"]["hidden_size"] == 16
-    assert told["limits"] == {"body": 4000, "puzzles": 4, "depth": 32, "breadth": 4, "steps": 64, "seconds": 20.0}
-    assert told["defaults"]["depth"] == 16 and told["card"]["tol"] == 0.02
-    assert told["tolerances"]["auto"] == {"value": 0.02, "caveat": None}
-    assert told["backend"] == "reference" and told["backend_reason"]
+    body = served.client.get("/v1/model").json()
+    assert body["task"] == "sudoku" and body["name"] == "tiny" and body["config"]["hidden_size"] == 16
+    assert body["limits"] == {"body": 4000, "puzzles": 4, "depth": 32, "breadth": 4, "steps": 64, "seconds": 20.0}
+    assert body["defaults"]["depth"] == 16 and body["card"]["tol"] == 0.02
+    assert body["tolerances"]["auto"] == {"value": 0.02, "caveat": None}
+    assert body["backend"] == "reference" and body["backend_reason"]
 
 
 def test_metrics_count_what_happened(guarded: Served):
@@ -248,14 +248,14 @@ def test_metrics_count_what_happened(guarded: Served):
     assert {"eqr_engine_queued", "eqr_engine_in_flight", "eqr_engine_utilisation"} <= set(after)
 
 
-@pytest.mark.parametrize(("asked", "kept"), [("abc-1.2", True), ("a" * 65, False), ("a b", False), (None, False)])
-def test_each_request_has_an_id_and_a_line_in_the_log(served: Served, caplog, asked, kept):
+@pytest.mark.parametrize(("sent", "kept"), [("abc-1.2", True), ("a" * 65, False), ("a b", False), (None, False)])
+def test_each_request_has_an_id_and_a_line_in_the_log(served: Served, caplog, sent, kept):
     with caplog.at_level(logging.INFO, "eqr_kernels.serving.http"):
-        headers = {} if asked is None else {"X-Request-ID": asked}
+        headers = {} if sent is None else {"X-Request-ID": sent}
         response = served.client.post("/v1/solve", json=ONE, headers=headers)
         given = response.headers["X-Request-ID"]
         until(lambda: any(getattr(r, "fields", {}).get("request_id") == given for r in caplog.records))
-    assert (given == asked) == kept and re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given)
+    assert (given == sent) == kept and re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given)
     fields = next(r.fields for r in caplog.records if getattr(r, "fields", {}).get("request_id") == given)
     assert (fields["status"], fields["path"], fields["puzzles"], fields["answered"]) == (200, "/v1/solve", 1, 1)
     assert fields["ms"] > 0

@@ -45,9 +45,9 @@ def process(model: Path, *options: object, **environment: str) -> Iterator[tuple
             line = running.stdout.readline()
             assert line, running.communicate(timeout=PATIENCE)[1]
             text += line
-        told = json.loads(text)
-        assert told["command"] == "serve" and told["pid"] == running.pid and told["backend"] == "reference"
-        with httpx.Client(base_url=told["address"], timeout=PATIENCE) as client:
+        body = json.loads(text)
+        assert body["command"] == "serve" and body["pid"] == running.pid and body["backend"] == "reference"
+        with httpx.Client(base_url=body["address"], timeout=PATIENCE) as client:
             yield running, client
     finally:
         running.kill()
@@ -61,8 +61,8 @@ def running_requests(client: httpx.Client) -> float:
 @pytest.mark.slow
 def test_at_sigterm_it_takes_no_more_and_answers_what_is_in_flight(model):
     with process(model, "--grace", 60, EQR_TOKEN="") as (running, client):
-        asked = {"puzzles": [PUZZLE], "depth": 60, "halt": "none", "stream": True}
-        with client.stream("POST", "/v1/solve", json=asked) as response:
+        request = {"puzzles": [PUZZLE], "depth": 60, "halt": "none", "stream": True}
+        with client.stream("POST", "/v1/solve", json=request) as response:
             lines = response.iter_lines()
             next(lines)
             running.send_signal(signal.SIGTERM)
@@ -80,8 +80,8 @@ def test_at_sigterm_it_takes_no_more_and_answers_what_is_in_flight(model):
 def test_what_is_not_answered_in_time_is_cut_off_and_said(model):
     with process(model, "--grace", 0, "--token", "secret") as (running, client):
         client.headers["Authorization"] = "Bearer secret"
-        asked = {"puzzles": [PUZZLE], "depth": 1 << 20, "halt": "none"}
-        body = json.dumps(asked).encode()
+        request = {"puzzles": [PUZZLE], "depth": 1 << 20, "halt": "none"}
+        body = json.dumps(request).encode()
         head = f"POST /v1/solve HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\nContent-Length: {len(body)}\r\n"
         address = (client.base_url.host, client.base_url.port)
         with socket.create_connection(address, timeout=PATIENCE) as connection:

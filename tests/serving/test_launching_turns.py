@@ -69,7 +69,7 @@ class Counting:
         return Run(self, problem, places)
 
 
-class Told:
+class Collector:
     """Events and recorder of all jobs: order of the ends, what each ended with, steps told."""
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class Turns:
     """A runner of counting jobs; nothing is launched to its end before `go`."""
 
     def __init__(self, policy: str = "least_service") -> None:
-        self.backend, self.told, self.count = Counting(), Told(), 0
+        self.backend, self.collector, self.count = Counting(), Collector(), 0
         self.going = threading.Event()
         self.on_launch: Callable[[], object] = lambda: None
 
@@ -103,14 +103,14 @@ class Turns:
             self.on_launch()
 
         self.backend.before_launch = wait
-        self.runner = LaunchingRunner(self.told, max_in_flight=IN_FLIGHT, policy=policy, quantum=QUANTUM)
+        self.runner = LaunchingRunner(self.collector, max_in_flight=IN_FLIGHT, policy=policy, quantum=QUANTUM)
 
     def job(self, steps: int, puzzles: int = 1, wants_steps: bool = False, **rules: Any) -> int:
         given = dict(seed=0, breadth=1, depth=10_000, halt="none", tol=0.0, patience=1, select="residual", window=1)
         given |= dict(noise_scale=0.0, checkpoints=(), slots=64, trace=False) | rules
         tokens, ids = torch.full((puzzles, 1), steps), torch.zeros(puzzles, dtype=torch.int64)
         problem = FixedPointProblem(tokens=tokens, ids=ids, precision=Precision.fp32, **given)
-        solve: Any = SimpleNamespace(backend=self.backend, model=self, problem=problem, collector=self.told)
+        solve: Any = SimpleNamespace(backend=self.backend, model=self, problem=problem, collector=self.collector)
         self.count += 1
         self.runner.start(Job(self.count, solve, wants_steps=wants_steps))
         return self.count
@@ -124,9 +124,9 @@ class Turns:
     def go(self) -> list[int]:
         """Lets all come to their ends; their order."""
         self.going.set()
-        until(lambda: len(self.told.ended) == self.count)
+        until(lambda: len(self.collector.ended) == self.count)
         self.runner.close()
-        return list(self.told.ended)
+        return list(self.collector.ended)
 
 
 def test_requests_of_one_kind_fill_the_launches():
@@ -193,8 +193,8 @@ def test_of_a_launch_that_failed_each_goes_on_alone_and_is_told_each_step_once()
 
     turns.on_launch = fail
     turns.go()
-    assert turns.told.ended == dict.fromkeys([first, *jobs])
-    assert turns.told.steps == dict.fromkeys(jobs, [1, 2, 3, 4])
+    assert turns.collector.ended == dict.fromkeys([first, *jobs])
+    assert turns.collector.steps == dict.fromkeys(jobs, [1, 2, 3, 4])
     assert turns.backend.launches[1:] == [(0, 2, 1)] * 3 + [(0, 1, 1)] * 8
 
 
@@ -209,17 +209,17 @@ def test_whatever_fails_each_is_answered_and_the_next_is_computed(place, monkeyp
     homes: dict[str, tuple[object, str]] = {
         "kernel": (turns.backend, "choose"),
         "take": (Tables, "take"),
-        "deliver": (Told, "finished"),
+        "deliver": (Collector, "finished"),
     }
     bad = [turns.job(3), turns.job(3)]
     with monkeypatch.context() as patch:
         patch.setattr(*homes.get(place, (Run, place)), broken)
         turns.going.set()
-        until(lambda: len(turns.told.ended) == 3)
+        until(lambda: len(turns.collector.ended) == 3)
     good = turns.job(3)
     turns.go()
-    assert all(isinstance(turns.told.ended[number], RuntimeError) for number in bad)
-    assert turns.told.ended[good] is None
+    assert all(isinstance(turns.collector.ended[number], RuntimeError) for number in bad)
+    assert turns.collector.ended[good] is None
 
 
 def test_when_memory_is_out_a_request_waits_for_those_that_have_some(monkeypatch):
@@ -228,13 +228,13 @@ def test_when_memory_is_out_a_request_waits_for_those_that_have_some(monkeypatch
     make = Counting.parked_run
 
     def parked_run(self: Counting, model: object, problem: FixedPointProblem, places: int) -> Run:
-        if not turns.told.ended:
+        if not turns.collector.ended:
             raise torch.OutOfMemoryError("no")
         return make(self, model, problem, places)
 
     monkeypatch.setattr(Counting, "parked_run", parked_run)
     turns.job(1, seed=1)
-    assert turns.go() == [1, 2] and set(turns.told.ended.values()) == {None}
+    assert turns.go() == [1, 2] and set(turns.collector.ended.values()) == {None}
 
 
 def test_memory_out_for_one_alone_is_its_error(monkeypatch):
@@ -246,4 +246,4 @@ def test_memory_out_for_one_alone_is_its_error(monkeypatch):
     monkeypatch.setattr(Counting, "parked_run", parked_run)
     turns.job(1)
     turns.go()
-    assert isinstance(turns.told.ended[1], torch.OutOfMemoryError)
+    assert isinstance(turns.collector.ended[1], torch.OutOfMemoryError)

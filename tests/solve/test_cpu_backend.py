@@ -434,19 +434,19 @@ def test_concurrent_solves_get_the_answers_they_get_alone(puzzles, restore):
         by_copy(model)  # so that all find the cache stale at once
         by_copy(model)
         model.lm_head.weight.data.mul_(0.25)
-    found: dict[tuple[int, int], SolveResult] = {}
+    results: dict[tuple[int, int], SolveResult] = {}
 
     def work(i: int, repeat: int) -> None:
         model, precision = jobs[i]
-        found[i, repeat] = solve(model, puzzles, precision=precision, **options)
+        results[i, repeat] = solve(model, puzzles, precision=precision, **options)
 
     threads = [threading.Thread(target=work, args=(i, repeat)) for i in range(4) for repeat in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(120)
-    assert len(found) == 8
-    assert all(same(result, expected[i]) for (i, _), result in found.items())
+    assert len(results) == 8
+    assert all(same(result, expected[i]) for (i, _), result in results.items())
 
 
 def test_torch_ops_run_beside_it(contractive, puzzles, restore):
@@ -552,9 +552,9 @@ def progress(finished, of, spent):
         said.append(print("running", flush=True))
 
 try:
-    if not {told}:
+    if not {watched}:
         threading.Timer(1, print, ("running",), dict(flush=True)).start()
-    model.solve(tokens, depth=2**24 - 1, halt="none", backend="cpu", progress=progress if {told} else None)
+    model.solve(tokens, depth=2**24 - 1, halt="none", backend="cpu", progress=progress if {watched} else None)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 """
@@ -562,9 +562,9 @@ except KeyboardInterrupt:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
-@pytest.mark.parametrize(("threads", "n", "told"), [(1, 2, True), (2, 1, True), (2, 4, True), (2, 4, False)])
-def test_ctrl_c_stops_a_solve(threads, n, told):
-    script = INTERRUPT.format(repository=str(REPOSITORY), threads=threads, n=n, told=told)
+@pytest.mark.parametrize(("threads", "n", "watched"), [(1, 2, True), (2, 1, True), (2, 4, True), (2, 4, False)])
+def test_ctrl_c_stops_a_solve(threads, n, watched):
+    script = INTERRUPT.format(repository=str(REPOSITORY), threads=threads, n=n, watched=watched)
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

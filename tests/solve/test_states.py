@@ -128,12 +128,12 @@ def test_a_state_that_does_not_fit_is_named(contractive, state, options, error, 
 
 @pytest.mark.parametrize("options", [dict(tol=0.01), dict(halt="q", select="q"), dict(tol=0.01, select="first")])
 def test_each_trajectory_is_told_as_it_ends(contractive, backend, options):
-    told = []
+    calls = []
     result = contractive.solve(
-        TOKENS, depth=20, breadth=3, **options, return_all=True, backend=backend, on_finished=told.append
+        TOKENS, depth=20, breadth=3, **options, return_all=True, backend=backend, on_finished=calls.append
     )
-    assert sorted((t.puzzle, t.restart) for t in told) == [(p, r) for p in range(5) for r in range(3)]
-    for t in told:
+    assert sorted((t.puzzle, t.restart) for t in calls) == [(p, r) for p in range(5) for r in range(3)]
+    for t in calls:
         at = t.puzzle, t.restart
         assert isinstance(t.status, Status) and t.status == result.all_status[at] and t.steps == result.all_steps[at]
         assert t.preds.tolist() == result.all_preds[at].tolist()
@@ -143,10 +143,10 @@ def test_each_trajectory_is_told_as_it_ends(contractive, backend, options):
 
 
 def test_it_is_told_while_others_run_and_what_the_callback_raises_stops_them(contractive, backend):
-    told = []
+    calls = []
 
     def finished(trajectory):
-        told.append(trajectory)
+        calls.append(trajectory)
         raise KeyboardInterrupt
 
     start = contractive.initial_state(TOKENS[:2])
@@ -154,7 +154,7 @@ def test_it_is_told_while_others_run_and_what_the_callback_raises_stops_them(con
     options = dict(depth=1 << 23, halt="none", backend=backend, initial_state=start)
     with pytest.raises(KeyboardInterrupt):
         contractive.solve(TOKENS[:2], **options, on_finished=finished)
-    assert [(t.puzzle, t.status) for t in told] == [(0, Status.DIVERGED)]
+    assert [(t.puzzle, t.status) for t in calls] == [(0, Status.DIVERGED)]
 
 
 @pytest.mark.parametrize("select", SELECTION_RULES)

@@ -93,7 +93,7 @@ def test_rank_statistics_refuse(statistic):
 
 
 def test_couple_by_hand():
-    found = couple(
+    result = couple(
         made(
             correct=[[[1], [0]], [[1], [0]], [[0], [0]]],
             accuracy=[[[1], [0.5]], [[1], [0.25]], [[NAN], [NAN]]],  # the last puzzle has no labels
@@ -103,21 +103,21 @@ def test_couple_by_hand():
         ),
         1,
     )
-    assert (found.depth, found.trajectories, found.right, found.diverged) == (1, 4, 2, 1)
+    assert (result.depth, result.trajectories, result.right, result.diverged) == (1, 4, 2, 1)
     # Pairs of right and wrong by residual: (.1, .1) half, (.1, inf) 1, (.2, .1) 0, (.2, inf) 1.
-    assert found.residual_auroc == pytest.approx(2.5 / 4)
+    assert result.residual_auroc == pytest.approx(2.5 / 4)
     # By score: (1, 2) 1, (1, inf) 1, (inf, 2) 0, (inf, inf) half.
-    assert found.score_auroc == pytest.approx(2.5 / 4)
+    assert result.score_auroc == pytest.approx(2.5 / 4)
     # Ranks of the residuals 1.5 1.5 3 4, of the shares 3.5 2 3.5 1, less 2.5: -1 + 0.5 + 0.5 - 2.25.
-    assert found.residual_spearman == pytest.approx(-2.25 / 4.5)
+    assert result.residual_spearman == pytest.approx(-2.25 / 4.5)
     # Ranks of the scores 1 2 3.5 3.5, of the shares as before: -1.5 + 0.25 + 1 - 1.5.
-    assert found.score_spearman == pytest.approx(-1.75 / 4.5)
+    assert result.score_spearman == pytest.approx(-1.75 / 4.5)
 
 
 def test_coupling_is_unknown_when_all_are_right():
-    found = couple(made(np.ones((2, 3, 1)), np.arange(6).reshape(2, 3, 1)), 1)
-    assert found.right == found.trajectories == 6
-    measured = (found.residual_auroc, found.residual_spearman, found.score_auroc, found.score_spearman)
+    result = couple(made(np.ones((2, 3, 1)), np.arange(6).reshape(2, 3, 1)), 1)
+    assert result.right == result.trajectories == 6
+    measured = (result.residual_auroc, result.residual_spearman, result.score_auroc, result.score_spearman)
     assert all(math.isnan(x) for x in measured)
 
 
@@ -183,12 +183,12 @@ def test_each_puzzle_is_in_the_one_mode_that_fits(restarts):
 def test_diagnosis_counts_modes_by_group_and_leaves_out_unlabelled_puzzles():
     exact = np.array([[1, 1], [0, 0], [1, 0], [0, 0]], bool)
     settled = np.array([[1, 1], [1, 1], [1, 1], [0, 0]], bool)
-    found = modes(exact, settled, labelled=[True, False, True, True])
-    assert found.puzzle.tolist() == [0, 2, 3] and found.mode == [WIDE, COMPETING, NONE] and found.restarts == 2
-    assert found.right.tolist() == [2, 1, 0] and found.settled.tolist() == [2, 2, 0]
-    assert found.settled_right.tolist() == [2, 1, 0]
-    assert found.counts() == {"all": {NONE: 1, COMPETING: 1, NARROW: 0, WIDE: 1}}
-    groups = found.counts(["b", "a", "c", "b"])
+    result = modes(exact, settled, labelled=[True, False, True, True])
+    assert result.puzzle.tolist() == [0, 2, 3] and result.mode == [WIDE, COMPETING, NONE] and result.restarts == 2
+    assert result.right.tolist() == [2, 1, 0] and result.settled.tolist() == [2, 2, 0]
+    assert result.settled_right.tolist() == [2, 1, 0]
+    assert result.counts() == {"all": {NONE: 1, COMPETING: 1, NARROW: 0, WIDE: 1}}
+    groups = result.counts(["b", "a", "c", "b"])
     assert list(groups) == ["b", "c"] and groups["b"] == {NONE: 1, COMPETING: 0, NARROW: 0, WIDE: 1}
     assert sum(groups["c"].values()) == groups["c"][COMPETING] == 1
 

@@ -44,8 +44,8 @@ def test_each_cell_is_a_run_of_its_own_bit_for_bit(puzzles, seed):
     model = random_model(seed)
     labels = labels_for(model, puzzles, seed=seed, backend="cpu")
     options = dict(seed=seed, backend="cpu")
-    found = record(model, puzzles.numpy(), labels, depths=DEPTHS, breadth=BREADTHS[-1], **options)
-    grid = correct_grid(found, DEPTHS, BREADTHS, RULES)
+    recording = record(model, puzzles.numpy(), labels, depths=DEPTHS, breadth=BREADTHS[-1], **options)
+    grid = correct_grid(recording, DEPTHS, BREADTHS, RULES)
     assert grid.shape == (12, 4, 3, 3)
     for k, depth in enumerate(DEPTHS):
         for j, breadth in enumerate(BREADTHS):
@@ -56,12 +56,12 @@ def test_each_cell_is_a_run_of_its_own_bit_for_bit(puzzles, seed):
                 right = exact_match(alone.preds.numpy(), labels)
                 assert grid[:, k, j, r].tolist() == right.tolist(), (depth, breadth, rule)
             for name in ("residual", "score", "q_halt", "steps", "status"):
-                mine, other = getattr(found, name)[:, :breadth, k], getattr(alone, f"all_{name}").numpy()
+                mine, other = getattr(recording, name)[:, :breadth, k], getattr(alone, f"all_{name}").numpy()
                 assert mine.astype(other.dtype).tobytes() == other.tobytes(), (depth, breadth, name)
             right = exact_match(alone.all_preds.numpy(), labels)
-            assert found.correct[:, :breadth, k].tolist() == right.tolist()
+            assert recording.correct[:, :breadth, k].tolist() == right.tolist()
     # Not by chance: the trajectories do disagree.
-    assert 0 < found.correct[..., -1].mean() < 1 and len(np.unique(found.score[0, :, -1])) == 5
+    assert 0 < recording.correct[..., -1].mean() < 1 and len(np.unique(recording.score[0, :, -1])) == 5
 
 
 @needs_extension
@@ -72,8 +72,8 @@ def test_each_cell_under_halting_is_a_run_of_its_own(puzzles, seed):
     labels = labels_for(model, puzzles, backend="cpu")
     options = dict(halt="residual", tol=tol, backend="cpu")
     rules = (*RULES, "first")
-    found = record(model, puzzles.numpy(), labels, depths=DEPTHS, breadth=BREADTHS[-1], **options)
-    grid, still = correct_grid(found, DEPTHS, BREADTHS, rules), settled(found, tol)
+    recording = record(model, puzzles.numpy(), labels, depths=DEPTHS, breadth=BREADTHS[-1], **options)
+    grid, still = correct_grid(recording, DEPTHS, BREADTHS, rules), settled(recording, tol)
     for k, depth in enumerate(DEPTHS):
         for j, breadth in enumerate(BREADTHS):
             for r, rule in enumerate(rules):
@@ -81,11 +81,11 @@ def test_each_cell_under_halting_is_a_run_of_its_own(puzzles, seed):
                 right = exact_match(alone.preds.numpy(), labels)
                 assert grid[:, k, j, r].tolist() == right.tolist(), (depth, breadth, rule)
                 if rule != "first":  # whose losers are cancelled
-                    assert found.steps[:, :breadth, k].tolist() == alone.all_steps.tolist()
-                    assert found.residual[:, :breadth, k].tolist() == alone.all_residual.tolist()
+                    assert recording.steps[:, :breadth, k].tolist() == alone.all_steps.tolist()
+                    assert recording.residual[:, :breadth, k].tolist() == alone.all_residual.tolist()
                     assert still[:, :breadth, k].tolist() == (alone.all_status == 0).tolist()
-    assert 0 < still[..., -1].mean() <= 1 and 1 < found.steps[..., -1].min() < found.steps.max()
-    assert (ends_at(found, 9).settled == still[..., -1]).all()
+    assert 0 < still[..., -1].mean() <= 1 and 1 < recording.steps[..., -1].min() < recording.steps.max()
+    assert (ends_at(recording, 9).settled == still[..., -1]).all()
 
 
 @pytest.mark.parametrize("halt", ["none", "residual"])
@@ -105,10 +105,10 @@ def test_chunks_change_nothing_and_any_is_the_union(contractive, puzzles, backen
 
 
 def test_settled_without_halting_is_the_residual_at_that_depth(contractive, puzzles):
-    found = record(contractive, puzzles.numpy(), puzzles.numpy(), depths=(1, 3, 6), breadth=2)
-    tol = float(np.float32(np.median(found.residuals)))
-    still = np.stack([found.residuals[..., d - 1] <= np.float32(tol) for d in (1, 3, 6)], 2)
-    assert 0 < still.mean() < 1 and (settled(found, tol) == still).all()
+    recording = record(contractive, puzzles.numpy(), puzzles.numpy(), depths=(1, 3, 6), breadth=2)
+    tol = float(np.float32(np.median(recording.residuals)))
+    still = np.stack([recording.residuals[..., d - 1] <= np.float32(tol) for d in (1, 3, 6)], 2)
+    assert 0 < still.mean() < 1 and (settled(recording, tol) == still).all()
 
 
 def test_rows_without_labels_never_count(contractive, puzzles):
@@ -117,14 +117,14 @@ def test_rows_without_labels_never_count(contractive, puzzles):
     padded = labels.copy()
     padded[[0, 7]] = 0
     rest = [i for i in range(12) if i not in (0, 7)]
-    found = record(contractive, puzzles.numpy(), padded, depths=(6,), breadth=3)
+    recording = record(contractive, puzzles.numpy(), padded, depths=(6,), breadth=3)
     part = record(contractive, puzzles[rest].numpy(), labels[rest], depths=(6,), breadth=3)
-    assert not correct_grid(found, (6,), (3,), ALL_RULES[:3])[[0, 7]].any() and not found.correct[[0, 7]].any()
-    assert found.labelled.tolist() == [i in rest for i in range(12)]
-    assert np.isnan(found.accuracy[[0, 7]]).all()
-    assert couple(found, 6).trajectories == couple(part, 6).trajectories == 30
-    assert couple(found, 6).right == couple(part, 6).right > 0
-    judged = modes(found.correct[..., 0], settled(found, 0.05)[..., 0], labelled=found.labelled)
+    assert not correct_grid(recording, (6,), (3,), ALL_RULES[:3])[[0, 7]].any() and not recording.correct[[0, 7]].any()
+    assert recording.labelled.tolist() == [i in rest for i in range(12)]
+    assert np.isnan(recording.accuracy[[0, 7]]).all()
+    assert couple(recording, 6).trajectories == couple(part, 6).trajectories == 30
+    assert couple(recording, 6).right == couple(part, 6).right > 0
+    judged = modes(recording.correct[..., 0], settled(recording, 0.05)[..., 0], labelled=recording.labelled)
     assert judged.puzzle.tolist() == rest
     assert judged.mode == modes(part.correct[..., 0], settled(part, 0.05)[..., 0]).mode
 
@@ -160,6 +160,6 @@ def test_memory_bounds_the_chunk(contractive, puzzles, monkeypatch):
     ],
 )
 def test_a_grid_refuses(contractive, puzzles, change, message):
-    found = record(contractive, puzzles[:2].numpy(), puzzles[:2].numpy(), depths=(1, 4), breadth=2)
+    recording = record(contractive, puzzles[:2].numpy(), puzzles[:2].numpy(), depths=(1, 4), breadth=2)
     with pytest.raises(ValueError, match=message):
-        correct_grid(found, **(dict(depths=[1], breadths=[1]) | change))
+        correct_grid(recording, **(dict(depths=[1], breadths=[1]) | change))

@@ -56,24 +56,24 @@ def recording(model, puzzles):
 def test_a_replayed_policy_is_what_solve_answers(model, puzzles, recording, policy):
     tokens = torch.from_numpy(puzzles.inputs).long()
     real = model.solve(tokens, seed=5, **policy.arguments())
-    told = outcome(recording, policy)
-    assert told.correct.tolist() == exact_match(real.preds.numpy(), puzzles.labels).tolist()
-    assert told.steps.tolist() == real.steps.tolist()
-    assert told.restart.tolist() == real.restart.tolist()
-    assert told.settled.tolist() == real.converged.tolist()
+    result = outcome(recording, policy)
+    assert result.correct.tolist() == exact_match(real.preds.numpy(), puzzles.labels).tolist()
+    assert result.steps.tolist() == real.steps.tolist()
+    assert result.restart.tolist() == real.restart.tolist()
+    assert result.settled.tolist() == real.converged.tolist()
     if policy.name != "race":  # what its losers spend depends on how many go at a time
-        assert told.nfe.tolist() == real.nfe.tolist()
+        assert result.nfe.tolist() == real.nfe.tolist()
     else:
-        assert (told.nfe <= policy.breadth * policy.depth).all() and (told.nfe >= told.steps).all()
+        assert (result.nfe <= policy.breadth * policy.depth).all() and (result.nfe >= result.steps).all()
 
 
 def test_votes_are_counted_on_whole_answers():
     """Restarts 0 and 2 answer alike; restart 1 has the lowest score and an answer of its own."""
-    told = made(
+    trajectories = made(
         correct=[[[1], [0], [1]]], residual=[[[0.3], [0.1], [0.2]]], score=[[[3], [1], [2]]], answer=[[[5], [7], [5]]]
     )
-    assert outcome(told, Policy("fixed", 1, 3, select="vote")).restart.tolist() == [2]
-    assert outcome(told, Policy("fixed", 1, 3)).restart.tolist() == [1]
+    assert outcome(trajectories, Policy("fixed", 1, 3, select="vote")).restart.tolist() == [2]
+    assert outcome(trajectories, Policy("fixed", 1, 3)).restart.tolist() == [1]
 
 
 def test_a_recording_does_not_depend_on_its_chunks(model, puzzles):
@@ -83,15 +83,21 @@ def test_a_recording_does_not_depend_on_its_chunks(model, puzzles):
 
 
 def test_policies_by_hand():
-    told = made(
+    trajectories = made(
         correct=[[[0, 0, 1, 1], [0, 1, 1, 0]]],
         residual=[[[0.9, 0.5, 0.1, 0.05], [0.9, 0.1, 0.3, 0.2]]],
         q_halt=[[[-1, -1, -1, 2], [-1, -1, 1, -1]]],
     )
 
     def run(*policy, **more):
-        found = outcome(told, Policy(*policy, **more))
-        return found.correct.item(), found.steps.item(), found.nfe.item(), found.restart.item(), found.settled.item()
+        result = outcome(trajectories, Policy(*policy, **more))
+        return (
+            result.correct.item(),
+            result.steps.item(),
+            result.nfe.item(),
+            result.restart.item(),
+            result.settled.item(),
+        )
 
     assert run("fixed", 4, 2) == (True, 4, 8, 0, False)
     assert run("fixed", 3, 2) == (True, 3, 6, 0, False)
@@ -123,8 +129,8 @@ def test_halting_rules_by_hand(halt, patience, steps, status):
     """Four trajectories whose two signals come and go, each on its own."""
     low = [[0, 1, 1, 0, 0], [0, 1, 0, 1, 1], [0, 0, 0, 0, 0], [0, 0, 0, 1, 1]]
     positive = [[1, 0, 1, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 1]]
-    told = made(np.ones((1, 4, 5)), np.where([low], 0.1, 0.9), q_halt=np.where([positive], 0.5, -0.5))
-    ends = ends_when_halted(told, halt, tol=None if halt in ("q", "none") else 0.1, patience=patience)
+    trajectories = made(np.ones((1, 4, 5)), np.where([low], 0.1, 0.9), q_halt=np.where([positive], 0.5, -0.5))
+    ends = ends_when_halted(trajectories, halt, tol=None if halt in ("q", "none") else 0.1, patience=patience)
     assert ends.steps.tolist() == [steps]
     names = {"C": Status.CONVERGED, "H": Status.HALTED, "M": Status.MAX_DEPTH}
     assert ends.status.tolist() == [[names[letter] for letter in status]]
@@ -143,28 +149,28 @@ def test_rules_that_cannot_be_replayed(halt, message):
 
 
 def test_a_trajectory_that_diverged_spends_nothing_more_and_never_answers():
-    told = made(
+    trajectories = made(
         correct=[[[1, 0, 0], [0, 1, 1]]],
         residual=[[[0.01, math.nan, math.nan], [0.5, 0.4, 0.3]]],
         diverged=[[2, 4]],
     )
-    found = outcome(told, Policy("fixed", 3, 2))
-    assert (found.correct.item(), found.restart.item(), found.nfe.item()) == (True, 1, 5)
+    result = outcome(trajectories, Policy("fixed", 3, 2))
+    assert (result.correct.item(), result.restart.item(), result.nfe.item()) == (True, 1, 5)
     # It had settled before.
-    early = outcome(told, Policy("residual", 3, 2, 0.02))
+    early = outcome(trajectories, Policy("residual", 3, 2, 0.02))
     assert (early.correct.item(), early.restart.item(), early.nfe.item()) == (True, 0, 4)
-    alone = outcome(told, Policy("fixed", 3, 1))
+    alone = outcome(trajectories, Policy("fixed", 3, 1))
     assert (alone.correct.item(), alone.steps.item()) == (False, 2)
 
 
 def test_where_trajectories_go_side_by_side_a_query_takes_as_long_as_the_longest():
-    told = made(correct=[[[1, 1, 1], [1, 1, 1]]], residual=[[[0.1, 0.1, 0.1], [0.9, 0.9, 0.1]]])
-    found = outcome(told, Policy("residual", 3, 2, 0.2))
-    assert (found.nfe.item(), found.longest.item()) == (4, 3)
+    trajectories = made(correct=[[[1, 1, 1], [1, 1, 1]]], residual=[[[0.1, 0.1, 0.1], [0.9, 0.9, 0.1]]])
+    result = outcome(trajectories, Policy("residual", 3, 2, 0.2))
+    assert (result.nfe.item(), result.longest.item()) == (4, 3)
     costs = dataclasses.replace(COSTS, latency=(Latency(2, 1.0, 0.5),))
-    assert costs.query_ms(2, found.nfe, found.longest).tolist() == [1.0 + 4 * 0.5]
+    assert costs.query_ms(2, result.nfe, result.longest).tolist() == [1.0 + 4 * 0.5]
     beside = dataclasses.replace(costs, side_by_side=True)
-    assert beside.query_ms(2, found.nfe, found.longest).tolist() == [1.0 + 3 * 2 * 0.5]
+    assert beside.query_ms(2, result.nfe, result.longest).tolist() == [1.0 + 3 * 2 * 0.5]
 
 
 @pytest.mark.parametrize(
@@ -253,9 +259,9 @@ def test_policies_that_make_no_sense(arguments, message):
 
 
 def test_the_grid_has_each_setting_once():
-    found = list(policies([1, 2], [1, 2], [0.1, 0.2]))
-    assert len(found) == len(set(found)) == 4 + 8 + 4 + 8 + 4
-    assert {p.breadth for p in found if p.name == "race"} == {2}
+    grid = list(policies([1, 2], [1, 2], [0.1, 0.2]))
+    assert len(grid) == len(set(grid)) == 4 + 8 + 4 + 8 + 4
+    assert {p.breadth for p in grid if p.name == "race"} == {2}
 
 
 def test_record_needs_puzzles_with_labels_of_their_shape(model, puzzles):
@@ -279,9 +285,9 @@ def test_an_interrupted_recording_goes_on_where_it_stopped(model, puzzles, tmp_p
             if start == 2:
                 raise Broken
 
-    about = {"weights": "w", "depth": 2}
+    identity = {"weights": "w", "depth": 2}
     with pytest.raises(Broken):
-        record(model, puzzles.inputs, puzzles.labels, parts=Breaks(tmp_path / "r", about), **sizes)
+        record(model, puzzles.inputs, puzzles.labels, parts=Breaks(tmp_path / "r", identity), **sizes)
     ran = []
 
     class Counts(Store):
@@ -289,7 +295,7 @@ def test_an_interrupted_recording_goes_on_where_it_stopped(model, puzzles, tmp_p
             ran.append(start)
             super().save(start, part)
 
-    went_on = record(model, puzzles.inputs, puzzles.labels, parts=Counts(tmp_path / "r", about), **sizes)
+    went_on = record(model, puzzles.inputs, puzzles.labels, parts=Counts(tmp_path / "r", identity), **sizes)
     assert ran == [4]
     whole = record(model, puzzles.inputs, puzzles.labels, **sizes)
     for name, values in whole.arrays().items():
@@ -375,11 +381,11 @@ def test_the_cheapest_within_half_a_point():
 @given(POINTS, st.integers(1, 8), st.integers(1, 12))
 def test_what_is_recommended_fits_and_nothing_cheaper_does(points, target, budget):
     cost, right = [p[0] for p in points], [p[1] / 8 for p in points]
-    found = recommend(cost, right, target=target / 8, budget=budget)
+    advice = recommend(cost, right, target=target / 8, budget=budget)
     fits = [i for i in range(len(points)) if right[i] >= target / 8 and cost[i] <= budget]
-    assert (found is None) == (not fits)
-    if found is not None:
-        assert found in fits and cost[found] == min(cost[i] for i in fits)
+    assert (advice is None) == (not fits)
+    if advice is not None:
+        assert advice in fits and cost[advice] == min(cost[i] for i in fits)
     best = recommend(cost, right, budget=budget)
     within = [right[i] for i in range(len(points)) if cost[i] <= budget]
     assert (best is None) == (not within)
@@ -396,8 +402,10 @@ def test_wishes_that_make_no_sense(bad):
 
 
 def test_a_point_by_hand():
-    told = made(correct=[[[0, 1]] * 4, [[1, 1]] * 4], residual=[[[0.5, 0.5]] * 4, [[0.1, 0.1]] * 4])
-    slow, early = map_points(told, [Policy("fixed", 2, 4), Policy("residual", 2, 1, 0.2)], COSTS, Price(3.6, "EUR"))
+    trajectories = made(correct=[[[0, 1]] * 4, [[1, 1]] * 4], residual=[[[0.5, 0.5]] * 4, [[0.1, 0.1]] * 4])
+    slow, early = map_points(
+        trajectories, [Policy("fixed", 2, 4), Policy("residual", 2, 1, 0.2)], COSTS, Price(3.6, "EUR")
+    )
     assert (slow.accuracy.correct, slow.accuracy.total, slow.settled) == (2, 2, None)
     assert slow.nfe == 8 and slow.latency_ms == (5.0, 5.0, 5.0)  # 3 ms + 8 x 0.25 ms
     assert slow.unit_seconds == pytest.approx(8 * 0.1e-3 * 2) and slow.throughput == pytest.approx(1 / 0.8e-3)
@@ -408,19 +416,19 @@ def test_a_point_by_hand():
 
 
 def test_what_early_exit_saves_and_loses():
-    told = made(correct=[[[0, 1]], [[1, 0]], [[1, 1]]], residual=[[[0.1, 0.1]], [[0.1, 0.1]], [[0.9, 0.9]]])
-    (row,) = savings(told, [1], tol=0.2)
+    trajectories = made(correct=[[[0, 1]], [[1, 0]], [[1, 1]]], residual=[[[0.1, 0.1]], [[0.1, 0.1]], [[0.9, 0.9]]])
+    (row,) = savings(trajectories, [1], tol=0.2)
     assert (row.full.correct, row.exit.correct, row.lost, row.gained) == (2, 2, 1, 1)
     assert (row.nfe_full, row.nfe_exit, row.times) == (2.0, 4 / 3, 1.5) and row.settled == pytest.approx(2 / 3)
 
 
 def test_the_bend_of_a_model_that_is_never_right():
-    told = made(correct=[[[0, 0, 0, 0]]], residual=[[[1, 1, 1, 1]]])
-    found = map_points(told, policies([1, 2, 4], [1], [0.1]), COSTS)
-    where = bend(found)
-    cheapest = min(range(len(found)), key=lambda i: found[i].unit_seconds)
+    trajectories = made(correct=[[[0, 0, 0, 0]]], residual=[[[1, 1, 1, 1]]])
+    points = map_points(trajectories, policies([1, 2, 4], [1], [0.1]), COSTS)
+    where = bend(points)
+    cheapest = min(range(len(points)), key=lambda i: points[i].unit_seconds)
     assert where.front == (cheapest,) and where.best == where.cheapest_within == cheapest and where.knee is None
-    steps, settled, correct = steps_to_settle(told, 0.1)
+    steps, settled, correct = steps_to_settle(trajectories, 0.1)
     assert (steps.tolist(), settled.tolist(), correct.tolist()) == ([4], [False], [False])
 
 
@@ -479,8 +487,8 @@ def test_joules_come_from_the_counter_alone(monkeypatch, tmp_path):
         for again in ("intel-rapl:0:0", "intel-rapl:2"):  # a part of a package, and what holds them: counted already
             (tmp_path / again / "energy_uj").write_text("9000000")
 
-    told = meters.joules(work, 0.0, cpu)
-    assert told is not None and (told.joules, told.calls, told.source) == (3.0, 1, "RAPL")
+    energy = meters.joules(work, 0.0, cpu)
+    assert energy is not None and (energy.joules, energy.calls, energy.source) == (3.0, 1, "RAPL")
     assert meters.joules(lambda: (tmp_path / "intel-rapl:1" / "energy_uj").write_text("0"), 0.0, cpu) is None
 
 
@@ -498,11 +506,11 @@ def test_peak_memory_sees_a_large_tensor_and_not_what_was_there():
 def test_more_depth_never_costs_less_and_an_exit_never_costs_more(data):
     shape = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 5)))
     rng = np.random.default_rng(data.draw(st.integers(0, 999)))
-    told = made(rng.integers(0, 2, shape), rng.random(shape), q_halt=rng.normal(size=shape))
+    trajectories = made(rng.integers(0, 2, shape), rng.random(shape), q_halt=rng.normal(size=shape))
     n, b, d = shape
-    full = outcome(told, Policy("fixed", d, b))
+    full = outcome(trajectories, Policy("fixed", d, b))
     for policy in (Policy("residual", d, b, 0.3), Policy("q", d, b), Policy("race", d, b, 0.3, "first")):
-        found = outcome(told, policy)
-        assert (found.nfe <= full.nfe).all() and (found.nfe >= found.steps).all() and (found.steps >= 1).all()
-    loose, tight = (outcome(told, Policy("residual", d, b, tol)) for tol in (0.6, 0.2))
+        result = outcome(trajectories, policy)
+        assert (result.nfe <= full.nfe).all() and (result.nfe >= result.steps).all() and (result.steps >= 1).all()
+    loose, tight = (outcome(trajectories, Policy("residual", d, b, tol)) for tol in (0.6, 0.2))
     assert (loose.nfe <= tight.nfe).all()

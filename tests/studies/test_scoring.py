@@ -111,11 +111,11 @@ def answers(contractive, puzzles):
 
 
 def test_a_recording_equals_one_run_for_each_depth(contractive, puzzles, answers, backend):
-    found = record(contractive, puzzles.numpy(), answers, depths=(6, 1, 2, 2), breadth=3, backend=backend)
-    assert found.depths == (1, 2, 6) and found.correct.shape == (12, 3, 3) and not found.every_step
-    assert found.backend == backend and found.backend_reason
-    grid = correct_grid(found, found.depths, [3])
-    for k, depth in enumerate(found.depths):
+    recording = record(contractive, puzzles.numpy(), answers, depths=(6, 1, 2, 2), breadth=3, backend=backend)
+    assert recording.depths == (1, 2, 6) and recording.correct.shape == (12, 3, 3) and not recording.every_step
+    assert recording.backend == backend and recording.backend_reason
+    grid = correct_grid(recording, recording.depths, [3])
+    for k, depth in enumerate(recording.depths):
         alone = contractive.solve(puzzles, depth=depth, breadth=3, halt="none", backend=backend)
         assert grid[:, k, 0, 0].tolist() == exact_match(alone.preds.numpy(), answers).tolist()
     single = record(contractive, puzzles.numpy(), answers, depths=[6])
@@ -130,10 +130,10 @@ def test_progress_comes_to_all_steps(contractive, puzzles, answers):
 
 
 def test_when_each_trajectory_meets_the_tolerance(contractive, puzzles, answers):
-    found = record(contractive, puzzles.numpy(), answers, depths=range(1, 9), breadth=2)
-    tol = float(np.median(found.residuals[..., 4]))
+    recording = record(contractive, puzzles.numpy(), answers, depths=range(1, 9), breadth=2)
+    tol = float(np.median(recording.residuals[..., 4]))
     halted = contractive.solve(puzzles, depth=8, breadth=2, halt="residual", tol=tol)
-    ends = ends_when_halted(found, "residual", tol=tol)
+    ends = ends_when_halted(recording, "residual", tol=tol)
     assert ends.steps.tolist() == halted.all_steps.tolist() and ends.status.tolist() == halted.all_status.tolist()
     assert 1 < ends.steps.min() < ends.steps.max()
 
@@ -221,15 +221,15 @@ def calibrated(residuals, correct, **options):
 
 
 def test_calibrate_by_hand():
-    found = calibrated(RESIDUALS, CORRECT, candidates=[0.5, 0.01, 0.1, 0.3])
-    assert (found.puzzles, found.depth, found.correct) == (3, 4, 2)
-    assert [c.tol for c in found.candidates] == [0.01, 0.1, 0.3, 0.5]
-    assert [c.correct for c in found.candidates] == [2, 2, 2, 1]
-    assert [c.lost for c in found.candidates] == [0, 0, 0, 1]
-    assert [c.converged for c in found.candidates] == [0, 2, 3, 3]
-    assert [c.right_when_converged for c in found.candidates] == [0, 2, 2, 1]
-    assert [c.mean_steps for c in found.candidates] == pytest.approx([4, 3, 8 / 3, 2])
-    assert found.fast.tol == 0.3
+    calibration = calibrated(RESIDUALS, CORRECT, candidates=[0.5, 0.01, 0.1, 0.3])
+    assert (calibration.puzzles, calibration.depth, calibration.correct) == (3, 4, 2)
+    assert [c.tol for c in calibration.candidates] == [0.01, 0.1, 0.3, 0.5]
+    assert [c.correct for c in calibration.candidates] == [2, 2, 2, 1]
+    assert [c.lost for c in calibration.candidates] == [0, 0, 0, 1]
+    assert [c.converged for c in calibration.candidates] == [0, 2, 3, 3]
+    assert [c.right_when_converged for c in calibration.candidates] == [0, 2, 2, 1]
+    assert [c.mean_steps for c in calibration.candidates] == pytest.approx([4, 3, 8 / 3, 2])
+    assert calibration.fast.tol == 0.3
 
 
 def test_calibrate_allows_the_loss_it_is_given():
@@ -243,10 +243,10 @@ def test_calibrate_distrusts_a_looser_tolerance_that_only_makes_up_for_what_a_ti
     # The second puzzle is lost at 0.4; at 0.9 the third, wrong at the full depth, is right by chance.
     correct = CORRECT.copy()
     correct[2, 0] = True
-    found = calibrated(RESIDUALS, correct, candidates=[0.1, 0.4, 0.9])
-    assert [c.correct for c in found.candidates] == [2, 1, 2]
-    assert [c.gained for c in found.candidates] == [0, 0, 1]
-    assert found.fast.tol == 0.1
+    calibration = calibrated(RESIDUALS, correct, candidates=[0.1, 0.4, 0.9])
+    assert [c.correct for c in calibration.candidates] == [2, 1, 2]
+    assert [c.gained for c in calibration.candidates] == [0, 0, 1]
+    assert calibration.fast.tol == 0.1
 
 
 def test_calibrate_keeps_above_the_floor_and_waits_for_patience():
@@ -258,8 +258,8 @@ def test_calibrate_keeps_above_the_floor_and_waits_for_patience():
 def test_calibrate_never_takes_a_step_as_long_as_the_state_for_rest():
     # All are right from the second step on, so that even 1.3 loses none of them.
     residuals, correct = [[1.4, 1.3, 0.6], [1.4, 1.2, 0.9]], [[0, 1, 1], [0, 1, 1]]
-    found = calibrated(residuals, correct, candidates=[0.7, 0.95, 1.0, 1.3, 1.5])
-    assert [c.correct for c in found.candidates] == [2, 2, 2, 2, 0] and found.fast.tol == 0.95
+    calibration = calibrated(residuals, correct, candidates=[0.7, 0.95, 1.0, 1.3, 1.5])
+    assert [c.correct for c in calibration.candidates] == [2, 2, 2, 2, 0] and calibration.fast.tol == 0.95
     nothing = calibrated(residuals, correct, candidates=[1.0, 1.3])
     assert nothing.fast is None and "below 1, a step as long as the state" in nothing.missing
 
@@ -267,16 +267,16 @@ def test_calibrate_never_takes_a_step_as_long_as_the_state_for_rest():
 def test_calibrate_chooses_nothing_rather_than_a_tolerance_that_is_never_met():
     correct = np.array([[0, 1], [0, 1]], bool)
     residuals = np.array([[0.1, 0.2], [0.1, 0.2]])
-    found = calibrated(residuals, correct, candidates=[0.05, 0.1])
-    assert found.candidates[0].correct == 2 and found.candidates[0].converged == 0
-    assert found.fast is None
+    calibration = calibrated(residuals, correct, candidates=[0.05, 0.1])
+    assert calibration.candidates[0].correct == 2 and calibration.candidates[0].converged == 0
+    assert calibration.fast is None
 
 
 def test_calibrate_ignores_diverged_trajectories():
     residuals = np.array([[0.5, 0.1, 0.01], [NAN, NAN, NAN]])
     correct = np.array([[0, 1, 1], [0, 0, 0]], bool)
-    found = calibrated(residuals, correct)
-    assert found.fast.converged == 1 and found.fast.mean_steps == 2.5 and 0.1 <= found.fast.tol < 0.5
+    calibration = calibrated(residuals, correct)
+    assert calibration.fast.converged == 1 and calibration.fast.mean_steps == 2.5 and 0.1 <= calibration.fast.tol < 0.5
 
 
 @pytest.mark.parametrize(
@@ -328,19 +328,23 @@ def settling(*groups: tuple[int, float, bool]) -> tuple[np.ndarray, np.ndarray]:
     ],
 )
 def test_converged_is_a_promise_where_enough_settle_and_are_right(groups, trusted, fast, missing):
-    found = calibrated(*settling(*groups), candidates=(0.05, 0.1, 0.2, 0.5, 0.9))
-    got = found.trusted and (found.trusted.tol, found.trusted.converged, found.trusted.right_when_converged)
-    assert got == trusted and found.fast.tol == fast
-    assert found.missing.startswith(missing) and bool(found.missing) == (trusted is None)
+    calibration = calibrated(*settling(*groups), candidates=(0.05, 0.1, 0.2, 0.5, 0.9))
+    got = calibration.trusted and (
+        calibration.trusted.tol,
+        calibration.trusted.converged,
+        calibration.trusted.right_when_converged,
+    )
+    assert got == trusted and calibration.fast.tol == fast
+    assert calibration.missing.startswith(missing) and bool(calibration.missing) == (trusted is None)
 
 
 def test_trust_asks_that_those_who_settle_are_right():
     # Puzzle 0 is right and settles at 0.02; puzzle 1 is wrong at every depth and comes down to 0.1.
     residuals = np.array([[0.5, 0.02, 0.02], [0.5, 0.3, 0.1]], np.float32)
     correct = np.array([[False, True, True], [False, False, False]])
-    found = calibrated(residuals, correct, candidates=(0.02, 0.05, 0.1, 0.3), trust=0.9, fewest=1)
-    assert found.fast.tol == pytest.approx(0.3) and found.trusted.tol == pytest.approx(0.05)
-    assert found.trusted.right_when_converged == 1 and found.trusted.interval[0] < 0.3
+    calibration = calibrated(residuals, correct, candidates=(0.02, 0.05, 0.1, 0.3), trust=0.9, fewest=1)
+    assert calibration.fast.tol == pytest.approx(0.3) and calibration.trusted.tol == pytest.approx(0.05)
+    assert calibration.trusted.right_when_converged == 1 and calibration.trusted.interval[0] < 0.3
     with pytest.raises(ValueError, match="trust must be a share"):
         calibrated(residuals, correct, trust=1.5)
 
@@ -350,7 +354,7 @@ def test_a_tolerance_that_is_met_at_the_first_step_means_nothing(right, tol):
     """A model that a short run has trained: as many are right after the first step as after the last."""
     residuals, correct = settling((right, 0.1, True), (40, 0.3, False))
     correct[:right, 0] = True  # so halting at once costs no answer
-    found = calibrated(residuals, correct, candidates=(0.05, 0.1, 0.3, 1.41))
-    assert [found.trusted and found.trusted.tol, found.fast and found.fast.tol] == [tol, tol]
+    calibration = calibrated(residuals, correct, candidates=(0.05, 0.1, 0.3, 1.41))
+    assert [calibration.trusted and calibration.trusted.tol, calibration.fast and calibration.fast.tol] == [tol, tol]
     if tol is None:
-        assert found.missing.startswith("43 of 43 calibration puzzles met 1.41 at their first step")
+        assert calibration.missing.startswith("43 of 43 calibration puzzles met 1.41 at their first step")

@@ -58,7 +58,7 @@ def waiting(folder: Path, count: int) -> list[int]:
     """The processes that wait at the gate of that folder, once so many do."""
 
     def pids() -> list[int]:
-        found = [int(path.name.removeprefix("waiting-")) for path in folder.glob("waiting-*")]
-        return found if len(found) >= count else []
+        processes = [int(path.name.removeprefix("waiting-")) for path in folder.glob("waiting-*")]
+        return processes if len(processes) >= count else []
 
     return wait_for(pids, f"{count} workers at the gate")

@@ -58,11 +58,11 @@ def states_equal(a: Trainer, b: Trainer) -> None:
 
 
 def losses(trainer: Trainer, steps: int) -> list[float]:
-    found = []
+    results = []
     for _ in range(steps):
         trainer.train_step()
-        found.append(trainer.report().loss)
-    return found
+        results.append(trainer.report().loss)
+    return results
 
 
 def roll(inputs, labels, rng):

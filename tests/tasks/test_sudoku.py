@@ -512,8 +512,8 @@ def test_augmentation_keeps_uniqueness() -> None:
     inputs, labels = (np.tile(encode(grid), (5, 1)) for grid in (HARDEST, HARDEST_ANSWER))
     questions, answers = augment(inputs, labels, np.random.default_rng(1))
     for question, answer in zip(questions, answers, strict=True):
-        found = solve_exact(question)
-        assert found.complete and np.array_equal(found.solutions, answer[None])
+        result = solve_exact(question)
+        assert result.complete and np.array_equal(result.solutions, answer[None])
 
 
 def test_augmentation_leaves_pads_and_its_arguments() -> None:
@@ -617,22 +617,22 @@ def test_augment_and_reveal_refuse_bad_arguments() -> None:
 
 @pytest.mark.parametrize(("question", "answer"), [(EASY, EASY_ANSWER), (HARDEST, HARDEST_ANSWER)])
 def test_known_puzzles(question: str, answer: str) -> None:
-    found = solve_exact(encode(question))
-    assert found.complete and [decode(s) for s in found.solutions] == [answer]
-    assert (found.guesses == 0) == (question == EASY)
+    result = solve_exact(encode(question))
+    assert result.complete and [decode(s) for s in result.solutions] == [answer]
+    assert (result.guesses == 0) == (question == EASY)
 
 
 def test_17_clues() -> None:
-    found = solve_exact(encode(CLUES_17))
-    assert found.complete and len(found.solutions) == 1
-    assert decode(found.solutions[0]) == CLUES_17_ANSWER
+    result = solve_exact(encode(CLUES_17))
+    assert result.complete and len(result.solutions) == 1
+    assert decode(result.solutions[0]) == CLUES_17_ANSWER
 
 
 def test_two_solutions() -> None:
     grid = encode(two_solutions())
-    found = solve_exact(grid, limit=10)
-    assert found.complete and len(found.solutions) == 2 and found.guesses == 2
-    assert is_solution(grid, found.solutions).all() and not np.array_equal(*found.solutions)
+    result = solve_exact(grid, limit=10)
+    assert result.complete and len(result.solutions) == 2 and result.guesses == 2
+    assert is_solution(grid, result.solutions).all() and not np.array_equal(*result.solutions)
     first = solve_exact(grid, limit=1)
     assert len(first.solutions) == 1 and not first.complete
     assert count_solutions(grid, limit=1) == 1
@@ -642,20 +642,20 @@ def test_unsolvable() -> None:
     assert count_solutions(encode(IMPOSSIBLE)) == 0, "no rule is broken yet, a long search finds nothing"
     assert bool(is_valid_grid(encode(IMPOSSIBLE)))
     assert count_solutions(encode("11" + "." * 79)) == 0
-    found = solve_exact(encode("12345678." + "........9" + "." * 63))
-    assert found.complete and len(found.solutions) == 0 and found.guesses == 0
+    result = solve_exact(encode("12345678." + "........9" + "." * 63))
+    assert result.complete and len(result.solutions) == 0 and result.guesses == 0
 
 
 def test_empty_grid_has_many_and_the_count_is_limited() -> None:
-    found = solve_exact(np.ones(81, np.uint8), limit=7)
-    assert len(found.solutions) == 7 and not found.complete
-    assert is_solution(np.ones(81, np.uint8), found.solutions).all()
-    assert len({decode(s) for s in found.solutions}) == 7
+    result = solve_exact(np.ones(81, np.uint8), limit=7)
+    assert len(result.solutions) == 7 and not result.complete
+    assert is_solution(np.ones(81, np.uint8), result.solutions).all()
+    assert len({decode(s) for s in result.solutions}) == 7
 
 
 def test_full_grid() -> None:
-    found = solve_exact(encode(EASY_ANSWER))
-    assert found.complete and len(found.solutions) == 1 and found.guesses == 0
+    result = solve_exact(encode(EASY_ANSWER))
+    assert result.complete and len(result.solutions) == 1 and result.guesses == 0
 
 
 def test_solver_refuses_bad_arguments() -> None:
@@ -678,9 +678,9 @@ def test_levels_keep_their_bounds(level: str) -> None:
     assert is_solution(puzzles.inputs, puzzles.labels).all()
     assert puzzles.source.tolist() == [f"generated_{level}"] * 3
     for question, answer, rating in zip(puzzles.inputs, puzzles.labels, puzzles.rating, strict=True):
-        found = solve_exact(question)
-        assert found.complete and np.array_equal(found.solutions, answer[None]), "one solution, the label"
-        assert found.guesses == rating and easiest <= rating <= (rating if hardest is None else hardest)
+        result = solve_exact(question)
+        assert result.complete and np.array_equal(result.solutions, answer[None]), "one solution, the label"
+        assert result.guesses == rating and easiest <= rating <= (rating if hardest is None else hardest)
         assert least <= (question > 1).sum() <= most
 
 
@@ -747,5 +747,5 @@ def test_solver_agrees_with_real_answers() -> None:
     puzzles = load_csv(DATA / "dev.csv.gz").subset(slice(None, None, 125))
     assert puzzles.labels is not None
     for question, answer in zip(puzzles.inputs, puzzles.labels, strict=True):
-        found = solve_exact(question)
-        assert found.complete and np.array_equal(found.solutions, answer[None])
+        result = solve_exact(question)
+        assert result.complete and np.array_equal(result.solutions, answer[None])

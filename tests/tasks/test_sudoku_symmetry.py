@@ -34,14 +34,14 @@ def rectangles(grid: np.ndarray) -> list[list[int]]:
 
 def walk(n: int, seed: int) -> np.ndarray:
     """Solutions [n, 81], each one exchange in a rectangle away from the one before."""
-    rng, grid, found = np.random.default_rng(seed), encode(ANSWER).copy(), []
+    rng, grid, grids = np.random.default_rng(seed), encode(ANSWER).copy(), []
     for _ in range(n):
         choices = rectangles(grid)
         cells = choices[rng.integers(len(choices))]
         grid[cells] = grid[[cells[1], cells[0], cells[3], cells[2]]]
-        found.append(grid.copy())
-    assert is_valid_grid(np.array(found)).all()
-    return np.array(found)
+        grids.append(grid.copy())
+    assert is_valid_grid(np.array(grids)).all()
+    return np.array(grids)
 
 
 def symmetric(grids: np.ndarray, seed: int) -> np.ndarray:

@@ -77,10 +77,10 @@ def test_rows_that_are_no_puzzles_are_told_and_cost_no_others(tmp_path):
     (tmp_path / "p.txt").write_text("3 4 .,3 4 7\n3 x .\n3 4 .,3 4 8\n3 .\n3 99 .\n1 1 .,1 1 2\n")
     puzzles, errors = SUMS.load(tmp_path / "p.txt")
     assert puzzles.line.tolist() == [1, 6]
-    told = {error.line: error.message for error in errors}
-    assert told.keys() == {2, 3, 4, 5}
-    assert "cannot be read: invalid literal" in told[2] and told[3] == "the answer does not solve the puzzle"
-    assert told[4].startswith("has 2 tokens; it needs 3 (numbers up to 20") and "allowed are 0 .. 21" in told[5]
+    messages = {error.line: error.message for error in errors}
+    assert messages.keys() == {2, 3, 4, 5}
+    assert "cannot be read: invalid literal" in messages[2] and messages[3] == "the answer does not solve the puzzle"
+    assert messages[4].startswith("has 2 tokens; it needs 3 (numbers up to 20") and "allowed are 0 .. 21" in messages[5]
 
 
 def test_drawing_goes_by_the_text():
@@ -197,8 +197,8 @@ def test_a_class_without_a_member_says_so():
 
 
 def points(monkeypatch, *values: tuple[str, str]) -> None:
-    found = [EntryPoint(name, value, registry.GROUP) for name, value in values]
-    monkeypatch.setattr(registry, "entry_points", lambda group: found if group == registry.GROUP else [])
+    results = [EntryPoint(name, value, registry.GROUP) for name, value in values]
+    monkeypatch.setattr(registry, "entry_points", lambda group: results if group == registry.GROUP else [])
 
 
 def test_a_task_is_found_by_the_name_of_its_entry_point(monkeypatch):

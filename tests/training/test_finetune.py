@@ -292,5 +292,5 @@ def test_other_models_are_refused(kind, data, tmp_path):
     state_dict, message = OTHERS[kind]
     path = bare(tmp_path / "step_1", state_dict)
     refused = fine_tune(data, tmp_path / "run", "--init", path, *NO_CHANGE, "--preset", "sudoku-paper", *SIZES, code=2)
-    told = " ".join(refused.stderr.split())
-    assert re.search(message, told) and str(path) in told and not (tmp_path / "run").exists()
+    text = " ".join(refused.stderr.split())
+    assert re.search(message, text) and str(path) in text and not (tmp_path / "run").exists()

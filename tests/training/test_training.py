@@ -139,13 +139,13 @@ def test_the_average_forgets_where_it_started_however_few_the_updates():
 
     def averaged(rate: float, values: list[float]) -> list[float]:
         torch.nn.init.constant_(module.weight, 1.0)
-        ema, found = EMA(module, rate), []
+        ema, results = EMA(module, rate), []
         for value in values:
             torch.nn.init.constant_(module.weight, value)
             ema.update(module)
-            found.append(ema.shadow["weight"].item())
+            results.append(ema.shadow["weight"].item())
         assert ema.updates == len(values)
-        return found
+        return results
 
     # (1 + t) / (10 + t) of the average at update t, and never more than the rate.
     first, second = 2 / 11 * 1 + 9 / 11 * 5, 3 / 12

@@ -41,9 +41,9 @@ def why_not(model: EquilibriumReasoner, precision: Precision = Precision.fp32) -
 @needs_triton
 def test_a_model_on_the_cpu_names_a_remedy_that_can_be_followed(contractive, puzzles, monkeypatch):
     remedy = f"torch {torch.__version__} sees no GPU here, so use backend='auto'"
-    for seen, told in ((True, "move the model with model.cuda()"), (False, remedy)):
+    for seen, message in ((True, "move the model with model.cuda()"), (False, remedy)):
         monkeypatch.setattr(base, "gpu_is_seen", lambda seen=seen: seen)
-        assert why_not(contractive) == f"the model is on cpu, and Triton needs a GPU; {told}"
+        assert why_not(contractive) == f"the model is on cpu, and Triton needs a GPU; {message}"
     with pytest.raises(RuntimeError, match="backend='triton' cannot run here: the model is on cpu.*; can run: "):
         contractive.solve(puzzles, depth=1, halt="none", backend="triton")
     result = contractive.solve(puzzles, depth=1, halt="none")
@@ -82,8 +82,8 @@ def test_an_old_gpu_is_told_by_its_capability(contractive, monkeypatch):
         if runs:
             assert BACKEND.why_not(contractive, Precision.fp32) is None
         else:
-            told = "Old GPU has compute capability 7.5, and the kernel needs 8.0; use backend='reference'"
-            assert why_not(contractive) == told
+            message = "Old GPU has compute capability 7.5, and the kernel needs 8.0; use backend='reference'"
+            assert why_not(contractive) == message
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert "TRITON_INTERPRET is set" in why_not(contractive)
 
@@ -191,8 +191,8 @@ def test_the_fastest_that_runs_and_agrees_is_taken(tuner, caplog):
 
     with caplog.at_level(logging.DEBUG, "eqr_kernels"):
         assert tuner.fastest(PLANS, torch.bfloat16, time) == PLANS[4]
-    for told in ("shared memory", "differ from the first candidate's by 2", "not finite", "2.000 ms with tiles"):
-        assert told in caplog.text
+    for message in ("shared memory", "differ from the first candidate's by 2", "not finite", "2.000 ms with tiles"):
+        assert message in caplog.text
 
 
 @pytest.mark.parametrize("tuning", ["0", "1"])

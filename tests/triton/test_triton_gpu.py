@@ -59,8 +59,8 @@ def one_step(model, w, backend, precision, n=2):
     z_H, z_L, logits, q_halt = oracle.outer_step(w, cfg, tokens.numpy(), *start, rng)
     options = dict(depth=1, halt="none", seed=SEED, ids=IDS[:n], noise_scale=cfg.noise_scale)
     got = model.cuda().solve(tokens, backend=backend, precision=precision, **options)
-    found = (got.logits.cpu(), got.q_halt.cpu(), got.residual.cpu())
-    return found, (logits, q_halt, oracle.residual(z_H, z_L, *start))
+    result = (got.logits.cpu(), got.q_halt.cpu(), got.residual.cpu())
+    return result, (logits, q_halt, oracle.residual(z_H, z_L, *start))
 
 
 CONFIGS = {
@@ -230,18 +230,18 @@ def test_inference_mode_and_strides(contractive, puzzles):
 
 def test_several_threads_of_python(contractive, puzzles):
     expected = [solve(contractive, puzzles, seed=seed) for seed in range(4)]
-    found: dict[int, SolveResult] = {}
+    results: dict[int, SolveResult] = {}
 
     def work(seed: int) -> None:
         with torch.cuda.stream(torch.cuda.Stream()):
-            found[seed] = solve(contractive, puzzles, seed=seed)
+            results[seed] = solve(contractive, puzzles, seed=seed)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(120)
-    assert all(same(found[seed], expected[seed]) for seed in range(4))
+    assert all(same(results[seed], expected[seed]) for seed in range(4))
 
 
 # ---- progress and cancelling -----------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ all_tiles = pytest.mark.skipif(
 
 
 def cases() -> list[Any]:
-    found = []
+    results = []
     for preset, config in PRESETS.items():
         for precision, dtype in DTYPES.items():
             for i in range(len(candidates(config, dtype))):
@@ -46,8 +46,8 @@ def cases() -> list[Any]:
                     first = i == 0 and (preset == "sudoku-paper" or (preset, precision, architecture) == ATTENTION)
                     name = f"{preset}, {precision}, candidate {i}, sm_{architecture}"
                     marks = () if first else all_tiles
-                    found.append(pytest.param(preset, precision, i, architecture, id=name, marks=marks))
-    return found
+                    results.append(pytest.param(preset, precision, i, architecture, id=name, marks=marks))
+    return results
 
 
 def compiled(preset: str, precision: str, index: int, architecture: int, folder: Path) -> dict[str, Any]:
@@ -63,10 +63,10 @@ def compiled(preset: str, precision: str, index: int, architecture: int, folder:
 @pytest.mark.slow
 @pytest.mark.parametrize(("preset", "precision", "index", "architecture"), cases())
 def test_fits_and_uses_tensor_cores(preset, precision, index, architecture, tmp_path):
-    found = compiled(preset, precision, index, architecture, tmp_path)
-    assert found["shared"] <= SHARED[architecture] and found["registers"] <= 255, found
-    assert found["same_for_other_numbers"], "a compilation must not depend on the numbers of a solve"
-    counts = found["counts"]
+    result = compiled(preset, precision, index, architecture, tmp_path)
+    assert result["shared"] <= SHARED[architecture] and result["registers"] <= 255, result
+    assert result["same_for_other_numbers"], "a compilation must not depend on the numbers of a solve"
+    counts = result["counts"]
     if precision == "fp32":
         assert counts["HMMA"] == counts["HGMMA"] == 0, "float32 products must not be rounded to tf32"
     elif architecture == 80:
@@ -78,8 +78,8 @@ def test_fits_and_uses_tensor_cores(preset, precision, index, architecture, tmp_
     if index == 0:
         # What is spilled are addresses, outside of the products' loops. Triton before 3.9 unrolls more; in fp32 ptxas
         # keeps to 128 registers, so that two programs run on a multiprocessor.
-        allowed = 0 if precision == "bf16" and tuple(found["triton"]) >= (3, 9) else 256
-        assert found["stack"] <= allowed and (allowed or counts["LDL"] == counts["STL"] == 0), found
+        allowed = 0 if precision == "bf16" and tuple(result["triton"]) >= (3, 9) else 256
+        assert result["stack"] <= allowed and (allowed or counts["LDL"] == counts["STL"] == 0), result
 
 
 ABSENT = """
@@ -155,8 +155,8 @@ def compile_here(preset: str, precision: str, index: int, architecture: int) -> 
             precision=Precision[precision],
         )
         with torch.no_grad():
-            asked = FixedPointProblem(**{**problem, **changes})
-            values, _ = launch.arguments(model, asked, plan, torch.zeros(3, dtype=torch.int64), asked.slots)
+            changed = FixedPointProblem(**{**problem, **changes})
+            values, _ = launch.arguments(model, changed, plan, torch.zeros(3, dtype=torch.int64), changed.slots)
         return fixed_point.warmup(**values, **launch.compile_options(plan), grid=(1,))
 
     first = kernel()
