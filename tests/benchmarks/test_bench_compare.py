@@ -191,7 +191,9 @@ STUDIES = (
     "student.json",
     "extreme_mix-sudoku-paper.json",
     "extreme_mix-sudoku.json",
-    "views_needed-sudoku-paper.json",
+    "breadth_needed-sudoku-paper-views-16.json",
+    "breadth_needed-sudoku-paper-views-64.json",
+    "breadth_needed-sudoku-paper-starts-16.json",
     "serving_soak.json",
     "ray_throughput.json",
 )  # of other forms

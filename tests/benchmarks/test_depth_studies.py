@@ -1,4 +1,4 @@
-"""What maze_sizes, precision_depth, student, extreme_mix and views_needed count, with models of no size."""
+"""What maze_sizes, precision_depth, student, extreme_mix and breadth_needed count, with models of no size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import machine
-from benchmarks.studies import extreme_mix, maze_sizes, precision_depth, student, views_needed
+from benchmarks.studies import breadth_needed, extreme_mix, maze_sizes, precision_depth, student
 from eqr_kernels import EqRConfig, EquilibriumReasoner
 from eqr_kernels.studies.scoring import Accuracy
 from eqr_kernels.tasks import maze, sudoku, sudoku_generator
@@ -234,8 +234,11 @@ def test_the_mix_of_sudoku_extreme_is_weighted_as_it_says(tmp_path, monkeypatch)
         extreme_mix.main(["--model", str(tmp_path / "m")])
 
 
-def test_views_are_run_until_an_answer_is_called_right_and_go_on_where_they_were_stopped(tmp_path, monkeypatch):
-    """Puzzle i is called right at view i + 1, the second wrongly, and the last one never."""
+@pytest.mark.parametrize("by", ["views", "starts"])
+def test_trajectories_are_run_until_an_answer_is_called_right_and_go_on_where_they_were_stopped(
+    by, tmp_path, monkeypatch
+):
+    """Puzzle i is called right at trajectory i + 1, the second wrongly, and the last one never."""
     made = sudoku_generator.generate(4, "easy", seed=1)
     puzzles = replace(made, source=np.array(["a", "a", "b", "b"]))
     torch.manual_seed(0)
@@ -244,27 +247,36 @@ def test_views_are_run_until_an_answer_is_called_right_and_go_on_where_they_were
 
     def solve_views(model, views, **options):
         assert options == dict(select="first", halt="q", depth=5)
-        ran.append(len(views))
-        rows = [np.flatnonzero((made.inputs == back).all(1))[0] for back in original(views)]
+        return solved(original(views))
+
+    def solve(model, tokens, **options):
+        assert options == dict(seed=len(ran), halt="q", depth=5)
+        return solved(tokens.numpy())
+
+    def solved(puzzles):
+        ran.append(len(puzzles))
+        rows = [np.flatnonzero((made.inputs == puzzle).all(1))[0] for puzzle in puzzles]
         called = torch.tensor([row + 1 == len(ran) and row < 3 for row in rows])
         preds = torch.from_numpy(made.labels[rows].astype(np.int64))
         preds[[row == 1 for row in rows], 0] += 1
-        return SimpleNamespace(preds=preds, converged=called, nfe=torch.full((len(rows),), options["depth"]))
+        return SimpleNamespace(preds=preds, converged=called, nfe=torch.full((len(rows),), 5))
 
     def original(views):
         moved = np.take_along_axis(views.inputs, views.places, 2)
         return np.take_along_axis(views.meanings, moved.astype(np.int64), 2)[:, 0]
 
-    monkeypatch.setattr(views_needed, "solve_views", solve_views)
-    monkeypatch.setattr(views_needed.sudoku, "load", lambda _: (puzzles, ParseErrors()))
-    arguments = ["p.csv", "--model", tmp_path / "m", "--subset", 4, "--depth", 5, "--state", tmp_path / "state.json"]
-    for views in (2, 4):
-        views_needed.main([str(a) for a in [*arguments, "--views", views, "--results", tmp_path]])
+    monkeypatch.setattr(breadth_needed, "solve_views", solve_views)
+    monkeypatch.setattr(EquilibriumReasoner, "solve", solve)
+    monkeypatch.setattr(breadth_needed.sudoku, "load", lambda _: (puzzles, ParseErrors()))
+    arguments = ["p.csv", "--model", tmp_path / "m", "--subset", 4, "--by", by, "--depth", 5]
+    arguments += ["--state", tmp_path / "state.json"]
+    for breadth in (2, 4):
+        breadth_needed.main([str(a) for a in [*arguments, "--breadth", breadth, "--results", tmp_path]])
     assert ran == [4, 3, 2, 1]
-    report = json.loads((tmp_path / machine.folder() / "views_needed-m.json").read_text())
+    report = json.loads((tmp_path / machine.folder() / f"breadth_needed-m-{by}-5.json").read_text())
     assert report["mean_steps"] == (1 + 2 + 3 + 4) * 5 / 4
-    rows = [(row["views"], row["right"]["correct"], row["called_right_and_wrong"]) for row in report["at_most"]]
+    rows = [(row["breadth"], row["right"]["correct"], row["called_right_and_wrong"]) for row in report["at_most"]]
     assert rows == [(1, 1, 0), (2, 1, 1), (4, 2, 1)]
     assert {name: part["correct"] for name, part in report["at_most"][-1]["by_source"].items()} == {"a": 1, "b": 1}
     with pytest.raises(SystemExit, match="'depth': 5.* and this run is of .*'depth': 6"):
-        views_needed.main([str(a) for a in [*arguments, "--depth", 6]])
+        breadth_needed.main([str(a) for a in [*arguments, "--depth", 6]])

@@ -1,0 +1,160 @@
+"""`python -m benchmarks.studies.breadth_needed DEV`: trajectories of a Sudoku until a model calls an answer right.
+
+Each puzzle is solved under one symmetry after the other (`eqr solve --views B --select first --halt q`), or with --by
+starts from one random start after the other (--seed 0, 1, ...), until q_halt is above 0: then the model calls its answer
+right. It does not know whether it is; what it calls right and is wrong is counted as such. The answers so far are kept
+in --state after every trajectory of all puzzles, and a run that was stopped goes on from them. Puzzles have one solution.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import machine
+from eqr_kernels import EquilibriumReasoner, SolveResult, ops, solve_views
+from eqr_kernels.atomic import atomic_write
+from eqr_kernels.cli.puzzles import report_errors, stratified, with_answers
+from eqr_kernels.studies.identity import weights_digest
+from eqr_kernels.studies.scoring import Accuracy
+from eqr_kernels.studies.subset import digest
+from eqr_kernels.tasks import sudoku
+from eqr_kernels.tasks.common import PuzzleSet, Tokens
+from eqr_kernels.tasks.registry import SUDOKU
+
+Answers = list[dict[str, Any]]
+"""Of each puzzle: `trajectory`, counted from 1, that was called right, or None; whether it is `right`; `steps`, the
+outer steps of all its trajectories."""
+Rows = npt.NDArray[np.intp]
+
+
+class Solve(Protocol):
+    """Runs trajectory `number`, from 1 on, of the puzzles in `rows` [n]; the result's answers are the puzzles'."""
+
+    def __call__(self, rows: Rows, number: int) -> SolveResult: ...
+
+
+def by_views(model: EquilibriumReasoner, inputs: Tokens, breadth: int, depth: int) -> Solve:
+    views = sudoku.views(inputs, breadth)
+    return lambda rows, number: solve_views(model, views.at(rows, number - 1), select="first", halt="q", depth=depth)
+
+
+def by_starts(model: EquilibriumReasoner, inputs: Tokens, _breadth: int, depth: int) -> Solve:
+    tokens = torch.from_numpy(inputs.astype(np.int64))
+    return lambda rows, number: model.solve(tokens[rows], seed=number - 1, halt="q", depth=depth)
+
+
+BY: dict[str, Callable[[EquilibriumReasoner, Tokens, int, int], Solve]] = {"views": by_views, "starts": by_starts}
+
+
+def next_trajectory(solve: Solve, labels: Tokens, answers: Answers, number: int) -> None:
+    """Runs trajectory `number` of every puzzle that has no answer yet; labels [N, S]."""
+    rows = np.flatnonzero([answer["trajectory"] is None for answer in answers])
+    if not len(rows):
+        return
+    each = solve(rows, number)
+    right = (each.preds.cpu().numpy() == labels[rows]).all(1)
+    for row, called, correct, steps in zip(
+        rows.tolist(), each.converged.tolist(), right.tolist(), each.nfe.tolist(), strict=True
+    ):
+        answers[row]["steps"] += steps
+        if called:
+            answers[row] |= {"trajectory": number, "right": correct}
+
+
+def counted(puzzles: PuzzleSet, answers: Answers, breadth: int) -> dict[str, Any]:
+    """What at most so many trajectories give: right, all and by source, and what was called right and is wrong."""
+    called = np.array([answer["trajectory"] is not None and answer["trajectory"] <= breadth for answer in answers])
+    right = called & np.array([answer["right"] for answer in answers])
+    sources = {
+        name: Accuracy(int(right[puzzles.source == name].sum()), int((puzzles.source == name).sum())).as_json()
+        for name in np.unique(puzzles.source).tolist()
+    }
+    return {
+        "breadth": breadth,
+        "right": Accuracy(int(right.sum()), len(answers)).as_json(),
+        "called_right_and_wrong": int((called & ~right).sum()),
+        "by_source": sources,
+    }
+
+
+def print_table(report: dict[str, Any]) -> None:
+    rows = report["at_most"]
+    sources = list(rows[0]["by_source"])
+    table = Table(f"{report['by']} at most", "right", "95 %", *sources, "called right and wrong")
+    for row in rows:
+        right = row["right"]
+        cells = [f"{part['correct']} of {part['total']}" for part in row["by_source"].values()]
+        low, high = right["wilson95"]
+        interval = f"{100 * low:.0f}-{100 * high:.0f} %"
+        wrong = str(row["called_right_and_wrong"])
+        table.add_row(str(row["breadth"]), f"{right['correct']} of {right['total']}", interval, *cells, wrong)
+    Console(width=160).print(table)
+    print(f"{report['mean_steps']:.0f} outer steps a puzzle")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("benchmarks.studies.breadth_needed", description="Trajectories until an answer.")
+    parser.add_argument("puzzles", type=Path, help="Sudokus with answers and sources")
+    parser.add_argument("--model", default="sudoku-paper")
+    parser.add_argument("--subset", type=int, default=100, help="puzzles, stratified by source and rating")
+    parser.add_argument("--by", choices=BY, default="views", help="symmetries of the puzzle, or random starts")
+    parser.add_argument("--breadth", type=int, default=128, help="trajectories of a puzzle at most")
+    parser.add_argument("--depth", type=int, default=16, help="outer steps of a trajectory")
+    parser.add_argument("--state", type=Path, default=Path("breadth_needed.json"), help="answers so far")
+    parser.add_argument("--results", type=Path, help="folder of <device>/breadth_needed-MODEL-BY-DEPTH.json")
+    options = parser.parse_args(arguments)
+    model = EquilibriumReasoner.from_pretrained(options.model)
+    known, errors = with_answers(*sudoku.load(options.puzzles), SUDOKU)
+    report_errors(errors)
+    puzzles = stratified(known, min(options.subset, len(known)))
+    assert puzzles.labels is not None
+    run = {
+        "model": options.model,
+        "weights_sha256": weights_digest(model),
+        "data_sha256": digest(puzzles.inputs, puzzles.labels),
+        "puzzles": len(puzzles),
+        "by": options.by,
+        "depth": options.depth,
+        "isa": ops.cpu_isa() if model.device.type == "cpu" else None,
+    }
+    done, answers = 0, [{"trajectory": None, "right": False, "steps": 0} for _ in range(len(puzzles))]
+    if options.state.exists():
+        state = json.loads(options.state.read_text())
+        if state["run"] != run:
+            raise SystemExit(
+                f"--state {options.state} is of {state['run']}, and this run is of {run}; name another file"
+            )
+        done, answers = state["breadth"], state["answers"]
+    solve = BY[options.by](model, puzzles.inputs, options.breadth, options.depth)
+    for number in range(done + 1, options.breadth + 1):
+        next_trajectory(solve, puzzles.labels, answers, number)
+        done = number
+        atomic_write(options.state, json.dumps({"run": run, "breadth": done, "answers": answers}).encode())
+        left = sum(answer["trajectory"] is None for answer in answers)
+        print(f"{done} {options.by}: {left} of {len(answers)} puzzles have no answer", flush=True)
+    most = sorted({*(2**k for k in range(done.bit_length())), done})
+    report = {
+        **machine.provenance("benchmarks.studies.views_needed"),
+        **run,
+        "torch_threads": torch.get_num_threads(),
+        "breadth": done,
+        "mean_steps": float(np.mean([answer["steps"] for answer in answers])),
+        "at_most": [counted(puzzles, answers, count) for count in most],
+    }
+    print_table(report)
+    name = f"breadth_needed-{Path(options.model).stem}-{options.by}-{options.depth}"
+    machine.write_report(options.results, name, report)
+
+
+if __name__ == "__main__":
+    main()
