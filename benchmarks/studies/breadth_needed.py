@@ -1,9 +1,10 @@
 """`python -m benchmarks.studies.breadth_needed DEV`: trajectories of a Sudoku until a model calls an answer right.
 
-Each puzzle is solved under one symmetry after the other (`eqr solve --views B --select first --halt q`), or with --by
-starts from one random start after the other (--seed 0, 1, ...), until q_halt is above 0: then the model calls its answer
-right. It does not know whether it is; what it calls right and is wrong is counted as such. The answers so far are kept
-in --state after every trajectory of all puzzles, and a run that was stopped goes on from them. Puzzles have one solution.
+Each puzzle is solved under one symmetry after the other (`eqr solve --views B --select first --halt q`), or with
+--by starts from one random start after the other (--seed 0, 1, ...), until q_halt is above 0: then the model calls its
+answer right. It does not know whether it is; what it calls right and is wrong is counted as such. The answers so far
+are kept in --state after every trajectory of all puzzles, and a run that was stopped goes on from them. Puzzles have
+one solution.
 """
 
 from __future__ import annotations
