@@ -1,10 +1,10 @@
 """`python -m benchmarks.studies.breadth_needed DEV`: trajectories of a Sudoku until a model calls an answer right.
 
 Each puzzle is solved under one symmetry after the other (`eqr solve --views B --select first --halt q`), or with
---by starts from one random start after the other (--seed 0, 1, ...), until q_halt is above 0: then the model calls its
-answer right. It does not know whether it is; what it calls right and is wrong is counted as such. The answers so far
-are kept in --state after every trajectory of all puzzles, and a run that was stopped goes on from them. Puzzles have
-one solution.
+--by starts from one random start after the other (`eqr solve --seed 0`, 1, ...), until q_halt is above 0: then the
+model calls its answer right. It does not know whether it is; what it calls right and is wrong is counted as such. The
+answers so far are kept in --state after every trajectory of all puzzles, and a run that was stopped goes on from them.
+Puzzles have one solution.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ def next_trajectory(solve: Solve, labels: Tokens, answers: Answers, number: int)
     rows = np.flatnonzero([answer["trajectory"] is None for answer in answers])
     if not len(rows):
         return
-    each = solve(rows, number)
-    right = (each.preds.cpu().numpy() == labels[rows]).all(1)
+    result = solve(rows, number)
+    right = (result.preds.cpu().numpy() == labels[rows]).all(1)
     for row, called, correct, steps in zip(
-        rows.tolist(), each.converged.tolist(), right.tolist(), each.nfe.tolist(), strict=True
+        rows.tolist(), result.converged.tolist(), right.tolist(), result.nfe.tolist(), strict=True
     ):
         answers[row]["steps"] += steps
         if called:
@@ -111,7 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--by", choices=BY, default="views", help="symmetries of the puzzle, or random starts")
     parser.add_argument("--breadth", type=int, default=128, help="trajectories of a puzzle at most")
     parser.add_argument("--depth", type=int, default=16, help="outer steps of a trajectory")
-    parser.add_argument("--state", type=Path, default=Path("breadth_needed.json"), help="answers so far")
+    parser.add_argument("--state", type=Path, help="answers so far; else in breadth_needed-MODEL-BY-DEPTH.json")
     parser.add_argument("--results", type=Path, help="folder of <device>/breadth_needed-MODEL-BY-DEPTH.json")
     options = parser.parse_args(arguments)
     model = EquilibriumReasoner.from_pretrained(options.model)
@@ -128,32 +128,31 @@ def main(arguments: list[str] | None = None) -> None:
         "depth": options.depth,
         "isa": ops.cpu_isa() if model.device.type == "cpu" else None,
     }
+    name = f"breadth_needed-{Path(options.model).stem}-{options.by}-{options.depth}"
+    kept = options.state or Path(f"{name}.json")
     done, answers = 0, [{"trajectory": None, "right": False, "steps": 0} for _ in range(len(puzzles))]
-    if options.state.exists():
-        state = json.loads(options.state.read_text())
+    if kept.exists():
+        state = json.loads(kept.read_text())
         if state["run"] != run:
-            raise SystemExit(
-                f"--state {options.state} is of {state['run']}, and this run is of {run}; name another file"
-            )
+            raise SystemExit(f"--state {kept} is of {state['run']}, and this run is of {run}; name another file")
         done, answers = state["breadth"], state["answers"]
     solve = BY[options.by](model, puzzles.inputs, options.breadth, options.depth)
     for number in range(done + 1, options.breadth + 1):
         next_trajectory(solve, puzzles.labels, answers, number)
         done = number
-        atomic_write(options.state, json.dumps({"run": run, "breadth": done, "answers": answers}).encode())
+        atomic_write(kept, json.dumps({"run": run, "breadth": done, "answers": answers}).encode())
         left = sum(answer["trajectory"] is None for answer in answers)
         print(f"{done} {options.by}: {left} of {len(answers)} puzzles have no answer", flush=True)
-    most = sorted({*(2**k for k in range(done.bit_length())), done})
+    breadths = sorted({*(2**k for k in range(done.bit_length())), done})
     report = {
-        **machine.provenance("benchmarks.studies.views_needed"),
+        **machine.provenance("benchmarks.studies.breadth_needed"),
         **run,
         "torch_threads": torch.get_num_threads(),
         "breadth": done,
         "mean_steps": float(np.mean([answer["steps"] for answer in answers])),
-        "at_most": [counted(puzzles, answers, count) for count in most],
+        "at_most": [counted(puzzles, answers, count) for count in breadths],
     }
     print_table(report)
-    name = f"breadth_needed-{Path(options.model).stem}-{options.by}-{options.depth}"
     machine.write_report(options.results, name, report)
 
 

@@ -247,15 +247,18 @@ def test_trajectories_are_run_until_an_answer_is_called_right_and_go_on_where_th
 
     def solve_views(model, views, **options):
         assert options == dict(select="first", halt="q", depth=5)
-        return solved(original(views))
+        puzzle = original(views)
+        same = np.array_equal(views.inputs[:, 0], sudoku.views(puzzle, 4).inputs[:, len(ran)])
+        assert by == "views" and same
+        return solved(puzzle)
 
     def solve(model, tokens, **options):
-        assert options == dict(seed=len(ran), halt="q", depth=5)
+        assert by == "starts" and options == dict(seed=len(ran), halt="q", depth=5)
         return solved(tokens.numpy())
 
-    def solved(puzzles):
-        ran.append(len(puzzles))
-        rows = [np.flatnonzero((made.inputs == puzzle).all(1))[0] for puzzle in puzzles]
+    def solved(grids):
+        ran.append(len(grids))
+        rows = [np.flatnonzero((made.inputs == grid).all(1))[0] for grid in grids]
         called = torch.tensor([row + 1 == len(ran) and row < 3 for row in rows])
         preds = torch.from_numpy(made.labels[rows].astype(np.int64))
         preds[[row == 1 for row in rows], 0] += 1
@@ -274,6 +277,7 @@ def test_trajectories_are_run_until_an_answer_is_called_right_and_go_on_where_th
         breadth_needed.main([str(a) for a in [*arguments, "--breadth", breadth, "--results", tmp_path]])
     assert ran == [4, 3, 2, 1]
     report = json.loads((tmp_path / machine.folder() / f"breadth_needed-m-{by}-5.json").read_text())
+    assert "python -m benchmarks.studies.breadth_needed " in report["command"]
     assert report["mean_steps"] == (1 + 2 + 3 + 4) * 5 / 4
     rows = [(row["breadth"], row["right"]["correct"], row["called_right_and_wrong"]) for row in report["at_most"]]
     assert rows == [(1, 1, 0), (2, 1, 1), (4, 2, 1)]

@@ -480,7 +480,7 @@ def paired(gained: int, lost: int, n: int) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("row", "verdict"),
+    ("variant", "verdict"),
     [
         (row("x", 0, 0), "keeps"),
         (row("x", 2, 3, kept=(0, 0.009)), "keeps"),  # as many as under another seed
@@ -499,8 +499,8 @@ def paired(gained: int, lost: int, n: int) -> dict:
         (row("x", 0, 9) | {"displacement": None}, "loses"),
     ],
 )
-def test_judge(row: dict, verdict: str) -> None:
-    assert judge(row) == verdict
+def test_judge(variant: dict, verdict: str) -> None:
+    assert judge(variant) == verdict
 
 
 def verdicts(*rows: dict) -> list[dict]:

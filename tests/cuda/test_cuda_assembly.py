@@ -166,7 +166,7 @@ def assemble(sources: list[Path]) -> Assembled:
     messages = {
         (source.name, architecture): text for (source, architecture), (text, _) in zip(jobs, results, strict=True)
     }
-    return Assembled(messages, [kernel for _, result in results for kernel in result])
+    return Assembled(messages, [kernel for _, kernels in results for kernel in kernels])
 
 
 @pytest.fixture(scope="session")

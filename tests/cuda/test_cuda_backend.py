@@ -308,8 +308,8 @@ def test_what_it_hands_over(standing_in, puzzles, options):
         assert torch.equal(got.at[depth].all_preds, at.all_preds)
     assert seen[0] == (0, 36, 0) and seen[-1] == (36, 36, int(got.nfe.sum())) and seen == sorted(seen)
     assert len(seen) > 10
-    requested = model.solve(puzzles, backend="cuda", slots=5, **options)
-    assert "throughput_wgmma with 4 CTAs" in requested.backend_reason
+    limited = model.solve(puzzles, backend="cuda", slots=5, **options)
+    assert "throughput_wgmma with 4 CTAs" in limited.backend_reason
 
 
 @needs_kernels

@@ -201,11 +201,11 @@ def test_two_replicas_answer_as_one_engine_also_when_one_is_killed(cluster, mode
             "--json",
             "--max-in-flight",
         )
-        output = eqr(*serving_on_ray, 2, "--max-queued", 4, "--max-puzzles", 4, *OF_LONG, "--backend", "cpu")
+        result = eqr(*serving_on_ray, 2, "--max-queued", 4, "--max-puzzles", 4, *OF_LONG, "--backend", "cpu")
     finally:
         using.join(SECONDS)
     assert not failures, failures
-    assert f'"address": "http://127.0.0.1:{port}"' in output.stdout and "replicas: 2" in output.stdout
+    assert f'"address": "http://127.0.0.1:{port}"' in result.stdout and "replicas: 2" in result.stdout
     until(lambda: not replicas())
 
 

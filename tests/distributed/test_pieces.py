@@ -33,7 +33,7 @@ def assert_same_rows(path: Path, kind: str, rows: int, task=SUDOKU) -> None:
     whole, wrong = task.load(path)
     parts = [load_piece(task, piece) for piece in pieces(path, kind, rows)]
     got = [part for part, _ in parts if part is not None]
-    errors = sorted((error.line, error.message) for _, result in parts for error in result)
+    errors = sorted((error.line, error.message) for _, wrong_lines in parts for error in wrong_lines)
     assert errors == [(error.line, error.message) for error in wrong]
     assert sum(map(len, got)) == len(whole)
     for name in ("inputs", "source", "rating", "line", "id"):

@@ -71,13 +71,13 @@ def functions() -> list[list[str]]:
 @pytest.fixture(scope="module")
 def tiles(functions) -> dict[tuple[str, str, int, int, str], list[str]]:
     """Every tile's k loop, by level, operands, rows, vectors and whether its rows are packed."""
-    results = {}
+    loops = {}
     for lines in functions:
         if head := TILE.search(lines[0]):
             level, op, rows, columns, packed = head.groups()
-            results[level, op, int(rows), int(columns), packed] = loop_of([x for x in lines[1:] if ":\t" in x])
-    assert results, "no tile was found: was the library stripped?"
-    return results
+            loops[level, op, int(rows), int(columns), packed] = loop_of([x for x in lines[1:] if ":\t" in x])
+    assert loops, "no tile was found: was the library stripped?"
+    return loops
 
 
 def levels() -> set[str]:

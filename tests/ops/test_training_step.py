@@ -193,7 +193,7 @@ def test_scratch_may_hold_anything_but_nan_in_its_padding(isa, tokens):
     cfg = make_config(seq_len=tokens, hidden_size=32, L_layers=2)
     _, _, tensors, options = problem(cfg, n=3)
     whole = training_step(*tensors, **options)
-    tensors[10].fill_(0x3F)  # 0.75 in bfloat16
+    tensors[10].fill_(0x3F)  # 0.746 in bfloat16
     assert all(map(torch.equal, training_step(*tensors, **options), whole))
 
 

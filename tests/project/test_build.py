@@ -125,9 +125,9 @@ def test_a_configuration_for_something_else_is_not_taken(setup: Setup, checkout:
         kept = folder / BUILD / "CMakeCache.txt"
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.touch()
-        reason = re.search(r"building afresh in .*: (.*)", setup.build(folder, **environment))
-        assert kept.exists() == (reason is None)
-        return reason[1] if reason else None
+        match = re.search(r"building afresh in .*: (.*)", setup.build(folder, **environment))
+        assert kept.exists() == (match is None)
+        return match[1] if match else None
 
     assert afresh(checkout) == "it does not say for what it was configured"
     assert afresh(checkout) is None
@@ -332,11 +332,11 @@ def test_the_commit_goes_with_wheel_and_sdist(checkout: Path, tmp_path: Path) ->
         assert done.returncode == 0, done.stderr
         return next(dist.glob("*.whl" if command[0] == "bdist_wheel" else "*.tar.gz"))
 
-    def told(place: Path, **environment: str) -> str:
+    def commit_of(place: Path, **environment: str) -> str:
         code = "from eqr_kernels.commit import code_commit; print(code_commit())"
         return run_python("-c", code, cwd=place, **environment).stdout.strip()
 
-    assert told(checkout) == ""
+    assert commit_of(checkout) == ""
     git("init", "-q")
     git("add", ".")
     git("commit", "-q", "-m", "first")
@@ -345,16 +345,16 @@ def test_the_commit_goes_with_wheel_and_sdist(checkout: Path, tmp_path: Path) ->
     wheel, sdist = built(checkout, "bdist_wheel"), built(checkout, "sdist")
     assert not note.exists()
     note.write_text("of another day\n")
-    assert told(checkout) == commit
-    assert told(checkout, GIT_DIR=str(REPOSITORY / ".git"), GIT_WORK_TREE=str(REPOSITORY)) == commit
+    assert commit_of(checkout) == commit
+    assert commit_of(checkout, GIT_DIR=str(REPOSITORY / ".git"), GIT_WORK_TREE=str(REPOSITORY)) == commit
     (checkout / "README.md").write_text("changed")
-    assert told(checkout) == f"{commit}+"
+    assert commit_of(checkout) == f"{commit}+"
     zipfile.ZipFile(wheel).extractall(tmp_path / "wheel")
     tarfile.open(sdist).extractall(tmp_path / "sdist", filter="data")
     unpacked = next((tmp_path / "sdist").iterdir())
     zipfile.ZipFile(built(unpacked, "bdist_wheel")).extractall(tmp_path / "wheel of sdist")
     for place in (tmp_path / "wheel", unpacked, tmp_path / "wheel of sdist"):
-        assert told(place) == commit
+        assert commit_of(place) == commit
     # A virtual environment may lie inside another project's checkout.
     inside = shutil.copytree(tmp_path / "wheel", checkout / "venv")
-    assert told(inside) == commit
+    assert commit_of(inside) == commit

@@ -107,4 +107,4 @@ def test_what_tests_share_is_in_support():
         nodes = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Import | ast.ImportFrom)]
         modules = {f"{getattr(n, 'module', None) or ''}.{alias.name}" for n in nodes for alias in n.names}
         names[str(file)] = {m for m in modules if any(p == "conftest" or p.startswith("test_") for p in m.split("."))}
-    assert len(names) > 80 and not {file: shared for file, shared in names.items() if shared}
+    assert len(names) > 80 and not {file: imported for file, imported in names.items() if imported}

@@ -207,8 +207,8 @@ def test_make_installs_a_torch_that_is_named_anew(source: Path, tmp_path: Path) 
     def installs(named_before: str, *arguments: str) -> bool:
         (stamps / "torch").write_text(f"{named_before}\n")
         command = ["make", "-n", ".venv/.stamps/torch", *arguments]
-        output = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-        return "make: installing" in output.stdout
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        return "make: installing" in done.stdout
 
     assert not installs("") and not installs("torch==2.12.0")
     assert installs("", "TORCH=torch==2.12.0") and installs("torch==2.11.0", "TORCH=torch==2.12.0")

@@ -45,9 +45,11 @@ def process(model: Path, *options: object, **environment: str) -> Iterator[tuple
             line = running.stdout.readline()
             assert line, running.communicate(timeout=PATIENCE)[1]
             text += line
-        body = json.loads(text)
-        assert body["command"] == "serve" and body["pid"] == running.pid and body["backend"] == "reference"
-        with httpx.Client(base_url=body["address"], timeout=PATIENCE) as client:
+        announced = json.loads(text)
+        assert (
+            announced["command"] == "serve" and announced["pid"] == running.pid and announced["backend"] == "reference"
+        )
+        with httpx.Client(base_url=announced["address"], timeout=PATIENCE) as client:
             yield running, client
     finally:
         running.kill()

@@ -69,11 +69,11 @@ def test_a_replayed_policy_is_what_solve_answers(model, puzzles, recording, poli
 
 def test_votes_are_counted_on_whole_answers():
     """Restarts 0 and 2 answer alike; restart 1 has the lowest score and an answer of its own."""
-    trajectories = made(
+    by_hand = made(
         correct=[[[1], [0], [1]]], residual=[[[0.3], [0.1], [0.2]]], score=[[[3], [1], [2]]], answer=[[[5], [7], [5]]]
     )
-    assert outcome(trajectories, Policy("fixed", 1, 3, select="vote")).restart.tolist() == [2]
-    assert outcome(trajectories, Policy("fixed", 1, 3)).restart.tolist() == [1]
+    assert outcome(by_hand, Policy("fixed", 1, 3, select="vote")).restart.tolist() == [2]
+    assert outcome(by_hand, Policy("fixed", 1, 3)).restart.tolist() == [1]
 
 
 def test_a_recording_does_not_depend_on_its_chunks(model, puzzles):
@@ -83,14 +83,14 @@ def test_a_recording_does_not_depend_on_its_chunks(model, puzzles):
 
 
 def test_policies_by_hand():
-    trajectories = made(
+    by_hand = made(
         correct=[[[0, 0, 1, 1], [0, 1, 1, 0]]],
         residual=[[[0.9, 0.5, 0.1, 0.05], [0.9, 0.1, 0.3, 0.2]]],
         q_halt=[[[-1, -1, -1, 2], [-1, -1, 1, -1]]],
     )
 
     def run(*policy, **more):
-        result = outcome(trajectories, Policy(*policy, **more))
+        result = outcome(by_hand, Policy(*policy, **more))
         return (
             result.correct.item(),
             result.steps.item(),
@@ -129,8 +129,8 @@ def test_halting_rules_by_hand(halt, patience, steps, status):
     """Four trajectories whose two signals come and go, each on its own."""
     low = [[0, 1, 1, 0, 0], [0, 1, 0, 1, 1], [0, 0, 0, 0, 0], [0, 0, 0, 1, 1]]
     positive = [[1, 0, 1, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 1, 1]]
-    trajectories = made(np.ones((1, 4, 5)), np.where([low], 0.1, 0.9), q_halt=np.where([positive], 0.5, -0.5))
-    ends = ends_when_halted(trajectories, halt, tol=None if halt in ("q", "none") else 0.1, patience=patience)
+    by_hand = made(np.ones((1, 4, 5)), np.where([low], 0.1, 0.9), q_halt=np.where([positive], 0.5, -0.5))
+    ends = ends_when_halted(by_hand, halt, tol=None if halt in ("q", "none") else 0.1, patience=patience)
     assert ends.steps.tolist() == [steps]
     names = {"C": Status.CONVERGED, "H": Status.HALTED, "M": Status.MAX_DEPTH}
     assert ends.status.tolist() == [[names[letter] for letter in status]]
@@ -149,23 +149,23 @@ def test_rules_that_cannot_be_replayed(halt, message):
 
 
 def test_a_trajectory_that_diverged_spends_nothing_more_and_never_answers():
-    trajectories = made(
+    by_hand = made(
         correct=[[[1, 0, 0], [0, 1, 1]]],
         residual=[[[0.01, math.nan, math.nan], [0.5, 0.4, 0.3]]],
         diverged=[[2, 4]],
     )
-    result = outcome(trajectories, Policy("fixed", 3, 2))
+    result = outcome(by_hand, Policy("fixed", 3, 2))
     assert (result.correct.item(), result.restart.item(), result.nfe.item()) == (True, 1, 5)
     # It had settled before.
-    early = outcome(trajectories, Policy("residual", 3, 2, 0.02))
+    early = outcome(by_hand, Policy("residual", 3, 2, 0.02))
     assert (early.correct.item(), early.restart.item(), early.nfe.item()) == (True, 0, 4)
-    alone = outcome(trajectories, Policy("fixed", 3, 1))
+    alone = outcome(by_hand, Policy("fixed", 3, 1))
     assert (alone.correct.item(), alone.steps.item()) == (False, 2)
 
 
 def test_where_trajectories_go_side_by_side_a_query_takes_as_long_as_the_longest():
-    trajectories = made(correct=[[[1, 1, 1], [1, 1, 1]]], residual=[[[0.1, 0.1, 0.1], [0.9, 0.9, 0.1]]])
-    result = outcome(trajectories, Policy("residual", 3, 2, 0.2))
+    by_hand = made(correct=[[[1, 1, 1], [1, 1, 1]]], residual=[[[0.1, 0.1, 0.1], [0.9, 0.9, 0.1]]])
+    result = outcome(by_hand, Policy("residual", 3, 2, 0.2))
     assert (result.nfe.item(), result.longest.item()) == (4, 3)
     costs = dataclasses.replace(COSTS, latency=(Latency(2, 1.0, 0.5),))
     assert costs.query_ms(2, result.nfe, result.longest).tolist() == [1.0 + 4 * 0.5]
@@ -381,11 +381,11 @@ def test_the_cheapest_within_half_a_point():
 @given(POINTS, st.integers(1, 8), st.integers(1, 12))
 def test_what_is_recommended_fits_and_nothing_cheaper_does(points, target, budget):
     cost, right = [p[0] for p in points], [p[1] / 8 for p in points]
-    advice = recommend(cost, right, target=target / 8, budget=budget)
+    chosen = recommend(cost, right, target=target / 8, budget=budget)
     fits = [i for i in range(len(points)) if right[i] >= target / 8 and cost[i] <= budget]
-    assert (advice is None) == (not fits)
-    if advice is not None:
-        assert advice in fits and cost[advice] == min(cost[i] for i in fits)
+    assert (chosen is None) == (not fits)
+    if chosen is not None:
+        assert chosen in fits and cost[chosen] == min(cost[i] for i in fits)
     best = recommend(cost, right, budget=budget)
     within = [right[i] for i in range(len(points)) if cost[i] <= budget]
     assert (best is None) == (not within)
@@ -402,10 +402,8 @@ def test_wishes_that_make_no_sense(bad):
 
 
 def test_a_point_by_hand():
-    trajectories = made(correct=[[[0, 1]] * 4, [[1, 1]] * 4], residual=[[[0.5, 0.5]] * 4, [[0.1, 0.1]] * 4])
-    slow, early = map_points(
-        trajectories, [Policy("fixed", 2, 4), Policy("residual", 2, 1, 0.2)], COSTS, Price(3.6, "EUR")
-    )
+    by_hand = made(correct=[[[0, 1]] * 4, [[1, 1]] * 4], residual=[[[0.5, 0.5]] * 4, [[0.1, 0.1]] * 4])
+    slow, early = map_points(by_hand, [Policy("fixed", 2, 4), Policy("residual", 2, 1, 0.2)], COSTS, Price(3.6, "EUR"))
     assert (slow.accuracy.correct, slow.accuracy.total, slow.settled) == (2, 2, None)
     assert slow.nfe == 8 and slow.latency_ms == (5.0, 5.0, 5.0)  # 3 ms + 8 x 0.25 ms
     assert slow.unit_seconds == pytest.approx(8 * 0.1e-3 * 2) and slow.throughput == pytest.approx(1 / 0.8e-3)
@@ -416,19 +414,19 @@ def test_a_point_by_hand():
 
 
 def test_what_early_exit_saves_and_loses():
-    trajectories = made(correct=[[[0, 1]], [[1, 0]], [[1, 1]]], residual=[[[0.1, 0.1]], [[0.1, 0.1]], [[0.9, 0.9]]])
-    (row,) = savings(trajectories, [1], tol=0.2)
+    by_hand = made(correct=[[[0, 1]], [[1, 0]], [[1, 1]]], residual=[[[0.1, 0.1]], [[0.1, 0.1]], [[0.9, 0.9]]])
+    (row,) = savings(by_hand, [1], tol=0.2)
     assert (row.full.correct, row.exit.correct, row.lost, row.gained) == (2, 2, 1, 1)
     assert (row.nfe_full, row.nfe_exit, row.times) == (2.0, 4 / 3, 1.5) and row.settled == pytest.approx(2 / 3)
 
 
 def test_the_bend_of_a_model_that_is_never_right():
-    trajectories = made(correct=[[[0, 0, 0, 0]]], residual=[[[1, 1, 1, 1]]])
-    points = map_points(trajectories, policies([1, 2, 4], [1], [0.1]), COSTS)
+    by_hand = made(correct=[[[0, 0, 0, 0]]], residual=[[[1, 1, 1, 1]]])
+    points = map_points(by_hand, policies([1, 2, 4], [1], [0.1]), COSTS)
     where = bend(points)
     cheapest = min(range(len(points)), key=lambda i: points[i].unit_seconds)
     assert where.front == (cheapest,) and where.best == where.cheapest_within == cheapest and where.knee is None
-    steps, settled, correct = steps_to_settle(trajectories, 0.1)
+    steps, settled, correct = steps_to_settle(by_hand, 0.1)
     assert (steps.tolist(), settled.tolist(), correct.tolist()) == ([4], [False], [False])
 
 
@@ -506,11 +504,11 @@ def test_peak_memory_sees_a_large_tensor_and_not_what_was_there():
 def test_more_depth_never_costs_less_and_an_exit_never_costs_more(data):
     shape = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 5)))
     rng = np.random.default_rng(data.draw(st.integers(0, 999)))
-    trajectories = made(rng.integers(0, 2, shape), rng.random(shape), q_halt=rng.normal(size=shape))
+    by_hand = made(rng.integers(0, 2, shape), rng.random(shape), q_halt=rng.normal(size=shape))
     n, b, d = shape
-    full = outcome(trajectories, Policy("fixed", d, b))
+    full = outcome(by_hand, Policy("fixed", d, b))
     for policy in (Policy("residual", d, b, 0.3), Policy("q", d, b), Policy("race", d, b, 0.3, "first")):
-        result = outcome(trajectories, policy)
+        result = outcome(by_hand, policy)
         assert (result.nfe <= full.nfe).all() and (result.nfe >= result.steps).all() and (result.steps >= 1).all()
-    loose, tight = (outcome(trajectories, Policy("residual", d, b, tol)) for tol in (0.6, 0.2))
+    loose, tight = (outcome(by_hand, Policy("residual", d, b, tol)) for tol in (0.6, 0.2))
     assert (loose.nfe <= tight.nfe).all()

@@ -17,12 +17,12 @@ def rows(count: int) -> list[dict[str, Any]]:
     """Puzzles under the columns id, source, question, answer, rating; every other one is its own answer."""
     puzzles = sudoku_generator.generate(count, "easy", seed=7)
     assert puzzles.labels is not None
-    results = []
+    made = []
     for i in range(count):
         question, answer = sudoku.decode(puzzles.inputs[i]), sudoku.decode(puzzles.labels[i])
         question = "12345" if i in BAD else answer if i % 2 else question
-        results.append(dict(id=f"name {i}", source=f"source {i % 3}", question=question, answer=answer, rating=i / 2))
-    return results
+        made.append(dict(id=f"name {i}", source=f"source {i % 3}", question=question, answer=answer, rating=i / 2))
+    return made
 
 
 def write_csv(path: Path, table: list[dict[str, Any]]) -> Path:

@@ -77,19 +77,19 @@ class _Child:
 
     def reports(self, item: pytest.Item) -> list[pytest.TestReport]:
         """Those of one test: setup, call and teardown."""
-        results: list[pytest.TestReport] = []
+        reports: list[pytest.TestReport] = []
         for line in self._lines:
             report = self._config.hook.pytest_report_from_serializable(config=self._config, data=json.loads(line))
             if report.nodeid == item.nodeid:
-                results.append(report)
+                reports.append(report)
                 if report.when == "teardown":
-                    return results
+                    return reports
         self._process.wait()
         self._output.seek(0)
         message = (
             f"the child process ended with {self._process.returncode} before this test did:\n{self._output.read()}"
         )
-        return [*results, pytest.TestReport(item.nodeid, item.location, {}, "failed", message, "call")]
+        return [*reports, pytest.TestReport(item.nodeid, item.location, {}, "failed", message, "call")]
 
 
 _CHILDREN = pytest.StashKey[dict[str, _Child]]()

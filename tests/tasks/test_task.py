@@ -197,8 +197,8 @@ def test_a_class_without_a_member_says_so():
 
 
 def points(monkeypatch, *values: tuple[str, str]) -> None:
-    results = [EntryPoint(name, value, registry.GROUP) for name, value in values]
-    monkeypatch.setattr(registry, "entry_points", lambda group: results if group == registry.GROUP else [])
+    entries = [EntryPoint(name, value, registry.GROUP) for name, value in values]
+    monkeypatch.setattr(registry, "entry_points", lambda group: entries if group == registry.GROUP else [])
 
 
 def test_a_task_is_found_by_the_name_of_its_entry_point(monkeypatch):

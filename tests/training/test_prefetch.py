@@ -99,9 +99,9 @@ class Watched(PuzzleStream):
         return super().draw(n, step, rng)
 
     def steps(self, count: int) -> list[int]:
-        results = [self.drawn.get(timeout=30) for _ in range(count)]
-        assert all(thread != threading.get_ident() for _, thread in results)
-        return [step for step, _ in results]
+        drawn = [self.drawn.get(timeout=30) for _ in range(count)]
+        assert all(thread != threading.get_ident() for _, thread in drawn)
+        return [step for step, _ in drawn]
 
 
 def test_two_steps_are_drawn_ahead_in_another_thread(before):

@@ -73,8 +73,8 @@ def test_cycles_are_those_of_the_last_point_that_has_begun():
     points = parse_cycles("0:1x3x16,20:2x6x32")
     assert points == (CyclePoint(0, 1, 3, 16), CyclePoint(20, 2, 6, 32)) and parse_cycles("") == ()
     base = EqRConfig.sudoku_small()
-    results = [config_at(points, base, step) for step in (0, 19, 20, 500)]
-    assert [(c.H_cycles, c.L_cycles, c.halt_max_steps) for c in results] == [(1, 3, 16)] * 2 + [(2, 6, 32)] * 2
+    configs = [config_at(points, base, step) for step in (0, 19, 20, 500)]
+    assert [(c.H_cycles, c.L_cycles, c.halt_max_steps) for c in configs] == [(1, 3, 16)] * 2 + [(2, 6, 32)] * 2
     assert config_at((), base, 7) is base
     assert [(c.L_cycles, n) for c, n in stretches(points, base, 50)] == [(3, 20), (6, 30)]
     assert [(c.L_cycles, n) for c, n in stretches(points, base, 20)] == [(3, 20)]
@@ -159,9 +159,9 @@ def test_finish_anneals_a_copy_and_the_run_goes_on_as_if_it_had_not(data, tmp_pa
     for out in (run, untouched):
         eqr(*train, "--out", out, "--steps", 6)
     before = state_of(run)
-    output = eqr("train", "--no-compile", "--data", data, "--out", run, "--finish", 0.02, "--no-calibrate", "--json")
+    result = eqr("train", "--no-compile", "--data", data, "--out", run, "--finish", 0.02, "--no-calibrate", "--json")
     copy = run / "annealed-000000006"
-    settings, last = settings_of(copy), json.loads(output.stdout.splitlines()[-1])
+    settings, last = settings_of(copy), json.loads(result.stdout.splitlines()[-1])
     assert state_of(run) == before and settings["decay_from"] == 14  # after the steps that measured the speed
     assert read_manifest(copy)["step"] == settings["total_steps"] == last["step"] > 14
     assert last["lr"] == pytest.approx(0.03e-3) and load_checkpoint(copy).card.steps == last["step"]

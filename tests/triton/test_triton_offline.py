@@ -38,7 +38,7 @@ all_tiles = pytest.mark.skipif(
 
 
 def cases() -> list[Any]:
-    results = []
+    params = []
     for preset, config in PRESETS.items():
         for precision, dtype in DTYPES.items():
             for i in range(len(candidates(config, dtype))):
@@ -46,8 +46,8 @@ def cases() -> list[Any]:
                     first = i == 0 and (preset == "sudoku-paper" or (preset, precision, architecture) == ATTENTION)
                     name = f"{preset}, {precision}, candidate {i}, sm_{architecture}"
                     marks = () if first else all_tiles
-                    results.append(pytest.param(preset, precision, i, architecture, id=name, marks=marks))
-    return results
+                    params.append(pytest.param(preset, precision, i, architecture, id=name, marks=marks))
+    return params
 
 
 def compiled(preset: str, precision: str, index: int, architecture: int, folder: Path) -> dict[str, Any]:
