@@ -185,6 +185,7 @@ STUDIES = (
     "precision_depth-sudoku-paper.json",
     "ablation.json",
     "eval.json",
+    "eval-sudoku-paper.json",
     "quantisation.json",
     "recipe_scan.json",
     "serving.json",
