@@ -13,7 +13,7 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,12 +36,8 @@ Answers = list[dict[str, Any]]
 """Of each puzzle: `trajectory`, counted from 1, that was called right, or None; whether it is `right`; `steps`, the
 outer steps of all its trajectories."""
 Rows = npt.NDArray[np.intp]
-
-
-class Solve(Protocol):
-    """Runs trajectory `number`, from 1 on, of the puzzles in `rows` [n]; the result's answers are the puzzles'."""
-
-    def __call__(self, rows: Rows, number: int) -> SolveResult: ...
+Solve = Callable[[Rows, int], SolveResult]
+"""Of rows [n] and a number from 1 on: runs that trajectory of these puzzles; the result's answers are the puzzles'."""
 
 
 def by_views(model: EquilibriumReasoner, inputs: Tokens, breadth: int, depth: int) -> Solve:

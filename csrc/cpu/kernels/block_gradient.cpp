@@ -102,8 +102,9 @@ void token_forward(const BlockPass& b) {
     Vec sums[2 * kUnits * 2];
     for (int64_t first = 0; first < z.token_k; first += kUnits) {
       const uint16_t* weights = b.w.token_in + 2 * first * z.rows;
-      training_tile<false>(b.amx, 2 * kUnits, weights, z.rows, b.s.p + 2 * at, z.x_pairs, z.rows / TrainingOp::kDepth,
-                           sums, reinterpret_cast<const char*>(weights + 2 * kUnits * z.rows));
+      panel_tile<TrainingOp, false, kTrainingRows>(b.amx, 2 * kUnits, weights, z.rows, b.s.p + 2 * at, z.x_pairs,
+                                                   z.rows / TrainingOp::kDepth, sums,
+                                                   reinterpret_cast<const char*>(weights + 2 * kUnits * z.rows));
       for (int64_t i = 0; i < kUnits; i += 2)
         for (int j = 0; j < 2; ++j) {
           const Vec* s = sums + 4 * i + j;

@@ -30,34 +30,21 @@ void block_weights(const TrainingSizes&, const Kept&, const Scratch&, AmxShape&,
 // bf16 words: where element pairs [row pair][column] begin
 EQR_INLINE int64_t pair_at(int64_t row, int64_t column, int64_t stride) { return row / 2 * stride + 2 * column; }
 
-// The tile of `rows` rows, 1..kTrainingRows, by a panel: out [rows][2]. a is rows with a stride of a_stride or, without
-// AMX, kPairs: pairs with one of a_stride.
-template <bool kPairs>
-EQR_INLINE void training_tile(AmxShape& amx, int64_t rows, const uint16_t* a, int64_t a_stride, const uint16_t* b,
-                              int64_t b_stride, int64_t steps, Vec* out, const char* prefetch) {
-  if constexpr (kUsesAmx<TrainingOp>) {
-    static_assert(!kPairs, "a tile of AMX takes rows");
-    amx.set(rows);
-    amx_tile<TrainingOp>(rows, {a, a_stride, TrainingOp::kDepth}, {b, b_stride, TrainingOp::kDepth / 2 * b_stride},
-                         steps, out, prefetch);
-  } else {
-    tile_of<TrainingOp, 2, kPairs, kTrainingRows>(rows, a, a_stride, b, b_stride, steps, out, 2, prefetch);
-  }
-}
-
 // a @ b for `rows` rows of a and one panel of b, summed over `pairs` pairs (whole steps of a tile), in tiles: calls
-// done(first, count, sums [count][2]). a as training_tile has it. `next` is what is read next: it is fetched, as far as
-// each tile's steps go.
+// done(first, count, sums [count][2]). a is rows with a stride of a_stride or, without AMX, kPairs: pairs with one of
+// a_stride. `next` is what is read next: it is fetched, as far as each tile's steps go.
 template <bool kPairs, class Done>
 EQR_INLINE void product(AmxShape& amx, int64_t rows, const uint16_t* a, int64_t a_stride, const uint16_t* b,
                         int64_t b_stride, int64_t pairs, const void* next, Done&& done) {
+  static_assert(!kPairs || !kUsesAmx<TrainingOp>, "a tile of AMX takes rows");
   Vec sums[kTrainingRows * 2];
   const Parts tiles = parts_of(rows, kTrainingRows);
   const int64_t steps = pairs / (TrainingOp::kDepth / 2);
   const char* fetch = static_cast<const char*>(next);
   for (int64_t t = 0; t < tiles.parts; ++t, fetch += prefetched_lines<TrainingOp>(steps) * kPrefetchLine) {
     const int64_t first = tiles.begin(t), count = tiles.begin(t + 1) - first;
-    training_tile<kPairs>(amx, count, a + first * (kPairs ? 2 : a_stride), a_stride, b, b_stride, steps, sums, fetch);
+    panel_tile<TrainingOp, kPairs, kTrainingRows>(amx, count, a + first * (kPairs ? 2 : a_stride), a_stride, b,
+                                                  b_stride, steps, sums, fetch);
     done(first, count, sums);
   }
 }

@@ -248,8 +248,8 @@ class OuterStep {
     for (int64_t i = m_.begin(tiles.parts); i < m_.end(tiles.parts); ++i)
       for (int64_t p = 0; p < panels; ++p) {
         const int64_t first = tiles.begin(i), rows = tiles.begin(i + 1) - first;
-        panel_tile<Head, false>(shape, rows, x + first * z_.x_stride, z_.x_stride, matrix.panel(p), matrix.steps, sums,
-                                reinterpret_cast<const char*>(matrix.panel(p)));
+        panel_tile<Head, false>(shape, rows, x + first * z_.x_stride, z_.x_stride, matrix.panel(p), kPanel * Head::kB,
+                                matrix.steps, sums, reinterpret_cast<const char*>(matrix.panel(p)));
         const int64_t columns = z_.V - p * kPanel < kPanel ? z_.V - p * kPanel : kPanel;
         for (int64_t r = 0; r < rows; ++r)
           memcpy(w_.logits + (first + r) * z_.V + p * kPanel, sums + 2 * r, size_t(4 * columns));

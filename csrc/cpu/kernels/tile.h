@@ -71,16 +71,17 @@ EQR_INLINE int64_t prefetched_lines(int64_t steps) {
   return kUsesAmx<Op> ? steps * kAmxPrefetched : (steps + 3) / 4;
 }
 
-// The tile of `rows` rows, 1..kRowsOf<Op>, by a panel: out [rows][2].
-template <class Op, bool kPacked>
+// The tile of `rows` rows, 1..kRows, by a panel, whose rows of kPanel columns lie b_stride apart: out [rows][2].
+template <class Op, bool kPacked, int kRows = kRowsOf<Op>>
 EQR_INLINE void panel_tile(AmxShape& shape, int64_t rows, const typename Op::A* a, int64_t a_stride,
-                           const typename Op::B* panel, int64_t steps, typename Op::Acc* out, const char* prefetch) {
+                           const typename Op::B* panel, int64_t b_stride, int64_t steps, typename Op::Acc* out,
+                           const char* prefetch) {
   if constexpr (kUsesAmx<Op>) {
     shape.set(rows);
     amx_tile<Op>(rows, {a, kPacked ? Op::kDepth : a_stride, kPacked ? a_stride : Op::kDepth},
-                 {panel, kPanel * Op::kB, kPanel * Op::kDepth}, steps, out, prefetch);
+                 {panel, b_stride, Op::kDepth / Op::kB * b_stride}, steps, out, prefetch);
   } else {
-    tile_of<Op, 2, kPacked>(rows, a, a_stride, panel, kPanel * Op::kB, steps, out, 2, prefetch);
+    tile_of<Op, 2, kPacked, kRows>(rows, a, a_stride, panel, b_stride, steps, out, 2, prefetch);
   }
 }
 
@@ -105,7 +106,8 @@ EQR_INLINE void panel_product(AmxShape& shape, const typename Op::A* a, int64_t 
     const int64_t ahead = t * prefetched_lines<Op>(steps) * kPrefetchLine;
     const char* prefetch = reinterpret_cast<const char*>(panel);
     if (ahead < bytes) prefetch = static_cast<const char*>(next) + ahead;
-    panel_tile<Op, kPacked>(shape, size, from, kPacked ? size * Op::kDepth : a_stride, panel, steps, sums, prefetch);
+    panel_tile<Op, kPacked>(shape, size, from, kPacked ? size * Op::kDepth : a_stride, panel, kPanel * Op::kB, steps,
+                            sums, prefetch);
     done(first, size, sums);
   }
 }

@@ -12,7 +12,7 @@ EQR_INLINE void tile_of_units(AmxShape& shape, int64_t units, const typename Op:
                               int64_t steps, Vec* out) {
   const char* next = reinterpret_cast<const char*>(a + 2 * units * steps * Op::kDepth);
   if constexpr (kUsesAmx<Op>)
-    panel_tile<Op, true>(shape, 2 * units, a, 2 * units * Op::kDepth, b, steps, out, next);
+    panel_tile<Op, true>(shape, 2 * units, a, 2 * units * Op::kDepth, b, kPanel * Op::kB, steps, out, next);
   else if (units == kUnits)
     tile<Op, 2 * kUnits, 2, true>(a, 2 * kUnits * Op::kDepth, b, kPanel * Op::kB, steps, out, 2, next);
   else if constexpr (kUnits > 1)
