@@ -73,12 +73,11 @@ def counted(puzzles: PuzzleSet, answers: Answers, breadth: int) -> dict[str, Any
     called = np.array([answer["trajectory"] is not None and answer["trajectory"] <= breadth for answer in answers])
     right = called & np.array([answer["right"] for answer in answers])
     sources = {
-        name: Accuracy(int(right[puzzles.source == name].sum()), int((puzzles.source == name).sum())).as_json()
-        for name in np.unique(puzzles.source).tolist()
+        name: Accuracy.of(right[puzzles.source == name]).as_json() for name in np.unique(puzzles.source).tolist()
     }
     return {
         "breadth": breadth,
-        "right": Accuracy(int(right.sum()), len(answers)).as_json(),
+        "right": Accuracy.of(right).as_json(),
         "called_right_and_wrong": int((called & ~right).sum()),
         "by_source": sources,
     }

@@ -134,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name, puzzles in sets.items():
         assert puzzles.labels is not None
         recording = record(model, puzzles.inputs, puzzles.labels, depths=depths, halt=options.halt)
-        parts[name] = [Accuracy(int(right.sum()), len(puzzles)) for right in recording.correct[:, 0].T]
+        parts[name] = [Accuracy.of(right) for right in recording.correct[:, 0].T]
         steps[name] = float(recording.steps[:, 0, -1].mean())
     report = {
         **machine.provenance("benchmarks.studies.extreme_mix"),

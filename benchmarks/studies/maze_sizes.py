@@ -76,9 +76,7 @@ def measured(puzzles: PuzzleSet, recording: Recording, tol: float) -> dict[str, 
     return {
         "mazes": len(moves),
         "moves": {"median": float(np.median(moves)), "most": int(moves.max())},
-        "accuracy": {
-            d: Accuracy(int(right[:, d - 1].sum()), len(moves)).as_json() for d in SHOWN if d <= recording.depth
-        },
+        "accuracy": {d: Accuracy.of(right[:, d - 1]).as_json() for d in SHOWN if d <= recording.depth},
         "lost": int((right.any(1) & ~right[:, -1]).sum()),
         "met_tolerance": int(met.sum()),
         "right_of_those": int(done.sum()),

@@ -49,7 +49,7 @@ def row_of(recording: Recording, right_at_last: np.ndarray[Any, np.dtype[np.bool
     right = recording.correct[:, 0]  # [N, K]
     floor = np.median(recording.residual[right_at_last, 0], axis=0) if right_at_last.any() else None
     return {
-        "accuracy": {d: Accuracy(int(right[:, k].sum()), len(right)).as_json() for k, d in enumerate(recording.depths)},
+        "accuracy": {d: Accuracy.of(right[:, k]).as_json() for k, d in enumerate(recording.depths)},
         "median_residual": None if floor is None else dict(zip(recording.depths, floor.tolist(), strict=True)),
         "lost": int((right.any(1) & ~right[:, -1]).sum()),
         "diverged": int(recording.diverged[..., -1].sum()),

@@ -216,7 +216,7 @@ def judged(model: EquilibriumReasoner, puzzles: PuzzleSet) -> dict[str, Any]:
     right = recording.correct[:, 0]
 
     def accuracy(rows: npt.NDArray[np.bool_]) -> dict[int, Any]:
-        return {d: Accuracy(int(right[rows, k].sum()), int(rows.sum())).as_json() for k, d in enumerate(DEPTHS)}
+        return {d: Accuracy.of(right[rows, k]).as_json() for k, d in enumerate(DEPTHS)}
 
     return {
         "all": accuracy(np.ones(len(right), bool)),

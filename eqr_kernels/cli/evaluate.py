@@ -248,8 +248,7 @@ def _tables(grid: Bools, puzzles: PuzzleSet) -> dict[str, Any]:
 
 def _cell(grid: Bools, depth: int, breadth: int, rule: int) -> Accuracy:
     """Accuracy in the cell of these indices."""
-    correct = grid[:, depth, breadth, rule]
-    return Accuracy(int(correct.sum()), len(correct))
+    return Accuracy.of(grid[:, depth, breadth, rule])
 
 
 def _grid(recording: Recording, grid: Bools, breadths: Sequence[int], rules: Sequence[str]) -> list[dict[str, Any]]:

@@ -63,7 +63,7 @@ def _point(recording: Recording, policy: Policy, costs: UnitCosts, price: Price 
     seconds = nfe * costs.ms_per_nfe / 1e3
     return Point(
         policy,
-        Accuracy(int(result.correct.sum()), len(result.correct)),
+        Accuracy.of(result.correct),
         None if policy.name == "fixed" else float(result.settled.mean()),
         nfe,
         (p50, p95, p99),
@@ -135,12 +135,11 @@ def savings(
     for b in breadths:
         full = outcome(recording, Policy("fixed", depth, b, select=select))
         early = outcome(recording, Policy("residual", depth, b, tol, select))
-        n = len(recording)
         rows.append(
             Saving(
                 b,
-                Accuracy(int(full.correct.sum()), n),
-                Accuracy(int(early.correct.sum()), n),
+                Accuracy.of(full.correct),
+                Accuracy.of(early.correct),
                 int((full.correct & ~early.correct).sum()),
                 int((early.correct & ~full.correct).sum()),
                 float(full.nfe.mean()),

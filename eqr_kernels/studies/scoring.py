@@ -83,6 +83,11 @@ class Accuracy:
     correct: int
     total: int
 
+    @classmethod
+    def of(cls, correct: Bools) -> Accuracy:
+        """Of puzzles [N], bool: which are right."""
+        return cls(int(correct.sum()), len(correct))
+
     @property
     def share(self) -> float:
         """NaN when there are none."""
@@ -107,7 +112,7 @@ def by_group(exact: Bools, groups: Sequence[str] | npt.NDArray[np.str_]) -> dict
     if exact.ndim != 2 or names.shape != exact.shape[:1]:
         raise ValueError(f"exact must be [N, K] and groups [N], got shapes {exact.shape} and {names.shape}")
     parts = {name: exact[names == name] for name in dict.fromkeys(names.tolist())}
-    return {name: [Accuracy(int(k), len(part)) for k in part.sum(0)] for name, part in parts.items()}
+    return {name: [Accuracy.of(right) for right in part.T] for name, part in parts.items()}
 
 
 def rating_bands(rating: npt.ArrayLike) -> list[str]:

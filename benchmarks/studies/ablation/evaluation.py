@@ -77,11 +77,7 @@ class Measured:
         }
 
     def _by_depth(self, exact: Bools) -> dict[str, Any]:
-        counted = [Accuracy(int(n), len(exact)) for n in exact.sum(0)]
-        return {
-            str(depth): {"correct": a.correct, "total": a.total, "share": a.share, "wilson95": list(a.interval)}
-            for depth, a in zip(self.depths, counted, strict=True)
-        }
+        return {str(d): Accuracy.of(right).as_json() for d, right in zip(self.depths, exact.T, strict=True)}
 
 
 def _mean(values: Floats) -> float | None:
