@@ -244,6 +244,12 @@ def train(
         first = process.rank == 0
         if plan.stored is not None:
             run.load()
+            if first and eval_data is None and run.curve.exists():
+                complain(
+                    f"{run.curve} has what --eval-data measured before; it is not given now, so nothing is measured"
+                    + (", and the tolerance is calibrated on puzzles that were trained on" if calibrate else ""),
+                    "note",
+                )
         elif first:
             plan.out.mkdir(parents=True, exist_ok=True)
             if plan.initial is not None:

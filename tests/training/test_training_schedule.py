@@ -345,6 +345,8 @@ def test_evaluation_adds_a_curve_and_changes_nothing_else(data, tmp_path):
     assert sorted({int(row["step"]) for row in rows_of(measured)}) == [3, 6, 9]
     again = ["train", "--no-compile", "--resume", "--data", data, "--out", measured, "--steps", 12, *evaluate[:-4]]
     assert "give the same --eval-depths" in eqr(*again, code=2).stderr
+    assert "it is not given now, so nothing is measured\n" in eqr(*train[:-1], 10, "--resume", "--out", measured).stderr
+    assert "--eval-data" not in eqr(*train[:-1], 8, "--resume", "--out", plain).stderr
 
 
 def test_measurements_are_those_of_the_operator_by_hand():
