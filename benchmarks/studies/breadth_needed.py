@@ -2,9 +2,10 @@
 
 Each puzzle is solved under one symmetry after the other (`eqr solve --views B --select first --halt q`), or with
 --by starts from one random start after the other (`eqr solve --seed 0`, 1, ...), until q_halt is above 0: then the
-model calls its answer right. It does not know whether it is; what it calls right and is wrong is counted as such. The
-answers so far are kept in --state after every trajectory of all puzzles, and a run that was stopped goes on from them.
-Puzzles have one solution.
+model calls its answer right. It does not know whether it is; what it calls right and is wrong is counted as such. With
+--until valid trajectories halt alike, and the first answer that keeps the rules is taken, whatever the model calls it:
+the rules are known to the task, not to the network. The answers so far are kept in --state after every trajectory of
+all puzzles, and a run that was stopped goes on from them. Puzzles have one solution.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from eqr_kernels.tasks.common import PuzzleSet, Tokens
 from eqr_kernels.tasks.registry import SUDOKU
 
 Answers = list[dict[str, Any]]
-"""Of each puzzle: `trajectory`, counted from 1, that was called right, or None; whether it is `right`; `steps`, the
+"""Of each puzzle: `trajectory`, counted from 1, whose answer was taken, or None; whether it is `right`; `steps`, the
 outer steps of all its trajectories."""
 Rows = npt.NDArray[np.intp]
 Solve = Callable[[Rows, int], SolveResult]
@@ -53,32 +54,35 @@ def by_starts(model: EquilibriumReasoner, inputs: Tokens, _breadth: int, depth: 
 BY: dict[str, Callable[[EquilibriumReasoner, Tokens, int, int], Solve]] = {"views": by_views, "starts": by_starts}
 
 
-def next_trajectory(solve: Solve, labels: Tokens, answers: Answers, number: int) -> None:
-    """Runs trajectory `number` of every puzzle that has no answer yet; labels [N, S]."""
+def next_trajectory(solve: Solve, puzzles: PuzzleSet, answers: Answers, number: int, until: str) -> None:
+    """Runs trajectory `number` of every puzzle that has no answer yet, and takes what is called right or is valid."""
     rows = np.flatnonzero([answer["trajectory"] is None for answer in answers])
     if not len(rows):
         return
+    assert puzzles.labels is not None
     result = solve(rows, number)
-    right = (result.preds.cpu().numpy() == labels[rows]).all(1)
-    for row, called, correct, steps in zip(
-        rows.tolist(), result.converged.tolist(), right.tolist(), result.nfe.tolist(), strict=True
+    preds = result.preds.cpu().numpy()
+    right = (preds == puzzles.labels[rows]).all(1)
+    taken = result.converged.cpu().numpy() if until == "called" else sudoku.is_solution(puzzles.inputs[rows], preds)
+    for row, take, correct, steps in zip(
+        rows.tolist(), taken.tolist(), right.tolist(), result.nfe.tolist(), strict=True
     ):
         answers[row]["steps"] += steps
-        if called:
+        if take:
             answers[row] |= {"trajectory": number, "right": correct}
 
 
 def counted(puzzles: PuzzleSet, answers: Answers, breadth: int) -> dict[str, Any]:
-    """What at most so many trajectories give: right, all and by source, and what was called right and is wrong."""
-    called = np.array([answer["trajectory"] is not None and answer["trajectory"] <= breadth for answer in answers])
-    right = called & np.array([answer["right"] for answer in answers])
+    """What at most so many trajectories give: right, all and by source, and what was taken and is wrong."""
+    taken = np.array([answer["trajectory"] is not None and answer["trajectory"] <= breadth for answer in answers])
+    right = taken & np.array([answer["right"] for answer in answers])
     sources = {
         name: Accuracy.of(right[puzzles.source == name]).as_json() for name in np.unique(puzzles.source).tolist()
     }
     return {
         "breadth": breadth,
         "right": Accuracy.of(right).as_json(),
-        "called_right_and_wrong": int((called & ~right).sum()),
+        "taken_and_wrong": int((taken & ~right).sum()),
         "by_source": sources,
     }
 
@@ -86,13 +90,13 @@ def counted(puzzles: PuzzleSet, answers: Answers, breadth: int) -> dict[str, Any
 def print_table(report: dict[str, Any]) -> None:
     rows = report["at_most"]
     sources = list(rows[0]["by_source"])
-    table = Table(f"{report['by']} at most", "right", "95 %", *sources, "called right and wrong")
+    table = Table(f"{report['by']} at most", "right", "95 %", *sources, "taken and wrong")
     for row in rows:
         right = row["right"]
         cells = [f"{part['correct']} of {part['total']}" for part in row["by_source"].values()]
         low, high = right["wilson95"]
         interval = f"{100 * low:.0f}-{100 * high:.0f} %"
-        wrong = str(row["called_right_and_wrong"])
+        wrong = str(row["taken_and_wrong"])
         table.add_row(str(row["breadth"]), f"{right['correct']} of {right['total']}", interval, *cells, wrong)
     Console(width=160).print(table)
     print(f"{report['mean_steps']:.0f} outer steps a puzzle")
@@ -104,16 +108,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", default="sudoku-paper")
     parser.add_argument("--subset", type=int, default=100, help="puzzles, stratified by source and rating")
     parser.add_argument("--by", choices=BY, default="views", help="symmetries of the puzzle, or random starts")
+    parser.add_argument(
+        "--until", choices=("called", "valid"), default="called", help="the model calls it right, or it keeps the rules"
+    )
     parser.add_argument("--breadth", type=int, default=128, help="trajectories of a puzzle at most")
     parser.add_argument("--depth", type=int, default=16, help="outer steps of a trajectory")
-    parser.add_argument("--state", type=Path, help="answers so far; else in breadth_needed-MODEL-BY-DEPTH.json")
-    parser.add_argument("--results", type=Path, help="folder of <device>/breadth_needed-MODEL-BY-DEPTH.json")
+    parser.add_argument("--state", type=Path, help="answers so far; else in breadth_needed-MODEL-BY-DEPTH-UNTIL.json")
+    parser.add_argument("--results", type=Path, help="folder of <device>/breadth_needed-MODEL-BY-DEPTH-UNTIL.json")
     options = parser.parse_args(arguments)
     model = EquilibriumReasoner.from_pretrained(options.model)
     known, errors = with_answers(*sudoku.load(options.puzzles), SUDOKU)
     report_errors(errors)
     puzzles = stratified(known, min(options.subset, len(known)))
-    assert puzzles.labels is not None
     run = {
         "model": options.model,
         "weights_sha256": weights_digest(model),
@@ -121,9 +127,10 @@ def main(arguments: list[str] | None = None) -> None:
         "puzzles": len(puzzles),
         "by": options.by,
         "depth": options.depth,
+        "until": options.until,
         "isa": ops.cpu_isa() if model.device.type == "cpu" else None,
     }
-    name = f"breadth_needed-{Path(options.model).stem}-{options.by}-{options.depth}"
+    name = f"breadth_needed-{Path(options.model).stem}-{options.by}-{options.depth}-{options.until}"
     kept = options.state or Path(f"{name}.json")
     done, answers = 0, [{"trajectory": None, "right": False, "steps": 0} for _ in range(len(puzzles))]
     if kept.exists():
@@ -133,7 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
         done, answers = state["breadth"], state["answers"]
     solve = BY[options.by](model, puzzles.inputs, options.breadth, options.depth)
     for number in range(done + 1, options.breadth + 1):
-        next_trajectory(solve, puzzles.labels, answers, number)
+        next_trajectory(solve, puzzles, answers, number, options.until)
         done = number
         atomic_write(kept, json.dumps({"run": run, "breadth": done, "answers": answers}).encode())
         left = sum(answer["trajectory"] is None for answer in answers)

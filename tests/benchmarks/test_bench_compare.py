@@ -192,9 +192,9 @@ STUDIES = (
     "student.json",
     "extreme_mix-sudoku-paper.json",
     "extreme_mix-sudoku.json",
-    "breadth_needed-sudoku-paper-views-16.json",
-    "breadth_needed-sudoku-paper-views-64.json",
-    "breadth_needed-sudoku-paper-starts-16.json",
+    "breadth_needed-sudoku-paper-views-16-called.json",
+    "breadth_needed-sudoku-paper-views-64-called.json",
+    "breadth_needed-sudoku-paper-starts-16-called.json",
     "serving_soak.json",
     "ray_throughput.json",
 )  # of other forms

@@ -276,11 +276,18 @@ def test_trajectories_are_run_until_an_answer_is_called_right_and_go_on_where_th
     for breadth in (2, 4):
         breadth_needed.main([str(a) for a in [*arguments, "--breadth", breadth, "--results", tmp_path]])
     assert ran == [4, 3, 2, 1]
-    report = json.loads((tmp_path / machine.folder() / f"breadth_needed-m-{by}-5.json").read_text())
+    report = json.loads((tmp_path / machine.folder() / f"breadth_needed-m-{by}-5-called.json").read_text())
     assert report["command"].startswith("python -m benchmarks.studies.breadth_needed")
     assert report["mean_steps"] == (1 + 2 + 3 + 4) * 5 / 4
-    rows = [(row["breadth"], row["right"]["correct"], row["called_right_and_wrong"]) for row in report["at_most"]]
+    rows = [(row["breadth"], row["right"]["correct"], row["taken_and_wrong"]) for row in report["at_most"]]
     assert rows == [(1, 1, 0), (2, 1, 1), (4, 2, 1)]
     assert {name: part["correct"] for name, part in report["at_most"][-1]["by_source"].items()} == {"a": 1, "b": 1}
     with pytest.raises(SystemExit, match="'depth': 5.* and this run is of .*'depth': 6"):
         breadth_needed.main([str(a) for a in [*arguments, "--depth", 6]])
+    # The second puzzle's answers break the rules, so none of them is taken.
+    ran.clear()
+    checked = ["--until", "valid", "--state", tmp_path / "valid.json", "--breadth", 4, "--results", tmp_path]
+    breadth_needed.main([str(a) for a in [*arguments, *checked]])
+    assert ran == [4, 1, 1, 1]
+    report = json.loads((tmp_path / machine.folder() / f"breadth_needed-m-{by}-5-valid.json").read_text())
+    assert [(row["right"]["correct"], row["taken_and_wrong"]) for row in report["at_most"]] == [(3, 0)] * 3
