@@ -244,9 +244,9 @@ def train(
         first = process.rank == 0
         if plan.stored is not None:
             run.load()
-            if first and eval_data is None and run.curve.exists():
+            if first and eval_data is None and (out / "curve.csv").exists():
                 complain(
-                    f"{run.curve} has what --eval-data measured before; it is not given now, so nothing is measured"
+                    f"{out}/curve.csv has what --eval-data measured before; it is not given now, so nothing is measured"
                     + (", and the tolerance is calibrated on puzzles that were trained on" if calibrate else ""),
                     "note",
                 )

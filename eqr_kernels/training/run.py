@@ -150,7 +150,7 @@ class TrainingRun:
             self._check_slice(slices.steps)
         curve = None
         if evaluator is not None and process.rank == 0:
-            curve = Curve(self.curve, evaluator.depths, trainer.step)
+            curve = Curve(self.out / "curve.csv", evaluator.depths, trainer.step)
         self.stopwatch = Stopwatch(self.record.seconds, self.record.cpu_seconds)
         while True:
             seconds = slices.measured(trainer.step)
@@ -215,11 +215,6 @@ class TrainingRun:
         """Whether all steps are done."""
         total = self.settings.total_steps
         return total is not None and self.trainer.step >= total
-
-    @property
-    def curve(self) -> Path:
-        """What an evaluator measures along the run, as CSV."""
-        return self.out / "curve.csv"
 
     def introduction(self, puzzles: int) -> str:
         """What is trained, and where."""

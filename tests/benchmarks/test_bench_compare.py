@@ -10,6 +10,7 @@ import re
 import statistics
 import subprocess
 import sys
+from fnmatch import fnmatch
 
 import pytest
 from hypothesis import given
@@ -178,38 +179,30 @@ def test_committed_results(both, file, row):
 
 
 STUDIES = (
-    "nvidia-h100-80gb-hbm3.json",
-    "long_run.json",
-    "maze_sizes.json",
-    "precision_depth-sudoku.json",
-    "precision_depth-sudoku-paper.json",
-    "ablation.json",
-    "calibrate-sudoku.json",
-    "eval-sudoku.json",
-    "eval-sudoku-breadth.json",
-    "eval-sudoku-depth.json",
-    "eval-sudoku-paper.json",
-    "quantisation.json",
-    "recipe_scan.json",
-    "serving.json",
-    "student.json",
-    "extreme_mix-sudoku-paper.json",
-    "extreme_mix-sudoku.json",
-    "breadth_needed-sudoku-starts-16-called.json",
-    "breadth_needed-sudoku-views-16-called.json",
-    "breadth_needed-sudoku-views-16-valid.json",
-    "breadth_needed-sudoku-views-64-called.json",
-    "breadth_needed-sudoku-views-64-valid.json",
-    "breadth_needed-sudoku-paper-views-16-called.json",
-    "breadth_needed-sudoku-paper-views-64-called.json",
-    "breadth_needed-sudoku-paper-starts-16-called.json",
-    "serving_soak.json",
-    "ray_throughput.json",
+    "nvidia-h100-80gb-hbm3",
+    "long_run",
+    "maze_sizes",
+    "precision_depth-*",
+    "ablation",
+    "calibrate-*",
+    "eval-*",
+    "quantisation",
+    "recipe_scan",
+    "serving",
+    "student",
+    "extreme_mix-*",
+    "breadth_needed-*",
+    "serving_soak",
+    "ray_throughput",
 )  # of other forms
 
 
 def test_all_committed_files_of_the_suites_are_read():
-    files = [p for p in (REPOSITORY / "benchmarks" / "results").rglob("*.json") if p.name not in STUDIES]
+    files = [
+        p
+        for p in (REPOSITORY / "benchmarks" / "results").rglob("*.json")
+        if not any(fnmatch(p.stem, name) for name in STUDIES)
+    ]
     assert len(files) >= 10
     for path in files:
         assert read(path).rows, path
