@@ -41,7 +41,7 @@ def take(
     if not step:
         page.wait_for_function(END, timeout=WAIT_MS)
     else:
-        page.wait_for_function(f"() => run && run.steps.every((steps) => steps.length > {step + 1})", timeout=WAIT_MS)
+        page.wait_for_function("() => run && run.results", timeout=WAIT_MS)
         page.evaluate(f"() => show({step})")
     page.mouse.move(0, 0)
     page.wait_for_timeout(1000)  # colours fade
