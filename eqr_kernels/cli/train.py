@@ -18,7 +18,7 @@ from eqr_kernels.config import EqRConfig
 from eqr_kernels.precision import Precision
 from eqr_kernels.tasks.common import PuzzleSet
 from eqr_kernels.tasks.task import Task
-from eqr_kernels.training.evaluation import Evaluator, calibrate_model, evaluation_sets
+from eqr_kernels.training.evaluation import CURVE, Evaluator, calibrate_model, evaluation_sets
 from eqr_kernels.training.logs import Log, TensorBoardLog
 from eqr_kernels.training.plan import RunRequest, plan_run
 from eqr_kernels.training.processes import processes
@@ -244,9 +244,9 @@ def train(
         first = process.rank == 0
         if plan.stored is not None:
             run.load()
-            if first and eval_data is None and (out / "curve.csv").exists():
+            if first and eval_data is None and (out / CURVE).exists():
                 complain(
-                    f"{out}/curve.csv has what --eval-data measured before; it is not given now, so nothing is measured"
+                    f"{out / CURVE} has what --eval-data measured before; it is not given now, so nothing is measured"
                     + (", and the tolerance is calibrated on puzzles that were trained on" if calibrate else ""),
                     "note",
                 )

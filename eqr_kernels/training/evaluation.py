@@ -164,6 +164,10 @@ class Stopwatch:
             self._since += self._now() - begun
 
 
+CURVE = "curve.csv"
+"""The learning curve in the folder of a run."""
+
+
 class Curve:
     """The learning curve in a CSV file: a row for each measurement, with what the run had cost by then.
 

@@ -20,7 +20,7 @@ from eqr_kernels.studies import digest
 from eqr_kernels.tasks.common import PuzzleSet
 from eqr_kernels.tasks.stream import PuzzleStream, parse_curriculum, parse_mix
 from eqr_kernels.tasks.task import Reveals, try_task
-from eqr_kernels.training.evaluation import Curve, Evaluator, Stopwatch
+from eqr_kernels.training.evaluation import CURVE, Curve, Evaluator, Stopwatch
 from eqr_kernels.training.local_attention import look_at_neighbours
 from eqr_kernels.training.logs import Log, Report
 from eqr_kernels.training.optim import EMA
@@ -150,7 +150,7 @@ class TrainingRun:
             self._check_slice(slices.steps)
         curve = None
         if evaluator is not None and process.rank == 0:
-            curve = Curve(self.out / "curve.csv", evaluator.depths, trainer.step)
+            curve = Curve(self.out / CURVE, evaluator.depths, trainer.step)
         self.stopwatch = Stopwatch(self.record.seconds, self.record.cpu_seconds)
         while True:
             seconds = slices.measured(trainer.step)
