@@ -20,7 +20,9 @@ if TYPE_CHECKING:
         StepUpdate,
     )
     from eqr_kernels.solver import solve
+    from eqr_kernels.tasks.views import Turns
     from eqr_kernels.trajectory import FinishedTrajectory, Status
+    from eqr_kernels.turns import solve_turned
     from eqr_kernels.views import solve_views
 
 __version__ = "0.1.0"
@@ -41,8 +43,10 @@ __all__ = [
     "SolveResult",
     "Status",
     "StepUpdate",
+    "Turns",
     "fixed_point",
     "solve",
+    "solve_turned",
     "solve_views",
 ]
 
@@ -63,8 +67,10 @@ _HOMES = {
     "SolveResult": "results",
     "Status": "trajectory",
     "StepUpdate": "serving",
+    "Turns": "tasks.views",
     "fixed_point": "iteration",
     "solve": "solver",
+    "solve_turned": "turns",
     "solve_views": "views",
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,13 +12,14 @@ from torch import Tensor
 
 from eqr_kernels import selection
 from eqr_kernels.arguments import check_choice, check_function
+from eqr_kernels.outcomes import Outcomes, of_winners
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.results import Recorded, SolveResult
 from eqr_kernels.run_rules import RULES_WITH_TOLERANCE
-from eqr_kernels.solver import Progress, tolerance_of
+from eqr_kernels.solver import Progress
 from eqr_kernels.tasks.common import as_tokens
-from eqr_kernels.tasks.views import MakeViews, Views
-from eqr_kernels.trajectory import Status, settled
+from eqr_kernels.tasks.views import MakeViews, Turns, Views
+from eqr_kernels.turns import solve_tokens, tolerance_once
 
 _REFUSED = {
     "breadth": "there is a trajectory for each view",
@@ -34,6 +34,7 @@ def solve_views(
     model: EquilibriumReasoner,
     views: Views,
     *,
+    turns: Turns | None = None,
     select: str = "residual",
     checkpoints: Sequence[int] = (),
     trace: bool = False,
@@ -50,6 +51,7 @@ def solve_views(
         model: a reasoner.
         views: V of each of N puzzles, as `sudoku.views(inputs, V)` makes them. The first is the puzzle itself, so that
             its trajectory is that of `solve`.
+        turns: each view turns as well, see `solve_turned`; None: it stays as it is.
         select: "residual", "vote" and "q" as for `solve`. "first" takes the views of a puzzle one after the other, and
             the first that settles answers: the later ones are not run (CANCELLED at 0 steps). Where none settles, the
             lowest score answers.
@@ -73,31 +75,31 @@ def solve_views(
         if name in options:
             raise TypeError(f"solve_views takes no {name}: {why}; leave it out")
     if options.get("halt", "residual") in RULES_WITH_TOLERANCE:
-        options["tol"] = _tolerance(model, views, options)
+        options["tol"] = tolerance_once(model, _tokens(views.inputs[:, 0]), options.get("tol", "auto"), options)
     if select == "first":
         if checkpoints or trace:
             raise ValueError(
                 'select="first" does not run all views, and checkpoints and trace are of all; choose "residual", '
                 '"vote" or "q"'
             )
-        return _first_to_settle(model, views, return_all, progress, options)
+        return _first_to_settle(model, views, turns, return_all, progress, options)
     n, count, seq_len = views.inputs.shape
     settings: dict[str, Any] = dict(checkpoints=checkpoints, trace=trace, progress=progress, **options)
-    each = model.solve(_tokens(views.inputs.reshape(n * count, seq_len)), return_all=True, **settings)
+    each = solve_tokens(model, views.inputs.reshape(n * count, seq_len), turns=turns, return_all=True, **settings)
     back = _WayBack.of(views, each.preds.device)
 
     def grid(values: Tensor) -> Tensor:
         """Of the one trajectory of each view: [N * V, 1, ...] -> [N, V, ...]."""
         return values[:, 0].unflatten(0, (n, count))
 
-    def table_of(ran: SolveResult | Recorded) -> _Table:
+    def table_of(ran: SolveResult | Recorded) -> Outcomes:
         assert ran.all_preds is not None
         numbers = (ran.all_status, ran.all_score, ran.all_q_halt, ran.all_steps, ran.all_residual)
-        return _Table(back.preds(grid(ran.all_preds)), *map(grid, numbers))
+        return Outcomes(back.preds(grid(ran.all_preds)), *map(grid, numbers))
 
     table = table_of(each)
     won = table.winner(select)
-    logits = back.logits(_of(each.logits.unflatten(0, (n, count)), won), won)
+    logits = back.logits(of_winners(each.logits.unflatten(0, (n, count)), won), won)
     result = table.result(won, logits, each, return_all)
     result.at = {depth: table_of(at).recorded(select) for depth, at in each.at.items()}
     result.residuals = None if each.residuals is None else grid(each.residuals)
@@ -109,28 +111,35 @@ def solve_puzzles(
     inputs: npt.NDArray[np.integer],
     *,
     views: MakeViews | None,
+    turns: Turns | None = None,
     breadth: int = 1,
     **options: Any,
 ) -> SolveResult:
-    """`solve`, or `solve_views` where views are wanted.
+    """`solve`, or `solve_views` where views are wanted, or `solve_turned` where only turns are.
 
     Args:
         inputs: tokens, integers [N, S].
         views: makes the views of which each trajectory gets one; None for trajectories from random starts.
+        turns: of each trajectory; None: none.
         breadth: trajectories of each puzzle. options: further arguments of either.
     """
     if views is None:
-        return model.solve(_tokens(inputs), breadth=breadth, **options)
+        return solve_tokens(model, inputs, turns=turns, breadth=breadth, **options)
     puzzles = as_tokens("tokens", inputs, model.config.vocab_size)
-    return solve_views(model, views(puzzles, breadth), **options)
+    return solve_views(model, views(puzzles, breadth), turns=turns, **options)
 
 
 def _first_to_settle(
-    model: EquilibriumReasoner, views: Views, return_all: bool, progress: Progress | None, options: dict[str, Any]
+    model: EquilibriumReasoner,
+    views: Views,
+    turns: Turns | None,
+    return_all: bool,
+    progress: Progress | None,
+    options: dict[str, Any],
 ) -> SolveResult:
     n, count, seq_len = views.inputs.shape
     of, spent, stopped = n * count, 0, False
-    table = _Table.empty(n, count, seq_len, model.device)
+    table = Outcomes.empty(n, count, seq_len, model.device)
     logits = torch.zeros(n, seq_len, model.config.vocab_size, dtype=torch.float32, device=model.device)
     rows = torch.arange(n, device=model.device)  # of puzzles that go on
     begun = None
@@ -143,7 +152,7 @@ def _first_to_settle(
             return not stopped
 
         seen = views.at(rows.cpu().numpy(), view)
-        each = model.solve(_tokens(seen.inputs[:, 0]), select="first", progress=shown, **options)
+        each = solve_tokens(model, seen.inputs[:, 0], turns=turns, select="first", progress=shown, **options)
         back = _WayBack.of(seen, model.device)
         table.put(rows, view, back.preds(each.preds[:, None])[:, 0], each)
         better = table.winner("first")[rows] == view
@@ -168,75 +177,6 @@ def _check_views(model: EquilibriumReasoner, views: object) -> None:
         raise ValueError(f"views must be of the model's {model.config.vocab_size} tokens, got {vocab_size}")
 
 
-def _tolerance(model: EquilibriumReasoner, views: Views, options: dict[str, Any]) -> float:
-    """That of `solve` for the puzzles, once for all views."""
-    run = {name: options[name] for name in ("depth", "seed", "slots", "backend", "precision") if name in options}
-    scale, tol = options.get("noise_scale"), options.get("tol", "auto")
-    chosen = tolerance_of(model, _tokens(views.inputs[:, 0]), tol, noise_scale=scale, **run)
-    if chosen.caveat:
-        warnings.warn(chosen.caveat, stacklevel=3)
-    return chosen.value
-
-
-class _Table(NamedTuple):
-    """What became of all views; preds int64 [N, V, S], of the puzzle, the others [N, V]."""
-
-    preds: Tensor
-    status: Tensor
-    score: Tensor
-    q_halt: Tensor
-    steps: Tensor
-    residual: Tensor
-
-    @classmethod
-    def empty(cls, n: int, count: int, seq_len: int, device: torch.device) -> _Table:
-        """Of views that have not run."""
-        nan = torch.full((3, n, count), torch.nan, dtype=torch.float32, device=device)
-        status = torch.full((n, count), int(Status.CANCELLED), device=device)
-        preds, steps = torch.zeros(n, count, seq_len, dtype=torch.int64, device=device), torch.zeros_like(status)
-        return cls(preds, status, nan[0], nan[1], steps, nan[2])
-
-    def put(self, rows: Tensor, view: int, preds: Tensor, ran: SolveResult) -> None:
-        """What became of one view of the puzzles rows, int64 [n]; preds [n, S] are the puzzle's."""
-        of = (preds, ran.all_status[:, 0], ran.score, ran.q_halt, ran.steps, ran.residual)
-        for field, values in zip(self, of, strict=True):
-            field[rows, view] = values
-
-    def winner(self, select: str) -> Tensor:
-        """int64 [N], the view that answers."""
-        return selection.select(select, self.preds, self.status, self.score, self.q_halt, self.steps)
-
-    def recorded(self, select: str) -> Recorded:
-        """At one depth."""
-        won = self.winner(select)
-        converged = settled(_of(self.status, won))
-        numbers = (self.score, self.q_halt, self.residual, self.steps, self.status)
-        return Recorded(_of(self.preds, won), won, converged, self.preds, *numbers)
-
-    def result(self, won: Tensor, logits: Tensor, ran: SolveResult, return_all: bool) -> SolveResult:
-        """Of the views won, int64 [N], with their logits, float32 [N, S, V]; `ran` says by what."""
-        of = _Table(*(_of(field, won) for field in self))
-        return SolveResult(
-            preds=of.preds,
-            logits=logits,
-            q_halt=of.q_halt,
-            residual=of.residual,
-            score=of.score,
-            steps=of.steps,
-            restart=won,
-            converged=settled(of.status),
-            nfe=self.steps.sum(1),
-            backend=ran.backend,
-            backend_reason=ran.backend_reason,
-            all_steps=self.steps,
-            all_residual=self.residual,
-            all_score=self.score,
-            all_q_halt=self.q_halt,
-            all_status=self.status,
-            all_preds=self.preds if return_all else None,
-        )
-
-
 class _WayBack(NamedTuple):
     """From views to puzzles, see `Views`: places int64 [N, V, S], names and meanings int64 [N, V, vocab_size]."""
 
@@ -255,14 +195,9 @@ class _WayBack(NamedTuple):
 
     def logits(self, logits: Tensor, won: Tensor) -> Tensor:
         """float32 [N, S, vocab_size], of the views won, int64 [N]."""
-        logits = logits.gather(1, _of(self.places, won)[:, :, None].expand_as(logits))
-        return logits.gather(2, _of(self.names, won)[:, None].expand_as(logits))
+        logits = logits.gather(1, of_winners(self.places, won)[:, :, None].expand_as(logits))
+        return logits.gather(2, of_winners(self.names, won)[:, None].expand_as(logits))
 
 
 def _tokens(inputs: npt.NDArray[np.integer]) -> Tensor:
     return torch.from_numpy(inputs.astype(np.int64))
-
-
-def _of(values: Tensor, won: Tensor) -> Tensor:
-    """[N, V, ...] -> [N, ...], of the views won, int64 [N]."""
-    return values[torch.arange(len(won), device=won.device), won]

@@ -4,7 +4,8 @@ Each puzzle is solved under one symmetry after the other (`eqr solve --views B -
 --by starts from one random start after the other (`eqr solve --seed 0`, 1, ...), until q_halt is above 0: then the
 model calls its answer right. It does not know whether it is; what it calls right and is wrong is counted as such. With
 --until valid trajectories halt alike, and the first answer that keeps the rules is taken, whatever the model calls it:
-the rules are known to the task, not to the network. The answers so far are kept in --state after every trajectory of
+the rules are known to the task, not to the network. With --turn-every each trajectory turns as it goes, see
+`solve_turned`. The answers so far are kept in --state after every trajectory of
 all puzzles, and a run that was stopped goes on from them. Puzzles have one solution.
 """
 
@@ -23,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
-from eqr_kernels import EquilibriumReasoner, SolveResult, ops, solve_views
+from eqr_kernels import EquilibriumReasoner, SolveResult, Turns, ops, solve_views
 from eqr_kernels.atomic import atomic_write
 from eqr_kernels.cli.puzzles import report_errors, stratified, with_answers
 from eqr_kernels.studies.identity import weights_digest
@@ -32,6 +33,7 @@ from eqr_kernels.studies.subset import digest
 from eqr_kernels.tasks import sudoku
 from eqr_kernels.tasks.common import PuzzleSet, Tokens
 from eqr_kernels.tasks.registry import SUDOKU
+from eqr_kernels.turns import solve_tokens
 
 Answers = list[dict[str, Any]]
 """Of each puzzle: `trajectory`, counted from 1, whose answer was taken, or None; whether it is `right`; `steps`, the
@@ -41,17 +43,16 @@ Solve = Callable[[Rows, int], SolveResult]
 """Of rows [n] and a number from 1 on: runs that trajectory of these puzzles; the result's answers are the puzzles'."""
 
 
-def by_views(model: EquilibriumReasoner, inputs: Tokens, breadth: int, depth: int) -> Solve:
+def by_views(model: EquilibriumReasoner, inputs: Tokens, breadth: int, **options: Any) -> Solve:
     views = sudoku.views(inputs, breadth)
-    return lambda rows, number: solve_views(model, views.at(rows, number - 1), select="first", halt="q", depth=depth)
+    return lambda rows, number: solve_views(model, views.at(rows, number - 1), select="first", halt="q", **options)
 
 
-def by_starts(model: EquilibriumReasoner, inputs: Tokens, _breadth: int, depth: int) -> Solve:
-    tokens = torch.from_numpy(inputs.astype(np.int64))
-    return lambda rows, number: model.solve(tokens[rows], seed=number - 1, halt="q", depth=depth)
+def by_starts(model: EquilibriumReasoner, inputs: Tokens, _breadth: int, **options: Any) -> Solve:
+    return lambda rows, number: solve_tokens(model, inputs[rows], seed=number - 1, halt="q", **options)
 
 
-BY: dict[str, Callable[[EquilibriumReasoner, Tokens, int, int], Solve]] = {"views": by_views, "starts": by_starts}
+BY: dict[str, Callable[..., Solve]] = {"views": by_views, "starts": by_starts}
 
 
 def next_trajectory(solve: Solve, puzzles: PuzzleSet, answers: Answers, number: int, until: str) -> None:
@@ -113,8 +114,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--breadth", type=int, default=128, help="trajectories of a puzzle at most")
     parser.add_argument("--depth", type=int, default=16, help="outer steps of a trajectory")
-    parser.add_argument("--state", type=Path, help="answers so far; else in breadth_needed-MODEL-BY-DEPTH-UNTIL.json")
-    parser.add_argument("--results", type=Path, help="folder of <device>/breadth_needed-MODEL-BY-DEPTH-UNTIL.json")
+    parser.add_argument("--turn-every", type=int, help="outer steps between turns; else there are none")
+    parser.add_argument(
+        "--state", type=Path, help="answers so far; else in breadth_needed-MODEL-BY-DEPTH-UNTIL[-turn-STEPS].json"
+    )
+    parser.add_argument("--results", type=Path, help="folder of <device>/breadth_needed-*.json, named alike")
     options = parser.parse_args(arguments)
     model = EquilibriumReasoner.from_pretrained(options.model)
     known, errors = with_answers(*sudoku.load(options.puzzles), SUDOKU)
@@ -128,9 +132,11 @@ def main(arguments: list[str] | None = None) -> None:
         "by": options.by,
         "depth": options.depth,
         "until": options.until,
+        **({} if options.turn_every is None else {"turn_every": options.turn_every}),
         "isa": ops.cpu_isa() if model.device.type == "cpu" else None,
     }
     name = f"breadth_needed-{Path(options.model).stem}-{options.by}-{options.depth}-{options.until}"
+    name += "" if options.turn_every is None else f"-turn-{options.turn_every}"
     kept = options.state or Path(f"{name}.json")
     done, answers = 0, [{"trajectory": None, "right": False, "steps": 0} for _ in range(len(puzzles))]
     if kept.exists():
@@ -138,7 +144,8 @@ def main(arguments: list[str] | None = None) -> None:
         if state["run"] != run:
             raise SystemExit(f"--state {kept} is of {state['run']}, and this run is of {run}; name another file")
         done, answers = state["breadth"], state["answers"]
-    solve = BY[options.by](model, puzzles.inputs, options.breadth, options.depth)
+    turns = None if options.turn_every is None else Turns(options.turn_every, sudoku.views)
+    solve = BY[options.by](model, puzzles.inputs, options.breadth, depth=options.depth, turns=turns)
     for number in range(done + 1, options.breadth + 1):
         next_trajectory(solve, puzzles, answers, number, options.until)
         done = number

@@ -115,6 +115,7 @@ def record_elsewhere(
         settings = {name: job.settings[name] for name in DECIDES}
         inputs = dict(command="eval", task=job.task, rows=rows, input=reader.identity())
         inputs |= dict(views=True) if job.views else {}
+        inputs |= {} if job.turn_every is None else dict(turn_every=job.turn_every)
         results = open_shards(out, model, settings, **inputs, **given)
     try:
         run_all("evaluating", show, results, engine, reader, model, job)

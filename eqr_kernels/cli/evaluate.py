@@ -59,6 +59,7 @@ def evaluate(
             "itself and others by symmetries that its task knows.",
         ),
     ] = None,
+    turn_every: opt.TurnEvery = None,
     select: Annotated[
         str,
         typer.Option(
@@ -95,7 +96,7 @@ def evaluate(
 
     A deeper run passes through the shallower ones, and a broader one holds the narrower ones: restarts 0 to b - 1 are
     breadth b, and so are views. Each cell is what `eqr solve` answers with that --depth, --breadth or --views, --select
-    and --halt.
+    and --halt, and the same --turn-every.
 
     Without --halt nothing counts as settled when an answer is selected: residual takes the lowest score at the depth.
     With it, a trajectory keeps the answer it halted with, and those that have halted go first. (--select first takes
@@ -146,6 +147,7 @@ def evaluate(
     make_views = None
     if views is not None:
         make_views = puz.views_for(its_task, reasoner.config.seq_len, sizes[1][-1], seed, f"--views {views}")
+    turns = puz.turns_for(its_task, reasoner.config.seq_len, turn_every, seed)
     reading: dict[str, Any] = dict(format=format, split=split, limit=limit, show=progress)
     puzzles, errors = puz.read_answered(its_task, reasoner.config.seq_len, file, **reading)
     of = len(puzzles)
@@ -165,9 +167,11 @@ def evaluate(
     if out is None and engine == "local":
         with Bar("evaluating", progress) as bar:
             watch: dict[str, Any] = dict(progress=bar.update, observe=others.observe)
-            recording = record(reasoner, puzzles.inputs, puzzles.labels, views=make_views, **watch, **recorded)
+            recording = record(
+                reasoner, puzzles.inputs, puzzles.labels, views=make_views, turns=turns, **watch, **recorded
+            )
     else:
-        job = Recorded(task_spec(task, its_task), recorded, views=views is not None)
+        job = Recorded(task_spec(task, its_task), recorded, views=views is not None, turn_every=turn_every)
         recording = record_elsewhere(job, runner, reasoner, puzzles, others, out, shard_rows or DEFAULT_ROWS, progress)
     seconds = time.perf_counter() - begun
     grid = correct_grid(recording, *sizes, rules)
@@ -187,6 +191,7 @@ def evaluate(
             **as_settings(chosen),
             "broad": broad,
             "views": views is not None,
+            "turn_every": turn_every,
             "device": str(reasoner.device),
             "limit": limit,
             "reveal": reveal,

@@ -35,6 +35,16 @@ Views = Annotated[
         "symmetries that its task knows.",
     ),
 ]
+TurnEvery = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="STEPS",
+        help="Every so many outer steps, move each puzzle's cells by another symmetry that its task knows, and its "
+        "latent state with them.",
+        show_default="never",
+    ),
+]
 Halt = Annotated[
     str,
     typer.Option(

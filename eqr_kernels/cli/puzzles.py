@@ -16,8 +16,8 @@ from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.studies.subset import stratified_subset
 from eqr_kernels.tasks.common import KEPT_ERRORS, ParseError, ParseErrors, PuzzleSet
 from eqr_kernels.tasks.registry import MAZE, SUDOKU, choose_task
-from eqr_kernels.tasks.task import CountsSolutions, Reveals, Task, solutions_of, views_of
-from eqr_kernels.tasks.views import MakeViews
+from eqr_kernels.tasks.task import CountsSolutions, Reveals, Task, solutions_of, turns_of, views_of
+from eqr_kernels.tasks.views import MakeViews, Turns
 
 __all__ = [
     "ParseErrors",
@@ -32,6 +32,7 @@ __all__ = [
     "stratified",
     "task_for",
     "that_counts",
+    "turns_for",
     "views_for",
     "with_answers",
 ]
@@ -188,6 +189,22 @@ def views_for(task: Task, seq_len: int, count: int, seed: int, option: str) -> M
     except (TypeError, ValueError) as error:
         raise ValueError(f"{option}: {error}") from None
     return make
+
+
+def turns_for(task: Task, seq_len: int, every: int | None, seed: int) -> Turns | None:
+    """What `--turn-every` asks for; None: no turns.
+
+    Raises:
+        ValueError: the task knows no symmetries.
+    """
+    if every is None:
+        return None
+    try:
+        turns = turns_of(task, every, seed)
+    except ValueError as error:
+        raise ValueError(f"--turn-every {every}: {error}") from None
+    views_for(task, seq_len, turns.cycle, seed, f"--turn-every {every}")
+    return turns
 
 
 def stratified(puzzles: PuzzleSet, subset: int | None) -> PuzzleSet:

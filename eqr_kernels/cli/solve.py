@@ -50,6 +50,7 @@ def solve(
     depth: opt.Depth = DEFAULT_DEPTH,
     breadth: opt.Breadth = None,
     views: opt.Views = None,
+    turn_every: opt.TurnEvery = None,
     halt: opt.Halt = "residual",
     tol: opt.Tol = "auto",
     patience: Annotated[int, typer.Option(help="Consecutive steps at or below --tol.")] = 1,
@@ -134,6 +135,7 @@ def solve(
     seq_len = reasoner.config.seq_len
     its_task = puz.task_for(task, reasoner)
     make_views = None if views is None else puz.views_for(its_task, seq_len, views, seed, f"--views {views}")
+    turns = puz.turns_for(its_task, seq_len, turn_every, seed)
     reading: dict[str, Any] = dict(format=format, values=values, split=split, limit=limit, show=progress)
     if out is not None:
         request = TableRequest(
@@ -145,6 +147,7 @@ def solve(
             out,
             shard_rows or DEFAULT_ROWS,
             views is not None,
+            turn_every,
             settings,
             wanted_tol,
         )
@@ -171,7 +174,7 @@ def solve(
                 bar.update(max(finished / of, spent / (of * depth)), 1.0, f"{finished}/{of} done")
 
             result = solve_puzzles(
-                reasoner, puzzles.inputs, views=make_views, checkpoints=depths, progress=show, **settings
+                reasoner, puzzles.inputs, views=make_views, turns=turns, checkpoints=depths, progress=show, **settings
             )
         seconds = time.perf_counter() - begun
     rows = _rows(its_task, puzzles, result)
@@ -189,6 +192,7 @@ def solve(
             **settings,
             **as_settings(tolerance),
             "views": views is not None,
+            "turn_every": turn_every,
             "device": str(reasoner.device),
             "reveal": reveal,
         },

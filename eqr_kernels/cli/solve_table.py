@@ -21,7 +21,7 @@ from eqr_kernels.distributed.shards import check_folder
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.run_rules import RULES_WITH_TOLERANCE
 from eqr_kernels.tasks.common import KEPT_ERRORS, ParseError, ParseErrors
-from eqr_kernels.tasks.task import Task, views_of
+from eqr_kernels.tasks.task import Task, symmetries_of
 from eqr_kernels.tolerance import FIRST_ROWS
 from eqr_kernels.views import solve_puzzles
 
@@ -34,7 +34,7 @@ class TableRequest:
         file, reading: puzzles, and further arguments of `read_puzzles`.
         reveal, check: as the options. task: as `find_task` takes it.
         out, rows: the folder, and rows of a shard.
-        views: as `Answering.views`.
+        views, turn_every: as of `Answering`.
         settings: of `solve`. wanted_tol: what --tol says.
     """
 
@@ -46,6 +46,7 @@ class TableRequest:
     out: Path
     rows: int
     views: bool
+    turn_every: int | None
     settings: dict[str, Any]
     wanted_tol: float | str
 
@@ -74,8 +75,8 @@ def solve_table(
         tolerance = settling_tolerance(model, first, request.wanted_tol, settings["noise_scale"], **run)
         settings["tol"] = tolerance.value
     # Says of the arguments what it would say on a worker.
-    views = views_of(task, settings["seed"]) if request.views else None
-    solve_puzzles(model, np.zeros((0, model.config.seq_len), np.uint8), views=views, **settings)
+    symmetries = symmetries_of(task, settings["seed"], views=request.views, turn_every=request.turn_every)
+    solve_puzzles(model, np.zeros((0, model.config.seq_len), np.uint8), **symmetries, **settings)
     given = {name: value for name, value in settings.items() if name not in ("slots", *DECIDES)}
     with busy("reading the input", show):
         input_identity = reader.identity()
@@ -90,6 +91,7 @@ def solve_table(
         rows=request.rows,
         input=input_identity,
         **(dict(views=True) if request.views else {}),
+        **({} if request.turn_every is None else dict(turn_every=request.turn_every)),
         **given,
     )
     there = len(shards.finished)
@@ -101,7 +103,7 @@ def solve_table(
             engine,
             reader,
             model,
-            Answering(request.task, settings, request.check, request.views),
+            Answering(request.task, settings, request.check, request.views, request.turn_every),
         )
     except KeyboardInterrupt:
         raise kept_in(shards) from None
@@ -118,6 +120,7 @@ def solve_table(
             **settings,
             **as_settings(tolerance),
             "views": request.views,
+            "turn_every": request.turn_every,
             "device": str(model.device),
             "reveal": request.reveal,
         },

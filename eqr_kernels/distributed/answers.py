@@ -17,7 +17,7 @@ from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.studies.scoring import exact_match
 from eqr_kernels.tasks.common import rating_number
 from eqr_kernels.tasks.registry import find_task
-from eqr_kernels.tasks.task import CountsSolutions, Task, solutions_of, views_of
+from eqr_kernels.tasks.task import CountsSolutions, Task, solutions_of, symmetries_of
 from eqr_kernels.views import solve_puzzles
 
 ERROR = "error"
@@ -50,6 +50,7 @@ class Answering:
         task: as `find_task` takes it.
         settings: further arguments of `solve`. Those that `solve` would find out from its own rows (tol) are given.
         views: the trajectories of a puzzle get a view each, see `solve_views`.
+        turn_every: outer steps between turns, see `solve_turned`; None: no turns.
         check: count the solutions of every puzzle, not only of those that are filled by the rules (of a task that can).
     """
 
@@ -57,6 +58,7 @@ class Answering:
     settings: dict[str, Any]
     check: bool = False
     views: bool = False
+    turn_every: int | None = None
 
     def work(self, model: EquilibriumReasoner) -> Work:
         task = find_task(self.task)
@@ -77,8 +79,8 @@ def _answers(model: EquilibriumReasoner, task: Task, unit: Unit, job: Answering)
 def _solved(model: EquilibriumReasoner, task: Task, unit: Unit, job: Answering) -> list[dict[str, Any]]:
     p = unit.puzzles
     assert p.line is not None
-    views = views_of(task, job.settings["seed"]) if job.views else None
-    result = solve_puzzles(model, p.inputs, views=views, **job.settings)
+    symmetries = symmetries_of(task, job.settings["seed"], views=job.views, turn_every=job.turn_every)
+    result = solve_puzzles(model, p.inputs, **symmetries, **job.settings)
     preds = result.preds.cpu().numpy()
     labels = np.zeros_like(p.inputs) if p.labels is None else p.labels
     valid, right = task.check(p.inputs, preds), exact_match(preds, labels)
@@ -88,8 +90,10 @@ def _solved(model: EquilibriumReasoner, task: Task, unit: Unit, job: Answering) 
         # What was filled is only solved where nothing else could have been.
         solutions = [solutions_of(task, p.inputs[i]) if job.check or valid[i] else None for i in range(len(p))]
     seen = p.inputs
-    if views is not None:
-        seen = views(p.inputs, job.settings["breadth"]).inputs[np.arange(len(p)), result.restart.cpu().numpy()]
+    if symmetries["views"] is not None:
+        seen = symmetries["views"](p.inputs, job.settings["breadth"]).inputs[
+            np.arange(len(p)), result.restart.cpu().numpy()
+        ]
     random_ids = hash_tokens(torch.from_numpy(seen)).tolist()
     return [
         {

@@ -22,7 +22,7 @@ from eqr_kernels.studies.recording import ARRAYS, Recording, join, record
 from eqr_kernels.studies.types import Bools
 from eqr_kernels.tasks.common import ParseErrors
 from eqr_kernels.tasks.registry import find_task
-from eqr_kernels.tasks.task import views_of
+from eqr_kernels.tasks.task import symmetries_of
 
 _OTHER, _METADATA = "other_solution", b"eqr_recording"
 
@@ -35,6 +35,7 @@ class Recorded:
         task: as `find_task` takes it.
         settings: arguments of `record`.
         views: the trajectories of a puzzle get a view each, see `solve_views`.
+        turn_every: outer steps between turns, see `solve_turned`; None: no turns.
         others: also mark the answers that solve a puzzle and are not the given one.
     """
 
@@ -42,17 +43,18 @@ class Recorded:
     settings: dict[str, Any]
     others: bool = True
     views: bool = False
+    turn_every: int | None = None
 
     def work(self, model: EquilibriumReasoner) -> Work:
         task = find_task(self.task)
-        views = views_of(task, self.settings["seed"]) if self.views else None
+        symmetries = symmetries_of(task, self.settings["seed"], views=self.views, turn_every=self.turn_every)
 
         def recorded(unit: Unit) -> Any:
             p = unit.puzzles
             assert p.labels is not None and p.line is not None
             others = OtherSolutions(task.check, p.inputs)
             watch = others.observe if self.others else None
-            recording = record(model, p.inputs, p.labels, observe=watch, views=views, **self.settings)
+            recording = record(model, p.inputs, p.labels, observe=watch, **symmetries, **self.settings)
             return to_table(recording, others.marks if self.others else None, p.line, p.source)
 
         return recorded

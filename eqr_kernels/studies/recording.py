@@ -17,7 +17,7 @@ from eqr_kernels.results import SolveResult
 from eqr_kernels.solver import precision_of
 from eqr_kernels.studies.scoring import answer_codes, exact_match, token_accuracy
 from eqr_kernels.studies.types import Bools, Codes, Floats, Ints, Progress
-from eqr_kernels.tasks.views import MakeViews
+from eqr_kernels.tasks.views import MakeViews, Turns
 from eqr_kernels.trajectory import Status
 from eqr_kernels.views import solve_puzzles
 
@@ -201,6 +201,7 @@ def record(
     halt: str = "none",
     trace: bool = True,
     views: MakeViews | None = None,
+    turns: Turns | None = None,
     **options: Any,
 ) -> Recording:
     """Runs all puzzles once, to the greatest of the depths.
@@ -215,6 +216,7 @@ def record(
         breadth: trajectories of each puzzle.
         views: gives each trajectory of a puzzle a view of its own; see `solve_views`. None: they differ in their random
             starts.
+        turns: of each trajectory, see `solve_turned`; None: none.
         chunk: puzzles in memory at a time, see `chunk_size`; on a compiled backend it changes no answer.
         parts: keeps each chunk as it is done, and gives back those that were done before, so that a run that was
             interrupted goes on where it stopped.
@@ -240,8 +242,9 @@ def record(
     _check_limit(depths, _depth_limit(model, **ran_by))
     if chunk is None:
         size = questions.shape[1], depths, breadth, model.device.type
-        logits = 0 if views is None else model.config.vocab_size
+        logits = 0 if views is None and turns is None else model.config.vocab_size
         chunk = chunk_size(len(questions), *size, resumable=parts is not None, logits=logits)
+    symmetries = dict(views=views, turns=turns)
     each = depths[-1] * breadth
     total = len(questions) * each
     done = []
@@ -254,7 +257,7 @@ def record(
                 if progress is not None:
                     progress(before + spent, total)
 
-            settings: dict[str, Any] = dict(depth=depths[-1], breadth=breadth, halt=halt, views=views, **options)
+            settings: dict[str, Any] = dict(depth=depths[-1], breadth=breadth, halt=halt, **symmetries, **options)
             result = solve_puzzles(model, questions[rows], checkpoints=depths, trace=trace, progress=shown, **settings)
             part = _recorded(result, answers[rows], halt)
             if observe is not None:
@@ -298,7 +301,7 @@ def chunk_size(
     to keep the device busy.
 
     Args:
-        logits: of a token, where those of every trajectory are held, as `solve_views` does.
+        logits: of a token, where those of every trajectory are held, as `solve_views` and `solve_turned` do.
     """
     # Answers in int64 and six more numbers at each depth, and a residual at each step; twice, as an op's output is
     # copied.

@@ -83,6 +83,7 @@ class Maze(Task):
     name = "maze"
     vocab_size = maze.VOCAB_SIZE
     open_token = maze.OPEN
+    most_views = maze.SYMMETRIES
     written = "the characters # for a wall, space, S and G"
 
     def encode(self, text: str) -> Tokens:

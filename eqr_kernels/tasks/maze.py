@@ -29,6 +29,8 @@ from eqr_kernels.tasks.views import Views
 CHARACTERS = "# SGo"
 VOCAB_SIZE = 6
 WALL, OPEN, START, GOAL, PATH = range(1, VOCAB_SIZE)
+SYMMETRIES = 8
+"""Of a square."""
 
 _MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
 
@@ -214,7 +216,7 @@ def augment(
         questions, answers = _mazes("inputs", inputs), None
     else:
         questions, answers = as_pair(inputs, labels, VOCAB_SIZE, None)
-    cells = _turned(questions.shape[1])[rng.integers(8, size=len(questions))]
+    cells = _turned(questions.shape[1])[rng.integers(SYMMETRIES, size=len(questions))]
     moved = np.take_along_axis(questions, cells, 1)
     return moved, None if answers is None else np.take_along_axis(answers, cells, 1)
 
@@ -228,8 +230,10 @@ def views(inputs: npt.ArrayLike, count: int, *, seed: int = 0) -> Views:
         seed: without meaning here, as nothing is drawn.
     """
     mazes = _mazes("inputs", inputs)
-    if check_int("count", count, 1) > 8:
-        raise ValueError(f"count must be at most 8, as a square has so many symmetries, got {count}; ask for fewer")
+    if check_int("count", count, 1) > SYMMETRIES:
+        raise ValueError(
+            f"count must be at most {SYMMETRIES}, as a square has so many symmetries, got {count}; ask for fewer"
+        )
     cells = _turned(mazes.shape[1])[:count]
     names = np.arange(VOCAB_SIZE, dtype=np.uint8)
     n, v = len(mazes), len(cells)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from eqr_kernels.config import EqRConfig
 from eqr_kernels.tasks.common import ParseErrors, PuzzleSet, Tokens, as_tokens
 from eqr_kernels.tasks.files import Codec, Source, load_puzzles
-from eqr_kernels.tasks.views import MakeViews, Views
+from eqr_kernels.tasks.views import MakeViews, Turns, Views
 
 Bools = npt.NDArray[np.bool_]
 
@@ -38,6 +38,7 @@ class Task(ABC):
         open_token: the token of a cell to be filled in: what else stands in a puzzle is given, and must stay.
         easier_clues: of a task with `reveal`: with so many clues even a young model solves some, so a learning curve
             measures puzzles with them as well; None where it does not.
+        most_views: views of a puzzle there are at most, of a task with `views`; None where they are countless.
         written: what a puzzle looks like in a file, for messages, as in "81 of the digits 1-9 and .".
     """
 
@@ -46,6 +47,7 @@ class Task(ABC):
     seq_len: int | None = None
     open_token: int = 1
     easier_clues: int | None = None
+    most_views: int | None = None
     written: str = ""
 
     @abstractmethod
@@ -178,9 +180,16 @@ class Generates(Protocol):
         ...
 
 
+class Symmetries(TypedDict):
+    """See `symmetries_of`."""
+
+    views: MakeViews | None
+    turns: Turns | None
+
+
 @runtime_checkable
 class HasViews(Protocol):
-    """A task that is the same under symmetries which a model need not know: `--views`."""
+    """A task that is the same under symmetries which a model need not know: `--views`, `--turn-every`."""
 
     def views(self, inputs: Tokens, count: int, *, seed: int = 0) -> Views:
         """Puzzles, uint8 [N, S], each under `count` symmetries: itself first, and fewer are the first of more.
@@ -227,6 +236,31 @@ def views_of(task: Task, seed: int) -> MakeViews:
     if not isinstance(task, HasViews):
         raise ValueError(f"the {task.name} task has no `views`; use breadth, which is by random starts")
     return partial(_checked_views, task, task.views, seed)
+
+
+def turns_of(task: Task, every: int, seed: int) -> Turns:
+    """Turns of the task's puzzles, so many outer steps apart.
+
+    Raises:
+        ValueError: the task knows no symmetries.
+    """
+    views = views_of(task, seed)
+    return Turns(every, views) if task.most_views is None else Turns(every, views, task.most_views)
+
+
+def symmetries_of(task: Task, seed: int, *, views: bool, turn_every: int | None) -> Symmetries:
+    """`views` and `turns` of `solve_puzzles`.
+
+    Args:
+        views: each trajectory gets a view. turn_every: outer steps between turns; None: no turns.
+
+    Raises:
+        ValueError: the task knows no symmetries.
+    """
+    return {
+        "views": views_of(task, seed) if views else None,
+        "turns": None if turn_every is None else turns_of(task, turn_every, seed),
+    }
 
 
 def _checked_views(task: Task, make: Callable[..., Views], seed: int, inputs: Tokens, count: int) -> Views:

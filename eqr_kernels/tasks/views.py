@@ -1,4 +1,4 @@
-"""`Views`: puzzles under symmetries of their task, and the way back."""
+"""`Views`: puzzles under symmetries of their task, and the way back; `Turns`: by which of them a puzzle moves when."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from eqr_kernels.tasks.common import Tokens
+from eqr_kernels.tasks.common import Tokens, check_int
 
 Ints = npt.NDArray[np.integer[Any]]
 
@@ -85,3 +85,27 @@ class Views:
 
 MakeViews = Callable[[Tokens, int], Views]
 """(puzzles, uint8 [N, S], how many views of each) -> those"""
+
+
+@dataclass(frozen=True)
+class Turns:
+    """That a puzzle and its latent state move every few outer steps, see `solve_turned`.
+
+    Attributes:
+        every: outer steps between two turns, at least 1.
+        views: makes the symmetries, of which the cells move; tokens keep their names, as a state has none.
+        cycle: symmetries of each puzzle, at least 1, which follow each other in turn; the first is the puzzle itself.
+
+    Raises:
+        TypeError, ValueError: a field is no such.
+    """
+
+    every: int
+    views: MakeViews
+    cycle: int = 64
+
+    def __post_init__(self) -> None:
+        for field in ("every", "cycle"):
+            check_int(f"{field} of turns", getattr(self, field), 1)
+        if not callable(self.views):
+            raise TypeError(f"views of turns must be a function, as sudoku.views is, got {self.views!r}")

@@ -246,15 +246,15 @@ def test_trajectories_are_run_until_an_answer_is_called_right_and_go_on_where_th
     ran = []
 
     def solve_views(model, views, **options):
-        assert options == dict(select="first", halt="q", depth=5)
+        assert options == dict(select="first", halt="q", depth=5, turns=None)
         puzzle = original(views)
         same = np.array_equal(views.inputs[:, 0], sudoku.views(puzzle, 4).inputs[:, len(ran)])
         assert by == "views" and same
         return solved(puzzle)
 
-    def solve(model, tokens, **options):
-        assert by == "starts" and options == dict(seed=len(ran), halt="q", depth=5)
-        return solved(tokens.numpy())
+    def solve_tokens(model, inputs, **options):
+        assert by == "starts" and options == dict(seed=len(ran), halt="q", depth=5, turns=None)
+        return solved(inputs)
 
     def solved(grids):
         ran.append(len(grids))
@@ -269,7 +269,7 @@ def test_trajectories_are_run_until_an_answer_is_called_right_and_go_on_where_th
         return np.take_along_axis(views.meanings, moved.astype(np.int64), 2)[:, 0]
 
     monkeypatch.setattr(breadth_needed, "solve_views", solve_views)
-    monkeypatch.setattr(EquilibriumReasoner, "solve", solve)
+    monkeypatch.setattr(breadth_needed, "solve_tokens", solve_tokens)
     monkeypatch.setattr(breadth_needed.sudoku, "load", lambda _: (puzzles, ParseErrors()))
     arguments = ["p.csv", "--model", tmp_path / "m", "--subset", 4, "--by", by, "--depth", 5]
     arguments += ["--state", tmp_path / "state.json"]

@@ -396,13 +396,14 @@ def test_eval_measures_accuracy_by_depth_source_and_rating(model, data):
         (["solve", "--views", 2, "--breadth", 3], "--views has a trajectory for each view, and --breadth 3 was given"),
         (["solve", "--views", 2, "--select", "first", "--by-depth", "1,2"], "--select first does not run all views"),
         (["solve", "--views", 2, "--breadth", 1], "--breadth 1 was given too"),
+        (["solve", "--turn-every", 2, "--patience", 3], "patience must be at most turns.every=2"),
         (["eval", "--views", 2, "--breadths", "1"], "--breadths 1 was given"),
         (["eval", "--views", 2, "--select", "first"], "--select first runs no view behind"),
         (["eval", "--views", 2, "--breadths", "1,3"], "--views has a trajectory for each view, and --breadths 1,3"),
         (["eval", "--views", 2, "--select", "first", "--halt", "residual"], "--select first runs no view behind"),
     ],
 )
-def test_views_take_the_place_of_breadth(model, data, arguments, message):
+def test_options_of_symmetries_that_make_no_sense_are_refused(model, data, arguments, message):
     command, *options = arguments
     assert message in eqr(command, data, "--model", model, *options, code=2).stderr.replace("\n", " ")
 
@@ -420,18 +421,19 @@ GRID = [*SHIPPED, "--depths", "1,3,8", "--breadths", "1,3", "--seed", 4]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("turning", [[], ["--turn-every", 2]], ids=["still", "turned"])
 @pytest.mark.parametrize(("several", "one"), [("--breadths", "--breadth"), ("--views", "--views")])
-def test_eval_measures_a_grid_whose_cells_are_runs_of_their_own(data, tmp_path, several, one):
+def test_eval_measures_a_grid_whose_cells_are_runs_of_their_own(data, tmp_path, several, one, turning):
     """A shipped model, against `eqr solve` for each cell."""
     file = tmp_path / "report.json"
-    grid = [*SHIPPED, "--depths", "1,3,8", several, "1,3", "--seed", 4]
+    grid = [*SHIPPED, "--depths", "1,3,8", several, "1,3", "--seed", 4, *turning]
     report = eqr_json("eval", data, *grid, "--select", "residual,vote,q,any", "--output", file)
     assert json.loads(file.read_text()) == report
     assert report["breadths"] == [1, 3] and report["rules"] == ["residual", "vote", "q", "any"]
     cells = {(cell["depth"], cell["breadth"]): cell for cell in report["grid"]}
     assert list(cells) == [(d, b) for d in (1, 3, 8) for b in (1, 3)]
     for (depth, breadth), cell in cells.items():
-        solve = ["solve", data, *SHIPPED, "--seed", 4, "--halt", "none", "--depth", depth, one, breadth]
+        solve = ["solve", data, *SHIPPED, "--seed", 4, "--halt", "none", "--depth", depth, one, breadth, *turning]
         assert cell["nfe"] == depth * breadth
         for rule in ("residual", "vote", "q"):
             alone = eqr_json(*solve, "--select", rule)["summary"]["correct"]

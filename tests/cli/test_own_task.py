@@ -165,6 +165,7 @@ def test_the_cost_map_of_it(model, tmp_path):
         (["--reveal", 3], "--reveal is for Sudoku and tasks with a `reveal`, and this model solves the latin task"),
         (["--check"], "--check is for Sudoku and tasks with a `count_solutions`, and this model solves the latin task"),
         (["--views", 2], "the latin task has no `views`"),
+        (["--turn-every", 2], "--turn-every 2: the latin task has no `views`"),
         (["--values", "digits"], "arrays of the latin task hold tokens"),
         (["--task", "sudoku"], "the sudoku task has 81 tokens of a vocabulary of 11"),
         (["--task", f"{FILE}:LATINS"], "has no LATINS; did you mean LATIN?"),

@@ -29,6 +29,7 @@ parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow: pip inst
 ROWS = 10
 SETTINGS = ("--depth", 6, "--breadth", 2, "--tol", 0.05)
 VIEWS = ("--depth", 6, "--views", 2, "--tol", 0.05)
+TURNS = (*SETTINGS, "--turn-every", 2)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def solve(data: Path, model: Path, out: Path, *more: object, code: int = 1, sett
     return eqr("solve", data, "--model", model, *settings, "--out", out, "--shard-rows", 4, *more, code=code)
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, VIEWS], ids=["restarts", "views"])
+@pytest.mark.parametrize("settings", [SETTINGS, VIEWS, TURNS], ids=["restarts", "views", "turns"])
 def test_each_row_is_there_once_as_solve_answers_it(data, model, out, settings):
     report = json.loads(solve(data, model, out, "--json", settings=settings).stdout)
     alone = eqr_json("solve", data, "--model", model, *settings, code=1)
@@ -165,6 +166,7 @@ def test_results_of_other_settings_are_refused(data, model, out, tmp_path):
         assert f"{out} holds results of another run: " in text and message in text
         assert "name another --out, or remove the folder" in text
     assert "views was None and is True" in solve(data, model, out, settings=VIEWS, code=2).stderr
+    assert "turn_every was None and is 2" in solve(data, model, out, settings=TURNS, code=2).stderr
     other = tmp_path / data.name
     other.write_text(data.read_text().replace("name 1", "name one"))
     assert "input was" in solve(other, model, out, code=2).stderr
@@ -218,9 +220,11 @@ EVAL = ("--depths", "1,2,6", "--select", "residual,any")
 
 
 @pytest.mark.parametrize("halt", ["none", "residual"])
-@pytest.mark.parametrize("breadths", ["--breadths", "--views"])
+@pytest.mark.parametrize(
+    "breadths", [("--breadths", "1,2"), ("--views", "1,2"), ("--breadths", "1,2", "--turn-every", 2)]
+)
 def test_the_report_of_eval_is_the_same_and_goes_on(data, model, out, halt, breadths):
-    arguments = ("eval", data, "--model", model, *EVAL, breadths, "1,2", "--halt", halt)
+    arguments = ("eval", data, "--model", model, *EVAL, *breadths, "--halt", halt)
     want = eqr_json(*arguments, code=1)
     kept = (*arguments, "--out", out, "--shard-rows", 3)
     assert same_report(eqr_json(*kept, code=1), want)
