@@ -30,15 +30,24 @@ class Outcomes(NamedTuple):
         preds, steps = torch.zeros(n, count, seq_len, dtype=torch.int64, device=device), torch.zeros_like(status)
         return cls(preds, status, nan[0], nan[1], steps, nan[2])
 
-    def put(self, rows: Tensor, trajectory: int | Tensor, preds: Tensor, ran: SolveResult | Recorded) -> None:
-        """What became of one trajectory of each of the puzzles rows, int64 [n].
+    @classmethod
+    def of(cls, preds: Tensor, ran: SolveResult | Recorded) -> Outcomes:
+        """Of n trajectories that ran as puzzles of their own, with breadth 1: each field [n, ...].
 
         Args:
-            trajectory: the same of all, or int64 [n]. preds: int64 [n, S], of the puzzle. ran: with breadth 1.
+            preds: int64 [n, S], of the puzzles that they belong to.
         """
         numbers = (ran.all_status, ran.all_score, ran.all_q_halt, ran.all_steps, ran.all_residual)
-        for field, values in zip(self, (preds, *(column[:, 0] for column in numbers)), strict=True):
-            field[rows, trajectory] = values
+        return cls(preds, *(column[:, 0] for column in numbers))
+
+    def at(self, puzzle: Tensor, trajectory: int | Tensor) -> Outcomes:
+        """Of some trajectories, [n, ...]; puzzle: int64 [n]; trajectory: the same of all, or int64 [n]."""
+        return Outcomes(*(field[puzzle, trajectory] for field in self))
+
+    def put(self, puzzle: Tensor, trajectory: int | Tensor, these: Outcomes) -> None:
+        """Replaces what `at` gives."""
+        for field, values in zip(self, these, strict=True):
+            field[puzzle, trajectory] = values
 
     def winner(self, select: str) -> Tensor:
         """int64 [N], the trajectory that answers."""

@@ -15,11 +15,11 @@ from eqr_kernels.arguments import check_function
 from eqr_kernels.modules import LatentState, check_ids
 from eqr_kernels.outcomes import Outcomes, of_winners
 from eqr_kernels.reasoner import EquilibriumReasoner
-from eqr_kernels.results import SolveResult
+from eqr_kernels.results import Recorded, SolveResult
 from eqr_kernels.run_rules import RULES_WITH_TOLERANCE
 from eqr_kernels.solver import DEFAULT_DEPTH, Progress, tolerance_of
-from eqr_kernels.tasks.common import as_tokens
-from eqr_kernels.tasks.views import Turns
+from eqr_kernels.tasks.common import Tokens, as_tokens
+from eqr_kernels.tasks.views import Turns, check_views
 from eqr_kernels.trajectory import Status, settled
 
 _REFUSED = {
@@ -50,10 +50,10 @@ def solve_turned(
 ) -> SolveResult:
     """`solve` whose puzzles turn: every few outer steps the cells move by a symmetry, and the latent state with them.
 
-    A network that mixes tokens by position is not the same operator under a symmetry, so what it had settled on, and
-    is wrong, is seldom a fixed point once it has moved; what is right is one under every symmetry. A trajectory goes
-    on from all that it has found, and costs an outer step what it costs in `solve`. That a puzzle stays the same when
-    its cells move is knowledge of its task: what turns gain is to be told apart, as with `solve_views`.
+    A network that mixes tokens by position is not the same operator under a symmetry: where it had settled on a wrong
+    answer, that is seldom a fixed point once it has moved, and the trajectory goes on from all that it has found. That
+    a puzzle stays the same when its cells move is knowledge of its task: what turns gain is to be told apart, as with
+    `solve_views`.
 
     Args:
         model: a reasoner.
@@ -61,14 +61,17 @@ def solve_turned(
         turns: how often, and by what; `Turns(4, sudoku.views)`.
         depth, breadth, tol, select, seed, ids, checkpoints, trace, return_all, progress: as for `solve`. `depth` counts
             all outer steps, and `tol` of "auto" and "fast" is found out once. With select="first" the trajectories of a
-            puzzle end together at the turn after one of them has settled.
+            puzzle end together at the turn after one of them has settled. The card's tolerances were calibrated without
+            turns; halt="q" needs none.
         halt, patience: as for `solve`. What they count begins anew at each turn, so that patience is at most
-            `turns.every`; `window` likewise counts what there is since the last turn.
-        options: as for `solve`, but for initial_state, return_state and on_finished.
+            `turns.every`; `window` likewise counts what there is since the last turn (at a checkpoint one step after a
+            turn the score is the residual, as at depth 1).
+        options: as for `solve`, but for initial_state, return_state and on_finished. Backends that keep no states
+            (cuda, triton) cannot turn: "auto" takes another, and `backend_reason` says so.
 
     Returns:
-        As `solve`; all answers and `logits` are of the puzzles as they were given. The logits of all N * B trajectories
-        are in memory until the winners are known.
+        As `solve`; all answers and `logits` are of the puzzles as they were given. The states of all N * B trajectories
+        are in memory, and their logits.
 
     Raises:
         TypeError, ValueError, RuntimeError: as `solve`.
@@ -81,74 +84,40 @@ def solve_turned(
             raise TypeError(f"solve_turned takes no {name}: {why}; leave it out")
     puzzles = as_tokens("inputs", inputs, model.config.vocab_size)
     tokens = torch.from_numpy(puzzles.astype(np.int64)).to(model.device)
-    run: dict[str, Any] = dict(halt=halt, patience=patience, **options)
     if halt in RULES_WITH_TOLERANCE:
-        run["tol"] = tolerance_once(model, tokens, tol, dict(depth=depth, seed=seed, **options))
+        tol = tolerance_once(model, tokens, tol, dict(depth=depth, seed=seed, **options))
+    run: dict[str, Any] = dict(halt=halt, tol=tol, patience=patience, return_state=True, **options)
+    marks = tuple(checkpoints)
     # On no puzzles it checks every argument, and says what will run.
-    sized: dict[str, Any] = dict(depth=depth, breadth=breadth, select=select, checkpoints=checkpoints, trace=trace)
+    sized: dict[str, Any] = dict(depth=depth, breadth=breadth, select=select, checkpoints=marks, trace=trace)
     begun = model.solve(tokens[:0], seed=seed, **sized, **run)
     if patience > turns.every and halt in RULES_WITH_TOLERANCE:
         raise ValueError(
-            f"patience must be at most turns.every={turns.every}, as it counts anew at each turn, got {patience}; "
-            "lower it, or turn less often"
+            f"patience must be at most turns.every={turns.every} (--turn-every), as it counts anew at each turn, got "
+            f"{patience}; lower it, or turn less often"
         )
-    row = torch.arange(len(tokens), device=model.device).repeat_interleave(breadth)
-    restart = torch.arange(breadth, device=model.device).repeat(len(tokens))
-    ids = None if ids is None else check_ids(ids, len(tokens)).to(model.device)[row]
-    state = model.initial_state(tokens[row], seed, ids=ids, restart=restart)
-    paths = _Paths.of(turns, puzzles, depth, model.device)
-    table = Outcomes.empty(len(tokens), breadth, tokens.shape[1], model.device)
-    real: dict[str, Any] = dict(dtype=torch.float32, device=model.device)
-    logits = torch.zeros(len(tokens), breadth, *tokens.shape[1:], model.config.vocab_size, **real)
-    residuals = torch.full((len(tokens), breadth, depth), torch.nan, **real) if trace else None
-    at: dict[int, Outcomes] = {}
-    marks, of, done, spent, stopped = sorted(set(checkpoints)), len(row), 0, 0, False
+    ids = None if ids is None else check_ids(ids, len(tokens)).to(model.device)
+    paths = _Paths.of(turns, puzzles, depth, model)
+    ran = _Trajectories(model, tokens, paths, breadth, seed, ids, depth if trace else None)
+    of, spent, stopped = len(ran.puzzle), 0, False
 
     def shown(_finished: int, _trajectories: int, steps: int) -> bool:
         nonlocal stopped
-        stopped = progress is not None and progress(of - len(row), of, spent + steps) is False
+        stopped = progress is not None and progress(of - len(ran.puzzle), of, spent + steps) is False
         return not stopped
 
-    while done < depth and len(row) and not stopped:
-        length = min(turns.every, depth - done)
-        ran = model.solve(
-            paths.seen(tokens, row, done),
-            depth=length,
-            initial_state=state,
-            return_state=True,
-            return_all=True,
-            checkpoints=[mark - done for mark in marks if done < mark <= done + length],
-            trace=trace,
-            progress=shown,
-            **run,
-        )
-        spent += int(ran.nfe.sum())
-        for mark, recorded in ran.at.items():
-            recorded.all_steps += done
-            at[done + mark] = Outcomes(*(field.clone() for field in table))
-            at[done + mark].put(row, restart, paths.back(recorded.preds, row, done), recorded)
-        ran.all_steps += done
-        table.put(row, restart, paths.back(ran.preds, row, done), ran)
-        logits[row, restart] = paths.back(ran.logits, row, done)
-        if residuals is not None and ran.residuals is not None:
-            residuals[row, restart, done : done + length] = ran.residuals[:, 0]
-        done += length
-        going = table.status[row, restart] == Status.MAX_DEPTH
-        if select == "first" and done < depth:
-            lost = going & settled(table.status).any(1)[row]
-            table.status[row[lost], restart[lost]] = int(Status.CANCELLED)
-            going &= ~lost
-        assert ran.z_H is not None and ran.z_L is not None
-        state = state._replace(z_H=ran.z_H, z_L=ran.z_L, step=state.step + length)
-        row, restart, state = row[going], restart[going], LatentState(*(field[going] for field in state))
-        state = state._replace(z_H=paths.moved(state.z_H, row, done), z_L=paths.moved(state.z_L, row, done))
-    if stopped and done < depth:
-        table.status[row, restart] = int(Status.CANCELLED)
-    at |= {mark: table for mark in marks if mark not in at}
-    won = table.winner(select)
-    result = table.result(won, of_winners(logits, won), begun, return_all)
-    result.at = {mark: at[mark].recorded(select) for mark in marks}
-    result.residuals = residuals
+    while ran.done < depth and len(ran.puzzle) and not stopped:
+        length = min(turns.every, depth - ran.done)
+        spent += ran.go_on(length, marks, progress=shown, trace=trace, **run)
+        if select == "first" and ran.done < depth:
+            ran.cancel(settled(ran.table.status).any(1)[ran.puzzle])
+        ran.turn()
+    if stopped and ran.done < depth:
+        ran.cancel(torch.ones_like(ran.puzzle, dtype=torch.bool))
+    won = ran.table.winner(select)
+    result = ran.table.result(won, of_winners(ran.logits, won), begun, return_all)
+    result.at = {int(mark): ran.at.get(mark, ran.table).recorded(select) for mark in sorted(set(marks))}
+    result.residuals = ran.residuals
     if progress is not None and not stopped:
         progress(of, of, spent)
     return result
@@ -176,6 +145,105 @@ def tolerance_once(model: EquilibriumReasoner, tokens: Tensor, tol: float | str,
     return chosen.value
 
 
+class _Trajectories:
+    """All trajectories of a call, of which those that have not ended go on from turn to turn.
+
+    Attributes:
+        done: outer steps of those that go on.
+        puzzle, restart: int64 [m], of those that go on. state: theirs, of cells as they are now.
+        table: of all, by the puzzles' own cells; logits: float32 [N, B, S, V], likewise.
+        residuals: float32 [N, B, depth], or None. at: the table at each checkpoint so far.
+    """
+
+    def __init__(
+        self,
+        model: EquilibriumReasoner,
+        tokens: Tensor,
+        paths: _Paths,
+        breadth: int,
+        seed: int,
+        ids: Tensor | None,
+        traced: int | None,
+    ) -> None:
+        n, seq_len = tokens.shape
+        device = tokens.device
+        self.model, self.tokens, self.paths, self.done = model, tokens, paths, 0
+        self.puzzle = torch.arange(n, device=device).repeat_interleave(breadth)
+        self.restart = torch.arange(breadth, device=device).repeat(n)
+        keys = None if ids is None else ids[self.puzzle]
+        self.state = model.initial_state(tokens[self.puzzle], seed, ids=keys, restart=self.restart)
+        self.table = Outcomes.empty(n, breadth, seq_len, device)
+        real: dict[str, Any] = dict(dtype=torch.float32, device=device)
+        self.logits = torch.zeros(n, breadth, seq_len, model.config.vocab_size, **real)
+        self.residuals = None if traced is None else torch.full((n, breadth, traced), torch.nan, **real)
+        self.at: dict[int, Outcomes] = {}
+
+    def go_on(self, length: int, marks: Sequence[int], **run: Any) -> int:
+        """So many outer steps at most of all that go on; the steps that they took together.
+
+        Args:
+            marks: checkpoints of the whole call. run: arguments of `solve`.
+        """
+        done, puzzle, restart = self.done, self.puzzle, self.restart
+        ran = self.model.solve(
+            self.paths.seen(self.tokens, puzzle, done),
+            depth=length,
+            initial_state=self.state,
+            return_all=True,
+            checkpoints=[mark - done for mark in marks if done < mark <= done + length],
+            **run,
+        )
+        for mark, recorded in ran.at.items():
+            self.at[done + mark] = Outcomes(*(field.clone() for field in self.table))
+            self.at[done + mark].put(puzzle, restart, self._outcomes(recorded))
+        these = self._outcomes(ran)
+        before = self.logits[puzzle, restart]
+        logits = torch.where(self._silent(ran)[:, None, None], before, self.paths.back(ran.logits, puzzle, done))
+        if done:
+            # One step after a turn has no change of logits of its own, but there is one over the turn.
+            change = (logits - before).norm(dim=2).mean(1)
+            these = these._replace(score=torch.where(ran.steps == 1, change, these.score))
+        self.logits[puzzle, restart] = logits
+        self.table.put(puzzle, restart, these)
+        if self.residuals is not None and ran.residuals is not None:
+            self.residuals[puzzle, restart, done : done + length] = ran.residuals[:, 0]
+        assert ran.z_H is not None and ran.z_L is not None
+        self.state = self.state._replace(z_H=ran.z_H, z_L=ran.z_L, step=self.state.step + length)
+        self.done += length
+        return int(ran.nfe.sum())
+
+    def cancel(self, these: Tensor) -> None:
+        """Ends those of the trajectories that go on, bool [m], that had not ended anyway."""
+        lost = these & (self.table.status[self.puzzle, self.restart] == Status.MAX_DEPTH)
+        self.table.status[self.puzzle[lost], self.restart[lost]] = int(Status.CANCELLED)
+
+    def turn(self) -> None:
+        """Moves the cells of those that have not ended; the others are done with."""
+        going = self.table.status[self.puzzle, self.restart] == Status.MAX_DEPTH
+        self.puzzle, self.restart = self.puzzle[going], self.restart[going]
+        state = LatentState(*(field[going] for field in self.state))
+        z_H, z_L = (self.paths.moved(z, self.puzzle, self.done) for z in (state.z_H, state.z_L))
+        self.state = state._replace(z_H=z_H, z_L=z_L)
+
+    def _outcomes(self, ran: SolveResult | Recorded) -> Outcomes:
+        """[m, ...], of a part that begins after `done` steps, or of a checkpoint in it."""
+        here = Outcomes.of(self.paths.back(ran.preds, self.puzzle, self.done), ran)
+        before, silent = self.table.at(self.puzzle, self.restart), self._silent(ran)
+        kept = {
+            name: torch.where(
+                silent[:, None] if name == "preds" else silent, getattr(before, name), getattr(here, name)
+            )
+            for name in ("preds", "score", "q_halt", "residual")
+        }
+        return here._replace(steps=here.steps + self.done, **kept)
+
+    def _silent(self, ran: SolveResult | Recorded) -> Tensor:
+        """bool [m]: the part has no answer, and that of the part before it stays."""
+        steps, status = ran.all_steps[:, 0], ran.all_status[:, 0]
+        lost = (status == Status.DIVERGED) & (steps == 1)
+        return (steps == 0) | (lost & (self.done > 0))
+
+
 class _Paths(NamedTuple):
     """Where each cell of the puzzles is between turns.
 
@@ -190,10 +258,19 @@ class _Paths(NamedTuple):
     places: Tensor
 
     @classmethod
-    def of(cls, turns: Turns, puzzles: npt.NDArray[np.uint8], depth: int, device: torch.device) -> _Paths:
-        views = turns.views(puzzles, min(turns.cycle, -(-depth // turns.every)))
+    def of(cls, turns: Turns, puzzles: Tokens, depth: int, model: EquilibriumReasoner) -> _Paths:
+        """Of puzzles, uint8 [N, S], for so many outer steps."""
+        count = min(turns.cycle, -(-depth // turns.every))
+        try:
+            views = turns.views(puzzles, count)
+        except ValueError as error:
+            raise ValueError(
+                f"turns at depth {depth} take {count} views of each puzzle, and {error}; give Turns a cycle of as many "
+                "as there are (a task says so by its `most_views`)"
+            ) from error
+        check_views(views, puzzles, count, model.config.vocab_size, "turns.views")
         tables = (torch.from_numpy(np.ascontiguousarray(t).astype(np.int64)) for t in (views.cells, views.places))
-        return cls(turns.every, *(table.to(device) for table in tables))
+        return cls(turns.every, *(table.to(model.device) for table in tables))
 
     def _at(self, table: Tensor, rows: Tensor, done: int) -> Tensor:
         return table[rows, done // self.every % table.shape[1]]

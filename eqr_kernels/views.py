@@ -154,7 +154,7 @@ def _first_to_settle(
         seen = views.at(rows.cpu().numpy(), view)
         each = solve_tokens(model, seen.inputs[:, 0], turns=turns, select="first", progress=shown, **options)
         back = _WayBack.of(seen, model.device)
-        table.put(rows, view, back.preds(each.preds[:, None])[:, 0], each)
+        table.put(rows, view, Outcomes.of(back.preds(each.preds[:, None])[:, 0], each))
         better = table.winner("first")[rows] == view
         first = torch.zeros(len(rows), dtype=torch.int64, device=model.device)
         logits[rows[better]] = back.logits(each.logits, first)[better]

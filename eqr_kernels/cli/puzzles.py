@@ -191,7 +191,7 @@ def views_for(task: Task, seq_len: int, count: int, seed: int, option: str) -> M
     return make
 
 
-def turns_for(task: Task, seq_len: int, every: int | None, seed: int) -> Turns | None:
+def turns_for(task: Task, every: int | None, seed: int) -> Turns | None:
     """What `--turn-every` asks for; None: no turns.
 
     Raises:
@@ -200,11 +200,9 @@ def turns_for(task: Task, seq_len: int, every: int | None, seed: int) -> Turns |
     if every is None:
         return None
     try:
-        turns = turns_of(task, every, seed)
+        return turns_of(task, every, seed)
     except ValueError as error:
         raise ValueError(f"--turn-every {every}: {error}") from None
-    views_for(task, seq_len, turns.cycle, seed, f"--turn-every {every}")
-    return turns
 
 
 def stratified(puzzles: PuzzleSet, subset: int | None) -> PuzzleSet:

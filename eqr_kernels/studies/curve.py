@@ -128,8 +128,8 @@ class CurveMap:
         )
         self.decides = what_decides(model, options)
         sizes = self.recorded, request.breadth, model.device.type
-        logits = 0 if request.views is None else model.config.vocab_size
-        self.chunk = chunk_size(len(puzzles), model.config.seq_len, *sizes, resumable=True, logits=logits)
+        held = 0 if request.views is None else model.config.vocab_size
+        self.chunk = chunk_size(len(puzzles), model.config.seq_len, *sizes, resumable=True, held=held)
         identity = {
             "weights": weights,
             "puzzles": digest(puzzles.inputs, puzzles.labels),

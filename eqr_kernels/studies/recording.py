@@ -24,6 +24,7 @@ from eqr_kernels.views import solve_puzzles
 _CHUNK_BYTES = 128 << 20
 _MOST_PUZZLES = 1024  # at a time: the logits of their winners are held
 _PARTS = 16
+_STATES = 8  # z_H and z_L of a trajectory that turns, as they are, moved, and on their way in and out of `solve`
 _FULL = {"cpu": 64, "cuda": 4224}
 
 Observer = Callable[[npt.NDArray[np.integer], SolveResult], object]
@@ -239,11 +240,13 @@ def record(
         if count is not None and count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
     ran_by = {name: options[name] for name in ("backend", "precision") if name in options}
-    _check_limit(depths, _depth_limit(model, **ran_by))
+    if turns is None:  # else what runs keeps states, and each part between turns has few of the depths
+        _check_limit(depths, _depth_limit(model, **ran_by))
     if chunk is None:
         size = questions.shape[1], depths, breadth, model.device.type
-        logits = 0 if views is None and turns is None else model.config.vocab_size
-        chunk = chunk_size(len(questions), *size, resumable=parts is not None, logits=logits)
+        held = 0 if views is None and turns is None else model.config.vocab_size
+        held += 0 if turns is None else _STATES * model.config.hidden_size
+        chunk = chunk_size(len(questions), *size, resumable=parts is not None, held=held)
     symmetries = dict(views=views, turns=turns)
     each = depths[-1] * breadth
     total = len(questions) * each
@@ -293,7 +296,7 @@ def chunk_size(
     device: str = "cpu",
     *,
     resumable: bool = False,
-    logits: int = 0,
+    held: int = 0,
 ) -> int:
     """Puzzles at a time: what takes some 128 MB of records.
 
@@ -301,11 +304,12 @@ def chunk_size(
     to keep the device busy.
 
     Args:
-        logits: of a token, where those of every trajectory are held, as `solve_views` and `solve_turned` do.
+        held: float32 numbers of a token that are held of every trajectory: logits by `solve_views` and `solve_turned`,
+            by the latter states too.
     """
     # Answers in int64 and six more numbers at each depth, and a residual at each step; twice, as an op's output is
     # copied.
-    row = 2 * (len(depths) * (8 * tokens + 36) + 4 * depths[-1] + 4 * tokens * logits)
+    row = 2 * (len(depths) * (8 * tokens + 36) + 4 * depths[-1] + 4 * tokens * held)
     fits = _CHUNK_BYTES // (breadth * row)
     if resumable:
         busy = -(-_FULL.get(device, _FULL["cuda"]) // breadth)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from eqr_kernels.config import EqRConfig
 from eqr_kernels.tasks.common import ParseErrors, PuzzleSet, Tokens, as_tokens
 from eqr_kernels.tasks.files import Codec, Source, load_puzzles
-from eqr_kernels.tasks.views import MakeViews, Turns, Views
+from eqr_kernels.tasks.views import MakeViews, Turns, Views, check_views
 
 Bools = npt.NDArray[np.bool_]
 
@@ -38,7 +38,7 @@ class Task(ABC):
         open_token: the token of a cell to be filled in: what else stands in a puzzle is given, and must stay.
         easier_clues: of a task with `reveal`: with so many clues even a young model solves some, so a learning curve
             measures puzzles with them as well; None where it does not.
-        most_views: views of a puzzle there are at most, of a task with `views`; None where they are countless.
+        most_views: views of a puzzle there are at most, of a task with `views`; None where they are more than 64.
         written: what a puzzle looks like in a file, for messages, as in "81 of the digits 1-9 and .".
     """
 
@@ -264,27 +264,9 @@ def symmetries_of(task: Task, seed: int, *, views: bool, turn_every: int | None)
 
 
 def _checked_views(task: Task, make: Callable[..., Views], seed: int, inputs: Tokens, count: int) -> Views:
-    """What a task gives, if it is what `HasViews` says: a wrong way back would answer other puzzles.
-
-    Raises:
-        TypeError, ValueError: it is not.
-    """
+    """What a task gives, if it is what `HasViews` says."""
     views = make(inputs, count, seed=seed)
-    if not isinstance(views, Views):
-        raise TypeError(f"task {task.name!r}: views must return Views, got {type(views).__name__}")
-    wanted = (len(inputs), count, inputs.shape[1])
-    if views.inputs.shape != wanted or views.names.shape[2] != task.vocab_size:
-        raise ValueError(
-            f"task {task.name!r}: views must return inputs {list(wanted)} and names of {task.vocab_size} tokens, got "
-            f"{list(views.inputs.shape)} and {views.names.shape[2]}"
-        )
-    if not np.array_equal(views.inputs[:, 0], inputs):
-        raise ValueError(f"task {task.name!r}: the first view must be the puzzle itself")
-    if not np.array_equal(views.restore(views.inputs), np.broadcast_to(inputs[:, None], wanted)):
-        raise ValueError(
-            f"task {task.name!r}: restore of a view must give the puzzle back; cells holds the puzzle's cell for each "
-            "cell of the view, and names the view's token for each token of the puzzle"
-        )
+    check_views(views, inputs, count, task.vocab_size, f"task {task.name!r}: views")
     return views
 
 
@@ -318,9 +300,10 @@ def check_task(value: Any, name: str) -> Task:
         ("seq_len", 1, None),
         ("open_token", 0, value.vocab_size - 1),
         ("easier_clues", 1, None),
+        ("most_views", 1, None),
     ):
         size = getattr(value, member)
-        if member in ("seq_len", "easier_clues") and size is None:
+        if member in ("seq_len", "easier_clues", "most_views") and size is None:
             continue
         if isinstance(size, bool) or not isinstance(size, int) or size < low or (high is not None and size > high):
             allowed = f"{low} or more" if high is None else f"{low} .. {high}"

@@ -93,7 +93,8 @@ class Turns:
 
     Attributes:
         every: outer steps between two turns, at least 1.
-        views: makes the symmetries, of which the cells move; tokens keep their names, as a state has none.
+        views: makes the symmetries, of which the cells move; tokens keep their names, as a state has none. So a puzzle
+            must stay one when its cells alone move.
         cycle: symmetries of each puzzle, at least 1, which follow each other in turn; the first is the puzzle itself.
 
     Raises:
@@ -109,3 +110,29 @@ class Turns:
             check_int(f"{field} of turns", getattr(self, field), 1)
         if not callable(self.views):
             raise TypeError(f"views of turns must be a function, as sudoku.views is, got {self.views!r}")
+
+
+def check_views(views: object, inputs: Tokens, count: int, vocab_size: int, maker: str) -> None:
+    """That it is what `MakeViews` gives of inputs, uint8 [N, S]: a wrong way back would answer other puzzles.
+
+    Args:
+        count: of views of each puzzle. maker: what made them, for messages.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    if not isinstance(views, Views):
+        raise TypeError(f"{maker} must return Views, got {type(views).__name__}")
+    wanted = (len(inputs), count, inputs.shape[1])
+    if views.inputs.shape != wanted or views.names.shape[2] != vocab_size:
+        raise ValueError(
+            f"{maker} must return inputs {list(wanted)} and names of {vocab_size} tokens, got "
+            f"{list(views.inputs.shape)} and {views.names.shape[2]}"
+        )
+    if not np.array_equal(views.inputs[:, 0], inputs):
+        raise ValueError(f"{maker}: the first view must be the puzzle itself")
+    if not np.array_equal(views.restore(views.inputs), np.broadcast_to(inputs[:, None], wanted)):
+        raise ValueError(
+            f"{maker}: restore of a view must give the puzzle back; cells holds the puzzle's cell for each cell of the "
+            "view, and names the view's token for each token of the puzzle"
+        )

@@ -98,7 +98,7 @@ def test_a_turn_moves_the_cells_of_puzzle_and_state_alike(model):
 
 def test_rows_do_not_depend_on_their_company_nor_a_depth_on_a_greater_one(model):
     options = between(model, TURNS, dict(halt="residual", breadth=2, seed=1))
-    whole = solve_turned(model, PUZZLES.inputs, TURNS, depth=DEPTH, checkpoints=(4,), return_all=True, **options)
+    whole = solve_turned(model, PUZZLES.inputs, TURNS, depth=DEPTH, checkpoints=iter((4,)), return_all=True, **options)
     assert 0 < int((whole.all_status == Status.CONVERGED).sum()) < 10, "all end alike: the test shows little"
     alone = solve_turned(model, PUZZLES.inputs[3:4], TURNS, depth=DEPTH, return_all=True, **options)
     shallow = solve_turned(model, PUZZLES.inputs, TURNS, depth=4, return_all=True, **options)
@@ -147,6 +147,55 @@ def test_progress_counts_up_and_cancels(model):
     assert (stopped.all_status == Status.CANCELLED).all() and int(stopped.steps.max()) < DEPTH
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_call_that_is_cancelled_in_a_later_part_keeps_what_there_is(model, backend):
+    options = dict(halt="none", seed=1, backend=backend, precision="fp32")
+    first = solve_turned(model, PUZZLES.inputs, TURNS, depth=EVERY, **options)
+    got = solve_turned(
+        model,
+        PUZZLES.inputs,
+        TURNS,
+        depth=DEPTH,
+        checkpoints=(2, 5),
+        progress=lambda _, __, spent: spent < 5 * EVERY,
+        slots=2,
+        **options,
+    )
+    assert (got.all_status == Status.CANCELLED).all() and (got.steps >= EVERY).all()
+    still = got.steps == EVERY
+    assert still.any(), "all went on: the test shows little"
+    for name in ("preds", "logits", "q_halt", "score", "residual"):
+        assert torch.equal(getattr(got, name)[still], getattr(first, name)[still]), name
+    assert torch.equal(got.at[5].preds[still], first.preds[still])
+
+
+def test_a_row_that_diverges_at_a_turn_keeps_its_answer_and_hurts_no_other(model, monkeypatch):
+    options = dict(halt="none", backend="reference", precision="fp32", ids=torch.arange(5))
+    first, whole = (solve_turned(model, PUZZLES.inputs, TURNS, depth=depth, **options) for depth in (EVERY, DEPTH))
+    solve = model.solve
+
+    def solve_broken(tokens, **arguments):
+        state = arguments.get("initial_state")
+        if state is not None:
+            state.z_H[(state.ids == 2) & (state.step == EVERY)] = torch.nan
+        return solve(tokens, **arguments)
+
+    monkeypatch.setattr(model, "solve", solve_broken, raising=False)
+    got = solve_turned(model, PUZZLES.inputs, TURNS, depth=DEPTH, **options)
+    others = [0, 1, 3, 4]
+    assert int(got.all_status[2]) == Status.DIVERGED and (got.all_status[others] == Status.MAX_DEPTH).all()
+    assert torch.equal(got.preds[2], first.preds[2]) and torch.equal(got.logits[2], first.logits[2])
+    assert torch.equal(got.logits[others], whole.logits[others])
+
+
+def test_the_score_one_step_after_a_turn_is_the_change_of_the_logits_over_it(model):
+    before, after = (
+        solve_turned(model, PUZZLES.inputs, TURNS, depth=depth, halt="none") for depth in (EVERY, EVERY + 1)
+    )
+    change = (after.logits - before.logits).norm(dim=2).mean(1)
+    torch.testing.assert_close(after.score, change, rtol=0, atol=0)
+
+
 def test_what_is_recorded_of_turns_is_what_solve_turned_gives(model):
     whole = record(model, PUZZLES.inputs, PUZZLES.labels, depths=(1, 4, DEPTH), breadth=2, turns=TURNS, chunk=2)
     for k, depth in enumerate((1, 4, DEPTH)):
@@ -161,6 +210,8 @@ def test_a_maze_turns_through_its_eight_symmetries_again_and_again():
     mazes = maze.generate(2, size=9, seed=1).inputs
     turns = turns_of(MAZE, 1, seed=0)
     assert turns.cycle == 8
+    with pytest.raises(ValueError, match="take 20 views of each puzzle, .* at most 8.*; give Turns a cycle"):
+        solve_turned(model, mazes, Turns(1, maze.views), depth=20, halt="none")
     result = solve_turned(model, mazes, turns, depth=20, halt="none", trace=True)
     assert result.residuals.isfinite().all() and int(result.nfe.sum()) == 40
 
@@ -197,6 +248,14 @@ def test_turns_do_not_depend_on_the_default_dtype(model, dtype):
         (dict(select="first", halt="none"), ValueError, "needs a halting rule"),
         (dict(ids=torch.zeros(4, dtype=torch.long)), ValueError, "ids"),
         (dict(beam=2), TypeError, "beam"),
+        (dict(tol=-5.0), ValueError, "tol"),
+        (dict(turns=Turns(3, lambda inputs, count: None)), TypeError, "turns.views must return Views, got NoneType"),
+        (
+            dict(turns=Turns(3, lambda inputs, count: sudoku.views(inputs[:1], count))),
+            ValueError,
+            r"inputs \[5, 3, 81\]",
+        ),
+        (dict(turns=Turns(3, lambda inputs, count: sudoku.views(inputs, 1))), ValueError, r"inputs \[5, 3, 81\]"),
     ],
 )
 def test_what_turns_cannot_be_asked_is_refused(model, options, error, message):
