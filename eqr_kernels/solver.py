@@ -15,6 +15,7 @@ from eqr_kernels import backends, noise, selection
 from eqr_kernels._nvtx import nvtx_range
 from eqr_kernels.arguments import check_choice, check_count, check_function, check_number
 from eqr_kernels.backends import Backend, FixedPointProblem
+from eqr_kernels.checkpoint import ModelCard
 from eqr_kernels.forking import check_threads
 from eqr_kernels.modifications import overrides
 from eqr_kernels.modules import EqROperator, LatentState, check_fields, check_ids, check_tokens, has_values
@@ -379,7 +380,12 @@ def tolerance_of(
         return solve(model, tokens[:FIRST_ROWS], halt="none", noise_scale=noise_scale, **run).residual
 
     scale = model.inference_noise_scale if noise_scale is None else check_number("noise_scale", noise_scale)
-    return halting_tolerance(model.card, tol, scale, at_rest)
+    return halting_tolerance(card_in(model, run.get("precision", "auto")), tol, scale, at_rest)
+
+
+def card_in(model: EqROperator, precision: str) -> ModelCard | None:
+    """The model's card with the tolerances of a precision, named as for `solve`."""
+    return None if model.card is None else model.card.in_precision(precision_of(model, precision).name)
 
 
 def precision_of(model: EqROperator, name: str) -> Precision:

@@ -13,6 +13,7 @@ from eqr_kernels.config import EqRConfig
 from eqr_kernels.noise import RNG_LAYOUT
 
 SCHEMA_VERSION = 2
+_TOLERANCES = ("tol", "tol_fast", "tol_missing")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class ModelCard:
             calibration were right, and that cost no answer; None where `eqr calibrate` has not found one.
         tol_fast: for `tol="fast"`: the loosest that cost no answer in calibration; None when not calibrated.
         tol_missing: why a calibrated model has no `tol`, or no tolerance at all.
+        tol_by_precision: for a precision that rounds more than floats do ("int8"), its own "tol", "tol_fast" and
+            "tol_missing"; the fields above are those of fp32 and bf16.
         noise_scale: recommended for inference; None for the config's.
         window: differences of logits that a trajectory's score is the mean of.
         rng_layout: layout of the random numbers under which tol and accuracies were measured.
@@ -53,6 +56,7 @@ class ModelCard:
     tol: float | None = None
     tol_fast: float | None = None
     tol_missing: str = ""
+    tol_by_precision: dict[str, dict[str, Any]] = field(default_factory=dict)
     noise_scale: float | None = None
     window: int = 3
     rng_layout: int = RNG_LAYOUT
@@ -66,7 +70,7 @@ class ModelCard:
         kinds: dict[type | tuple[type, ...], tuple[str, ...]] = {
             EqRConfig: ("config",),
             (str, dict): ("data",),
-            dict: ("accuracies", "extra"),
+            dict: ("accuracies", "tol_by_precision", "extra"),
             int: ("schema_version", "window", "rng_layout"),
             (int, type(None)): ("steps",),
             (int, float, type(None)): ("tol", "tol_fast", "noise_scale"),
@@ -100,6 +104,13 @@ class ModelCard:
             )
         if self.tol is not None and self.tol_missing:
             raise ValueError(f"card field 'tol_missing' must be empty where there is a tol, got {self.tol_missing!r}")
+        for name, own in self.tol_by_precision.items():
+            if not isinstance(own, dict) or not set(own) <= set(_TOLERANCES):
+                raise ValueError(
+                    f"card field 'tol_by_precision' must hold {', '.join(_TOLERANCES)} of each precision, got {own!r} "
+                    f"of {name!r}; run `eqr calibrate --precision {name} --write` again"
+                )
+            self.in_precision(name)
         clash = sorted(set(self.extra) & ({f.name for f in dataclasses.fields(self)} - {"extra"}))
         if clash:
             raise ValueError(f"card field 'extra' must not repeat the card's own fields, got {', '.join(clash)}")
@@ -114,6 +125,13 @@ class ModelCard:
     def inference_noise_scale(self) -> float:
         """The noise that the tolerances and accuracies are of: `noise_scale`, else the config's."""
         return self.config.noise_scale if self.noise_scale is None else self.noise_scale
+
+    def in_precision(self, name: str) -> ModelCard:
+        """The card with the tolerances of a precision, by its name as for `solve`."""
+        if name not in self.tol_by_precision:
+            return self
+        own = {**dict.fromkeys(("tol", "tol_fast")), "tol_missing": "", **self.tol_by_precision[name]}
+        return dataclasses.replace(self, tol_by_precision={}, **own)
 
     def to_json(self) -> str:
         """The card as JSON; `extra` keys stand beside the others."""

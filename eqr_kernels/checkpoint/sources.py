@@ -81,7 +81,14 @@ def load_checkpoint(
     state_dict, card = read(path, config)
     if config is not None and config != card.config:
         card = dataclasses.replace(
-            card, config=config, tol=None, tol_fast=None, tol_missing="", noise_scale=None, accuracies={}
+            card,
+            config=config,
+            tol=None,
+            tol_fast=None,
+            tol_missing="",
+            tol_by_precision={},
+            noise_scale=None,
+            accuracies={},
         )
     if not card.config.fixed_init:
         dropped = [name for name in START_BUFFERS if state_dict.pop(name, None) is not None]

@@ -22,7 +22,7 @@ from eqr_kernels.cli.provenance import device_name, reproduction
 from eqr_kernels.cli.render import require, terminal
 from eqr_kernels.cli.render.curve_terminal import draw_curve
 from eqr_kernels.distributed.recordings import fill
-from eqr_kernels.solver import DEFAULT_DEPTH
+from eqr_kernels.solver import DEFAULT_DEPTH, card_in
 from eqr_kernels.studies.costs import Price, UnitCosts
 from eqr_kernels.studies.curve import CurveMap, Request, group_sizes, usual_tolerances
 from eqr_kernels.studies.curve_report import CurveReport, Puzzles
@@ -149,7 +149,7 @@ def curve(
     else:
         reading: dict[str, Any] = dict(format=format, split=split, limit=limit, show=progress)
         puzzles, errors = puz.read_answered(its_task, reasoner.config.seq_len, file, **reading)
-    known = card_tolerance(reasoner.card, noise_scale=noise_scale)
+    known = card_tolerance(card_in(reasoner, precision), noise_scale=noise_scale)
     if known is not None and known.caveat:
         complain(known.caveat, "warning")
     of = len(puzzles)
@@ -163,7 +163,7 @@ def curve(
     request = Request(
         depth=depth or sizes["depth"],
         breadth=trajectories,
-        tols=usual_tolerances(reasoner, noise_scale)
+        tols=usual_tolerances(reasoner, noise_scale, precision)
         if tols == "auto"
         else parse_numbers("--tols", tols, allowed="auto or "),
         select=select,

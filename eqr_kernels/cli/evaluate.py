@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from eqr_kernels.checkpoint import ModelCard
 from eqr_kernels.cli import options as opt
 from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.cli.console import INCOMPLETE, Bar, check_output, command, emit, parse_counts
@@ -25,8 +26,8 @@ from eqr_kernels.cli.tolerance import (
 from eqr_kernels.distributed.recordings import Recorded
 from eqr_kernels.distributed.shards import check_folder
 from eqr_kernels.distributed.units import DEFAULT_ROWS
-from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.run_rules import RULES_WITH_TOLERANCE
+from eqr_kernels.solver import card_in
 from eqr_kernels.studies import attractors
 from eqr_kernels.studies.attractors import MODES, Modes
 from eqr_kernels.studies.coupling import couple
@@ -155,7 +156,7 @@ def evaluate(
     assert puzzles.labels is not None
     run: dict[str, Any] = dict(seed=seed, slots=slots, backend=backend, precision=precision)
     chosen = None
-    if _has_tolerance(wanted_tol, reasoner, halt):
+    if _has_tolerance(wanted_tol, card_in(reasoner, precision), halt):
         chosen = settling_tolerance(reasoner, puzzles.inputs, wanted_tol, noise_scale, depth=sizes[0][-1], **run)
     tolerance = None if chosen is None else chosen.value
     settings: dict[str, Any] = dict(halt=halt, tol=tolerance, window=window, noise_scale=noise_scale, **run)
@@ -223,12 +224,12 @@ def evaluate(
     return INCOMPLETE if errors else 0
 
 
-def _has_tolerance(wanted: float | str, model: EquilibriumReasoner, halt: str) -> bool:
+def _has_tolerance(wanted: float | str, card: ModelCard | None, halt: str) -> bool:
     """Whether there is anything to say when a trajectory has settled; a run to the full depth makes nothing up."""
     if halt == "q":
         refuse_tolerance(wanted, halt)
         return False
-    return halt in RULES_WITH_TOLERANCE or not isinstance(wanted, str) or card_tolerance(model.card) is not None
+    return halt in RULES_WITH_TOLERANCE or not isinstance(wanted, str) or card_tolerance(card) is not None
 
 
 def _groups(grid: Bools, puzzles: PuzzleSet) -> dict[str, dict[str, list[Accuracy]]]:

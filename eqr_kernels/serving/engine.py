@@ -108,7 +108,7 @@ class Engine:
         # Of no puzzles: checks the options, and is silent since every request will tell.
         none = torch.zeros(0, model.config.seq_len, dtype=torch.int64, device=model.device)
         chosen = self._prepare(none, {}, warn=lambda _: None)
-        self.backend, self.backend_reason = chosen.backend.name, chosen.reason
+        self.backend, self.backend_reason, self.precision = chosen.backend.name, chosen.reason, precision
         self._requests = Requests(self.max_queued)
         lifetime.watch(self, self._requests)
 

@@ -14,6 +14,7 @@ import torch
 
 from eqr_kernels.noise import noise_floor
 from eqr_kernels.reasoner import EquilibriumReasoner
+from eqr_kernels.solver import card_in
 from eqr_kernels.studies.checking import check
 from eqr_kernels.studies.costs import Price, UnitCosts, measure_costs
 from eqr_kernels.studies.curve_report import (
@@ -89,10 +90,13 @@ class Request:
     budget_text: str | None = None
 
 
-def usual_tolerances(model: EquilibriumReasoner, noise_scale: float | None) -> tuple[float, ...]:
+def usual_tolerances(
+    model: EquilibriumReasoner, noise_scale: float | None, precision: str = "auto"
+) -> tuple[float, ...]:
     """The card's tolerances and some around them, or around what the noise leaves; rising."""
     floor = noise_floor(model.inference_noise_scale if noise_scale is None else noise_scale)
-    known = [tol for tol in (model.card.tol, model.card.tol_fast) if tol] if model.card else []
+    card = card_in(model, precision)
+    known = [tol for tol in (card.tol, card.tol_fast) if tol] if card else []
     middle = (known or [2 * floor or 0.01])[0]
     # Below the noise's own residual a tolerance never fires.
     middle = middle if middle * _TOLERANCES[-1] > floor else 2 * floor
@@ -179,7 +183,7 @@ class CurveMap:
         chosen = choose(points, request)
         with showing("checking points") as bar:
             checked = self._check(recording, points, costs, chosen, bar)
-        known, config = card_tolerance(model.card), model.config
+        known, config = card_tolerance(card_in(model, request.options.get("precision", "auto"))), model.config
         tol = None if known is None else known.value
         return dict(
             settings=self._settings(recording, tol),

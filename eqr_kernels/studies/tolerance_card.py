@@ -9,6 +9,7 @@ from typing import Any
 
 from eqr_kernels.atomic import atomic_write
 from eqr_kernels.checkpoint import load_checkpoint
+from eqr_kernels.precision import Precision
 from eqr_kernels.studies.tolerance import Calibration, Tolerance
 
 _KEPT = ("correct", "mean_steps", "converged", "right_when_converged")
@@ -27,12 +28,16 @@ def store_tolerance(
 
     Args:
         weights: the model's safetensors file.
-        settings: what they were chosen with: depth, reveal, seed, max_loss, trust, patience and noise_scale.
+        settings: what they were chosen with: depth, reveal, seed, max_loss, trust, patience and noise_scale; precision,
+            where it is another than that of the weights: int8 has tolerances of its own.
         data: name of the puzzles.
         noise: what the noise was chosen by; None keeps what the card has of the same noise.
 
     Returns:
         The card's path.
+
+    Raises:
+        ValueError: those of int8 were found with another noise than the card's.
     """
     card = load_checkpoint(weights).card
     names = ("depth", "reveal", "seed", "max_loss", "trust", "patience", "noise_scale")
@@ -50,16 +55,33 @@ def store_tolerance(
     noise = before if noise is None and before is not None and before["chosen"] == scale else noise
     if noise is not None:
         record["noise"] = noise
-    card = dataclasses.replace(
-        card,
-        tol=None if calibration.trusted is None else calibration.trusted.tol,
-        tol_fast=None if calibration.fast is None else calibration.fast.tol,
-        tol_missing=calibration.missing,
-        noise_scale=None if scale == card.config.noise_scale else scale,
-        accuracies=card.accuracies if scale == card.inference_noise_scale else {},
-        sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
-        extra={**card.extra, "calibration": record},
-    )
+    found: dict[str, Any] = {
+        "tol": None if calibration.trusted is None else calibration.trusted.tol,
+        "tol_fast": None if calibration.fast is None else calibration.fast.tol,
+        "tol_missing": calibration.missing,
+    }
+    same_noise = scale == card.inference_noise_scale
+    precision = settings.get("precision", "auto")
+    if precision == "auto" or Precision[precision].dtype.is_floating_point:
+        changes = {
+            **found,
+            "noise_scale": None if scale == card.config.noise_scale else scale,
+            "accuracies": card.accuracies if same_noise else {},
+            "tol_by_precision": card.tol_by_precision if same_noise else {},
+            "extra": {**card.extra, "calibration": record},
+        }
+    elif same_noise:
+        records = {**card.extra.get("calibration_by_precision", {}), precision: record}
+        changes = {
+            "tol_by_precision": {**card.tol_by_precision, precision: found},
+            "extra": {**card.extra, "calibration_by_precision": records},
+        }
+    else:
+        raise ValueError(
+            f"tolerances of precision {precision} go with the noise_scale of the card, "
+            f"{card.inference_noise_scale:g}, got {scale:g}; calibrate without --precision first, which may change it"
+        )
+    card = dataclasses.replace(card, **changes, sha256=hashlib.sha256(weights.read_bytes()).hexdigest())
     path = weights.with_suffix(".json")
     atomic_write(path, card.to_json().encode())
     return path

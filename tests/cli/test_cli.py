@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -623,6 +624,27 @@ def test_calibrate_finds_the_tolerance_that_is_a_promise_and_the_fast_one(tmp_pa
         solved = eqr_json("solve", hard_first, "--model", model, "--depth", 12, "--tol", name)["summary"]
         assert solved["correct"] == 104 and solved["mean_steps"] == chosen["mean_steps"]
         assert solved["converged"] == chosen["converged"]
+
+
+def test_calibrate_stores_the_tolerances_of_int8_beside_the_others(tmp_path, hard_first):
+    model = make_copier(tmp_path / "model", EqRConfig.sudoku_paper(**TINY, noise_scale=0.0))
+    arguments = ["calibrate", hard_first, "--model", model, "--depth", 12, "--write"]
+    floats = eqr_json(*arguments)
+    int8 = eqr_json(*arguments, "--precision", "int8")
+    card = load_checkpoint(model).card
+    assert (card.tol, card.tol_fast) == (floats["tol"]["tol"], floats["tol_fast"]["tol"])
+    assert card.tol_by_precision["int8"]["tol"] == int8["tol"]["tol"]
+    assert card.extra["calibration_by_precision"]["int8"]["puzzles"] == card.extra["calibration"]["puzzles"] == 144
+    # A copier's are alike in both; others can be told apart.
+    own = {"int8": {**card.tol_by_precision["int8"], "tol": 0.5 * card.tol}}
+    (model / "model.json").write_text(dataclasses.replace(card, tol_by_precision=own).to_json())
+    few = [hard_first, "--model", model, "--limit", 2]
+    for precision, tol in (("auto", card.tol), ("fp32", card.tol), ("int8", 0.5 * card.tol)):
+        for command in (["solve"], ["eval", "--depths", 2], ["diagnose", "--breadth", 1]):
+            settings = eqr_json(*command, *few, "--precision", precision)["settings"]
+            assert settings["tol"] == tol, (precision, command)
+    refused = eqr(*arguments, "--precision", "int8", "--noise-scale", 0.01, code=2)
+    assert "go with the noise_scale of the card, 0, got 0.01" in refused.stderr
 
 
 def test_calibrate_with_few_puzzles_takes_of_every_kind_and_says_that_they_are_few(tmp_path, hard_first):

@@ -558,6 +558,7 @@ CARD = ModelCard(
     accuracies={"depth 16": {"easy": 0.5}},
     tol=0.0123,
     tol_fast=0.0456,
+    tol_by_precision={"int8": {"tol": None, "tol_fast": 0.06, "tol_missing": "too few"}},
     noise_scale=0.005,
     window=4,
     licence="Apache-2.0",
@@ -710,6 +711,24 @@ class TestCard:
         assert json.loads(CARD.to_json())["later"] == [1, {"x": None}]
         odd = json.loads(CARD.to_json()) | {"extra": 5}
         assert json.loads(ModelCard.from_json(json.dumps(odd)).to_json()) == odd
+
+    def test_a_precision_has_the_tolerances_that_were_found_for_it(self):
+        assert CARD.in_precision("bf16") is CARD
+        own = CARD.in_precision("int8")
+        assert (own.tol, own.tol_fast, own.tol_missing, own.noise_scale) == (None, 0.06, "too few", 0.005)
+
+    @pytest.mark.parametrize(
+        ("own", "error", "message"),
+        [
+            ({"tolerance": 0.1}, ValueError, "must hold tol, tol_fast, tol_missing of each precision"),
+            (0.1, ValueError, "must hold tol, tol_fast, tol_missing of each precision"),
+            ({"tol": "0.1"}, TypeError, "'tol' must be"),
+            ({"tol": 0.2, "tol_fast": 0.1}, ValueError, "'tol_fast' must be at least tol"),
+        ],
+    )
+    def test_tolerances_of_a_precision_are_checked(self, own, error, message):
+        with pytest.raises(error, match=message):
+            dataclasses.replace(CARD, tol_by_precision={"int8": own})
 
     @pytest.mark.parametrize(("tol", "missing"), [(0.0794, "promised only that no answer is lost"), (None, "")])
     @pytest.mark.parametrize("version", [{"schema_version": 1}, {}])

@@ -40,6 +40,7 @@ from eqr_kernels.serving.http.schema import (
     request_model,
 )
 from eqr_kernels.serving.http.solving import Solving
+from eqr_kernels.solver import card_in
 from eqr_kernels.tasks.task import Task
 from eqr_kernels.tolerance import card_tolerance
 
@@ -302,7 +303,7 @@ def _model_facts(
     card = model.card
     tolerances = {}
     for tol in ("auto", "fast"):
-        known = card_tolerance(card, tol)
+        known = card_tolerance(card_in(model, engine.precision), tol)
         tolerances[tol] = None if known is None else {"value": known.value, "caveat": known.caveat or None}
     return {
         "name": name,
