@@ -3,10 +3,11 @@
 Each puzzle is solved under one symmetry after the other (`eqr solve --views B --select first --halt q`), or with
 --by starts from one random start after the other (`eqr solve --seed 0`, 1, ...), until q_halt is above 0: then the
 model calls its answer right. It does not know whether it is; what it calls right and is wrong is counted as such. With
---until valid trajectories halt alike, and the first answer that keeps the rules is taken, whatever the model calls it:
-the rules are known to the task, not to the network. With --turn-every each trajectory turns as it goes, see
-`solve_turned`. The answers so far are kept in --state after every trajectory of
-all puzzles, and a run that was stopped goes on from them. Puzzles have one solution.
+--until converged its residual must be at most the card's tolerance as well (`--halt residual+q`). With --until valid
+trajectories halt by q_halt, and the first answer that keeps the rules is taken, whatever the model calls it: the rules
+are known to the task, not to the network. With --turn-every each trajectory turns as it goes, see `solve_turned`. The
+answers so far are kept in --state after every trajectory of all puzzles, and a run that was stopped goes on from them.
+Puzzles have one solution.
 """
 
 from __future__ import annotations
@@ -45,14 +46,16 @@ Solve = Callable[[Rows, int], SolveResult]
 
 def by_views(model: EquilibriumReasoner, inputs: Tokens, breadth: int, **options: Any) -> Solve:
     views = sudoku.views(inputs, breadth)
-    return lambda rows, number: solve_views(model, views.at(rows, number - 1), select="first", halt="q", **options)
+    return lambda rows, number: solve_views(model, views.at(rows, number - 1), select="first", **options)
 
 
 def by_starts(model: EquilibriumReasoner, inputs: Tokens, _breadth: int, **options: Any) -> Solve:
-    return lambda rows, number: solve_tokens(model, inputs[rows], seed=number - 1, halt="q", **options)
+    return lambda rows, number: solve_tokens(model, inputs[rows], seed=number - 1, **options)
 
 
 BY: dict[str, Callable[..., Solve]] = {"views": by_views, "starts": by_starts}
+HALT = {"called": "q", "converged": "residual+q", "valid": "q"}
+"""Of --until, when a trajectory stops."""
 
 
 def next_trajectory(solve: Solve, puzzles: PuzzleSet, answers: Answers, number: int, until: str) -> None:
@@ -64,7 +67,7 @@ def next_trajectory(solve: Solve, puzzles: PuzzleSet, answers: Answers, number: 
     result = solve(rows, number)
     preds = result.preds.cpu().numpy()
     right = (preds == puzzles.labels[rows]).all(1)
-    taken = result.converged.cpu().numpy() if until == "called" else sudoku.is_solution(puzzles.inputs[rows], preds)
+    taken = sudoku.is_solution(puzzles.inputs[rows], preds) if until == "valid" else result.converged.cpu().numpy()
     for row, take, correct, steps in zip(
         rows.tolist(), taken.tolist(), right.tolist(), result.nfe.tolist(), strict=True
     ):
@@ -110,7 +113,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--subset", type=int, default=100, help="puzzles, stratified by source and rating")
     parser.add_argument("--by", choices=BY, default="views", help="symmetries of the puzzle, or random starts")
     parser.add_argument(
-        "--until", choices=("called", "valid"), default="called", help="the model calls it right, or it keeps the rules"
+        "--until",
+        choices=HALT,
+        default="called",
+        help="the model calls it right; it does and has settled; or the answer keeps the rules",
     )
     parser.add_argument("--breadth", type=int, default=128, help="trajectories of a puzzle at most")
     parser.add_argument("--depth", type=int, default=16, help="outer steps of a trajectory")
@@ -145,7 +151,9 @@ def main(arguments: list[str] | None = None) -> None:
             raise SystemExit(f"--state {kept} is of {state['run']}, and this run is of {run}; name another file")
         done, answers = state["breadth"], state["answers"]
     turns = None if options.turn_every is None else Turns(options.turn_every, sudoku.views)
-    solve = BY[options.by](model, puzzles.inputs, options.breadth, depth=options.depth, turns=turns)
+    solve = BY[options.by](
+        model, puzzles.inputs, options.breadth, halt=HALT[options.until], depth=options.depth, turns=turns
+    )
     for number in range(done + 1, options.breadth + 1):
         next_trajectory(solve, puzzles, answers, number, options.until)
         done = number
