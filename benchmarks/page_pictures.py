@@ -17,7 +17,7 @@ HARD = "2.7..4..86..7.....41....6...7..8.1..1..9..7.4...5...8...4....357.5.9....
 ONE_IN_FOUR = "8..6....21..2...5.9.4.816...9....2.43....9....6.1...8....31..26......3......2.87."
 END = "() => run && run.results && clock >= run.length && !playing && rest >= COOL"
 PICTURES: dict[str, dict[str, Any]] = {
-    "serving_running": dict(puzzle=HARD, theme="light", step=14),
+    "serving_running": dict(puzzle=HARD, theme="light", step=7),
     "serving_settled": dict(puzzle=ONE_IN_FOUR, theme="dark"),
     "serving_hard": dict(puzzle=HARD, theme="light"),
     "serving_phone": dict(puzzle=HARD, theme="dark", size=(390, 844)),

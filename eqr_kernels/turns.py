@@ -50,10 +50,10 @@ def solve_turned(
 ) -> SolveResult:
     """`solve` whose puzzles turn: every few outer steps the cells move by a symmetry, and the latent state with them.
 
-    A network that mixes tokens by position is not the same operator under a symmetry: where it had settled on a wrong
-    answer, that is seldom a fixed point once it has moved, and the trajectory goes on from all that it has found. That
-    a puzzle stays the same when its cells move is knowledge of its task: what turns gain is to be told apart, as with
-    `solve_views`.
+    A network that mixes tokens by position is not the same operator under a symmetry: a trajectory that was stuck, at
+    rest on a wrong answer or moving about it, is seldom stuck there once it has moved, and goes on from all that it has
+    found. That a puzzle stays the same when its cells move is knowledge of its task: what turns gain is to be told
+    apart, as with `solve_views`.
 
     Args:
         model: a reasoner.
