@@ -62,10 +62,9 @@ def solve_turned(
         depth, breadth, tol, select, seed, ids, checkpoints, trace, return_all, progress: as for `solve`. `depth` counts
             all outer steps, and `tol` of "auto" and "fast" is found out once. With select="first" the trajectories of a
             puzzle end together at the turn after one of them has settled. The card's tolerances were calibrated without
-            turns; halt="q" needs none.
+            turns; "residual+q" asks for more than they do.
         halt, patience: as for `solve`. What they count begins anew at each turn, so that patience is at most
-            `turns.every`; `window` likewise counts what there is since the last turn (at a checkpoint one step after a
-            turn the score is the residual, as at depth 1).
+            `turns.every`; `window` likewise counts what there is since the last turn.
         options: as for `solve`, but for initial_state, return_state and on_finished. Backends that keep no states
             (cuda, triton) cannot turn: "auto" takes another, and `backend_reason` says so.
 
@@ -148,6 +147,8 @@ def tolerance_once(model: EquilibriumReasoner, tokens: Tensor, tol: float | str,
 class _Trajectories:
     """All trajectories of a call, of which those that have not ended go on from turn to turn.
 
+    They start where `model.initial_state` says, in the dtype of the weights.
+
     Attributes:
         done: outer steps of those that go on.
         puzzle, restart: int64 [m], of those that go on. state: theirs, of cells as they are now.
@@ -185,26 +186,34 @@ class _Trajectories:
             marks: checkpoints of the whole call. run: arguments of `solve`.
         """
         done, puzzle, restart = self.done, self.puzzle, self.restart
+        seen = self.paths.seen(self.tokens, puzzle, done)
         ran = self.model.solve(
-            self.paths.seen(self.tokens, puzzle, done),
+            seen,
             depth=length,
             initial_state=self.state,
             return_all=True,
             checkpoints=[mark - done for mark in marks if done < mark <= done + length],
             **run,
         )
+        before, silent = self.logits[puzzle, restart], self._silent(ran)
+        logits = torch.where(silent[:, None, None], before, self.paths.back(ran.logits, puzzle, done))
+        # One step after a turn has no change of logits of its own, but there is one over the turn.
+        changes = {length: logits}
+        if done and length > 1 and done + 1 in marks:
+            shown = {name: value for name, value in run.items() if name not in ("trace", "progress")}
+            first = self.model.solve(seen, depth=1, initial_state=self.state, **shown)
+            changes[1] = self.paths.back(first.logits, puzzle, done)
+
+        def scored(these: Outcomes, depth: int) -> Outcomes:
+            alone = (these.steps == done + 1) & ~silent & (done > 0)
+            change = (changes.get(depth, logits) - before).norm(dim=2).mean(1)
+            return these._replace(score=torch.where(alone, change, these.score))
+
         for mark, recorded in ran.at.items():
             self.at[done + mark] = Outcomes(*(field.clone() for field in self.table))
-            self.at[done + mark].put(puzzle, restart, self._outcomes(recorded))
-        these = self._outcomes(ran)
-        before = self.logits[puzzle, restart]
-        logits = torch.where(self._silent(ran)[:, None, None], before, self.paths.back(ran.logits, puzzle, done))
-        if done:
-            # One step after a turn has no change of logits of its own, but there is one over the turn.
-            change = (logits - before).norm(dim=2).mean(1)
-            these = these._replace(score=torch.where(ran.steps == 1, change, these.score))
+            self.at[done + mark].put(puzzle, restart, scored(self._outcomes(recorded), mark))
         self.logits[puzzle, restart] = logits
-        self.table.put(puzzle, restart, these)
+        self.table.put(puzzle, restart, scored(self._outcomes(ran), length))
         if self.residuals is not None and ran.residuals is not None:
             self.residuals[puzzle, restart, done : done + length] = ran.residuals[:, 0]
         assert ran.z_H is not None and ran.z_L is not None

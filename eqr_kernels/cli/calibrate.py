@@ -21,7 +21,7 @@ from eqr_kernels.studies.noise_choice import NoiseChoice
 from eqr_kernels.studies.statistics import Paired
 from eqr_kernels.studies.subset import SUBSET_SEED
 from eqr_kernels.studies.tolerance import Calibration, Tolerance
-from eqr_kernels.studies.tolerance_card import store_tolerance
+from eqr_kernels.studies.tolerance_card import check_noise, store_tolerance
 
 _SHOWN = 24
 _SELECT = "residual"
@@ -128,6 +128,8 @@ def calibrate(
     trained, usual = reasoner.config.noise_scale, reasoner.inference_noise_scale
     scales = sorted({trained, usual, *compared}) if compared else [usual if noise_scale is None else noise_scale]
     run: dict[str, Any] = dict(seed=seed, slots=slots, backend=backend, precision=precision)
+    for scale in scales if write else ():
+        check_noise(reasoner.card, precision, scale)
     depths = studies.recordable_depths(reasoner, depth, backend=backend, precision=precision)
     firsts, runs = {}, {}
     for scale in scales:

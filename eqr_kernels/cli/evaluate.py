@@ -197,7 +197,7 @@ def evaluate(
             "limit": limit,
             "reveal": reveal,
         },
-        "card": card_as_json(reasoner),
+        "card": card_as_json(reasoner, precision),
         "backend": recording.backend,
         "backend_reason": recording.backend_reason,
         "puzzles": len(puzzles),

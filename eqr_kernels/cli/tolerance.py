@@ -11,7 +11,7 @@ import torch
 
 from eqr_kernels.cli.console import complain
 from eqr_kernels.reasoner import EquilibriumReasoner
-from eqr_kernels.solver import tolerance_of
+from eqr_kernels.solver import card_in, tolerance_of
 from eqr_kernels.tolerance import HaltingTolerance
 
 
@@ -61,7 +61,8 @@ def as_settings(chosen: HaltingTolerance | None) -> dict[str, Any]:
     return {"tol": chosen.value, "tol_from": chosen.origin, "tol_caveat": chosen.caveat or None}
 
 
-def card_as_json(model: EquilibriumReasoner) -> dict[str, Any] | None:
-    """What the card recommends."""
+def card_as_json(model: EquilibriumReasoner, precision: str) -> dict[str, Any] | None:
+    """What the card recommends for a precision, named as for `solve`."""
+    card = card_in(model, precision)
     names = ("tol", "tol_fast", "tol_missing", "noise_scale", "window")
-    return None if model.card is None else {name: getattr(model.card, name) for name in names}
+    return None if card is None else {name: getattr(card, name) for name in names}

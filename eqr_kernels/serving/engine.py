@@ -79,6 +79,7 @@ class Engine:
     Attributes:
         backend, backend_reason: what it chose when it was made, and why. Each request has its own in its result: it
             differs where the model was modified meanwhile, or where states are wanted that a backend does not keep.
+        precision: as it was given.
 
     Raises:
         TypeError, ValueError, RuntimeError: as `solve`; a TypeError names an unknown option.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eqr_kernels.atomic import atomic_write
-from eqr_kernels.checkpoint import load_checkpoint
+from eqr_kernels.checkpoint import ModelCard, load_checkpoint
 from eqr_kernels.precision import Precision
 from eqr_kernels.studies.tolerance import Calibration, Tolerance
 
@@ -40,6 +40,7 @@ def store_tolerance(
         ValueError: those of int8 were found with another noise than the card's.
     """
     card = load_checkpoint(weights).card
+    check_noise(card, settings.get("precision", "auto"), settings["noise_scale"])
     names = ("depth", "reveal", "seed", "max_loss", "trust", "patience", "noise_scale")
     record = {
         "data": data,
@@ -62,29 +63,48 @@ def store_tolerance(
     }
     same_noise = scale == card.inference_noise_scale
     precision = settings.get("precision", "auto")
-    if precision == "auto" or Precision[precision].dtype.is_floating_point:
+    if _is_float(precision):
         changes = {
             **found,
             "noise_scale": None if scale == card.config.noise_scale else scale,
             "accuracies": card.accuracies if same_noise else {},
             "tol_by_precision": card.tol_by_precision if same_noise else {},
-            "extra": {**card.extra, "calibration": record},
+            "extra": {**_extra_of(card, same_noise), "calibration": record},
         }
-    elif same_noise:
+    else:
         records = {**card.extra.get("calibration_by_precision", {}), precision: record}
         changes = {
             "tol_by_precision": {**card.tol_by_precision, precision: found},
             "extra": {**card.extra, "calibration_by_precision": records},
         }
-    else:
-        raise ValueError(
-            f"tolerances of precision {precision} go with the noise_scale of the card, "
-            f"{card.inference_noise_scale:g}, got {scale:g}; calibrate without --precision first, which may change it"
-        )
     card = dataclasses.replace(card, **changes, sha256=hashlib.sha256(weights.read_bytes()).hexdigest())
     path = weights.with_suffix(".json")
     atomic_write(path, card.to_json().encode())
     return path
+
+
+def check_noise(card: ModelCard | None, precision: str, noise_scale: float) -> None:
+    """That tolerances of this precision, found with this noise, can stand in the card.
+
+    Raises:
+        ValueError: those of int8 go with the noise of the others.
+    """
+    known = card is not None and noise_scale != card.inference_noise_scale
+    if known and not _is_float(precision):
+        assert card is not None
+        raise ValueError(
+            f"tolerances of {precision} go with the noise_scale of the card, {card.inference_noise_scale:g}, got "
+            f"{noise_scale:g}; calibrate without --precision first, which may change it"
+        )
+
+
+def _is_float(precision: str) -> bool:
+    return precision == "auto" or Precision[precision].dtype.is_floating_point
+
+
+def _extra_of(card: ModelCard, same_noise: bool) -> dict[str, Any]:
+    """What stays: records of other precisions hold for their noise only."""
+    return {name: value for name, value in card.extra.items() if same_noise or name != "calibration_by_precision"}
 
 
 def _counts(t: Tolerance | None) -> dict[str, Any] | None:

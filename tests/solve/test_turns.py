@@ -184,16 +184,20 @@ def test_a_row_that_diverges_at_a_turn_keeps_its_answer_and_hurts_no_other(model
     got = solve_turned(model, PUZZLES.inputs, TURNS, depth=DEPTH, **options)
     others = [0, 1, 3, 4]
     assert int(got.all_status[2]) == Status.DIVERGED and (got.all_status[others] == Status.MAX_DEPTH).all()
-    assert torch.equal(got.preds[2], first.preds[2]) and torch.equal(got.logits[2], first.logits[2])
+    for name in ("preds", "logits", "score", "q_halt", "residual"):
+        assert torch.equal(getattr(got, name)[2], getattr(first, name)[2]), name
     assert torch.equal(got.logits[others], whole.logits[others])
 
 
 def test_the_score_one_step_after_a_turn_is_the_change_of_the_logits_over_it(model):
-    before, after = (
-        solve_turned(model, PUZZLES.inputs, TURNS, depth=depth, halt="none") for depth in (EVERY, EVERY + 1)
+    before, after, whole = (
+        solve_turned(model, PUZZLES.inputs, TURNS, depth=depth, halt="none", checkpoints=marks)
+        for depth, marks in ((EVERY, ()), (EVERY + 1, (EVERY + 1,)), (DEPTH, (EVERY + 1,)))
     )
     change = (after.logits - before.logits).norm(dim=2).mean(1)
     torch.testing.assert_close(after.score, change, rtol=0, atol=0)
+    for ran in (after, whole):
+        torch.testing.assert_close(ran.at[EVERY + 1].all_score[:, 0], change, rtol=0, atol=0)
 
 
 def test_what_is_recorded_of_turns_is_what_solve_turned_gives(model):
