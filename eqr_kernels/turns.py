@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from eqr_kernels.outcomes import Outcomes, of_winners
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.results import Recorded, SolveResult
 from eqr_kernels.run_rules import RULES_WITH_TOLERANCE
-from eqr_kernels.solver import DEFAULT_DEPTH, Progress, tolerance_of
+from eqr_kernels.solver import DEFAULT_DEPTH, Progress, tolerance_once
 from eqr_kernels.tasks.common import Tokens, as_tokens
 from eqr_kernels.tasks.views import Turns, check_views
 from eqr_kernels.trajectory import Status, settled
@@ -82,7 +81,7 @@ def solve_turned(
         if name in options:
             raise TypeError(f"solve_turned takes no {name}: {why}; leave it out")
     puzzles = as_tokens("inputs", inputs, model.config.vocab_size)
-    tokens = torch.from_numpy(puzzles.astype(np.int64)).to(model.device)
+    tokens = int64(puzzles).to(model.device)
     if halt in RULES_WITH_TOLERANCE:
         tol = tolerance_once(model, tokens, tol, dict(depth=depth, seed=seed, **options))
     run: dict[str, Any] = dict(halt=halt, tol=tol, patience=patience, return_state=True, **options)
@@ -127,21 +126,13 @@ def solve_tokens(
 ) -> SolveResult:
     """`solve`, or `solve_turned` where there are turns; inputs: tokens, integers [N, S]."""
     if turns is None:
-        return model.solve(torch.from_numpy(inputs.astype(np.int64)), **options)
+        return model.solve(int64(inputs), **options)
     return solve_turned(model, inputs, turns, **options)
 
 
-def tolerance_once(model: EquilibriumReasoner, tokens: Tensor, tol: float | str, options: dict[str, Any]) -> float:
-    """The number that `tol` stands for, for all calls of `solve` that these tokens, int64 [N, S], are solved in.
-
-    Args:
-        options: of those calls.
-    """
-    run = {name: options[name] for name in ("depth", "seed", "slots", "backend", "precision") if name in options}
-    chosen = tolerance_of(model, tokens, tol, noise_scale=options.get("noise_scale"), **run)
-    if chosen.caveat:
-        warnings.warn(chosen.caveat, stacklevel=3)
-    return chosen.value
+def int64(values: npt.NDArray[np.integer]) -> Tensor:
+    """Integers of any kind and shape as a tensor of its own."""
+    return torch.from_numpy(values.astype(np.int64, order="C"))
 
 
 class _Trajectories:
@@ -197,23 +188,23 @@ class _Trajectories:
         )
         before, silent = self.logits[puzzle, restart], self._silent(ran)
         logits = torch.where(silent[:, None, None], before, self.paths.back(ran.logits, puzzle, done))
-        # One step after a turn has no change of logits of its own, but there is one over the turn.
-        changes = {length: logits}
+        first = logits  # of trajectories that end after one step; a checkpoint there is of others as well
         if done and length > 1 and done + 1 in marks:
-            shown = {name: value for name, value in run.items() if name not in ("trace", "progress")}
-            first = self.model.solve(seen, depth=1, initial_state=self.state, **shown)
-            changes[1] = self.paths.back(first.logits, puzzle, done)
+            silently = {name: value for name, value in run.items() if name not in ("trace", "progress")}
+            stepped = self.model.solve(seen, depth=1, initial_state=self.state, **silently)
+            first = self.paths.back(stepped.logits, puzzle, done)
+        change = (first - before).norm(dim=2).mean(1)
 
-        def scored(these: Outcomes, depth: int) -> Outcomes:
+        def scored(these: Outcomes) -> Outcomes:
+            # One step after a turn has no change of logits of its own, but there is one over the turn.
             alone = (these.steps == done + 1) & ~silent & (done > 0)
-            change = (changes.get(depth, logits) - before).norm(dim=2).mean(1)
             return these._replace(score=torch.where(alone, change, these.score))
 
         for mark, recorded in ran.at.items():
             self.at[done + mark] = Outcomes(*(field.clone() for field in self.table))
-            self.at[done + mark].put(puzzle, restart, scored(self._outcomes(recorded), mark))
+            self.at[done + mark].put(puzzle, restart, scored(self._outcomes(recorded)))
         self.logits[puzzle, restart] = logits
-        self.table.put(puzzle, restart, scored(self._outcomes(ran), length))
+        self.table.put(puzzle, restart, scored(self._outcomes(ran)))
         if self.residuals is not None and ran.residuals is not None:
             self.residuals[puzzle, restart, done : done + length] = ran.residuals[:, 0]
         assert ran.z_H is not None and ran.z_L is not None
@@ -278,8 +269,7 @@ class _Paths(NamedTuple):
                 "as there are (a task says so by its `most_views`)"
             ) from error
         check_views(views, puzzles, count, model.config.vocab_size, "turns.views")
-        tables = (torch.from_numpy(np.ascontiguousarray(t).astype(np.int64)) for t in (views.cells, views.places))
-        return cls(turns.every, *(table.to(model.device) for table in tables))
+        return cls(turns.every, *(int64(table).to(model.device) for table in (views.cells, views.places)))
 
     def _at(self, table: Tensor, rows: Tensor, done: int) -> Tensor:
         return table[rows, done // self.every % table.shape[1]]

@@ -16,10 +16,10 @@ from eqr_kernels.outcomes import Outcomes, of_winners
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.results import Recorded, SolveResult
 from eqr_kernels.run_rules import RULES_WITH_TOLERANCE
-from eqr_kernels.solver import Progress
+from eqr_kernels.solver import Progress, tolerance_once
 from eqr_kernels.tasks.common import as_tokens
 from eqr_kernels.tasks.views import MakeViews, Turns, Views
-from eqr_kernels.turns import solve_tokens, tolerance_once
+from eqr_kernels.turns import int64, solve_tokens
 
 _REFUSED = {
     "breadth": "there is a trajectory for each view",
@@ -75,7 +75,7 @@ def solve_views(
         if name in options:
             raise TypeError(f"solve_views takes no {name}: {why}; leave it out")
     if options.get("halt", "residual") in RULES_WITH_TOLERANCE:
-        options["tol"] = tolerance_once(model, _tokens(views.inputs[:, 0]), options.get("tol", "auto"), options)
+        options["tol"] = tolerance_once(model, int64(views.inputs[:, 0]), options.get("tol", "auto"), options)
     if select == "first":
         if checkpoints or trace:
             raise ValueError(
@@ -187,7 +187,7 @@ class _WayBack(NamedTuple):
     @classmethod
     def of(cls, views: Views, device: torch.device) -> _WayBack:
         tables = (views.places, views.names, views.meanings)
-        return cls(*(torch.from_numpy(np.ascontiguousarray(t).astype(np.int64)).to(device) for t in tables))
+        return cls(*(int64(table).to(device) for table in tables))
 
     def preds(self, preds: Tensor) -> Tensor:
         """int64 [N, V, S]."""
@@ -197,7 +197,3 @@ class _WayBack(NamedTuple):
         """float32 [N, S, vocab_size], of the views won, int64 [N]."""
         logits = logits.gather(1, of_winners(self.places, won)[:, :, None].expand_as(logits))
         return logits.gather(2, of_winners(self.names, won)[:, None].expand_as(logits))
-
-
-def _tokens(inputs: npt.NDArray[np.integer]) -> Tensor:
-    return torch.from_numpy(inputs.astype(np.int64))

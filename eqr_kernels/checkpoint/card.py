@@ -13,7 +13,8 @@ from eqr_kernels.config import EqRConfig
 from eqr_kernels.noise import RNG_LAYOUT
 
 SCHEMA_VERSION = 2
-_TOLERANCES = ("tol", "tol_fast", "tol_missing")
+UNCALIBRATED: dict[str, Any] = {"tol": None, "tol_fast": None, "tol_missing": ""}
+"""The tolerances of a card that has none."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,9 @@ class ModelCard:
         if self.tol is not None and self.tol_missing:
             raise ValueError(f"card field 'tol_missing' must be empty where there is a tol, got {self.tol_missing!r}")
         for name, own in self.tol_by_precision.items():
-            if not isinstance(own, dict) or not set(own) <= set(_TOLERANCES):
+            if not isinstance(own, dict) or not set(own) <= set(UNCALIBRATED):
                 raise ValueError(
-                    f"card field 'tol_by_precision' must hold {', '.join(_TOLERANCES)} of each precision, got {own!r} "
+                    f"card field 'tol_by_precision' must hold {', '.join(UNCALIBRATED)} of each precision, got {own!r} "
                     f"of {name!r}; run `eqr calibrate --precision {name} --write` again"
                 )
             self.in_precision(name)
@@ -130,8 +131,7 @@ class ModelCard:
         """The card with the tolerances of a precision, by its name as for `solve`."""
         if name not in self.tol_by_precision:
             return self
-        own = {**dict.fromkeys(("tol", "tol_fast")), "tol_missing": "", **self.tol_by_precision[name]}
-        return dataclasses.replace(self, tol_by_precision={}, **own)
+        return dataclasses.replace(self, tol_by_precision={}, **{**UNCALIBRATED, **self.tol_by_precision[name]})
 
     def to_json(self) -> str:
         """The card as JSON; `extra` keys stand beside the others."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eqr_kernels.checkpoint.card import ModelCard
+from eqr_kernels.checkpoint.card import UNCALIBRATED, ModelCard
 from eqr_kernels.checkpoint.official import read_torch
 from eqr_kernels.checkpoint.safetensors import MODEL_FILE, read_safetensors
 from eqr_kernels.checkpoint.state_dict import START_BUFFERS, check
@@ -81,14 +81,7 @@ def load_checkpoint(
     state_dict, card = read(path, config)
     if config is not None and config != card.config:
         card = dataclasses.replace(
-            card,
-            config=config,
-            tol=None,
-            tol_fast=None,
-            tol_missing="",
-            tol_by_precision={},
-            noise_scale=None,
-            accuracies={},
+            card, config=config, **UNCALIBRATED, tol_by_precision={}, noise_scale=None, accuracies={}
         )
     if not card.config.fixed_init:
         dropped = [name for name in START_BUFFERS if state_dict.pop(name, None) is not None]

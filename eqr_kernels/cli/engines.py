@@ -56,6 +56,11 @@ def task_spec(wanted: str | None, task: Task) -> str:
     return f"{path.absolute()}:{name}" if path.suffix == ".py" else wanted
 
 
+def symmetries_as_settings(views: bool, turn_every: int | None) -> dict[str, Any]:
+    """Of results: nothing where there are none, as it stands in results of before there were any."""
+    return {**(dict(views=True) if views else {}), **({} if turn_every is None else dict(turn_every=turn_every))}
+
+
 def open_shards(out: Path, model: EquilibriumReasoner, options: dict[str, Any], **settings: Any) -> Shards:
     """The folder --out, for results of these settings.
 
@@ -114,8 +119,7 @@ def record_elsewhere(
         given = {name: value for name, value in job.settings.items() if name not in ("slots", *DECIDES)}
         settings = {name: job.settings[name] for name in DECIDES}
         inputs = dict(command="eval", task=job.task, rows=rows, input=reader.identity())
-        inputs |= dict(views=True) if job.views else {}
-        inputs |= {} if job.turn_every is None else dict(turn_every=job.turn_every)
+        inputs |= symmetries_as_settings(job.views, job.turn_every)
         results = open_shards(out, model, settings, **inputs, **given)
     try:
         run_all("evaluating", show, results, engine, reader, model, job)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from eqr_kernels.cli import puzzles as puz
 from eqr_kernels.cli.console import BAD_INPUT, INCOMPLETE, busy, emit
-from eqr_kernels.cli.engines import DECIDES, kept_in, open_shards, run_all
+from eqr_kernels.cli.engines import DECIDES, kept_in, open_shards, run_all, symmetries_as_settings
 from eqr_kernels.cli.render import terminal as drawing
 from eqr_kernels.cli.tolerance import as_settings, settling_tolerance
 from eqr_kernels.distributed.answers import Answering, Totals, errors_of, totals
@@ -90,8 +90,7 @@ def solve_table(
         check=request.check,
         rows=request.rows,
         input=input_identity,
-        **(dict(views=True) if request.views else {}),
-        **({} if request.turn_every is None else dict(turn_every=request.turn_every)),
+        **symmetries_as_settings(request.views, request.turn_every),
         **given,
     )
     there = len(shards.finished)

@@ -89,13 +89,12 @@ def check_noise(card: ModelCard | None, precision: str, noise_scale: float) -> N
     Raises:
         ValueError: those of int8 go with the noise of the others.
     """
-    known = card is not None and noise_scale != card.inference_noise_scale
-    if known and not _is_float(precision):
-        assert card is not None
-        raise ValueError(
-            f"tolerances of {precision} go with the noise_scale of the card, {card.inference_noise_scale:g}, got "
-            f"{noise_scale:g}; calibrate without --precision first, which may change it"
-        )
+    if card is None or _is_float(precision) or noise_scale == card.inference_noise_scale:
+        return
+    raise ValueError(
+        f"tolerances of {precision} go with the noise_scale of the card, {card.inference_noise_scale:g}, got "
+        f"{noise_scale:g}; calibrate without --precision first, which may change it"
+    )
 
 
 def _is_float(precision: str) -> bool:
