@@ -199,7 +199,7 @@ def _curve(file: str, report: CurveReport) -> Run:
         name = f"checked {policy.name}{tol}, depth {policy.depth}, breadth {policy.breadth}:"
         sizes = {**settings_of_run, "select": policy.select}
         add(name, "p50", row.run.latency_ms[0], sizes={**sizes, "queries": row.run.queries})
-        if policy.name != "race":  # what its losers spend depends on timing
+        if policy.select != "first":  # what its losers spend depends on timing
             add(name, "nfe", row.run.nfe, AMOUNT, sizes)
     named = {key: value for key, value in known.items() if value is not None}
     return Run(file, "curve", named, {row.name: row for row in rows}, ())

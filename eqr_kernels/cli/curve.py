@@ -61,10 +61,11 @@ def curve(
         bool,
         typer.Option(
             "--views",
-            help="Each trajectory of a puzzle gets a view of its own, by symmetries that the task knows. Races are not "
-            "mapped then.",
+            help="Each trajectory of a puzzle gets a view of its own, by symmetries that the task knows. A race then "
+            "takes them one after the other.",
         ),
     ] = False,
+    turn_every: opt.TurnEvery = None,
     tols: Annotated[
         str,
         typer.Option(
@@ -113,7 +114,7 @@ def curve(
 
     All puzzles run once, without halting, to the greatest depth and breadth. As a trajectory depends on its puzzle,
     seed and restart alone, that run holds what every shallower and narrower setting answers, with a fixed depth, with
-    residual exit at each of --tols, with q-halt, with the two together, and as a race. An outer step is timed on this
+    residual exit at each of --tols, with q-halt, with the two together, and as races. An outer step is timed on this
     machine, alone and in company; costs are counted steps times that. The points that matter are then run for real, and
     both are reported.
 
@@ -168,6 +169,7 @@ def curve(
         else parse_numbers("--tols", tols, allowed="auto or "),
         select=select,
         views=make_views,
+        turns=puz.turns_for(its_task, turn_every, seed),
         quick=quick,
         seed=seed,
         options=dict(window=window, noise_scale=noise_scale, slots=slots, backend=backend, precision=precision),

@@ -73,7 +73,7 @@ def to_table(
     metadata = {
         "shapes": {name: list(array.shape[1:]) for name, array in arrays.items()},
         "depths": list(recording.depths),
-        **{name: getattr(recording, name) for name in ("halt", "backend", "backend_reason")},
+        "run": recording.run(),
     }
     columns = {"line": pa.array(line, pa.int64()), "source": pa.array(source.tolist(), pa.string())}
     for name, array in arrays.items():
@@ -91,8 +91,7 @@ def from_table(table: Any) -> tuple[Recording, Bools | None]:
         flat = flat.chunk(0) if hasattr(flat, "chunk") else flat
         return flat.flatten().to_numpy(zero_copy_only=False).reshape(len(table), *metadata["shapes"][name])
 
-    texts = {name: metadata[name] for name in ("halt", "backend", "backend_reason")}
-    recording = Recording(tuple(metadata["depths"]), **{name: array(name) for name in ARRAYS}, **texts)
+    recording = Recording(tuple(metadata["depths"]), **{name: array(name) for name in ARRAYS}, **metadata["run"])
     return recording, array(_OTHER) if _OTHER in metadata["shapes"] else None
 
 
@@ -111,14 +110,9 @@ def fill(engine: Engine, mapping: CurveMap, task: str, progress: Callable[[float
     request = mapping.request
     run = dict(depths=mapping.recorded, breadth=request.breadth, seed=request.seed, **request.options)
     reader = PuzzleReader(mapping.puzzles, ParseErrors(), "", mapping.chunk)
-    run_into(
-        _Parts(mapping),
-        engine,
-        reader,
-        mapping.model,
-        Recorded(task, run, others=False, views=request.views is not None),
-        progress,
-    )
+    turn_every = None if request.turns is None else request.turns.every
+    job = Recorded(task, run, others=False, views=request.views is not None, turn_every=turn_every)
+    run_into(_Parts(mapping), engine, reader, mapping.model, job, progress)
 
 
 class _Parts:

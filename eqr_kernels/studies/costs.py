@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.studies import meters
 from eqr_kernels.studies.types import Doubles
+from eqr_kernels.tasks.views import Turns
+from eqr_kernels.turns import solve_tokens
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,21 @@ class UnitCosts:
     energy: Energy | None
     side_by_side: bool = False
 
-    def query_ms(self, breadth: int, nfe: npt.NDArray[np.integer], longest: npt.NDArray[np.integer]) -> Doubles:
-        """Time of queries alone, from their outer steps and those of their longest trajectories: [N] -> float64 [N]."""
-        alone = self.latency_of(breadth)
+    def query_ms(
+        self,
+        breadth: int,
+        nfe: npt.NDArray[np.integer],
+        longest: npt.NDArray[np.integer],
+        one_by_one: npt.NDArray[np.integer] | None = None,
+    ) -> Doubles:
+        """Time of queries alone, from their outer steps and those of their longest trajectories: [N] -> float64 [N].
+
+        Args:
+            one_by_one: [N], trajectories run one after the other; None: a query's trajectories go at once.
+        """
+        alone = self.latency_of(breadth if one_by_one is None else 1)
+        if one_by_one is not None:
+            return np.asarray(alone.overhead_ms * one_by_one + alone.ms_per_nfe * nfe)
         steps = np.asarray(breadth * longest if self.side_by_side else nfe, np.float64)
         return np.asarray(alone.overhead_ms + alone.ms_per_nfe * steps)
 
@@ -101,9 +114,10 @@ class UnitCosts:
 
 def measure_costs(
     model: EquilibriumReasoner,
-    tokens: Tensor,
+    inputs: npt.NDArray[np.integer],
     breadths: Sequence[int],
     *,
+    turns: Turns | None = None,
     depths: Sequence[int] = (16,),
     seconds: float = 0.25,
     rounds: int = 5,
@@ -114,8 +128,9 @@ def measure_costs(
     """Times solves without halting, the breadths in turns so that a slow phase of the machine meets them all.
 
     Args:
-        tokens: integers [N, S], puzzles to run; single queries take one after the other.
+        inputs: tokens, integers [N, S], of puzzles to run; single queries take one after the other.
         breadths: to time single queries of.
+        turns: of each trajectory, whose cost is part of a step's; None: none.
         depths: to measure the peak memory at, with the least and the greatest breadth.
         seconds: that the longer of the two solves behind a median should take.
         rounds: behind a median.
@@ -127,17 +142,17 @@ def measure_costs(
     if trajectories is None:
         per_unit = torch.cuda.get_device_properties(model.device).multi_processor_count if cuda else 0
         trajectories = 16 * per_unit if cuda else 64 * torch.get_num_threads()
-    many = tokens[torch.arange(trajectories, device="cpu") % len(tokens)]
+    many = inputs[np.arange(trajectories) % len(inputs)]
     ids = torch.arange(trajectories, device="cpu")
-
-    ran = model.solve(tokens[:1], depth=1, breadth=1, halt="none", **options).backend
+    run: dict[str, Any] = dict(turns=turns, halt="none", **options)
+    ran = solve_tokens(model, inputs[:1], depth=1, breadth=1, **run).backend
 
     def alone(breadth: int, depth: int, number: int = 0) -> float:
-        row = number % len(tokens)
-        return _seconds(model, tokens[row : row + 1], depth=depth, breadth=breadth, **options)
+        row = number % len(inputs)
+        return _seconds(model, inputs[row : row + 1], depth=depth, breadth=breadth, **run)
 
     def together(depth: int) -> float:
-        return _seconds(model, many, depth=depth, breadth=1, ids=ids, **options)
+        return _seconds(model, many, depth=depth, breadth=1, ids=ids, **run)
 
     deeper = {b: _deep_enough(partial(alone, b), seconds) for b in breadths}
     full = _deep_enough(together, 4 * seconds)
@@ -170,7 +185,7 @@ def measure_costs(
         for b in sorted({min(breadths), max(breadths)}):
 
             def solve(depth: int = depth, b: int = b) -> object:
-                return model.solve(tokens[:1], depth=depth, breadth=b, halt="none", **options)
+                return solve_tokens(model, inputs[:1], depth=depth, breadth=b, **run)
 
             peak = meters.peak_bytes(solve, model.device)
             if peak is not None:
@@ -187,10 +202,10 @@ def measure_costs(
     )
 
 
-def _seconds(model: EquilibriumReasoner, tokens: Tensor, **options: Any) -> float:
+def _seconds(model: EquilibriumReasoner, inputs: npt.NDArray[np.integer], **options: Any) -> float:
     meters.synchronize(model.device)
     begun = time.perf_counter()
-    model.solve(tokens, halt="none", **options)
+    solve_tokens(model, inputs, **options)
     meters.synchronize(model.device)
     return time.perf_counter() - begun
 

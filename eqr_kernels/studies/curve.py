@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from eqr_kernels.noise import noise_floor
 from eqr_kernels.reasoner import EquilibriumReasoner
@@ -25,18 +24,19 @@ from eqr_kernels.studies.curve_report import (
     Residuals,
     Settings,
     Settling,
+    Turning,
 )
 from eqr_kernels.studies.front import recommend
 from eqr_kernels.studies.identity import what_decides
 from eqr_kernels.studies.points import Point, bend, map_points, savings, steps_to_settle
-from eqr_kernels.studies.recording import Recording, chunk_size, record, recordable_depths
-from eqr_kernels.studies.replay import POLICIES, outcome, policies
+from eqr_kernels.studies.recording import Recording, chunk_size, held_numbers, record, recordable_depths
+from eqr_kernels.studies.replay import outcome, policies
 from eqr_kernels.studies.statistics import auroc
 from eqr_kernels.studies.store import Store
 from eqr_kernels.studies.subset import digest
 from eqr_kernels.studies.types import Bools
 from eqr_kernels.tasks.common import PuzzleSet
-from eqr_kernels.tasks.views import MakeViews
+from eqr_kernels.tasks.views import MakeViews, Turns
 from eqr_kernels.tolerance import card_tolerance
 
 _BINS = 40
@@ -67,6 +67,7 @@ class Request:
         depth, breadth: at most.
         views: gives each trajectory of a puzzle a view of its own, see `solve_views`; None: they differ in their random
             starts.
+        turns: of each trajectory, see `solve_turned`; None: none.
         tols: tolerances of the residual exit. select: which trajectory answers.
         quick: short timings, and few points run for real.
         seed: of starts and noise. options: further arguments of `solve` (window, noise_scale, slots, backend,
@@ -83,6 +84,7 @@ class Request:
     quick: bool = False
     seed: int = 0
     views: MakeViews | None = None
+    turns: Turns | None = None
     options: dict[str, Any] = field(default_factory=dict)
     price: Price | None = None
     target: float | None = None
@@ -127,12 +129,11 @@ class CurveMap:
         self.model, self.puzzles, self.request, self.labels = model, puzzles, request, puzzles.labels
         self.depths, self.breadths = powers_of_two(request.depth), powers_of_two(request.breadth)
         options = request.options
-        self.recorded = recordable_depths(
-            model, request.depth, self.depths, backend=options["backend"], precision=options["precision"]
-        )
+        run_by = dict(backend=options["backend"], precision=options["precision"], turns=request.turns)
+        self.recorded = recordable_depths(model, request.depth, self.depths, **run_by)
         self.decides = what_decides(model, options)
         sizes = self.recorded, request.breadth, model.device.type
-        held = 0 if request.views is None else model.config.vocab_size
+        held = held_numbers(model, request.views, request.turns)
         self.chunk = chunk_size(len(puzzles), model.config.seq_len, *sizes, resumable=True, held=held)
         identity = {
             "weights": weights,
@@ -142,6 +143,7 @@ class CurveMap:
             "breadth": request.breadth,
             "seed": request.seed,
             **({} if request.views is None else {"views": True}),
+            **({} if request.turns is None else {"turn_every": request.turns.every}),
             **self.decides,
             "chunk": self.chunk,
         }
@@ -160,6 +162,7 @@ class CurveMap:
                 depths=self.recorded,
                 breadth=request.breadth,
                 views=request.views,
+                turns=request.turns,
                 chunk=self.chunk,
                 parts=self.store,
                 seed=request.seed,
@@ -169,16 +172,16 @@ class CurveMap:
         with showing("timing outer steps") as bar:
             costs = measure_costs(
                 model,
-                torch.from_numpy(puzzles.inputs.astype(np.int64)),
+                puzzles.inputs,
                 self.breadths,
+                turns=request.turns,
                 depths=sorted({min(16, request.depth), request.depth, 16 * request.depth}),
                 seconds=0.1 if request.quick else 0.3,
                 rounds=3 if request.quick else 7,
                 progress=bar.update,
                 **request.options,
             )
-        names = [name for name in POLICIES if name != "race" or request.views is None]
-        mapped = policies(self.depths, self.breadths, request.tols, select=request.select, names=names)
+        mapped = policies(self.depths, self.breadths, request.tols, select=request.select)
         points = map_points(recording, mapped, costs, request.price)
         chosen = choose(points, request)
         with showing("checking points") as bar:
@@ -203,11 +206,12 @@ class CurveMap:
         )
 
     def _settings(self, recording: Recording, tol: float | None) -> Settings:
-        names = ("noise_scale", "window", "precision", "instruction_set", "config")
+        names, turns = ("noise_scale", "window", "precision", "instruction_set", "config"), self.request.turns
         return Settings(
             depth=self.request.depth,
             breadth=self.request.breadth,
             views=self.request.views is not None,
+            turns=None if turns is None else Turning(turns.every, turns.cycle),
             depths=self.depths,
             breadths=self.breadths,
             tols=self.request.tols,
@@ -249,9 +253,10 @@ class CurveMap:
                 self.labels,
                 point,
                 replayed,
-                costs.query_ms(point.policy.breadth, replayed.nfe, replayed.longest),
+                costs.query_ms(point.policy.breadth, replayed.nfe, replayed.longest, replayed.one_by_one),
                 seconds=2.0 if quick else 10.0,
                 views=self.request.views,
+                turns=self.request.turns,
                 seed=self.request.seed,
                 **self.request.options,
             )

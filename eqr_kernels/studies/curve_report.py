@@ -13,7 +13,7 @@ from eqr_kernels.studies.checking import Checked
 from eqr_kernels.studies.costs import Price, UnitCosts
 from eqr_kernels.studies.points import Bend, Point, Saving
 
-SCHEMA = 3
+SCHEMA = 4
 T = TypeVar("T")
 
 
@@ -34,12 +34,21 @@ class Puzzles:
 
 
 @dataclass(frozen=True)
+class Turning:
+    """As of `Turns`: outer steps between two turns, and symmetries of each puzzle."""
+
+    every: int
+    cycle: int
+
+
+@dataclass(frozen=True)
 class Settings:
     """What was asked for, with what the defaults came to.
 
     Attributes:
         depth, breadth: of the recording. depths, breadths, tols: of the points.
         views: the trajectories of a puzzle differ in their views of it, not in their random starts alone.
+        turns: of each trajectory; None: none.
         recorded_depths: where halting is looked at; None: at every outer step.
         card_tol: what tol="auto" takes from the model's card.
         noise_scale, window, precision, instruction_set, config: what decides the answers.
@@ -48,6 +57,7 @@ class Settings:
     depth: int
     breadth: int
     views: bool
+    turns: Turning | None
     depths: tuple[int, ...]
     breadths: tuple[int, ...]
     tols: tuple[float, ...]
@@ -138,7 +148,7 @@ class Residuals:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The point that was asked for; index and arguments (of `solve` or `solve_views`) are None where none will do."""
+    """The point that was asked for; index and arguments (of `solve` and its like) are None where none will do."""
 
     target: float | None
     budget: str | None

@@ -58,7 +58,7 @@ def map_points(
 def _point(recording: Recording, policy: Policy, costs: UnitCosts, price: Price | None) -> Point:
     result = outcome(recording, policy)
     nfe = float(result.nfe.mean())
-    queries = costs.query_ms(policy.breadth, result.nfe, result.longest)
+    queries = costs.query_ms(policy.breadth, result.nfe, result.longest, result.one_by_one)
     p50, p95, p99 = (float(q) for q in np.percentile(queries, (50, 95, 99)))
     seconds = nfe * costs.ms_per_nfe / 1e3
     return Point(

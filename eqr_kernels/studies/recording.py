@@ -46,6 +46,8 @@ class Recording:
             the depths.
         halt: the rule under which they ran; only without ("none") can others be replayed.
         backend, backend_reason: what ran, and why.
+        views: each trajectory of a puzzle had a view of its own, see `solve_views`.
+        turn_every: outer steps between turns, see `solve_turned`; None: no turns.
     """
 
     depths: tuple[int, ...]
@@ -60,6 +62,8 @@ class Recording:
     halt: str
     backend: str
     backend_reason: str
+    views: bool = False
+    turn_every: int | None = None
 
     def __len__(self) -> int:
         """N."""
@@ -124,8 +128,13 @@ class Recording:
         """The arrays by name."""
         return {name: getattr(self, name) for name in ARRAYS}
 
+    def run(self) -> dict[str, Any]:
+        """By name what is neither array nor depths, how the trajectories ran: JSON values."""
+        return {name: getattr(self, name) for name in _RUN}
 
-ARRAYS = tuple(f.name for f in fields(Recording) if f.name not in ("depths", "halt", "backend", "backend_reason"))
+
+_RUN = ("halt", "backend", "backend_reason", "views", "turn_every")
+ARRAYS = tuple(f.name for f in fields(Recording) if f.name not in ("depths", *_RUN))
 
 
 def _shown(depths: Sequence[int]) -> str:
@@ -148,6 +157,7 @@ def recordable_depths(
     *,
     backend: str = "auto",
     precision: str = "auto",
+    turns: Turns | None = None,
 ) -> tuple[int, ...]:
     """Every outer step up to the depth, or, where the backend records fewer, as many as it takes.
 
@@ -155,15 +165,19 @@ def recordable_depths(
     rule that is looked at there alone fires late by about the same share of the steps wherever it fires.
 
     Args:
-        backend, precision: as for `solve`.
+        backend, precision, turns: as for `record`.
 
     Raises:
         ValueError: the backend cannot even record what must be included.
     """
-    return spread_depths(depth, _depth_limit(model, backend, precision), include)
+    return spread_depths(depth, _depth_limit(model, turns, backend, precision), include)
 
 
-def _depth_limit(model: EquilibriumReasoner, backend: str = "auto", precision: str = "auto") -> int | None:
+def _depth_limit(
+    model: EquilibriumReasoner, turns: Turns | None, backend: str = "auto", precision: str = "auto"
+) -> int | None:
+    if turns is not None:
+        return None  # what runs keeps states, and each part between turns has few of the depths
     return backends.choose(backend, model, precision_of(model, precision))[0].max_checkpoints
 
 
@@ -240,13 +254,10 @@ def record(
         if count is not None and count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
     ran_by = {name: options[name] for name in ("backend", "precision") if name in options}
-    if turns is None:  # else what runs keeps states, and each part between turns has few of the depths
-        _check_limit(depths, _depth_limit(model, **ran_by))
+    _check_limit(depths, _depth_limit(model, turns, **ran_by))
     if chunk is None:
         size = questions.shape[1], depths, breadth, model.device.type
-        held = 0 if views is None and turns is None else model.config.vocab_size
-        held += 0 if turns is None else _STATES * model.config.hidden_size
-        chunk = chunk_size(len(questions), *size, resumable=parts is not None, held=held)
+        chunk = chunk_size(len(questions), *size, resumable=parts is not None, held=held_numbers(model, views, turns))
     symmetries = dict(views=views, turns=turns)
     each = depths[-1] * breadth
     total = len(questions) * each
@@ -262,7 +273,8 @@ def record(
 
             settings: dict[str, Any] = dict(depth=depths[-1], breadth=breadth, halt=halt, **symmetries, **options)
             result = solve_puzzles(model, questions[rows], checkpoints=depths, trace=trace, progress=shown, **settings)
-            part = _recorded(result, answers[rows], halt)
+            how = dict(views=views is not None, turn_every=None if turns is None else turns.every)
+            part = _recorded(result, answers[rows], halt=halt, **how)
             if observe is not None:
                 observe(answers[rows], result)
             if parts is not None:
@@ -288,6 +300,13 @@ def check_counts(name: str, values: Iterable[int]) -> tuple[int, ...]:
     return counts
 
 
+def held_numbers(model: EquilibriumReasoner, views: MakeViews | None, turns: Turns | None) -> int:
+    """How many float32 numbers of a token are held of every trajectory: logits by `solve_views` and `solve_turned`, by
+    the latter states too."""
+    held = 0 if views is None and turns is None else model.config.vocab_size
+    return held + (0 if turns is None else _STATES * model.config.hidden_size)
+
+
 def chunk_size(
     puzzles: int,
     tokens: int,
@@ -304,8 +323,7 @@ def chunk_size(
     to keep the device busy.
 
     Args:
-        held: float32 numbers of a token that are held of every trajectory: logits by `solve_views` and `solve_turned`,
-            by the latter states too.
+        held: see `held_numbers`.
     """
     # Answers in int64 and six more numbers at each depth, and a residual at each step; twice, as an op's output is
     # copied.
@@ -320,14 +338,11 @@ def chunk_size(
 def join(parts: Sequence[Recording]) -> Recording:
     """Parts of a recording, one after the other."""
     joined: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS}
-    last = parts[-1]
-    return Recording(
-        depths=last.depths, **joined, halt=last.halt, backend=last.backend, backend_reason=last.backend_reason
-    )
+    return replace(parts[-1], **joined)
 
 
-def _recorded(result: SolveResult, labels: npt.NDArray[np.integer], halt: str) -> Recording:
-    """Of n puzzles with labels [n, S]."""
+def _recorded(result: SolveResult, labels: npt.NDArray[np.integer], **how: Any) -> Recording:
+    """Of n puzzles with labels [n, S]; how: halt, views, turn_every."""
     rows = []
     for depth in sorted(result.at):
         at = result.at[depth]
@@ -347,7 +362,7 @@ def _recorded(result: SolveResult, labels: npt.NDArray[np.integer], halt: str) -
         steps,
         status.astype(np.int8),
         residual if result.residuals is None else result.residuals.cpu().numpy(),
-        halt,
-        result.backend,
-        result.backend_reason,
+        backend=result.backend,
+        backend_reason=result.backend_reason,
+        **how,
     )

@@ -29,7 +29,9 @@ POLICIES = {
     "q": "a trajectory stops when q_halt is above 0",
     "residual+q": "a trajectory stops when its residual is at most tol and q_halt above 0, at the same step",
     "race": "the first of a puzzle's trajectories whose residual is at most tol answers, and its siblings stop with it",
+    "race+q": "the same, the first whose residual is at most tol and q_halt above 0",
 }
+_RULES_OF = {"fixed": "none", "race": "residual", "race+q": "residual+q"}
 
 
 def first_converged(residuals: npt.ArrayLike, tol: float, patience: int = 1) -> tuple[Ints, Bools]:
@@ -219,8 +221,13 @@ def correct_grid(
     return np.moveaxis(np.array(grid), 3, 0)
 
 
-def _halting_rule(policy: str) -> str:
-    return {"fixed": "none", "race": "residual"}.get(policy, policy)
+def _rule_of(policy: str) -> str:
+    """The halting rule of `solve`."""
+    return _RULES_OF.get(policy, policy)
+
+
+RACES = ("race", "race+q")
+TOLERANT = tuple(name for name in POLICIES if _rule_of(name) in RULES_WITH_TOLERANCE)
 
 
 @dataclass(frozen=True, order=True)
@@ -230,8 +237,8 @@ class Policy:
     Attributes:
         name: of `POLICIES`.
         depth, breadth: outer steps at most, and trajectories of a puzzle.
-        tol: of "residual", "residual+q" and "race", else None.
-        select: the rule among the trajectories; "first" for "race".
+        tol: of the policies that look at the residual, else None.
+        select: the rule among the trajectories; "first" for races.
     """
 
     name: str
@@ -246,19 +253,17 @@ class Policy:
         if self.depth < 1 or self.breadth < 1:
             raise ValueError(f"depth and breadth must be at least 1, got {self.depth} and {self.breadth}")
         if (self.tol is not None) != (self.halt in RULES_WITH_TOLERANCE):
-            raise ValueError(
-                f"tol is for the policies residual, residual+q and race, and they need it; got {self.name} with "
-                f"{self.tol}"
-            )
+            needed = ", ".join(TOLERANT)
+            raise ValueError(f"tol is for the policies {needed}, which need it; got {self.name} with {self.tol}")
         if self.select not in selection.RULES:
             raise ValueError(f"select must be one of {', '.join(selection.RULES)}, got {self.select!r}")
-        if (self.select == "first") != (self.name == "race"):
-            raise ValueError(f'select="first" is for the policy race alone, got {self.name} with {self.select!r}')
+        if (self.select == "first") != (self.name in RACES):
+            raise ValueError(f'select="first" is for {" and ".join(RACES)} alone, got {self.name} with {self.select!r}')
 
     @property
     def halt(self) -> str:
         """The halting rule of `solve`."""
-        return _halting_rule(self.name)
+        return _rule_of(self.name)
 
     def arguments(self) -> dict[str, object]:
         """Those of `solve`."""
@@ -282,14 +287,13 @@ def policies(
     tols: Sequence[float],
     *,
     select: str = "residual",
-    names: Sequence[str] = tuple(POLICIES),
 ) -> Iterator[Policy]:
     """All policies of these depths, breadths and tolerances; a race needs two trajectories."""
-    for name, depth, breadth in itertools.product(names, depths, breadths):
-        if name == "race" and breadth == 1:
+    for name, depth, breadth in itertools.product(POLICIES, depths, breadths):
+        if name in RACES and breadth == 1:
             continue
-        rule = "first" if name == "race" else select
-        for tol in tols if _halting_rule(name) in RULES_WITH_TOLERANCE else [None]:
+        rule = "first" if name in RACES else select
+        for tol in tols if name in TOLERANT else [None]:
             yield Policy(name, depth, breadth, tol, rule)
 
 
@@ -304,6 +308,8 @@ class Outcome:
         nfe: int64 [N], outer steps spent on all trajectories of the puzzle.
         longest: int64 [N], those of the trajectory that spent most: what a query takes where all go side by side.
         restart: int64 [N], the selected trajectory.
+        one_by_one: int64 [N], how many trajectories were run, of a race of views, which go one after the other; None
+            where all go at once.
     """
 
     correct: Bools
@@ -312,25 +318,42 @@ class Outcome:
     nfe: Ints
     longest: Ints
     restart: Ints
+    one_by_one: Ints | None = None
 
 
 def outcome(recording: Recording, policy: Policy) -> Outcome:
     """What `solve` with the policy's arguments answers and spends, from a recording to at least its depth and breadth.
 
-    On a compiled backend it is the same to the last bit (the cuda backend's latency kernel, for up to 8 trajectories,
-    rounds in its own way), but for what a race spends: here its trajectories go in step, so that all of them stop when
-    the first has settled; one that runs fewer at a time spends another number. See `ends_when_halted` for recordings
-    that lack some outer steps.
+    That is, `solve_views` or `solve_turned` where the trajectories of the recording had views or turned. On a compiled
+    backend it is the same to the last bit (the cuda backend's latency kernel, for up to 8 trajectories, rounds in its
+    own way), but for what a race from random starts without turns spends: here its trajectories go in step, so that all
+    of them stop when the first has settled; one that runs fewer at a time spends another number. See `ends_when_halted`
+    for recordings that lack some outer steps.
 
     Raises:
         ValueError: as `ends_when_halted`.
     """
     sizes = dict(depth=policy.depth, breadth=policy.breadth)
     ends = ends_when_halted(recording, policy.halt, tol=policy.tol, **sizes)
+    race = policy.name in RACES
+    if race:
+        ends = _cancelled(recording, ends, policy.depth)
     restart, spent = winners(recording, ends, policy.select), ends.steps
-    if policy.name == "race":
-        spent = np.minimum(spent, np.where(ends.settled, ends.steps, policy.depth).min(1, keepdims=True))
     rows = np.arange(len(recording))
     correct = at_ends(recording.correct, ends)
-    won = correct[rows, restart], ends.settled[rows, restart], ends.steps[rows, restart]
-    return Outcome(*won, spent.sum(1), spent.max(1), restart)
+    won = correct[rows, restart], ends.settled[rows, restart], spent[rows, restart]
+    one_by_one = (spent > 0).sum(1) if race and recording.views else None
+    return Outcome(*won, spent.sum(1), spent.max(1), restart, one_by_one)
+
+
+def _cancelled(recording: Recording, ends: Ends, depth: int) -> Ends:
+    """What is left of trajectories when the first of each puzzle has settled."""
+    if recording.views:  # one after the other
+        lost = np.cumsum(ends.settled, 1) - ends.settled > 0
+        steps = np.where(lost, 0, ends.steps)
+    else:
+        first = np.where(ends.settled, ends.steps, depth).min(1, keepdims=True)
+        if recording.turn_every is not None:
+            first = np.minimum(-(-first // recording.turn_every) * recording.turn_every, depth)
+        lost, steps = ends.steps > first, np.minimum(ends.steps, first)
+    return Ends(ends.place, steps, np.where(lost, int(Status.CANCELLED), ends.status))

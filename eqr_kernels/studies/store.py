@@ -17,7 +17,6 @@ from eqr_kernels.atomic import atomic_write
 from eqr_kernels.studies.recording import ARRAYS, Recording
 
 _SETTINGS = "recording.json"
-_TEXTS = ("halt", "backend", "backend_reason")
 
 
 class OtherRecording(ValueError):
@@ -45,8 +44,7 @@ class Store:
         try:
             with np.load(self._path(start), allow_pickle=False) as held:
                 arrays: dict[str, Any] = {name: held[name] for name in ARRAYS}
-                texts: dict[str, Any] = {name: str(held[name]) for name in _TEXTS}
-                return Recording(tuple(held["depths"].tolist()), **arrays, **texts)
+                return Recording(tuple(held["depths"].tolist()), **arrays, **json.loads(str(held["run"])))
         except (OSError, KeyError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error):
             return None
 
@@ -58,8 +56,7 @@ class Store:
     def save(self, start: int, part: Recording) -> None:
         """Keeps the part that begins with puzzle `start`."""
         data = io.BytesIO()
-        held: dict[str, Any] = {name: getattr(part, name) for name in ("depths", *ARRAYS, *_TEXTS)}
-        np.savez_compressed(data, **held)
+        np.savez_compressed(data, depths=np.array(part.depths), run=json.dumps(part.run()), **part.arrays())
         atomic_write(self._path(start), data.getvalue())
 
     @staticmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 import eqr_kernels as ek
 from eqr_kernels import EqRConfig
 from eqr_kernels.checkpoint import ModelCard
+from eqr_kernels.cli.render import wording
 from eqr_kernels.distributed.engines import Local
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.studies import costs
@@ -86,7 +88,7 @@ def test_the_map_of_the_shipped_model(data, tmp_path, monkeypatch):
         assert list(p.latency_ms) == sorted(p.latency_ms)
     front = [points[i].unit_seconds for i in report.bend.front]
     assert front == sorted(front) and report.bend.best == report.bend.front[-1]
-    checked = [row.run for row in report.checked if points[row.index].policy.name != "race"]
+    checked = [row.run for row in report.checked if points[row.index].policy.select != "first"]
     assert checked and all((r.correct, r.nfe) == (r.computed_correct, r.computed_nfe) for r in checked)
     assert report.settling.groups[0].puzzles == 3
     residuals = report.residuals
@@ -97,22 +99,23 @@ def test_the_map_of_the_shipped_model(data, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_map_of_views_is_what_views_do(data, tmp_path):
-    result, report = curve(tmp_path / "c", data, "--views", "--seed", 3, "--target", 0.1)
-    assert report.settings.views and {p.policy.name for p in report.points} == set(POLICIES) - {"race"}
+@pytest.mark.parametrize("symmetries", [["--views"], ["--turn-every", 3], ["--views", "--turn-every", 3]], ids=str)
+def test_the_map_of_symmetries_is_what_they_do(data, tmp_path, symmetries):
+    result, report = curve(tmp_path / "c", data, *symmetries, "--seed", 3, "--target", 0.1)
+    assert {p.policy.name for p in report.points} == set(POLICIES)
     assert all((r.run.correct, r.run.nfe) == (r.run.computed_correct, r.run.computed_nfe) for r in report.checked)
     recommended = report.recommendation
-    policy = report.points[recommended.index].policy
-    call = f"ek.solve_views(model, task.views(inputs, {policy.breadth}, seed=3), {recommended.arguments})"
+    call = wording.call(report, report.points[recommended.index].policy, recommended.arguments)
     assert call in " ".join(result.stdout.split())
     rows = [line.split(",") for line in data.read_text().splitlines()[1:]]
     inputs, labels = (np.stack([sudoku.encode(row[k]) for row in rows]) for k in (1, 2))
     model, task = EquilibriumReasoner.from_pretrained(report.model), sudoku
-    real = eval(call, dict(ek=ek, model=model, task=task, inputs=inputs))
+    real = eval(call, dict(ek=ek, model=model, task=task, inputs=inputs, partial=partial))
     assert int(exact_match(real.preds.numpy(), labels).sum()) == report.points[recommended.index].accuracy.correct
     same = ["--out", tmp_path / "c", "--depth", 4, "--breadth", 2, "--quick", "--seed", 3]
     refused = eqr("curve", data, *same, code=2)
-    assert "views was True and is None" in refused.stderr
+    other = "views was True and is None" if "--views" in symmetries else "turn_every was 3 and is None"
+    assert other in refused.stderr
 
 
 @pytest.mark.slow

@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from eqr_kernels.cli.render import PICTURES, NoData, page, write_report
 from eqr_kernels.cli.render import wording as say
 from eqr_kernels.cli.render.style import save, spread
-from eqr_kernels.studies.curve_report import SCHEMA, CurveReport, GroupSteps, Puzzles, ReportError
-from eqr_kernels.studies.replay import Policy
+from eqr_kernels.studies.curve_report import SCHEMA, CurveReport, GroupSteps, Puzzles, ReportError, Turning
+from eqr_kernels.studies.replay import RACES, TOLERANT, Policy
 from tests.support.curve_report import BREADTHS, DEPTHS, make_report
 from tests.support.environment import REPOSITORY
 
@@ -203,11 +203,37 @@ def test_a_backend_that_records_few_depths_is_named() -> None:
         ("residual", 'depth=64, breadth=8, halt="residual", tol=0.028'),
         ("residual+q", 'depth=64, breadth=8, halt="residual+q", tol=0.028'),
         ("race", 'depth=64, breadth=8, halt="residual", tol=0.028, select="first"'),
+        ("race+q", 'depth=64, breadth=8, halt="residual+q", tol=0.028, select="first"'),
     ],
 )
 def test_calls(policy: str, want: str) -> None:
-    tol = 0.028 if policy in ("residual", "residual+q", "race") else None
-    assert Policy(policy, 64, 8, tol, "first" if policy == "race" else "residual").call() == want
+    tol = 0.028 if policy in TOLERANT else None
+    assert Policy(policy, 64, 8, tol, "first" if policy in RACES else "residual").call() == want
+
+
+@pytest.mark.parametrize(
+    ("settings", "want"),
+    [
+        (dict(), "model.solve(tokens, depth=9, breadth=2, ...)"),
+        (
+            dict(turns=Turning(4, 64)),
+            "ek.solve_turned(model, inputs, ek.Turns(4, task.views, 64), depth=9, breadth=2, ...)",
+        ),
+        (
+            dict(turns=Turning(4, 8), seed=3),
+            "ek.solve_turned(model, inputs, ek.Turns(4, partial(task.views, seed=3), 8), depth=9, breadth=2, ...)",
+        ),
+        (dict(views=True), "ek.solve_views(model, task.views(inputs, 2), depth=9, ...)"),
+        (
+            dict(views=True, turns=Turning(4, 64), seed=3),
+            "ek.solve_views(model, task.views(inputs, 2, seed=3), turns=ek.Turns(4, partial(task.views, seed=3), 64), "
+            "depth=9, ...)",
+        ),
+    ],
+)
+def test_what_to_type_for_a_point(settings: dict[str, Any], want: str) -> None:
+    report = changed(**{f"settings__{name}": value for name, value in settings.items()})
+    assert say.call(report, Policy("fixed", 9, 2)) == want.replace("...", 'halt="none"')
 
 
 @pytest.mark.parametrize(
@@ -277,7 +303,7 @@ def test_a_report_is_read_back_as_it_was(report: CurveReport) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("schema",), 1, "from `eqr curve`, schema 3, got command 'curve', schema 1; write it again with `eqr curve`"),
+        (("schema",), 1, "from `eqr curve`, schema 4, got command 'curve', schema 1; write it again with `eqr curve`"),
         (("command",), "eval", "got command 'eval'"),
         (("model",), ..., "the report lacks model; write it again"),
         (("quantisation",), None, "the report has the unknown quantisation"),

@@ -19,12 +19,15 @@ from eqr_kernels.studies.costs import Latency, Price, UnitCosts, measure_costs
 from eqr_kernels.studies.front import cheapest_within, knee, pareto, recommend
 from eqr_kernels.studies.points import bend, map_points, savings, steps_to_settle
 from eqr_kernels.studies.recording import chunk_size, record, recordable_depths
-from eqr_kernels.studies.replay import POLICIES, Policy, ends_when_halted, outcome, policies
+from eqr_kernels.studies.replay import POLICIES, RACES, Policy, ends_when_halted, outcome, policies
 from eqr_kernels.studies.scoring import exact_match
 from eqr_kernels.studies.store import Store
 from eqr_kernels.studies.tolerance import calibrate
 from eqr_kernels.tasks import sudoku_generator
+from eqr_kernels.tasks.registry import find_task
+from eqr_kernels.tasks.task import symmetries_of
 from eqr_kernels.trajectory import Status
+from eqr_kernels.views import solve_puzzles
 from tests.support.models import make_contractive, tiny_config
 from tests.support.recordings import made
 
@@ -42,9 +45,23 @@ def model():
     return EquilibriumReasoner.from_pretrained("sudoku-small")
 
 
+SYMMETRIES = {
+    "random starts": symmetries_of(find_task("sudoku"), 5, views=False, turn_every=None),
+    "random starts that turn": symmetries_of(find_task("sudoku"), 5, views=False, turn_every=5),
+    "views": symmetries_of(find_task("sudoku"), 5, views=True, turn_every=None),
+    "views that turn": symmetries_of(find_task("sudoku"), 5, views=True, turn_every=5),
+}
+
+
 @pytest.fixture(scope="module")
-def recording(model, puzzles):
-    return record(model, puzzles.inputs, puzzles.labels, depths=range(1, 13), breadth=4, chunk=4, seed=5)
+def recordings(model, puzzles):
+    how = dict(depths=range(1, 13), breadth=4, chunk=4, seed=5)
+    return {name: record(model, puzzles.inputs, puzzles.labels, **how, **s) for name, s in SYMMETRIES.items()}
+
+
+@pytest.fixture(scope="module")
+def recording(recordings):
+    return recordings["random starts"]
 
 
 # recordings and policies ---------------------------------------------------------------------------------------------
@@ -53,15 +70,15 @@ def recording(model, puzzles):
 @pytest.mark.slow
 @needs_extension
 @pytest.mark.parametrize("policy", list(policies([3, 12], [1, 4], [0.03, 0.3])), ids=str)
-def test_a_replayed_policy_is_what_solve_answers(model, puzzles, recording, policy):
-    tokens = torch.from_numpy(puzzles.inputs).long()
-    real = model.solve(tokens, seed=5, **policy.arguments())
-    result = outcome(recording, policy)
+@pytest.mark.parametrize("name", SYMMETRIES)
+def test_a_replayed_policy_is_what_solve_answers(model, puzzles, recordings, name, policy):
+    real = solve_puzzles(model, puzzles.inputs, seed=5, **SYMMETRIES[name], **policy.arguments())
+    result = outcome(recordings[name], policy)
     assert result.correct.tolist() == exact_match(real.preds.numpy(), puzzles.labels).tolist()
     assert result.steps.tolist() == real.steps.tolist()
     assert result.restart.tolist() == real.restart.tolist()
     assert result.settled.tolist() == real.converged.tolist()
-    if policy.name != "race":  # what its losers spend depends on how many go at a time
+    if policy.select != "first" or name != "random starts":  # what losers spend there depends on how many go at a time
         assert result.nfe.tolist() == real.nfe.tolist()
     else:
         assert (result.nfe <= policy.breadth * policy.depth).all() and (result.nfe >= result.steps).all()
@@ -105,6 +122,7 @@ def test_policies_by_hand():
     # The first settles after 3 steps and the second after 2, both with the same score: the lower restart answers.
     assert run("residual", 4, 2, 0.1) == (True, 3, 5, 0, True)
     assert run("race", 4, 2, 0.1, select="first") == (True, 2, 4, 1, True)
+    assert run("race+q", 4, 2, 0.1, select="first") == (True, 4, 8, 0, True)
     assert run("q", 4, 2) == (True, 4, 7, 0, True)
     assert run("residual", 4, 1, 0.01) == (True, 4, 4, 0, False)
     # The residual of the first is low at steps 3 and 4 and its q_halt positive at 4; those of the second never meet.
@@ -161,6 +179,29 @@ def test_a_trajectory_that_diverged_spends_nothing_more_and_never_answers():
     assert (early.correct.item(), early.restart.item(), early.nfe.item()) == (True, 0, 4)
     alone = outcome(by_hand, Policy("fixed", 3, 1))
     assert (alone.correct.item(), alone.steps.item()) == (False, 2)
+
+
+@pytest.mark.parametrize(
+    ("how", "steps", "correct", "one_by_one"),
+    [
+        (dict(), [2, 2, 2], False, None),
+        (dict(turn_every=3), [3, 2, 3], False, None),
+        (dict(turn_every=4), [3, 2, 4], False, None),
+        (dict(views=True), [3, 0, 0], True, [1]),
+        (dict(views=True, turn_every=2), [3, 0, 0], True, [1]),
+    ],
+)
+def test_what_the_losers_of_a_race_spend(how, steps, correct, one_by_one):
+    """They settle after 3 steps on the right answer, after 2 on a wrong one, and never."""
+    low = [[0, 0, 1, 1, 1], [0, 1, 1, 1, 1], [0, 0, 0, 0, 0]]
+    by_hand = made([[[0, 0, 1, 1, 1], [0] * 5, [0] * 5]], np.where([low], 0.1, 0.9), **how)
+    result = outcome(by_hand, Policy("race", 5, 3, 0.1, "first"))
+    assert (result.nfe.item(), result.longest.item()) == (sum(steps), max(steps))
+    assert result.correct.item() == correct and result.settled.item()
+    assert (None if result.one_by_one is None else result.one_by_one.tolist()) == one_by_one
+    alone = dataclasses.replace(COSTS, latency=(Latency(1, 2.0, 0.5), Latency(3, 9.0, 0.1)))
+    computed = alone.query_ms(3, result.nfe, result.longest, result.one_by_one).item()
+    assert computed == (9.0 + 0.1 * sum(steps) if one_by_one is None else 2.0 + 0.5 * 3)
 
 
 def test_where_trajectories_go_side_by_side_a_query_takes_as_long_as_the_longest():
@@ -245,12 +286,13 @@ def test_one_that_diverges_on_the_way_to_the_next_recorded_depth_has_not_settled
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("ever", 1, 1), "a policy must be one of fixed, residual, q, residual\\+q, race, got 'ever'"),
+        (("ever", 1, 1), "a policy must be one of fixed, residual, q, residual\\+q, race, race\\+q, got 'ever'"),
         (("fixed", 0, 1), "at least 1, got 0 and 1"),
-        (("fixed", 1, 1, 0.1), r"tol is for the policies residual, residual\+q and race"),
-        (("residual", 1, 1), r"tol is for the policies residual, residual\+q and race, and they need it"),
+        (("fixed", 1, 1, 0.1), r"tol is for the policies residual, residual\+q, race, race\+q, which need it"),
+        (("residual", 1, 1), "which need it; got residual with None"),
         (("residual+q", 1, 1), "residual\\+q with None"),
-        (("race", 1, 2, 0.1), 'select="first" is for the policy race alone'),
+        (("race", 1, 2, 0.1), "select=\"first\" is for race and race\\+q alone, got race with 'residual'"),
+        (("q", 1, 2, None, "first"), "select=\"first\" is for race and race\\+q alone, got q with 'first'"),
     ],
 )
 def test_policies_that_make_no_sense(arguments, message):
@@ -260,8 +302,8 @@ def test_policies_that_make_no_sense(arguments, message):
 
 def test_the_grid_has_each_setting_once():
     grid = list(policies([1, 2], [1, 2], [0.1, 0.2]))
-    assert len(grid) == len(set(grid)) == 4 + 8 + 4 + 8 + 4
-    assert {p.breadth for p in grid if p.name == "race"} == {2}
+    assert len(grid) == len(set(grid)) == 4 + 8 + 4 + 8 + 4 + 4
+    assert {p.breadth for p in grid if p.select == "first"} == {2}
 
 
 def test_record_needs_puzzles_with_labels_of_their_shape(model, puzzles):
@@ -443,7 +485,7 @@ def test_costs_and_checks_on_a_tiny_model():
     """What they mean, not how fast it is: every number is there, sound, and of the right solve."""
     model = make_contractive(tiny_config())
     rng = np.random.default_rng(0)
-    tokens = torch.from_numpy(rng.integers(1, 7, (5, 6)))
+    tokens = rng.integers(1, 7, (5, 6))
     calls = []
     real = model.solve
 
@@ -459,11 +501,11 @@ def test_costs_and_checks_on_a_tiny_model():
     assert {halt for *_, halt in calls} == {"none"}
     assert {(m.depth, m.breadth) for m in costs.memory} in ({(2, 1), (2, 4), (8, 1), (8, 4)}, set())
     assert costs.unit == "core" and costs.units == torch.get_num_threads()
-    labels = real(tokens, depth=4, halt="none").preds.numpy()
-    recording = record(model, tokens.numpy(), labels, depths=range(1, 5))
+    labels = real(torch.from_numpy(tokens), depth=4, halt="none").preds.numpy()
+    recording = record(model, tokens, labels, depths=range(1, 5))
     (point,) = map_points(recording, [Policy("fixed", 4, 1)], dataclasses.replace(costs, latency=COSTS.latency))
     replayed = outcome(recording, point.policy)
-    checked = check(model, tokens.numpy(), labels, point, replayed, np.full(5, 4.0), seconds=0.0, least=2)
+    checked = check(model, tokens, labels, point, replayed, np.full(5, 4.0), seconds=0.0, least=2)
     assert (checked.puzzles, checked.correct, checked.nfe, checked.queries) == (2, 2, 4.0, 2)
     assert (checked.computed_correct, checked.computed_nfe) == (2, 4.0)
     assert checked.computed_ms == (4.0, 4.0, 4.0) and 0 < checked.latency_ms[0] <= checked.latency_ms[2]
@@ -507,7 +549,8 @@ def test_more_depth_never_costs_less_and_an_exit_never_costs_more(data):
     by_hand = made(rng.integers(0, 2, shape), rng.random(shape), q_halt=rng.normal(size=shape))
     n, b, d = shape
     full = outcome(by_hand, Policy("fixed", d, b))
-    for policy in (Policy("residual", d, b, 0.3), Policy("q", d, b), Policy("race", d, b, 0.3, "first")):
+    races = [Policy(name, d, b, 0.3, "first") for name in RACES]
+    for policy in (Policy("residual", d, b, 0.3), Policy("q", d, b), *races):
         result = outcome(by_hand, policy)
         assert (result.nfe <= full.nfe).all() and (result.nfe >= result.steps).all() and (result.steps >= 1).all()
     loose, tight = (outcome(by_hand, Policy("residual", d, b, tol)) for tol in (0.6, 0.2))

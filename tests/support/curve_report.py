@@ -52,7 +52,7 @@ def make_report(gpu: bool = False, price: bool = True, seed: int = 0) -> CurveRe
         first = np.where(done, at, np.inf).argmin(1)
         correct = done.any(1) & right[np.arange(N), first]
         steps = np.minimum(at, policy.depth) if policy.name != "fixed" else np.full_like(at, policy.depth)
-        if policy.name == "race":
+        if policy.select == "first":
             steps = np.minimum(steps, steps.min(1, keepdims=True))
         nfe, alone = steps.sum(1), costs.latency_of(policy.breadth)
         p50, p95, p99 = np.percentile(alone.overhead_ms + alone.ms_per_nfe * nfe, (50, 95, 99)).tolist()
@@ -102,6 +102,7 @@ def make_report(gpu: bool = False, price: bool = True, seed: int = 0) -> CurveRe
             depth=64,
             breadth=32,
             views=False,
+            turns=None,
             depths=DEPTHS,
             breadths=BREADTHS,
             tols=TOLS,

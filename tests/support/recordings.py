@@ -21,8 +21,9 @@ def made(
     q_halt: Any = None,
     diverged: Any = None,
     halt: str = "none",
+    **how: Any,
 ) -> Recording:
-    """From lists [N][B][K], but the residual [N][B][D], and diverged [N][B], the steps."""
+    """From lists [N][B][K], but the residual [N][B][D], and diverged [N][B], the steps; how: views, turn_every."""
     right, r = np.array(correct, bool), np.array(residual, np.float32)
     depths = depths or tuple(range(1, r.shape[2] + 1))
     gone = np.full(right.shape[:2], r.shape[2] + 1) if diverged is None else np.array(diverged)
@@ -44,4 +45,5 @@ def made(
         halt,
         "made",
         "",
+        **how,
     )

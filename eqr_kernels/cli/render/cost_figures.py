@@ -57,7 +57,7 @@ def accuracy_against_cost(report: CurveReport) -> Figure:
     axes.set_ylabel("puzzles answered exactly (%)")
     _add_price(axes, report)
     _label_marks(axes, [(names, points[i]) for i, names in named.items()])
-    for handle in figure.legend(loc="outside lower center", ncols=6, columnspacing=1.2).legend_handles:
+    for handle in figure.legend(loc="outside lower center", ncols=4, columnspacing=1.2).legend_handles:
         if handle is not None:
             handle.set_alpha(1.0)
     return figure

@@ -30,6 +30,7 @@ POLICY_LOOKS = {
     "q": (GREEN, "s"),
     "residual+q": (VERMILLION, "v"),
     "race": (PURPLE, "D"),
+    "race+q": (SKY, "P"),
 }
 SERIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 SERIES_MARKERS = "osD^vP"

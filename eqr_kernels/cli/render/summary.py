@@ -35,7 +35,7 @@ def facts(report: CurveReport) -> list[tuple[str, str]]:
         "backend": ": ".join(filter(None, (report.backend, report.backend_reason))),
         "precision": settings.precision,
         "puzzles": ", ".join(filter(None, (f"{puzzles.count:,}", source, kinds))),
-        "run to": f"depth {settings.depth}, breadth {settings.breadth}{' by views' if settings.views else ''}",
+        "run to": f"depth {settings.depth}, breadth {settings.breadth}{wording.symmetries(report)}",
         "points": f"{len(report.points)}",
         "price": _price(report),
         "measured in": f"{wording.significant(report.seconds)} s" if report.seconds else "",

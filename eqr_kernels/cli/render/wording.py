@@ -15,6 +15,7 @@ LABELS = {
     "q": "q-halt",
     "residual+q": "residual and q",
     "race": "race",
+    "race+q": "race, residual and q",
 }
 """What each policy is called in pictures and tables."""
 
@@ -55,12 +56,24 @@ def sizes(policy: Policy) -> str:
 
 def call(report: CurveReport, policy: Policy, arguments: str | None = None) -> str:
     """What to type in Python for a policy, with these arguments if they are known."""
-    views, seed = report.settings.views, report.settings.seed
-    arguments = arguments or policy.call(views=views)
-    if not views:
-        return f"model.solve(tokens, {arguments})"
-    seeded = f", seed={seed}" if seed else ""
-    return f"ek.solve_views(model, task.views(inputs, {policy.breadth}{seeded}), {arguments})"
+    settings = report.settings
+    seed = f", seed={settings.seed}" if settings.seed else ""
+    arguments = arguments or policy.call(views=settings.views)
+    turns = ""
+    if settings.turns is not None:
+        views = f"partial(task.views{seed})" if seed else "task.views"
+        turns = f"ek.Turns({settings.turns.every}, {views}, {settings.turns.cycle})"
+    if settings.views:
+        turned = f"turns={turns}, " if turns else ""
+        return f"ek.solve_views(model, task.views(inputs, {policy.breadth}{seed}), {turned}{arguments})"
+    return f"ek.solve_turned(model, inputs, {turns}, {arguments})" if turns else f"model.solve(tokens, {arguments})"
+
+
+def symmetries(report: CurveReport) -> str:
+    """For example " by views, a turn every 4 outer steps"; "" where there are none."""
+    settings = report.settings
+    turns = "" if settings.turns is None else f", a turn every {settings.turns.every} outer steps"
+    return f"{' by views' if settings.views else ''}{turns}"
 
 
 def setting(policy: Policy) -> str:
