@@ -36,6 +36,8 @@ from eqr_kernels.studies.scoring import Accuracy
 from eqr_kernels.studies.statistics import Z95
 from eqr_kernels.tasks import sudoku, sudoku_generator
 from eqr_kernels.tasks.common import PuzzleSet
+from eqr_kernels.tasks.registry import SUDOKU
+from eqr_kernels.tasks.task import turns_of
 
 OF_DEV = {"forum": "forum_hardest_1905_11plus", "17 clues": "17_clue"}
 UNBIASED = 0.231
@@ -106,11 +108,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--most", type=int, default=100, help="of these, and easy ones, that are run of a kind")
     parser.add_argument("--minimal", type=Path, default=Path("minimal.csv"), help="kept there, and taken from there")
     parser.add_argument("--depths", type=int, nargs="+", default=[1, 4, 16, 64])
-    parser.add_argument("--halt", choices=("residual", "none"), default="residual", help="at the card's tolerance")
-    parser.add_argument("--results", type=Path, help="folder of <device>/extreme_mix-MODEL.json")
+    parser.add_argument(
+        "--halt", choices=("residual", "residual+q", "none"), default="residual", help="at the card's tolerance"
+    )
+    parser.add_argument("--turn-every", type=int, metavar="STEPS", help="as of `eqr eval`: outer steps between turns")
+    parser.add_argument("--results", type=Path, help="folder of <device>/extreme_mix-MODEL[-turned].json")
     options = parser.parse_args(arguments)
     if (options.dev is None) == (options.known is None):
         parser.error("give DEV, to run some of it, or --known, where its accuracies are: one of the two")
+    if options.known is not None and options.turn_every is not None:
+        parser.error("--known has accuracies without turns; give DEV with --turn-every")
     depths = sorted(set(options.depths))
     model = EquilibriumReasoner.from_pretrained(options.model)
     own = kept_or_made(options.minimal, options.attempts, options.most)
@@ -130,10 +137,11 @@ def main(arguments: list[str] | None = None) -> None:
         for part, most in (("forum", options.forum), ("17 clues", options.seventeen)):
             rows = np.flatnonzero(dev.source == OF_DEV[part])
             sets[part] = dev.subset(np.random.default_rng(0).permutation(rows)[:most])
+    turns = None if options.turn_every is None else turns_of(SUDOKU, options.turn_every, seed=0)
     steps: dict[str, float] = {}
     for name, puzzles in sets.items():
         assert puzzles.labels is not None
-        recording = record(model, puzzles.inputs, puzzles.labels, depths=depths, halt=options.halt)
+        recording = record(model, puzzles.inputs, puzzles.labels, depths=depths, halt=options.halt, turns=turns)
         parts[name] = [Accuracy.of(right) for right in recording.correct[:, 0].T]
         steps[name] = float(recording.steps[:, 0, -1].mean())
     report = {
@@ -141,6 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
         "model": options.model,
         "weights_sha256": weights_digest(model),
         "halt": options.halt,
+        "turn_every": options.turn_every,
         "mix": MIX,
         "known": None if options.known is None else str(options.known),
         "depths": depths,
@@ -155,7 +164,8 @@ def main(arguments: list[str] | None = None) -> None:
     cells = [f"{100 * w['share']:.1f} % [{100 * w['low']:.1f}-{100 * w['high']:.1f}]" for w in report["weighted"]]
     table.add_row("the mix", "", "", *cells)
     Console(width=160).print(table)
-    machine.write_report(options.results, f"extreme_mix-{Path(options.model).stem}", report)
+    turned = "" if turns is None else "-turned"
+    machine.write_report(options.results, f"extreme_mix-{Path(options.model).stem}{turned}", report)
 
 
 if __name__ == "__main__":

@@ -230,8 +230,17 @@ def test_the_mix_of_sudoku_extreme_is_weighted_as_it_says(tmp_path, monkeypatch)
         assert [part["total"] for part in report["parts"]["unbiased"]] == [2, 2]  # of --most 2
         wanted = [0.5 * 0.05 + 0.2 * 0.1, 0.5 * 0.1 + 0.2 * 0.5]
         assert [each["share"] for each in report["weighted"]] == pytest.approx(wanted)
-    with pytest.raises(SystemExit):
-        extreme_mix.main(["--model", str(tmp_path / "m")])
+    for refused in ([], [*arguments, "--turn-every", 1]):
+        with pytest.raises(SystemExit):
+            extreme_mix.main([str(a) for a in [*refused, "--model", tmp_path / "m"]])
+    dev = ["source,question,answer,rating"]
+    for source, question, answer in zip(extreme_mix.OF_DEV.values(), easy.inputs, easy.labels, strict=False):
+        dev.append(f"{source},{sudoku.decode(question)},{sudoku.decode(answer)},0")
+    (tmp_path / "dev.csv").write_text("\n".join(dev) + "\n")
+    turned = [tmp_path / "dev.csv", *arguments[2:], "--turn-every", 1, *kept]
+    extreme_mix.main([str(a) for a in turned])
+    report = json.loads((tmp_path / machine.folder() / "extreme_mix-m-turned.json").read_text())
+    assert report["turn_every"] == 1 and [part["total"] for part in report["parts"]["forum"]] == [1, 1]
 
 
 @pytest.mark.parametrize("by", ["views", "starts"])

@@ -227,6 +227,7 @@ def test_compare_answers_and_counted() -> None:
 
 
 SAME = Variant("same", "fp32 once more", "fp32")
+BF16 = Variant("bf16", "bf16 operands", "bf16")
 
 
 def destroyed(weight: torch.Tensor) -> Rounded:
@@ -252,6 +253,14 @@ def easy() -> tuple[np.ndarray, np.ndarray]:
 def small(model: EquilibriumReasoner, easy: tuple[np.ndarray, np.ndarray], *variants: Variant, **options) -> dict:
     settings = dict(depth=16, breadth=2, tol=0.0282, variants=variants, rounds=0, displaced=2)
     return study(model, *easy, **{**settings, **options})
+
+
+def test_each_precision_settles_at_its_own_tolerance(shipped: EquilibriumReasoner, easy) -> None:
+    result = small(shipped, easy, SAME, BF16, tol_by_precision={"bf16": 1e-9})
+    same, bf16 = result["variants"]
+    assert result["tol"] == same["tolerance"]["tol"] == 0.0282 and bf16["tolerance"]["tol"] == 1e-9
+    assert same["settled"]["count"] == 8 and same["displacement"]["same_basin"] == 2
+    assert bf16["settled"]["count"] == 0 and bf16["displacement"]["same_basin"] == 0
 
 
 def test_fp32_against_itself_moves_nothing(shipped: EquilibriumReasoner, easy) -> None:

@@ -23,7 +23,9 @@ def main(
     task: opt.TaskName = None,
     depth: opt.Depth = DEFAULT_DEPTH,
     breadth: opt.Breadth = 8,
-    tol: Annotated[str, typer.Option(help="Residual that counts as settled; auto takes the card's.")] = "auto",
+    tol: Annotated[
+        str, typer.Option(help="Residual that counts as settled; auto takes the card's of each precision.")
+    ] = "auto",
     subset: opt.Subset = None,
     reveal: opt.Reveal = None,
     limit: opt.Limit = None,
@@ -65,7 +67,7 @@ def main(
         return 0
     chosen = _chosen(default_variants(simulate_in), only)
     reasoner = puz.load_model(model, device, progress)
-    tolerance = _tolerance(tol, reasoner.card)
+    tols = _tolerances(tol, reasoner)
     its_task = puz.task_for(task, reasoner)
     puzzles, errors = puz.read_answered(its_task, reasoner.config.seq_len, file, limit=limit, show=progress)
     of = len(puzzles)
@@ -83,7 +85,8 @@ def main(
             puzzles.labels,
             depth=depth,
             breadth=breadth,
-            tol=tolerance,
+            tol=tols["fp32"],
+            tol_by_precision=tols,
             seed=seed,
             progress=bar.update,
             variants=chosen,
@@ -126,20 +129,23 @@ def _chosen(variants: tuple[Any, ...], only: str | None) -> list[Any]:
     return [known[name] for name in dict.fromkeys(names)]
 
 
-def _tolerance(text: str, card: Any) -> float:
-    """As `solve` takes it, but for a model that has none: what is no promise there would be none here."""
+def _tolerances(text: str, model: Any) -> dict[str, float]:
+    """Of each precision, as `solve` takes it, but for a model that has none: what is no promise there would be none
+    here."""
     from eqr_kernels.cli.tolerance import parse_tolerance
+    from eqr_kernels.precision import NAMED
+    from eqr_kernels.solver import card_in
     from eqr_kernels.tolerance import card_tolerance
 
     tol = parse_tolerance(text)
     if not isinstance(tol, str):
-        return tol
-    known = card_tolerance(card, tol)
-    if known is None:
+        return {precision.name: tol for precision in NAMED}
+    known = {precision.name: card_tolerance(card_in(model, precision.name), tol) for precision in NAMED}
+    if None in known.values():
         raise ValueError(
             f"--tol {tol} needs a calibrated tolerance, and this model's card has none; see `eqr calibrate`"
         )
-    return known.value
+    return {name: tolerance.value for name, tolerance in known.items() if tolerance is not None}
 
 
 app = typer.Typer(add_completion=False)

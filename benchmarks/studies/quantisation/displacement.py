@@ -202,31 +202,34 @@ class Probe:
             noise_scale=noise_scale,
         )
 
-    def measure(self, model: EquilibriumReasoner, precision: str) -> dict[str, Any] | None:
+    def measure(self, model: EquilibriumReasoner, precision: str, tol: float) -> dict[str, Any] | None:
         """How far the states are from the baseline's, relatively; None where there are none in that precision.
 
         From the same starts, and ("from_fixed_point") both going on as long again from the baseline's end: the latter
         tells whether an attractor is still there and how far it moved, whatever way a trajectory from the start takes.
+
+        Args:
+            tol: residual that counts as settled in this precision.
         """
         how = arithmetic(model, precision)
         if how is None:
             return None
         here = self._states(model, precision)
-        still = self._compare(self.later, self._on(model, precision))
+        still = self._compare(self.later, self._on(model, precision), tol)
         of = int((self.later.residual <= self.tol).sum())
         return {
             "arithmetic": how,
-            **self._compare(self.base, here),
+            **self._compare(self.base, here, tol),
             "from_fixed_point": {**still, "lost": counted(of - still["same_basin"], of)},
             "noise_free_residual": float(here.residual.median()),
         }
 
     def spread(self, noise_scale: float) -> dict[str, Any]:
         """The baseline against itself: what a distance has to be compared with."""
-        two_restarts = self._compare(self.base, self._states(self.model, "fp32", restart=1))
+        two_restarts = self._compare(self.base, self._states(self.model, "fp32", restart=1), self.tol)
         two_draws = None
         if noise_scale:
-            two_draws = self._compare(*(self._noisy(noise_scale, self.seed + more) for more in (0, 1)))
+            two_draws = self._compare(*(self._noisy(noise_scale, self.seed + more) for more in (0, 1)), self.tol)
         return {
             "arithmetic": arithmetic(self.model, "fp32"),
             "depth": self.depth,
@@ -235,9 +238,9 @@ class Probe:
             "two_restarts": two_restarts,
         }
 
-    def _compare(self, base: States, here: States) -> dict[str, Any]:
+    def _compare(self, base: States, here: States, tol: float) -> dict[str, Any]:
         """Distances where both have settled on one answer; elsewhere they are no displacement of one point."""
-        same = (base.answers == here.answers).all(1) & (base.residual <= self.tol) & (here.residual <= self.tol)
+        same = (base.answers == here.answers).all(1) & (base.residual <= self.tol) & (here.residual <= tol)
         far = distance(here.z, base.z)[same].double().cpu().numpy()
         quantiles = np.quantile(far, (0.5, 0.9, 1)).tolist() if len(far) else (None, None, None)
         named = dict(zip(("median", "p90", "max"), quantiles, strict=True))

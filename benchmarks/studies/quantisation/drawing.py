@@ -153,7 +153,8 @@ def _strayed(strayed: dict[str, Any]) -> list[str]:
 
 def _residuals(study: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
     table = _table(
-        f"residual, and halting at tol {study['tol']:g}",
+        "residual, and halting at the tolerance",
+        "tol",
         "floor",
         "AUROC",
         "settled",
@@ -166,6 +167,7 @@ def _residuals(study: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
         halting, settled = row["tolerance"], row["settled_right"]
         table.add_row(
             _name(row),
+            f"{halting['tol']:g}",
             _number(row["residual_floor"], ".4f"),
             _number(row["auroc"], ".3f"),
             f"{100 * row['settled_share']:.1f} %",

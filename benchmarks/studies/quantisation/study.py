@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from benchmarks.studies.quantisation.variants import (
     sort_out,
     weight_bytes,
 )
+from eqr_kernels.precision import NAMED
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.studies.types import Progress
 
@@ -48,6 +49,7 @@ def study(
     depth: int,
     breadth: int,
     tol: float,
+    tol_by_precision: Mapping[str, float] = {},
     seed: int = 0,
     progress: Progress | None = None,
     variants: Sequence[Variant] | None = None,
@@ -65,7 +67,7 @@ def study(
         model: any precision; it is copied, and its weights are taken as float32.
         inputs, labels: integers [N, S]; each puzzle with some label, and a label of 0 is not scored.
         depth, breadth: outer steps of each trajectory, all spent, and trajectories of each puzzle.
-        tol: residual that counts as settled.
+        tol: residual that counts as settled. tol_by_precision: of those that have their own.
         seed: of starts and noise, the same for all.
         progress: called with (outer steps spent, outer steps in all); displacement and timing are not counted.
         variants: to compare with fp32, by default `default_variants()`. Controls are told apart, and the reseeded one,
@@ -81,6 +83,7 @@ def study(
         ValueError: shapes, labels or numbers do not fit; as `solve`. RuntimeError: fp32 cannot run on this backend.
     """
     questions, answers = _checked(inputs, labels, tol)
+    tols = {precision.name: tol_by_precision.get(precision.name, tol) for precision in NAMED}
     if noise_scale is None:
         noise_scale = model.inference_noise_scale
     limits = dict(max_loss=max_loss, max_attractors_lost=max_attractors_lost)
@@ -103,7 +106,7 @@ def study(
             answers,
             depth=depth,
             breadth=breadth,
-            tol=tol,
+            tol=tols[variant.precision],
             precision=variant.precision,
             progress=shown,
             **{**options, "seed": (seed + variant.reseeded) % 2**32},
@@ -115,7 +118,7 @@ def study(
     probe = None
     if len(rows):
         tokens = torch.from_numpy(questions[rows].astype(np.int64))
-        probe = Probe(base_model, tokens, depth=PROBE_DEPTHS * depth, tol=tol, seed=seed)
+        probe = Probe(base_model, tokens, depth=PROBE_DEPTHS * depth, tol=tols["fp32"], seed=seed)
     straying = None
     if displaced:
         some = torch.from_numpy(questions[_spread(np.arange(len(questions)), displaced)].astype(np.int64))
@@ -130,7 +133,8 @@ def study(
         else:
             here = measured(next(numbers), changed, variant)
             row |= {**runs.alone(here), **runs.against(base, here), "right_kept": runs.right_kept(base, reseeded, here)}
-            row["displacement"] = None if probe is None else probe.measure(changed, variant.precision)
+            how = changed, variant.precision, tols[variant.precision]
+            row["displacement"] = None if probe is None else probe.measure(*how)
             row["straying"] = None if straying is None else straying.measure(changed, variant.precision)
         measurements.append(row)
     timed = _times(base_model, questions, wanted, rounds, options)
@@ -150,7 +154,7 @@ def study(
         "depth": depth,
         "breadth": breadth,
         "puzzles": len(questions),
-        "tol": tol,
+        "tol": tols["fp32"],
         "seed": seed,
         "noise_scale": noise_scale,
         "rule": limits,

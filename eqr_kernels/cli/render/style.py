@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from eqr_kernels.cli.render.wording import symmetries
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
@@ -108,7 +110,7 @@ def new_figure(report: CurveReport, height: float, title: str, *parts: str) -> F
     """An empty figure of the usual width, not known to pyplot.
 
     Args:
-        report: for the model and the device, which stand under the title.
+        report: for the model, its symmetries and the device, which stand under the title.
         height: inches.
         title: in bold.
         parts: what else is to be said under it.
@@ -117,7 +119,8 @@ def new_figure(report: CurveReport, height: float, title: str, *parts: str) -> F
 
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
     under = textwrap.wrap(
-        textwrap.shorten(", ".join([report.model, report.device, *parts]), 190, placeholder=" …"), 100
+        textwrap.shorten(", ".join([report.model + symmetries(report), report.device, *parts]), 190, placeholder=" …"),
+        100,
     )
     # The layout keeps room for the title alone, so the title has empty lines where the smaller text goes.
     figure.suptitle(title + "\n " * len(under), x=0.01, ha="left", fontsize=12, fontweight="bold")
