@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from eqr_kernels.solver import solve
     from eqr_kernels.tasks.views import Turns
     from eqr_kernels.trajectory import FinishedTrajectory, Status
-    from eqr_kernels.turns import solve_turned
     from eqr_kernels.views import solve_views
 
 __version__ = "0.1.0"
@@ -46,7 +45,6 @@ __all__ = [
     "Turns",
     "fixed_point",
     "solve",
-    "solve_turned",
     "solve_views",
 ]
 
@@ -70,7 +68,6 @@ _HOMES = {
     "Turns": "tasks.views",
     "fixed_point": "iteration",
     "solve": "solver",
-    "solve_turned": "turns",
     "solve_views": "views",
 }
 

@@ -20,11 +20,13 @@ from eqr_kernels.forking import check_threads
 from eqr_kernels.modifications import overrides
 from eqr_kernels.modules import EqROperator, LatentState, check_fields, check_ids, check_tokens, has_values
 from eqr_kernels.not_compiled import not_compiled
-from eqr_kernels.ops import StartStates
+from eqr_kernels.ops import StartStates, TurnCells
 from eqr_kernels.precision import NAMED, Precision, names
 from eqr_kernels.results import Collector, OnFinished, SolveResult
 from eqr_kernels.run_rules import HALTING_RULES, RULES_WITH_TOLERANCE
+from eqr_kernels.tasks.views import Turns
 from eqr_kernels.tolerance import FIRST_ROWS, HaltingTolerance, check_tolerance, halting_tolerance
+from eqr_kernels.turns import turn_cells
 
 DEFAULT_DEPTH = 64
 """Outer steps at most, of `solve` and of the commands."""
@@ -57,6 +59,7 @@ def solve(
     trace: bool = False,
     return_state: bool = False,
     initial_state: LatentState | None = None,
+    turns: Turns | None = None,
     on_finished: OnFinished | None = None,
     progress: Progress | None = None,
 ) -> SolveResult:
@@ -100,6 +103,14 @@ def solve(
         initial_state: where trajectories start instead of at random, and what keys their noise: a state of N * breadth
             rows, those of a puzzle together. `depth` counts the steps from there. Such a state comes from
             `initial_state()`, from calling the model, or from `SolveResult.z_H`, `z_L` with counters of your own.
+        turns: after every so many outer steps the cells of a puzzle move by a symmetry of its task, and its latent
+            states with them, as in `Turns(4, sudoku.views)`; all that is returned is of the puzzle as it was given. A
+            network that mixes tokens by position is not the same operator under a symmetry: a trajectory that was
+            stuck, at rest on a wrong answer or moving about it, is seldom stuck once it has moved, and goes on from all
+            that it has found. That a puzzle stays the same when its cells move is knowledge of its task: what turns
+            gain is to be told apart, as with `solve_views`. `patience` and `window` count anew at each turn, so that
+            patience is at most `turns.every`; the score one step after a turn is the change of the logits over it. Not
+            with return_state. Backends that move no cells (cuda, triton) cannot turn: "auto" takes another.
         on_finished: called with each trajectory as it ends (by the cuda and triton backends: when all have ended), in
             the calling thread. What it raises cancels what is left, and comes out of here.
         progress: called with (trajectories finished, of how many, outer steps spent) at the beginning, now and then (by
@@ -133,6 +144,7 @@ def solve(
         trace=trace,
         return_state=return_state,
         initial_state=initial_state,
+        turns=turns,
         on_finished=on_finished,
         warn=partial(warnings.warn, stacklevel=5),  # behind _tolerance, prepare, solve and not_compiled
     )
@@ -198,6 +210,7 @@ def prepare(
     trace: bool,
     return_state: bool,
     initial_state: LatentState | None,
+    turns: Turns | None,
     on_finished: OnFinished | None,
     warn: Callable[[str], object],
     report_steps: bool = False,
@@ -243,6 +256,7 @@ def prepare(
     if checkpoints and checkpoints[-1] > depth:
         raise ValueError(f"checkpoints must be at most depth={depth}, got {checkpoints[-1]}; raise depth")
     computed_in = precision_of(model, precision)
+    moves = None if turns is None else _turns(model, turns, tokens, depth, halt, patience, return_state)
     if not choices:
         _check_finite(model)
     start = None if initial_state is None else _start(model, initial_state, n, breadth, depth, seed, ids, computed_in)
@@ -254,9 +268,9 @@ def prepare(
         start = _start(model, own, n, breadth, depth, 0, None, computed_in)
     states = start is not None or return_state
     choices = {} if choices is None else choices
-    kind = computed_in, states, torch.get_num_threads()
+    kind = computed_in, states, moves is not None, torch.get_num_threads()
     if kind not in choices:
-        choices[kind] = backends.choose(backend, model, computed_in, states=states)
+        choices[kind] = backends.choose(backend, model, computed_in, states=states, turns=moves is not None)
     chosen, reason = choices[kind]
     problem = FixedPointProblem(
         tokens=tokens,
@@ -277,6 +291,7 @@ def prepare(
         slots_asked=slots is not None,
         start=start,
         keep_states=return_state,
+        turns=moves,
         report_ends=on_finished is not None,
         report_steps=report_steps,
     )
@@ -288,6 +303,20 @@ def prepare(
         collector=Collector(problem, model.config, on_finished),
         return_all=return_all,
     )
+
+
+def _turns(
+    model: EqROperator, turns: Turns, tokens: Tensor, depth: int, halt: str, patience: int, return_state: bool
+) -> TurnCells:
+    moves = turn_cells(turns, tokens, depth, model.config.vocab_size)
+    if halt in RULES_WITH_TOLERANCE and patience > turns.every:
+        raise ValueError(
+            f"patience must be at most turns.every={turns.every} (--turn-every), as it counts anew at each turn, got "
+            f"{patience}; lower it, or turn less often"
+        )
+    if return_state:
+        raise ValueError("return_state and turns do not go together: a state would be of cells that have moved")
+    return moves
 
 
 def _check_has_values(model: EqROperator, tokens: object, state: object) -> None:

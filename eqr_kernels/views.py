@@ -18,8 +18,7 @@ from eqr_kernels.results import Recorded, SolveResult
 from eqr_kernels.run_rules import RULES_WITH_TOLERANCE
 from eqr_kernels.solver import Progress, tolerance_once
 from eqr_kernels.tasks.common import as_tokens
-from eqr_kernels.tasks.views import MakeViews, Turns, Views
-from eqr_kernels.turns import int64, solve_tokens
+from eqr_kernels.tasks.views import MakeViews, Views
 
 _REFUSED = {
     "breadth": "there is a trajectory for each view",
@@ -34,7 +33,6 @@ def solve_views(
     model: EquilibriumReasoner,
     views: Views,
     *,
-    turns: Turns | None = None,
     select: str = "residual",
     checkpoints: Sequence[int] = (),
     trace: bool = False,
@@ -51,7 +49,6 @@ def solve_views(
         model: a reasoner.
         views: V of each of N puzzles, as `sudoku.views(inputs, V)` makes them. The first is the puzzle itself, so that
             its trajectory is that of `solve`.
-        turns: each view turns as well, see `solve_turned`; None: it stays as it is.
         select: "residual", "vote" and "q" as for `solve`. "first" takes the views of a puzzle one after the other, and
             the first that settles answers: the later ones are not run (CANCELLED at 0 steps). Where none settles, the
             lowest score answers.
@@ -82,10 +79,10 @@ def solve_views(
                 'select="first" does not run all views, and checkpoints and trace are of all; choose "residual", '
                 '"vote" or "q"'
             )
-        return _first_to_settle(model, views, turns, return_all, progress, options)
+        return _first_to_settle(model, views, return_all, progress, options)
     n, count, seq_len = views.inputs.shape
     settings: dict[str, Any] = dict(checkpoints=checkpoints, trace=trace, progress=progress, **options)
-    each = solve_tokens(model, views.inputs.reshape(n * count, seq_len), turns=turns, return_all=True, **settings)
+    each = model.solve(int64(views.inputs.reshape(n * count, seq_len)), return_all=True, **settings)
     back = _WayBack.of(views, each.preds.device)
 
     def grid(values: Tensor) -> Tensor:
@@ -111,28 +108,30 @@ def solve_puzzles(
     inputs: npt.NDArray[np.integer],
     *,
     views: MakeViews | None,
-    turns: Turns | None = None,
     breadth: int = 1,
     **options: Any,
 ) -> SolveResult:
-    """`solve`, or `solve_views` where views are wanted, or `solve_turned` where only turns are.
+    """`solve`, or `solve_views` where views are wanted.
 
     Args:
         inputs: tokens, integers [N, S].
         views: makes the views of which each trajectory gets one; None for trajectories from random starts.
-        turns: of each trajectory; None: none.
         breadth: trajectories of each puzzle. options: further arguments of either.
     """
     if views is None:
-        return solve_tokens(model, inputs, turns=turns, breadth=breadth, **options)
+        return model.solve(int64(inputs), breadth=breadth, **options)
     puzzles = as_tokens("tokens", inputs, model.config.vocab_size)
-    return solve_views(model, views(puzzles, breadth), turns=turns, **options)
+    return solve_views(model, views(puzzles, breadth), **options)
+
+
+def int64(values: npt.NDArray[np.integer]) -> Tensor:
+    """Integers of any kind and shape as a tensor of its own."""
+    return torch.from_numpy(values.astype(np.int64, order="C"))
 
 
 def _first_to_settle(
     model: EquilibriumReasoner,
     views: Views,
-    turns: Turns | None,
     return_all: bool,
     progress: Progress | None,
     options: dict[str, Any],
@@ -152,7 +151,7 @@ def _first_to_settle(
             return not stopped
 
         seen = views.at(rows.cpu().numpy(), view)
-        each = solve_tokens(model, seen.inputs[:, 0], turns=turns, select="first", progress=shown, **options)
+        each = model.solve(int64(seen.inputs[:, 0]), select="first", progress=shown, **options)
         back = _WayBack.of(seen, model.device)
         table.put(rows, view, Outcomes.of(back.preds(each.preds[:, None])[:, 0], each))
         better = table.winner("first")[rows] == view

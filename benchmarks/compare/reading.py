@@ -174,9 +174,10 @@ def _curve(file: str, report: CurveReport) -> Run:
     errors = [abs(row.run.latency_error) for row in report.checked]
     # How far computed latencies lie from measured ones is the only noise that a curve tells of.
     noise = statistics.median(errors) if errors else CURVE_DEVIATION
-    context = {"model": report.model, "precision": settings.precision}
+    turns = None if settings.turns is None else settings.turns.every
+    context = {"model": report.model, "precision": settings.precision, "turn_every": turns}
     # Outer steps, and which puzzles a query's percentiles are over, depend on these.
-    settings_of_run = {name: getattr(settings, name) for name in ("seed", "noise_scale", "window", "depth")}
+    settings_of_run = {name: getattr(settings, name) for name in ("seed", "noise_scale", "window", "depth", "views")}
     settings_of_run["data"] = again.get("data_sha256")
     rows: list[Row] = []
 
@@ -199,7 +200,7 @@ def _curve(file: str, report: CurveReport) -> Run:
         name = f"checked {policy.name}{tol}, depth {policy.depth}, breadth {policy.breadth}:"
         sizes = {**settings_of_run, "select": policy.select}
         add(name, "p50", row.run.latency_ms[0], sizes={**sizes, "queries": row.run.queries})
-        if policy.select != "first":  # what its losers spend depends on timing
+        if policy.select != "first" or settings.views:  # what the losers of others spend depends on timing
             add(name, "nfe", row.run.nfe, AMOUNT, sizes)
     named = {key: value for key, value in known.items() if value is not None}
     return Run(file, "curve", named, {row.name: row for row in rows}, ())

@@ -5,7 +5,7 @@ Each puzzle is solved under one symmetry after the other (`eqr solve --views B -
 model calls its answer right. It does not know whether it is; what it calls right and is wrong is counted as such. With
 --until converged its residual must be at most the card's tolerance as well (`--halt residual+q`). With --until valid
 trajectories halt by q_halt, and the first answer that keeps the rules is taken, whatever the model calls it: the rules
-are known to the task, not to the network. With --turn-every each trajectory turns as it goes, see `solve_turned`. The
+are known to the task, not to the network. With --turn-every each trajectory turns as it goes, see `solve`. The
 answers so far are kept in --state after every trajectory of all puzzles, and a run that was stopped goes on from them.
 Puzzles have one solution.
 """
@@ -34,7 +34,7 @@ from eqr_kernels.studies.subset import digest
 from eqr_kernels.tasks import sudoku
 from eqr_kernels.tasks.common import PuzzleSet, Tokens
 from eqr_kernels.tasks.registry import SUDOKU
-from eqr_kernels.turns import solve_tokens
+from eqr_kernels.views import int64
 
 Answers = list[dict[str, Any]]
 """Of each puzzle: `trajectory`, counted from 1, whose answer was taken, or None; whether it is `right`; `steps`, the
@@ -50,7 +50,7 @@ def by_views(model: EquilibriumReasoner, inputs: Tokens, breadth: int, **options
 
 
 def by_starts(model: EquilibriumReasoner, inputs: Tokens, _breadth: int, **options: Any) -> Solve:
-    return lambda rows, number: solve_tokens(model, inputs[rows], seed=number - 1, **options)
+    return lambda rows, number: model.solve(int64(inputs[rows]), seed=number - 1, **options)
 
 
 BY: dict[str, Callable[..., Solve]] = {"views": by_views, "starts": by_starts}

@@ -30,6 +30,7 @@ from rich.table import Table
 from benchmarks import machine
 from eqr_kernels import EquilibriumReasoner
 from eqr_kernels.atomic import atomic_write
+from eqr_kernels.cli.puzzles import turns_for
 from eqr_kernels.studies.identity import weights_digest
 from eqr_kernels.studies.recording import record
 from eqr_kernels.studies.scoring import Accuracy
@@ -37,7 +38,6 @@ from eqr_kernels.studies.statistics import Z95
 from eqr_kernels.tasks import sudoku, sudoku_generator
 from eqr_kernels.tasks.common import PuzzleSet
 from eqr_kernels.tasks.registry import SUDOKU
-from eqr_kernels.tasks.task import turns_of
 
 OF_DEV = {"forum": "forum_hardest_1905_11plus", "17 clues": "17_clue"}
 UNBIASED = 0.231
@@ -112,13 +112,17 @@ def main(arguments: list[str] | None = None) -> None:
         "--halt", choices=("residual", "residual+q", "none"), default="residual", help="at the card's tolerance"
     )
     parser.add_argument("--turn-every", type=int, metavar="STEPS", help="as of `eqr eval`: outer steps between turns")
-    parser.add_argument("--results", type=Path, help="folder of <device>/extreme_mix-MODEL[-turned].json")
+    parser.add_argument("--results", type=Path, help="folder of <device>/extreme_mix-MODEL[-turn-STEPS].json")
     options = parser.parse_args(arguments)
     if (options.dev is None) == (options.known is None):
         parser.error("give DEV, to run some of it, or --known, where its accuracies are: one of the two")
     if options.known is not None and options.turn_every is not None:
         parser.error("--known has accuracies without turns; give DEV with --turn-every")
     depths = sorted(set(options.depths))
+    try:
+        turns = turns_for(SUDOKU, options.turn_every, depths[-1], seed=0)
+    except ValueError as error:
+        parser.error(str(error))
     model = EquilibriumReasoner.from_pretrained(options.model)
     own = kept_or_made(options.minimal, options.attempts, options.most)
     sets = {
@@ -137,7 +141,6 @@ def main(arguments: list[str] | None = None) -> None:
         for part, most in (("forum", options.forum), ("17 clues", options.seventeen)):
             rows = np.flatnonzero(dev.source == OF_DEV[part])
             sets[part] = dev.subset(np.random.default_rng(0).permutation(rows)[:most])
-    turns = None if options.turn_every is None else turns_of(SUDOKU, options.turn_every, seed=0)
     steps: dict[str, float] = {}
     for name, puzzles in sets.items():
         assert puzzles.labels is not None
@@ -164,7 +167,7 @@ def main(arguments: list[str] | None = None) -> None:
     cells = [f"{100 * w['share']:.1f} % [{100 * w['low']:.1f}-{100 * w['high']:.1f}]" for w in report["weighted"]]
     table.add_row("the mix", "", "", *cells)
     Console(width=160).print(table)
-    turned = "" if turns is None else "-turned"
+    turned = "" if turns is None else f"-turn-{turns.every}"
     machine.write_report(options.results, f"extreme_mix-{Path(options.model).stem}{turned}", report)
 
 

@@ -64,16 +64,18 @@ namespace {
 // checkpoints -> logits float32 [N, S, V], winner int64 [N], preds int64 [T, S], q_halt, residual, score float32 [T],
 // steps, status int64 [T], the same six with [C, ...] at the checkpoints, residuals float32 [T, depth] or [0], the
 // winners' states z_H, z_L float32 [N, S, d] or [0]. start_H, start_L: float32 [T, S, d], start_rng: int64 [T, 4], of
-// all trajectories; or none of them.
+// all trajectories; or none of them. turn_cells: int64 [N, V, S], with turn_every; or neither.
 FixedPointResult fixed_point(const Tensor& packed, const Tensor& tokens, const Tensor& ids, const Tensor& control,
                              std::vector<int64_t> sizes, std::vector<double> constants, bool fixed_start, int64_t seed,
                              int64_t breadth, int64_t depth, StringHandle halt, double tol, int64_t patience,
                              StringHandle select, int64_t window, double noise_scale, std::vector<int64_t> checkpoints,
                              int64_t slots, bool trace, std::optional<Tensor> start_H, std::optional<Tensor> start_L,
-                             std::optional<Tensor> start_rng, bool keep_states) {
-  const RunArguments run = run_arguments(packed, tokens, ids, control, sizes, constants, fixed_start, seed, breadth,
-                                         depth, text_of(halt), tol, patience, text_of(select), window, noise_scale,
-                                         checkpoints, slots, trace, start_H, start_L, start_rng, keep_states);
+                             std::optional<Tensor> start_rng, bool keep_states, std::optional<Tensor> turn_cells,
+                             int64_t turn_every) {
+  const RunArguments run =
+      run_arguments(packed, tokens, ids, control, sizes, constants, fixed_start, seed, breadth, depth, text_of(halt),
+                    tol, patience, text_of(select), window, noise_scale, checkpoints, slots, trace, start_H, start_L,
+                    start_rng, keep_states, turn_cells, turn_every);
 #ifdef EQR_HAVE_CUDA
   if (place_of(tokens).cuda) return fixed_point_on_cuda(run);
 #endif
@@ -96,7 +98,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(eqr_kernels, m) {
       "fixed_point(Tensor packed, Tensor tokens, Tensor ids, Tensor(a!) control, int[] sizes, "
       "float[] constants, bool fixed_start, int seed, int breadth, int depth, str halt, float tol, int patience, "
       "str select, int window, float noise_scale, int[] checkpoints, int slots, bool trace, Tensor? start_H=None, "
-      "Tensor? start_L=None, Tensor? start_rng=None, bool keep_states=False) -> (Tensor logits, "
+      "Tensor? start_L=None, Tensor? start_rng=None, bool keep_states=False, Tensor? turn_cells=None, "
+      "int turn_every=0) -> (Tensor logits, "
       "Tensor winner, Tensor preds, Tensor q_halt, Tensor residual, Tensor score, Tensor steps, Tensor status, "
       "Tensor at_preds, Tensor at_q_halt, Tensor at_residual, Tensor at_score, Tensor at_steps, Tensor at_status, "
       "Tensor residuals, Tensor z_H, Tensor z_L)");

@@ -30,6 +30,12 @@ struct StartStates {
   Tensor rng;       // int64 [T, 4]
 };
 
+// After every so many outer steps the cells of each of N puzzles move to the next of V arrangements.
+struct TurnCells {
+  Tensor cells;  // int64 [N, V, S], the puzzle's cell that each cell shows
+  int64_t every;
+};
+
 // A run as fixed_point is asked for it.
 struct RunArguments {
   const Tensor& packed;   // uint8 [bytes]
@@ -43,6 +49,7 @@ struct RunArguments {
   bool trace;
   std::optional<StartStates> start;
   bool keep_states;
+  std::optional<TurnCells> turns;
 
   int64_t puzzles() const { return tokens.size(0); }
   int64_t trajectories() const { return puzzles() * rules.breadth; }
@@ -76,6 +83,14 @@ struct RunArguments {
       check_tensor("start_L", start->z_L, ScalarType::Float, {T, S, shape.features}, place);
       check_tensor("start_rng", start->rng, ScalarType::Long, {T, 4}, place);
     }
+    if (turns) {
+      const int64_t count = turns->cells.dim() == 3 ? turns->cells.size(1) : 0;
+      if (count < 1)
+        fail("turn_cells must be a contiguous int64 tensor [N, V >= 1, S], got shape ", eqr::shape(turns->cells));
+      check_tensor("turn_cells", turns->cells, ScalarType::Long, {puzzles(), count, S}, place);
+      check_range("turn_every", turns->every, 1, kMost);
+      if (keep_states) fail("turn_cells and keep_states do not go together: a state would be of cells that have moved");
+    }
     if (is_race(rules) && halt == Halt::none)
       fail("select='first' needs a halting rule, got halt='none'; use halt='residual' or halt='q'");
   }
@@ -98,7 +113,8 @@ inline RunArguments run_arguments(const Tensor& packed, const Tensor& tokens, co
                                   int64_t window, double noise_scale, std::vector<int64_t> checkpoints, int64_t slots,
                                   bool trace, const std::optional<Tensor>& start_H,
                                   const std::optional<Tensor>& start_L, const std::optional<Tensor>& start_rng,
-                                  bool keep_states) {
+                                  bool keep_states, const std::optional<Tensor>& turn_cells, int64_t turn_every) {
+  if (turn_cells.has_value() != (turn_every != 0)) fail("turn_cells and turn_every must both be given or neither");
   if (start_H.has_value() != start_L.has_value() || start_H.has_value() != start_rng.has_value())
     fail("start_H, start_L and start_rng must all be given or all be None");
   return {.packed = packed,
@@ -123,7 +139,8 @@ inline RunArguments run_arguments(const Tensor& packed, const Tensor& tokens, co
           .slots = slots,
           .trace = trace,
           .start = start_H ? std::optional<StartStates>({*start_H, *start_L, *start_rng}) : std::nullopt,
-          .keep_states = keep_states};
+          .keep_states = keep_states,
+          .turns = turn_cells ? std::optional<TurnCells>({*turn_cells, turn_every}) : std::nullopt};
 }
 
 struct Recording {  // of T trajectories of S tokens, at C checkpoints (or once, without that dimension)

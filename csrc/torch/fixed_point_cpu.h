@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "cpu/loop/fixed_point.h"
@@ -25,6 +26,19 @@ inline void check_operator(const Shape& given, const Shape& packed) {
     fail("fixed_start must be that of the packed weights, ", packed.fixed_start, ", got ", given.fixed_start);
 }
 
+// Each arrangement holds every cell once.
+inline void check_turns(const TurnCells& turns) {
+  const int64_t rows = turns.cells.size(0) * turns.cells.size(1), S = turns.cells.size(2);
+  const auto* cells = turns.cells.const_data_ptr<int64_t>();
+  std::vector<int64_t> seen(size_t(S), -1);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t s = 0; s < S; ++s) {
+      const int64_t cell = cells[r * S + s];
+      if (cell < 0 || cell >= S || std::exchange(seen[size_t(cell)], r) == r)
+        fail("turn_cells must hold each of 0..", S - 1, " once in every row, got ", cell, " in row ", r);
+    }
+}
+
 // The engine for the run; throws std::invalid_argument naming what is wrong with its arguments.
 inline Engine checked_engine(const RunArguments& run) {
   const Engine engine = engine_of(run.packed);
@@ -32,6 +46,7 @@ inline Engine checked_engine(const RunArguments& run) {
   run.check();
   check_tensor("control", run.control, ScalarType::Long, {3});
   check_tokens("tokens", run.tokens.const_data_ptr<int64_t>(), run.puzzles(), run.shape.tokens, run.shape.vocabulary);
+  if (run.turns) check_turns(*run.turns);
   return engine;
 }
 
@@ -56,6 +71,11 @@ inline FixedPoint problem_of(const Engine& engine, const RunArguments& run, cons
   problem.logits = results.logits.mutable_data_ptr<float>();
   problem.control = run.control.mutable_data_ptr<int64_t>();
   problem.state_size = S * run.shape.features;
+  if (run.turns) {
+    problem.turn_cells = run.turns->cells.const_data_ptr<int64_t>();
+    problem.turn_every = run.turns->every;
+    problem.turn_count = run.turns->cells.size(1);
+  }
   if (run.keep_states) {
     problem.z_H = results.z_H.mutable_data_ptr<float>();
     problem.z_L = results.z_L.mutable_data_ptr<float>();

@@ -65,8 +65,8 @@ cuda::Problem problem_of(const RunArguments& run, const Place& place) {
   if (run.checkpoints.size() > size_t(cuda::kMostCheckpoints))
     fail("checkpoints must be at most ", cuda::kMostCheckpoints, " on a CUDA device, got ", run.checkpoints.size(),
          "; leave some to another run, or use backend='triton' or backend='reference'");
-  if (run.start || run.keep_states)
-    fail("start_H and keep_states are for runs on CPU, and tokens are on ", place.name());
+  if (run.start || run.keep_states || run.turns)
+    fail("start_H, keep_states and turn_cells are for runs on CPU, and tokens are on ", place.name());
   p.window = std::min(run.rules.window, run.rules.depth);  // an older difference does not exist
   p.shape = run.shape;
   p.puzzles = run.puzzles();
@@ -124,9 +124,10 @@ void fixed_point_quantum(const Tensor& packed, const Tensor& tokens, const Tenso
                          StringHandle select, int64_t window, double noise_scale, std::vector<int64_t> checkpoints,
                          int64_t slots, bool trace, const Tensor& rows, int64_t quantum, const Tensor& states,
                          const Tensor& parked, const Tensor& best, std::vector<Tensor> tables) {
-  const RunArguments run = run_arguments(packed, tokens, ids, control, sizes, constants, fixed_start, seed, breadth,
-                                         depth, text_of(halt), tol, patience, text_of(select), window, noise_scale,
-                                         checkpoints, slots, trace, std::nullopt, std::nullopt, std::nullopt, false);
+  const RunArguments run =
+      run_arguments(packed, tokens, ids, control, sizes, constants, fixed_start, seed, breadth, depth, text_of(halt),
+                    tol, patience, text_of(select), window, noise_scale, checkpoints, slots, trace, std::nullopt,
+                    std::nullopt, std::nullopt, false, std::nullopt, 0);
   const Place place = place_of(tokens);
   cuda::Problem p = problem_of(run, place);
   check_range("quantum", quantum, 1, (int64_t{1} << 24) - 1);

@@ -19,7 +19,8 @@ namespace eqr {
 namespace {
 
 // What a problem is read from and written to.
-using Memory = std::tuple<Tensor, Tensor, Tensor, Tensor, std::optional<StartStates>, RunResults>;
+using Memory =
+    std::tuple<Tensor, Tensor, Tensor, Tensor, std::optional<StartStates>, std::optional<TurnCells>, RunResults>;
 
 // run: the handle of an open run; number: the caller's name of the problem there. The others as in fixed_point. The run
 // keeps all tensors given and returned until it has said that the problem has ended: a caller may be interrupted before
@@ -30,19 +31,21 @@ FixedPointResult open_run_join(const Tensor& packed, const Tensor& tokens, const
                                int64_t patience, StringHandle select, int64_t window, double noise_scale,
                                std::vector<int64_t> checkpoints, int64_t slots, bool trace,
                                std::optional<Tensor> start_H, std::optional<Tensor> start_L,
-                               std::optional<Tensor> start_rng, bool keep_states, int64_t run, int64_t number,
-                               bool steps) {
+                               std::optional<Tensor> start_rng, bool keep_states, std::optional<Tensor> turn_cells,
+                               int64_t turn_every, int64_t run, int64_t number, bool steps) {
   const std::shared_ptr<ServedRun> served = ServedRun::of(run);
-  const RunArguments arguments = run_arguments(
-      packed, tokens, ids, control, sizes, constants, fixed_start, seed, breadth, depth, text_of(halt), tol, patience,
-      text_of(select), window, noise_scale, checkpoints, slots, trace, start_H, start_L, start_rng, keep_states);
+  const RunArguments arguments =
+      run_arguments(packed, tokens, ids, control, sizes, constants, fixed_start, seed, breadth, depth, text_of(halt),
+                    tol, patience, text_of(select), window, noise_scale, checkpoints, slots, trace, start_H, start_L,
+                    start_rng, keep_states, turn_cells, turn_every);
   const cpu::Engine engine = cpu::checked_engine(arguments);
   const RunResults results(arguments);
-  ServedRun::Guest guest{.joining = {},
-                         .checkpoints = arguments.checkpoints,
-                         .at = {},
-                         .steps = steps,
-                         .memory = std::make_shared<Memory>(packed, tokens, ids, control, arguments.start, results)};
+  ServedRun::Guest guest{
+      .joining = {},
+      .checkpoints = arguments.checkpoints,
+      .at = {},
+      .steps = steps,
+      .memory = std::make_shared<Memory>(packed, tokens, ids, control, arguments.start, arguments.turns, results)};
   guest.joining = {.problem = cpu::problem_of(engine, arguments, results, &guest.at), .number = number};
   served->join(std::move(guest), *cpu::packed_data(packed));
   return results.all();
@@ -55,7 +58,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(eqr_kernels, m) {
       "open_run_join(Tensor packed, Tensor tokens, Tensor ids, Tensor(a!) control, int[] sizes, float[] constants, "
       "bool fixed_start, int seed, int breadth, int depth, str halt, float tol, int patience, str select, int window, "
       "float noise_scale, int[] checkpoints, int slots, bool trace, Tensor? start_H, Tensor? start_L, "
-      "Tensor? start_rng, bool keep_states, int run, int number, bool steps) -> (Tensor logits, "
+      "Tensor? start_rng, bool keep_states, Tensor? turn_cells, int turn_every, int run, int number, "
+      "bool steps) -> (Tensor logits, "
       "Tensor winner, Tensor preds, Tensor q_halt, Tensor residual, Tensor score, Tensor steps, Tensor status, "
       "Tensor at_preds, Tensor at_q_halt, Tensor at_residual, Tensor at_score, Tensor at_steps, Tensor at_status, "
       "Tensor residuals, Tensor z_H, Tensor z_L)");

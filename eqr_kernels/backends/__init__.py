@@ -31,16 +31,20 @@ __all__ = [
 _BACKENDS: tuple[Backend, ...] = (CudaBackend(), TritonBackend(), CpuBackend(), ReferenceBackend())
 
 
-def available(model: EqROperator, precision: Precision, *, states: bool = False) -> dict[str, str | None]:
+def available(
+    model: EqROperator, precision: Precision, *, states: bool = False, turns: bool = False
+) -> dict[str, str | None]:
     """Every backend's name, with None where it can run `model` in `precision`, else the reason why not.
 
     Args:
-        states: it must take start states and give final ones.
+        states: it must take start states and give final ones. turns: it must move cells between outer steps.
     """
-    return _reasons(model, precision, states, modification(model))
+    return _reasons(model, precision, states, turns, modification(model))
 
 
-def _reasons(model: EqROperator, precision: Precision, states: bool, modified: str | None) -> dict[str, str | None]:
+def _reasons(
+    model: EqROperator, precision: Precision, states: bool, turns: bool, modified: str | None
+) -> dict[str, str | None]:
     def why_not(backend: Backend) -> str | None:
         if modified is not None and not backend.runs_modules:
             return (
@@ -51,17 +55,22 @@ def _reasons(model: EqROperator, precision: Precision, states: bool, modified: s
         if why is None and states and not backend.keeps_states:
             keeping = " or ".join(repr(b.name) for b in _BACKENDS if b.keeps_states)
             return f"it takes no initial_state and gives no final one (return_state); use backend={keeping}"
+        if why is None and turns and not backend.turns_cells:
+            turning = " or ".join(repr(b.name) for b in _BACKENDS if b.turns_cells)
+            return f"it moves no cells between outer steps (turns); use backend={turning}"
         return why
 
     return {b.name: why_not(b) for b in _BACKENDS}
 
 
-def choose(name: str, model: EqROperator, precision: Precision, *, states: bool = False) -> tuple[Backend, str]:
+def choose(
+    name: str, model: EqROperator, precision: Precision, *, states: bool = False, turns: bool = False
+) -> tuple[Backend, str]:
     """The backend for `model` and the reason for it.
 
     Args:
         name: a backend, or "auto": the environment variable EQR_BACKEND where it is set, else the fastest that can run.
-        states: see `available`.
+        states, turns: see `available`.
 
     Raises:
         ValueError: no such backend.
@@ -74,7 +83,7 @@ def choose(name: str, model: EqROperator, precision: Precision, *, states: bool 
         request = f"EQR_BACKEND={name!r}"
     # Looked at once: it takes as long as the rest of a choice.
     modified = modification(model)
-    reasons = _reasons(model, precision, states, modified)
+    reasons = _reasons(model, precision, states, turns, modified)
     if name == "auto":
         for backend in _BACKENDS:
             if reasons[backend.name] is None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eqr_kernels.modules import EqROperator
-from eqr_kernels.ops import StartStates, Tables
+from eqr_kernels.ops import StartStates, Tables, TurnCells
 from eqr_kernels.precision import Precision
 from eqr_kernels.run_rules import RunRules
 from eqr_kernels.scheduler import Proceed, Stepper
@@ -31,6 +31,7 @@ class FixedPointProblem(RunRules):
     slots_asked: bool = True  # else `slots` is a default, and a backend may have a better one
     start: StartStates | None = None  # of all trajectories, float64 where the run is; None: each draws its own
     keep_states: bool = False  # of the winners
+    turns: TurnCells | None = None  # on the model's device, and not with `keep_states`; None: cells stay
     report_ends: bool = False  # `Recorder.ended` wants each trajectory soon after its end
     report_steps: bool = False  # `Recorder.stepped` wants every outer step
 
@@ -81,6 +82,8 @@ class Backend(Protocol):
     """How many depths it records in one run at most; None: any number."""
     keeps_states: bool
     """Whether it takes start states and gives final ones."""
+    turns_cells: bool
+    """Whether it moves cells and states between outer steps, see `ops.TurnCells`."""
     runs_modules: bool
     """Whether it runs a model through its modules where these are not those of the plain operator any more, see
     `modifications`; the other backends are given no such model."""

@@ -86,6 +86,7 @@ class CpuBackend:
     precisions = (Precision.fp32, Precision.bf16, Precision.int8)
     max_checkpoints: int | None = None
     keeps_states = True
+    turns_cells = True
     runs_modules = False
 
     def __init__(self) -> None:
@@ -145,6 +146,7 @@ class CpuBackend:
             p,
             start=p.start,
             keep_states=p.keep_states,
+            turns=p.turns,
             ask=ask,
             ended=ended if p.report_ends else None,
         )

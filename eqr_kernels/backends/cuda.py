@@ -60,6 +60,7 @@ class CudaBackend:
     precisions = (Precision.bf16,)
     max_checkpoints: int | None = 64  # kMostCheckpoints of csrc/cuda/problem.h
     keeps_states = False
+    turns_cells = False
     runs_modules = False
 
     def why_not(self, model: EqROperator, precision: Precision) -> str | None:

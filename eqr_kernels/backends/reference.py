@@ -21,6 +21,7 @@ from eqr_kernels.backends.graphed import GraphedStep, Graphs, Step, StepInputs, 
 from eqr_kernels.backends.steps import ModuleStep, PlainStep
 from eqr_kernels.modifications import modification
 from eqr_kernels.modules import EqROperator
+from eqr_kernels.ops import TurnCells
 from eqr_kernels.precision import Precision
 from eqr_kernels.scheduler import GOING, Iteration, Stepper, bucket, exactly, run, take, to_device
 from eqr_kernels.trajectory import Snapshot, Status, settled
@@ -35,7 +36,7 @@ class _Rows(NamedTuple):
     injection: Tensor  # [n, S, ...], see `OuterStep.injection`
     z_H: Tensor  # [n, S, d]
     z_L: Tensor  # [n, S, d]
-    logits: Tensor  # float32 [n, S, V] of the step before
+    logits: Tensor  # float32 [n, S, V] of the step before, of the puzzles' own cells
     q_halt: Tensor  # float32 [n] of the step before
     changes: Tensor  # float32 [n, window], the last changes of the logits, newest last
     streak: Tensor  # int64 [n], consecutive steps at or below the tolerance
@@ -53,6 +54,7 @@ class ReferenceBackend:
     precisions = (Precision.fp32, Precision.bf16, Precision.fp16, Precision.fp64)
     max_checkpoints: int | None = None
     keeps_states = True
+    turns_cells = True
     runs_modules = True
 
     def __init__(self, graphs: Callable[[torch.device], Graphs | None] = cuda_graphs) -> None:
@@ -97,6 +99,39 @@ class ReferenceBackend:
         graphed = step if graphs is None else GraphedStep(step, graphs, bucket(problem.slots), recorder.note)
         trajectories = _Trajectories(model, problem, step.injection, graphed, recorder)
         return Iteration(trajectories, problem.trajectories, problem.slots, exactly if modified else bucket)
+
+
+class _Arrangements:
+    """Where the cells of each puzzle are between turns: before the first as the puzzle has them, and after the v-th as
+    number v % V of its arrangements has them."""
+
+    def __init__(self, turns: TurnCells) -> None:
+        self.every, self._cells = turns.every, turns.cells
+        self._places = turns.cells.argsort(2)
+
+    def _after(self, table: Tensor, puzzle: Tensor, steps: Tensor) -> Tensor:
+        """[n, S], of puzzles int64 [n], once so many outer steps are done, int64 [n]."""
+        turn = steps // self.every
+        own = torch.arange(table.shape[2], device=table.device)
+        return torch.where(turn[:, None] == 0, own, table[puzzle, turn % table.shape[1]])
+
+    def seen(self, tokens: Tensor, puzzle: Tensor, steps: Tensor) -> Tensor:
+        """Tokens [n, S] of the puzzles' own cells, as they are then."""
+        return tokens.gather(1, self._after(self._cells, puzzle, steps))
+
+    def back(self, values: Tensor, puzzle: Tensor, steps: Tensor) -> Tensor:
+        """Values [n, S, ...] of the cells as they are then, by the puzzles' own cells."""
+        return _gathered(values, self._after(self._places, puzzle, steps))
+
+    def moved(self, values: Tensor, puzzle: Tensor, steps: Tensor) -> Tensor:
+        """Values [n, S, ...] of the cells before the turn after so many outer steps, by the cells after it."""
+        before = self._after(self._places, puzzle, steps - 1)
+        return _gathered(values, before.gather(1, self._after(self._cells, puzzle, steps)))
+
+
+def _gathered(values: Tensor, cells: Tensor) -> Tensor:
+    """[n, S, m] -> [n, S, m], by cells int64 [n, S]."""
+    return values.gather(1, cells[:, :, None].expand_as(values))
 
 
 def _own_precision(model: EqROperator) -> torch.autocast:
@@ -152,6 +187,7 @@ class _Trajectories:
         n = problem.tokens.shape[0]
         self.best_steps = torch.full((n,), problem.depth + 1, dtype=torch.int64, device="cpu")
         self.best_restart = torch.full((n,), problem.breadth, dtype=torch.int64, device="cpu")
+        self.turns = None if problem.turns is None else _Arrangements(problem.turns)
 
     def _to_device(self, numbers: Tensor) -> Tensor:
         return to_device(numbers, self.model.device)
@@ -193,16 +229,21 @@ class _Trajectories:
             outputs = self.outer_step(StepInputs(rows.z_H, rows.z_L, rows.injection, rows.rng))
         z_H, z_L, residual, logits, q_halt = outputs
         done = rows.steps
+        since = done  # outer steps since the last turn
+        if self.turns is not None:
+            logits = self.turns.back(logits, rows.number // p.breadth, done)
+            since = done % self.turns.every
         if p.trace:
             live = self._to_device(going.nonzero()[:, 0])
             self.recorder.residual(rows.number[live], done[live], residual[live])
         change = torch.where(done == 0, residual, (logits - rows.logits).norm(dim=-1).mean(-1))
-        # At depth 1 there is no difference yet: the residual stands in, and leaves with the first difference.
-        history = rows.changes.masked_fill((done == 1)[:, None], torch.nan)
+        # At depth 1 there is no difference yet: the residual stands in, and leaves with the first difference. So does
+        # the difference over a turn, at which those before it leave.
+        history = rows.changes.masked_fill((since <= 1)[:, None], torch.nan)
         changes = torch.cat([history[:, 1:], change[:, None]], 1)
         steps = done + 1
         finite = residual.isfinite() & logits.isfinite().all(-1).all(-1) & q_halt.isfinite()
-        streak = (rows.streak + 1).masked_fill(~(residual <= p.tol), 0)
+        streak = (rows.streak.masked_fill(since == 0, 0) + 1).masked_fill(~(residual <= p.tol), 0)
         kept = torch.where(finite[:, None, None], logits, rows.logits)
         rng = rows.rng + self.one_step
         after = _Rows(rows.number, rng, rows.injection, z_H, z_L, kept, q_halt, changes, streak, steps)
@@ -231,7 +272,19 @@ class _Trajectories:
         if p.report_steps:
             self.recorder.stepped(snapshot().take(self._to_device(going.nonzero()[:, 0])))
         self._record(snapshot, steps_now, ended, stepped=going)
-        return after, ended
+        return self._turned(after, (steps_now % self.turns.every == 0) & ~ended) if self.turns else after, ended
+
+    def _turned(self, rows: _Rows, these: Tensor) -> _Rows:
+        """Moves the cells of some of the rows, bool [n] on the host, which have all done an outer step."""
+        assert self.turns is not None
+        if not these.any():
+            return rows
+        index = self._to_device(these.nonzero()[:, 0])
+        puzzle, steps = rows.number[index] // self.problem.breadth, rows.steps[index]
+        z_H, z_L = (z.index_copy(0, index, self.turns.moved(z[index], puzzle, steps)) for z in (rows.z_H, rows.z_L))
+        tokens = self.turns.seen(self.problem.tokens[puzzle], puzzle, steps)
+        injection = rows.injection.index_copy(0, index, self.injection(tokens))
+        return rows._replace(z_H=z_H, z_L=z_L, injection=injection)
 
     def _record(
         self, snapshot: Callable[[], Snapshot], steps: Tensor, ended: Tensor, stepped: Tensor | None = None

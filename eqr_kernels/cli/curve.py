@@ -133,7 +133,7 @@ def curve(
     if target is not None and not 0 < target <= 1:
         raise ValueError(f"--target must be a share above 0 and up to 1, as in 0.95, got {target}")
     if select == "first":
-        raise ValueError("--select first is the race, which is mapped anyway; choose residual, vote or q")
+        raise ValueError("--select first is that of the races, which are mapped anyway; choose residual, vote or q")
     if select not in selection.RULES:
         raise ValueError(f"--select must be residual, vote or q, got {select!r}")
     _check_folder(out)
@@ -169,7 +169,7 @@ def curve(
         else parse_numbers("--tols", tols, allowed="auto or "),
         select=select,
         views=make_views,
-        turns=puz.turns_for(its_task, turn_every, seed),
+        turns=puz.turns_for(its_task, turn_every, depth or sizes["depth"], seed),
         quick=quick,
         seed=seed,
         options=dict(window=window, noise_scale=noise_scale, slots=slots, backend=backend, precision=precision),

@@ -19,7 +19,7 @@ from eqr_kernels.distributed.shards import InMemory, Results, Shards
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.studies.identity import weights_digest, what_decides
 from eqr_kernels.studies.other_solutions import OtherSolutions
-from eqr_kernels.studies.recording import Recording
+from eqr_kernels.studies.recording import FORMAT, Recording
 from eqr_kernels.studies.store import OtherRecording
 from eqr_kernels.tasks.common import ParseErrors, PuzzleSet
 from eqr_kernels.tasks.registry import is_object
@@ -71,7 +71,8 @@ def open_shards(out: Path, model: EquilibriumReasoner, options: dict[str, Any], 
         ValueError: it holds results of others.
     """
     try:
-        return Shards(out, {**settings, "weights": weights_digest(model), **what_decides(model, options)})
+        decides = what_decides(model, options, turns=settings.get("turn_every") is not None)
+        return Shards(out, {**settings, "weights": weights_digest(model), **decides})
     except OtherRecording as error:
         raise ValueError(f"{error} (name another --out, or remove the folder)") from None
 
@@ -118,7 +119,7 @@ def record_elsewhere(
     if out is not None:
         given = {name: value for name, value in job.settings.items() if name not in ("slots", *DECIDES)}
         settings = {name: job.settings[name] for name in DECIDES}
-        inputs = dict(command="eval", task=job.task, rows=rows, input=reader.identity())
+        inputs = dict(command="eval", format=FORMAT, task=job.task, rows=rows, input=reader.identity())
         inputs |= symmetries_as_settings(job.views, job.turn_every)
         results = open_shards(out, model, settings, **inputs, **given)
     try:

@@ -148,7 +148,7 @@ def evaluate(
     make_views = None
     if views is not None:
         make_views = puz.views_for(its_task, reasoner.config.seq_len, sizes[1][-1], seed, f"--views {views}")
-    turns = puz.turns_for(its_task, turn_every, seed)
+    turns = puz.turns_for(its_task, turn_every, sizes[0][-1], seed)
     reading: dict[str, Any] = dict(format=format, split=split, limit=limit, show=progress)
     puzzles, errors = puz.read_answered(its_task, reasoner.config.seq_len, file, **reading)
     of = len(puzzles)

@@ -191,14 +191,21 @@ def views_for(task: Task, seq_len: int, count: int, seed: int, option: str) -> M
     return make
 
 
-def turns_for(task: Task, every: int | None, seed: int) -> Turns | None:
+def turns_for(task: Task, every: int | None, depth: int, seed: int) -> Turns | None:
     """What `--turn-every` asks for; None: no turns.
 
+    Args:
+        depth: outer steps at most.
+
     Raises:
-        ValueError: the task knows no symmetries.
+        ValueError: the task knows no symmetries, or none would be taken.
     """
     if every is None:
         return None
+    if every >= depth:
+        raise ValueError(
+            f"--turn-every must be less than the depth, {depth}, or nothing turns, got {every}; leave it out"
+        )
     try:
         return turns_of(task, every, seed)
     except ValueError as error:

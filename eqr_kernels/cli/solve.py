@@ -135,7 +135,7 @@ def solve(
     seq_len = reasoner.config.seq_len
     its_task = puz.task_for(task, reasoner)
     make_views = None if views is None else puz.views_for(its_task, seq_len, views, seed, f"--views {views}")
-    turns = puz.turns_for(its_task, turn_every, seed)
+    turns = puz.turns_for(its_task, turn_every, depth, seed)
     reading: dict[str, Any] = dict(format=format, values=values, split=split, limit=limit, show=progress)
     if out is not None:
         request = TableRequest(

@@ -50,7 +50,7 @@ class Answering:
         task: as `find_task` takes it.
         settings: further arguments of `solve`. Those that `solve` would find out from its own rows (tol) are given.
         views: the trajectories of a puzzle get a view each, see `solve_views`.
-        turn_every: outer steps between turns, see `solve_turned`; None: no turns.
+        turn_every: outer steps between turns, see `turns` of `solve`; None: no turns.
         check: count the solutions of every puzzle, not only of those that are filled by the rules (of a task that can).
     """
 

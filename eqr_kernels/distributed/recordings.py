@@ -35,7 +35,7 @@ class Recorded:
         task: as `find_task` takes it.
         settings: arguments of `record`.
         views: the trajectories of a puzzle get a view each, see `solve_views`.
-        turn_every: outer steps between turns, see `solve_turned`; None: no turns.
+        turn_every: outer steps between turns, see `turns` of `solve`; None: no turns.
         others: also mark the answers that solve a puzzle and are not the given one.
     """
 
@@ -73,7 +73,7 @@ def to_table(
     metadata = {
         "shapes": {name: list(array.shape[1:]) for name, array in arrays.items()},
         "depths": list(recording.depths),
-        "run": recording.run(),
+        "run": recording.metadata(),
     }
     columns = {"line": pa.array(line, pa.int64()), "source": pa.array(source.tolist(), pa.string())}
     for name, array in arrays.items():

@@ -13,7 +13,7 @@ from eqr_kernels.ops.differentiable_step import (
     differentiable_step_backward,
 )
 from eqr_kernels.ops.fingerprint import fingerprint
-from eqr_kernels.ops.fixed_point import FixedPointOutput, StartStates, fixed_point, trajectory_bytes
+from eqr_kernels.ops.fixed_point import FixedPointOutput, StartStates, TurnCells, fixed_point, trajectory_bytes
 from eqr_kernels.ops.fixed_point_quantum import Parked, Tables, fixed_point_quantum
 from eqr_kernels.ops.latent_recursions import latent_recursions
 from eqr_kernels.ops.library import build_info, cpu_isa, cpu_isas, extension_status, set_cpu_isa, why_not_cuda
@@ -45,6 +45,7 @@ __all__ = [
     "Tables",
     "TrainingBatch",
     "TrainingStepOutput",
+    "TurnCells",
     "adam_atan2_",
     "build_info",
     "cpu_isa",

@@ -48,6 +48,14 @@ class StartStates(NamedTuple):
     rng: Tensor  # int64 [T, 4], see `eqr_kernels.noise`: seed, restart, id, outer steps done
 
 
+class TurnCells(NamedTuple):
+    """After every so many outer steps the cells of each of N puzzles move to the next of V arrangements, and to the
+    first again after the last; the states of its trajectories move with them."""
+
+    cells: Tensor  # int64 [N, V, S], the puzzle's cell that each cell shows
+    every: int  # at least 1
+
+
 Ended = Callable[[int, int, int, int, float, float, float, list[int]], object]
 """(puzzle, restart, status, steps, residual, score, q_halt, preds [S]) of a trajectory that has ended."""
 
@@ -61,6 +69,7 @@ def fixed_point(
     *,
     start: StartStates | None = None,
     keep_states: bool = False,
+    turns: TurnCells | None = None,
     ask: Callable[[], object] | None = None,
     ended: Ended | None = None,
 ) -> FixedPointOutput:
@@ -82,6 +91,8 @@ def fixed_point(
         rules: at most 64 checkpoints on a CUDA device.
         start: contiguous, where the tokens are; None draws each trajectory's start. On CPU only.
         keep_states: also give the winners' states. On CPU only.
+        turns: contiguous, where the tokens are, and not with `keep_states`; answers and logits are of the puzzles' own
+            cells. On CPU only.
         ask: called now and then from this thread while the op runs; returning False cancels what is left. On CPU only.
         ended: called from this thread for each trajectory, soon after it has ended. On CPU only.
 
@@ -97,7 +108,15 @@ def fixed_point(
 
     def run() -> tuple[Tensor, ...]:
         result: tuple[Tensor, ...] = torch.ops.eqr_kernels.fixed_point.default(
-            packed.data, tokens, ids, control, *packed.operator, *rules.in_order(), *(start or NO_START), keep_states
+            packed.data,
+            tokens,
+            ids,
+            control,
+            *packed.operator,
+            *rules.in_order(),
+            *(start or NO_START),
+            keep_states,
+            *(turns or NO_TURNS),
         )
         return result
 
@@ -110,6 +129,7 @@ def fixed_point(
 
 
 NO_START = (None, None, None)
+NO_TURNS = (None, 0)
 
 
 def trajectory_bytes(packed: PackedWeights, window: int = 3) -> int:
@@ -154,7 +174,7 @@ def _(
 ) -> tuple[Tensor, ...]:
     check_arguments(PackedWeights(packed, Operator(sizes, constants, fixed_start)), tokens, ids, control)
     in_order, given = arguments[: len(RULE_FIELDS)], arguments[len(RULE_FIELDS) :]
-    keep_states = len(given) == 4 and given[3]  # torch leaves out last arguments that are the defaults
+    keep_states = len(given) > 3 and given[3]  # torch leaves out last arguments that are the defaults
     rules, puzzles, length, vocabulary = RunRules(*in_order), tokens.shape[0], sizes[0], sizes[2]
     trajectories, depths = puzzles * rules.breadth, len(rules.checkpoints)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from eqr_kernels.ops.fixed_point import NO_START, FixedPointOutput, StartStates, check_arguments
+from eqr_kernels.ops.fixed_point import NO_START, NO_TURNS, FixedPointOutput, StartStates, TurnCells, check_arguments
 from eqr_kernels.ops.library import require
 from eqr_kernels.ops.operator import PackedWeights
 from eqr_kernels.run_rules import RunRules
@@ -84,6 +84,7 @@ class OpenRun:
         number: int,
         start: StartStates | None = None,
         keep_states: bool = False,
+        turns: TurnCells | None = None,
         steps: bool = False,
     ) -> FixedPointOutput:
         """A problem joins the run.
@@ -99,7 +100,8 @@ class OpenRun:
             TypeError, ValueError: an argument is not as above, or the run is closed.
         """
         check_arguments(packed, tokens, ids, control)
-        args = (*packed.operator, *rules.in_order(), *(start or NO_START), keep_states, self._run.handle, number, steps)
+        given = (*(start or NO_START), keep_states, *(turns or NO_TURNS))
+        args = (*packed.operator, *rules.in_order(), *given, self._run.handle, number, steps)
         output = torch.ops.eqr_kernels.open_run_join.default(packed.data, tokens, ids, control, *args)
         return FixedPointOutput(*output)
 

@@ -72,6 +72,7 @@ class CompiledRunner:
                 number=job.number,
                 start=p.start,
                 keep_states=p.keep_states,
+                turns=p.turns,
                 steps=job.wants_steps,
             )
             self._guests[job.number] = _Guest(job, output)

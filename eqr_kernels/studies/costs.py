@@ -18,7 +18,7 @@ from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.studies import meters
 from eqr_kernels.studies.types import Doubles
 from eqr_kernels.tasks.views import Turns
-from eqr_kernels.turns import solve_tokens
+from eqr_kernels.views import int64
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def measure_costs(
     many = inputs[np.arange(trajectories) % len(inputs)]
     ids = torch.arange(trajectories, device="cpu")
     run: dict[str, Any] = dict(turns=turns, halt="none", **options)
-    ran = solve_tokens(model, inputs[:1], depth=1, breadth=1, **run).backend
+    ran = model.solve(int64(inputs[:1]), depth=1, breadth=1, **run).backend
 
     def alone(breadth: int, depth: int, number: int = 0) -> float:
         row = number % len(inputs)
@@ -185,7 +185,7 @@ def measure_costs(
         for b in sorted({min(breadths), max(breadths)}):
 
             def solve(depth: int = depth, b: int = b) -> object:
-                return solve_tokens(model, inputs[:1], depth=depth, breadth=b, **run)
+                return model.solve(int64(inputs[:1]), depth=depth, breadth=b, **run)
 
             peak = meters.peak_bytes(solve, model.device)
             if peak is not None:
@@ -205,7 +205,7 @@ def measure_costs(
 def _seconds(model: EquilibriumReasoner, inputs: npt.NDArray[np.integer], **options: Any) -> float:
     meters.synchronize(model.device)
     begun = time.perf_counter()
-    solve_tokens(model, inputs, **options)
+    model.solve(int64(inputs), **options)
     meters.synchronize(model.device)
     return time.perf_counter() - begun
 

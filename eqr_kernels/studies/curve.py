@@ -24,12 +24,12 @@ from eqr_kernels.studies.curve_report import (
     Residuals,
     Settings,
     Settling,
-    Turning,
+    TurnSettings,
 )
 from eqr_kernels.studies.front import recommend
 from eqr_kernels.studies.identity import what_decides
 from eqr_kernels.studies.points import Point, bend, map_points, savings, steps_to_settle
-from eqr_kernels.studies.recording import Recording, chunk_size, held_numbers, record, recordable_depths
+from eqr_kernels.studies.recording import FORMAT, Recording, chunk_size, held_numbers, record, recordable_depths
 from eqr_kernels.studies.replay import outcome, policies
 from eqr_kernels.studies.statistics import auroc
 from eqr_kernels.studies.store import Store
@@ -67,7 +67,7 @@ class Request:
         depth, breadth: at most.
         views: gives each trajectory of a puzzle a view of its own, see `solve_views`; None: they differ in their random
             starts.
-        turns: of each trajectory, see `solve_turned`; None: none.
+        turns: of each trajectory, see `solve`; None: none.
         tols: tolerances of the residual exit. select: which trajectory answers.
         quick: short timings, and few points run for real.
         seed: of starts and noise. options: further arguments of `solve` (window, noise_scale, slots, backend,
@@ -131,9 +131,9 @@ class CurveMap:
         options = request.options
         run_by = dict(backend=options["backend"], precision=options["precision"], turns=request.turns)
         self.recorded = recordable_depths(model, request.depth, self.depths, **run_by)
-        self.decides = what_decides(model, options)
+        self.decides = what_decides(model, options, turns=request.turns is not None)
         sizes = self.recorded, request.breadth, model.device.type
-        held = held_numbers(model, request.views, request.turns)
+        held = held_numbers(model, request.views)
         self.chunk = chunk_size(len(puzzles), model.config.seq_len, *sizes, resumable=True, held=held)
         identity = {
             "weights": weights,
@@ -143,7 +143,8 @@ class CurveMap:
             "breadth": request.breadth,
             "seed": request.seed,
             **({} if request.views is None else {"views": True}),
-            **({} if request.turns is None else {"turn_every": request.turns.every}),
+            **({} if request.turns is None else {"turn_every": request.turns.every, "turn_cycle": request.turns.cycle}),
+            "format": FORMAT,
             **self.decides,
             "chunk": self.chunk,
         }
@@ -211,7 +212,7 @@ class CurveMap:
             depth=self.request.depth,
             breadth=self.request.breadth,
             views=self.request.views is not None,
-            turns=None if turns is None else Turning(turns.every, turns.cycle),
+            turns=None if turns is None else TurnSettings(turns.every, turns.cycle),
             depths=self.depths,
             breadths=self.breadths,
             tols=self.request.tols,

@@ -34,7 +34,7 @@ class Puzzles:
 
 
 @dataclass(frozen=True)
-class Turning:
+class TurnSettings:
     """As of `Turns`: outer steps between two turns, and symmetries of each puzzle."""
 
     every: int
@@ -57,7 +57,7 @@ class Settings:
     depth: int
     breadth: int
     views: bool
-    turns: Turning | None
+    turns: TurnSettings | None
     depths: tuple[int, ...]
     breadths: tuple[int, ...]
     tols: tuple[float, ...]

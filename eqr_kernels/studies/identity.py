@@ -23,14 +23,14 @@ def weights_digest(model: EquilibriumReasoner) -> str:
     return hashed.hexdigest()
 
 
-def what_decides(model: EquilibriumReasoner, options: Mapping[str, Any]) -> dict[str, Any]:
+def what_decides(model: EquilibriumReasoner, options: Mapping[str, Any], *, turns: bool = False) -> dict[str, Any]:
     """What decides the answers of a run beside weights, puzzles, sizes and seed; no defaults are left in it.
 
     Args:
-        options: of `solve`: window, noise_scale, backend, precision.
+        options: of `solve`: window, noise_scale, backend, precision. turns: whether there are any.
     """
     precision = precision_of(model, options["precision"])
-    backend = backends.choose(options["backend"], model, precision)[0].name
+    backend = backends.choose(options["backend"], model, precision, turns=turns)[0].name
     noise_scale, window = options["noise_scale"], options["window"]
     return {
         "config": model.config.to_dict(),

@@ -24,7 +24,6 @@ from eqr_kernels.views import solve_puzzles
 _CHUNK_BYTES = 128 << 20
 _MOST_PUZZLES = 1024  # at a time: the logits of their winners are held
 _PARTS = 16
-_STATES = 8  # z_H and z_L of a trajectory that turns, as they are, moved, and on their way in and out of `solve`
 _FULL = {"cpu": 64, "cuda": 4224}
 
 Observer = Callable[[npt.NDArray[np.integer], SolveResult], object]
@@ -47,7 +46,7 @@ class Recording:
         halt: the rule under which they ran; only without ("none") can others be replayed.
         backend, backend_reason: what ran, and why.
         views: each trajectory of a puzzle had a view of its own, see `solve_views`.
-        turn_every: outer steps between turns, see `solve_turned`; None: no turns.
+        turn_every: outer steps between turns, see `turns` of `solve`; None: no turns.
     """
 
     depths: tuple[int, ...]
@@ -128,13 +127,15 @@ class Recording:
         """The arrays by name."""
         return {name: getattr(self, name) for name in ARRAYS}
 
-    def run(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """By name what is neither array nor depths, how the trajectories ran: JSON values."""
-        return {name: getattr(self, name) for name in _RUN}
+        return {name: getattr(self, name) for name in _METADATA}
 
 
-_RUN = ("halt", "backend", "backend_reason", "views", "turn_every")
-ARRAYS = tuple(f.name for f in fields(Recording) if f.name not in ("depths", *_RUN))
+_METADATA = ("halt", "backend", "backend_reason", "views", "turn_every")
+ARRAYS = tuple(f.name for f in fields(Recording) if f.name not in ("depths", *_METADATA))
+FORMAT = 2
+"""Of recordings in files: one more whenever other fields are kept."""
 
 
 def _shown(depths: Sequence[int]) -> str:
@@ -176,9 +177,8 @@ def recordable_depths(
 def _depth_limit(
     model: EquilibriumReasoner, turns: Turns | None, backend: str = "auto", precision: str = "auto"
 ) -> int | None:
-    if turns is not None:
-        return None  # what runs keeps states, and each part between turns has few of the depths
-    return backends.choose(backend, model, precision_of(model, precision))[0].max_checkpoints
+    chosen, _ = backends.choose(backend, model, precision_of(model, precision), turns=turns is not None)
+    return chosen.max_checkpoints
 
 
 def spread_depths(depth: int, limit: int | None, include: Iterable[int] = ()) -> tuple[int, ...]:
@@ -231,7 +231,7 @@ def record(
         breadth: trajectories of each puzzle.
         views: gives each trajectory of a puzzle a view of its own; see `solve_views`. None: they differ in their random
             starts.
-        turns: of each trajectory, see `solve_turned`; None: none.
+        turns: as for `solve`.
         chunk: puzzles in memory at a time, see `chunk_size`; on a compiled backend it changes no answer.
         parts: keeps each chunk as it is done, and gives back those that were done before, so that a run that was
             interrupted goes on where it stopped.
@@ -257,7 +257,7 @@ def record(
     _check_limit(depths, _depth_limit(model, turns, **ran_by))
     if chunk is None:
         size = questions.shape[1], depths, breadth, model.device.type
-        chunk = chunk_size(len(questions), *size, resumable=parts is not None, held=held_numbers(model, views, turns))
+        chunk = chunk_size(len(questions), *size, resumable=parts is not None, held=held_numbers(model, views))
     symmetries = dict(views=views, turns=turns)
     each = depths[-1] * breadth
     total = len(questions) * each
@@ -300,11 +300,9 @@ def check_counts(name: str, values: Iterable[int]) -> tuple[int, ...]:
     return counts
 
 
-def held_numbers(model: EquilibriumReasoner, views: MakeViews | None, turns: Turns | None) -> int:
-    """How many float32 numbers of a token are held of every trajectory: logits by `solve_views` and `solve_turned`, by
-    the latter states too."""
-    held = 0 if views is None and turns is None else model.config.vocab_size
-    return held + (0 if turns is None else _STATES * model.config.hidden_size)
+def held_numbers(model: EquilibriumReasoner, views: MakeViews | None) -> int:
+    """How many float32 numbers of a token are held of every trajectory: logits, by `solve_views`."""
+    return 0 if views is None else model.config.vocab_size
 
 
 def chunk_size(

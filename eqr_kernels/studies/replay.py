@@ -28,7 +28,8 @@ POLICIES = {
     "residual": "a trajectory stops when its residual is at most tol",
     "q": "a trajectory stops when q_halt is above 0",
     "residual+q": "a trajectory stops when its residual is at most tol and q_halt above 0, at the same step",
-    "race": "the first of a puzzle's trajectories whose residual is at most tol answers, and its siblings stop with it",
+    "race": "the first of a puzzle's trajectories whose residual is at most tol answers, and its siblings stop with it "
+    "(views go one after the other)",
     "race+q": "the same, the first whose residual is at most tol and q_halt above 0",
 }
 _RULES_OF = {"fixed": "none", "race": "residual", "race+q": "residual+q"}
@@ -227,7 +228,7 @@ def _rule_of(policy: str) -> str:
 
 
 RACES = ("race", "race+q")
-TOLERANT = tuple(name for name in POLICIES if _rule_of(name) in RULES_WITH_TOLERANCE)
+POLICIES_WITH_TOLERANCE = tuple(name for name in POLICIES if _rule_of(name) in RULES_WITH_TOLERANCE)
 
 
 @dataclass(frozen=True, order=True)
@@ -253,7 +254,7 @@ class Policy:
         if self.depth < 1 or self.breadth < 1:
             raise ValueError(f"depth and breadth must be at least 1, got {self.depth} and {self.breadth}")
         if (self.tol is not None) != (self.halt in RULES_WITH_TOLERANCE):
-            needed = ", ".join(TOLERANT)
+            needed = ", ".join(POLICIES_WITH_TOLERANCE)
             raise ValueError(f"tol is for the policies {needed}, which need it; got {self.name} with {self.tol}")
         if self.select not in selection.RULES:
             raise ValueError(f"select must be one of {', '.join(selection.RULES)}, got {self.select!r}")
@@ -293,7 +294,7 @@ def policies(
         if name in RACES and breadth == 1:
             continue
         rule = "first" if name in RACES else select
-        for tol in tols if name in TOLERANT else [None]:
+        for tol in tols if name in POLICIES_WITH_TOLERANCE else [None]:
             yield Policy(name, depth, breadth, tol, rule)
 
 
@@ -324,10 +325,10 @@ class Outcome:
 def outcome(recording: Recording, policy: Policy) -> Outcome:
     """What `solve` with the policy's arguments answers and spends, from a recording to at least its depth and breadth.
 
-    That is, `solve_views` or `solve_turned` where the trajectories of the recording had views or turned. On a compiled
-    backend it is the same to the last bit (the cuda backend's latency kernel, for up to 8 trajectories, rounds in its
-    own way), but for what a race from random starts without turns spends: here its trajectories go in step, so that all
-    of them stop when the first has settled; one that runs fewer at a time spends another number. See `ends_when_halted`
+    That is, `solve_views` where the trajectories of the recording had views, and with `turns` where they turned. On a
+    compiled backend it is the same to the last bit (the cuda backend's latency kernel, for up to 8 trajectories, rounds
+    in its own way), but for what a race from random starts spends: here its trajectories go in step, so that all of
+    them stop when the first has settled; one that runs fewer at a time spends another number. See `ends_when_halted`
     for recordings that lack some outer steps.
 
     Raises:
@@ -353,7 +354,5 @@ def _cancelled(recording: Recording, ends: Ends, depth: int) -> Ends:
         steps = np.where(lost, 0, ends.steps)
     else:
         first = np.where(ends.settled, ends.steps, depth).min(1, keepdims=True)
-        if recording.turn_every is not None:
-            first = np.minimum(-(-first // recording.turn_every) * recording.turn_every, depth)
         lost, steps = ends.steps > first, np.minimum(ends.steps, first)
     return Ends(ends.place, steps, np.where(lost, int(Status.CANCELLED), ends.status))

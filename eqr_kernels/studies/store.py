@@ -44,8 +44,17 @@ class Store:
         try:
             with np.load(self._path(start), allow_pickle=False) as held:
                 arrays: dict[str, Any] = {name: held[name] for name in ARRAYS}
-                return Recording(tuple(held["depths"].tolist()), **arrays, **json.loads(str(held["run"])))
-        except (OSError, KeyError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+                return Recording(tuple(held["depths"].tolist()), **arrays, **json.loads(str(held["metadata"])))
+        except (
+            OSError,
+            KeyError,
+            TypeError,
+            ValueError,
+            EOFError,
+            NotImplementedError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ):
             return None
 
     def puzzles(self) -> int:
@@ -56,7 +65,8 @@ class Store:
     def save(self, start: int, part: Recording) -> None:
         """Keeps the part that begins with puzzle `start`."""
         data = io.BytesIO()
-        np.savez_compressed(data, depths=np.array(part.depths), run=json.dumps(part.run()), **part.arrays())
+        held: dict[str, Any] = {"depths": part.depths, "metadata": json.dumps(part.metadata()), **part.arrays()}
+        np.savez_compressed(data, **held)
         atomic_write(self._path(start), data.getvalue())
 
     @staticmethod

@@ -89,7 +89,7 @@ MakeViews = Callable[[Tokens, int], Views]
 
 @dataclass(frozen=True)
 class Turns:
-    """That a puzzle and its latent state move every few outer steps, see `solve_turned`.
+    """That a puzzle and its latent state move every few outer steps, see `turns` of `solve`.
 
     Attributes:
         every: outer steps between two turns, at least 1.

@@ -239,7 +239,7 @@ def test_the_mix_of_sudoku_extreme_is_weighted_as_it_says(tmp_path, monkeypatch)
     (tmp_path / "dev.csv").write_text("\n".join(dev) + "\n")
     turned = [tmp_path / "dev.csv", *arguments[2:], "--turn-every", 1, *kept]
     extreme_mix.main([str(a) for a in turned])
-    report = json.loads((tmp_path / machine.folder() / "extreme_mix-m-turned.json").read_text())
+    report = json.loads((tmp_path / machine.folder() / "extreme_mix-m-turn-1.json").read_text())
     assert report["turn_every"] == 1 and [part["total"] for part in report["parts"]["forum"]] == [1, 1]
 
 
@@ -261,9 +261,9 @@ def test_trajectories_are_run_until_an_answer_is_called_right_and_go_on_where_th
         assert by == "views" and same
         return solved(puzzle)
 
-    def solve_tokens(model, inputs, **options):
+    def solve(model, tokens, **options):
         assert by == "starts" and options == dict(seed=len(ran), halt="q", depth=5, turns=None)
-        return solved(inputs)
+        return solved(tokens.numpy())
 
     def solved(grids):
         ran.append(len(grids))
@@ -278,7 +278,7 @@ def test_trajectories_are_run_until_an_answer_is_called_right_and_go_on_where_th
         return np.take_along_axis(views.meanings, moved.astype(np.int64), 2)[:, 0]
 
     monkeypatch.setattr(breadth_needed, "solve_views", solve_views)
-    monkeypatch.setattr(breadth_needed, "solve_tokens", solve_tokens)
+    monkeypatch.setattr(EquilibriumReasoner, "solve", solve)
     monkeypatch.setattr(breadth_needed.sudoku, "load", lambda _: (puzzles, ParseErrors()))
     arguments = ["p.csv", "--model", tmp_path / "m", "--subset", 4, "--by", by, "--depth", 5]
     arguments += ["--state", tmp_path / "state.json"]

@@ -256,7 +256,7 @@ def small(model: EquilibriumReasoner, easy: tuple[np.ndarray, np.ndarray], *vari
 
 
 def test_each_precision_settles_at_its_own_tolerance(shipped: EquilibriumReasoner, easy) -> None:
-    result = small(shipped, easy, SAME, BF16, tol_by_precision={"bf16": 1e-9})
+    result = small(shipped, easy, SAME, BF16, tol={"fp32": 0.0282, "bf16": 1e-9})
     same, bf16 = result["variants"]
     assert result["tol"] == same["tolerance"]["tol"] == 0.0282 and bf16["tolerance"]["tol"] == 1e-9
     assert same["settled"]["count"] == 8 and same["displacement"]["same_basin"] == 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +109,8 @@ def test_the_map_of_symmetries_is_what_they_do(data, tmp_path, symmetries):
     rows = [line.split(",") for line in data.read_text().splitlines()[1:]]
     inputs, labels = (np.stack([sudoku.encode(row[k]) for row in rows]) for k in (1, 2))
     model, task = EquilibriumReasoner.from_pretrained(report.model), sudoku
-    real = eval(call, dict(ek=ek, model=model, task=task, inputs=inputs, partial=partial))
+    tokens = torch.from_numpy(inputs.astype(np.int64))
+    real = eval(call, dict(ek=ek, model=model, task=task, inputs=inputs, tokens=tokens))
     assert int(exact_match(real.preds.numpy(), labels).sum()) == report.points[recommended.index].accuracy.correct
     same = ["--out", tmp_path / "c", "--depth", 4, "--breadth", 2, "--quick", "--seed", 3]
     refused = eqr("curve", data, *same, code=2)

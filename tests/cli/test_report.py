@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from eqr_kernels.cli.render import PICTURES, NoData, page, write_report
 from eqr_kernels.cli.render import wording as say
 from eqr_kernels.cli.render.style import save, spread
-from eqr_kernels.studies.curve_report import SCHEMA, CurveReport, GroupSteps, Puzzles, ReportError, Turning
-from eqr_kernels.studies.replay import RACES, TOLERANT, Policy
+from eqr_kernels.studies.curve_report import SCHEMA, CurveReport, GroupSteps, Puzzles, ReportError, TurnSettings
+from eqr_kernels.studies.replay import POLICIES_WITH_TOLERANCE, RACES, Policy
 from tests.support.curve_report import BREADTHS, DEPTHS, make_report
 from tests.support.environment import REPOSITORY
 
@@ -207,7 +207,7 @@ def test_a_backend_that_records_few_depths_is_named() -> None:
     ],
 )
 def test_calls(policy: str, want: str) -> None:
-    tol = 0.028 if policy in TOLERANT else None
+    tol = 0.028 if policy in POLICIES_WITH_TOLERANCE else None
     assert Policy(policy, 64, 8, tol, "first" if policy in RACES else "residual").call() == want
 
 
@@ -216,18 +216,19 @@ def test_calls(policy: str, want: str) -> None:
     [
         (dict(), "model.solve(tokens, depth=9, breadth=2, ...)"),
         (
-            dict(turns=Turning(4, 64)),
-            "ek.solve_turned(model, inputs, ek.Turns(4, task.views, 64), depth=9, breadth=2, ...)",
+            dict(turns=TurnSettings(4, 64)),
+            "model.solve(tokens, turns=ek.Turns(4, task.views, 64), depth=9, breadth=2, ...)",
         ),
         (
-            dict(turns=Turning(4, 8), seed=3),
-            "ek.solve_turned(model, inputs, ek.Turns(4, partial(task.views, seed=3), 8), depth=9, breadth=2, ...)",
+            dict(turns=TurnSettings(4, 8), seed=3),
+            "model.solve(tokens, turns=ek.Turns(4, lambda x, n: task.views(x, n, seed=3), 8), depth=9, breadth=2, ..., "
+            "seed=3)",
         ),
         (dict(views=True), "ek.solve_views(model, task.views(inputs, 2), depth=9, ...)"),
         (
-            dict(views=True, turns=Turning(4, 64), seed=3),
-            "ek.solve_views(model, task.views(inputs, 2, seed=3), turns=ek.Turns(4, partial(task.views, seed=3), 64), "
-            "depth=9, ...)",
+            dict(views=True, turns=TurnSettings(4, 64), seed=3),
+            "ek.solve_views(model, task.views(inputs, 2, seed=3), "
+            "turns=ek.Turns(4, lambda x, n: task.views(x, n, seed=3), 64), depth=9, ..., seed=3)",
         ),
     ],
 )

@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <cmath>
 #include <mutex>
+#include <numeric>
+#include <random>
 #include <set>
 #include <thread>
 #include <vector>
@@ -199,6 +201,59 @@ TEST(a_run_goes_on_from_the_states_of_another) {
       CHECK(then.end.steps[t] == kThen, threads, t);
     }
   }
+}
+
+// A run whose cells turn: arrangements [N, V, S], drawn at random, or such as move nothing.
+struct Turned {
+  Problem p{5};
+  std::vector<int64_t> cells;
+  static constexpr int64_t kCount = 3;
+
+  explicit Turned(bool moved) {
+    p.mock.tokens = 8;  // of which each has six numbers of a state
+    p.depth = 17;
+    std::minstd_rand random(5);
+    for (int64_t row = 0; row < p.puzzles() * kCount; ++row) {
+      std::vector<int64_t> order(size_t(p.mock.tokens));
+      std::iota(order.begin(), order.end(), 0);
+      if (moved) std::shuffle(order.begin(), order.end(), random);
+      cells.insert(cells.end(), order.begin(), order.end());
+    }
+  }
+
+  Result solve(int threads, int64_t every) {
+    Result result(p);
+    eqr::cpu::FixedPoint run = result.fixed_point(p);
+    run.turn_cells = cells.data(), run.turn_every = every, run.turn_count = kCount, run.state_size = kMockState;
+    run_on(run, threads);
+    return result;
+  }
+};
+
+TEST(turns_that_move_nothing_change_streaks_and_scores_alone) {
+  Turned turned(false);
+  turned.p.checkpoints = {2, 3, 4, 11};
+  const Result still = solve(turned.p, 1);
+  for (int64_t every : {1, 3, 4, 40}) {
+    const Result result = turned.solve(1, every);
+    const auto alike = [&](const Table& a, const Table& b) {
+      return a.preds == b.preds && a.steps == b.steps && a.status == b.status && a.residual == b.residual;
+    };
+    CHECK(alike(result.end, still.end), every);
+    for (size_t c = 0; c < 4; ++c) CHECK(alike(result.at[c], still.at[c]), every, c);
+    CHECK(every < 40 || same(result, still), every);
+  }
+  turned.p.patience = 3;
+  const Result broken_off = turned.solve(1, 2);
+  CHECK(count(broken_off.end, eqr::kConverged) == 0);  // no streak outlives a turn
+}
+
+TEST(turned_trajectories_do_not_depend_on_threads) {
+  Turned turned(true);
+  turned.p.checkpoints = every_depth(17);
+  const Result alone = turned.solve(1, 3);
+  CHECK(!same(alone, solve(turned.p, 1)));
+  for (int threads : {2, 5}) CHECK(same(turned.solve(threads, 3), alone), threads);
 }
 
 TEST(the_state_kept_is_that_of_the_winner) {

@@ -232,7 +232,7 @@ def test_the_report_of_eval_is_the_same_and_goes_on(data, model, out, halt, brea
     assert len(before) == 3
     (out / "part-00000-00000001.parquet").unlink()
     assert same_report(eqr_json(*kept, code=1), want) and shards_of(out) == before
-    assert "depths was [1, 2, 6] and is [1, 2]" in eqr(*kept, "--depths", "1,2", code=2).stderr
+    assert "depths was [1, 2, 6] and is [1, 4]" in eqr(*kept, "--depths", "1,4", code=2).stderr
     first = parquet.read_table(out)
     assert first.num_rows == ROWS - len(BAD) and len(first["correct"][0].as_py()) == 2 * 3
 

@@ -91,6 +91,36 @@ def test_start_states_that_do_not_fit_are_named(changes: dict[str, Any], message
         torch.ops.eqr_kernels.fixed_point.default(*arguments)
 
 
+def turns(every: int = 2, **changes: Any) -> ops.TurnCells:
+    cells = torch.stack([torch.randperm(S, generator=torch.Generator().manual_seed(k)) for k in range(12)])
+    return ops.TurnCells(cells.unflatten(0, (4, 3)), every)._replace(**changes)
+
+
+def test_opcheck_of_turns() -> None:
+    arguments = (pack(**weights()).data, *problem(trace=False).values(), None, None, None, False, *turns())
+    torch.library.opcheck(torch.ops.eqr_kernels.fixed_point.default, arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "keep_states", "message"),
+    [
+        (dict(cells=torch.arange(S).expand(4, 1, S)), False, "turn_cells must be .*contiguous"),
+        (dict(cells=torch.zeros(4, 0, S, dtype=torch.int64)), False, r"turn_cells must be .*\[N, V >= 1, S\]"),
+        (dict(cells=torch.zeros(3, 2, S, dtype=torch.int64)), False, r"turn_cells must be .*\[4, 2, 6\]"),
+        (dict(cells=torch.zeros(4, 2, S)), False, "turn_cells must be .*int64"),
+        (dict(cells=torch.zeros(4, 2, S, dtype=torch.int64)), False, "each of 0..5 once in every row, got 0 in row 0"),
+        (dict(cells=torch.arange(1, S + 1).repeat(4, 2, 1)), False, "once in every row, got 6 in row 0"),
+        (dict(every=0), False, "turn_cells and turn_every must both be given or neither"),
+        (dict(every=-1), False, "turn_every"),
+        (dict(), True, "turn_cells and keep_states do not go together"),
+    ],
+)
+def test_turns_that_make_no_sense_are_named(changes: dict[str, Any], keep_states: bool, message: str) -> None:
+    given = (None, None, None, keep_states, *turns(**changes))
+    with pytest.raises((ValueError, TypeError, RuntimeError), match=message):
+        torch.ops.eqr_kernels.fixed_point.default(pack(**weights()).data, *problem().values(), *given)
+
+
 def test_opcheck_of_trajectory_bytes_and_fingerprint() -> None:
     packed = pack(**weights()).data
     torch.library.opcheck(torch.ops.eqr_kernels.trajectory_bytes.default, (packed, 3))

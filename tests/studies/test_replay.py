@@ -78,7 +78,7 @@ def test_a_replayed_policy_is_what_solve_answers(model, puzzles, recordings, nam
     assert result.steps.tolist() == real.steps.tolist()
     assert result.restart.tolist() == real.restart.tolist()
     assert result.settled.tolist() == real.converged.tolist()
-    if policy.select != "first" or name != "random starts":  # what losers spend there depends on how many go at a time
+    if policy.select != "first" or "views" in name:  # what losers spend elsewhere depends on how many go at a time
         assert result.nfe.tolist() == real.nfe.tolist()
     else:
         assert (result.nfe <= policy.breadth * policy.depth).all() and (result.nfe >= result.steps).all()
@@ -185,8 +185,7 @@ def test_a_trajectory_that_diverged_spends_nothing_more_and_never_answers():
     ("how", "steps", "correct", "one_by_one"),
     [
         (dict(), [2, 2, 2], False, None),
-        (dict(turn_every=3), [3, 2, 3], False, None),
-        (dict(turn_every=4), [3, 2, 4], False, None),
+        (dict(turn_every=3), [2, 2, 2], False, None),
         (dict(views=True), [3, 0, 0], True, [1]),
         (dict(views=True, turn_every=2), [3, 0, 0], True, [1]),
     ],

@@ -67,7 +67,7 @@ def main(
         return 0
     chosen = _chosen(default_variants(simulate_in), only)
     reasoner = puz.load_model(model, device, progress)
-    tols = _tolerances(tol, reasoner)
+    tols = _tolerances(tol, reasoner, {"fp32", *(variant.precision for variant in chosen)})
     its_task = puz.task_for(task, reasoner)
     puzzles, errors = puz.read_answered(its_task, reasoner.config.seq_len, file, limit=limit, show=progress)
     of = len(puzzles)
@@ -85,8 +85,7 @@ def main(
             puzzles.labels,
             depth=depth,
             breadth=breadth,
-            tol=tols["fp32"],
-            tol_by_precision=tols,
+            tol=tols,
             seed=seed,
             progress=bar.update,
             variants=chosen,
@@ -129,23 +128,26 @@ def _chosen(variants: tuple[Any, ...], only: str | None) -> list[Any]:
     return [known[name] for name in dict.fromkeys(names)]
 
 
-def _tolerances(text: str, model: Any) -> dict[str, float]:
+def _tolerances(text: str, model: Any, precisions: set[str]) -> dict[str, float]:
     """Of each precision, as `solve` takes it, but for a model that has none: what is no promise there would be none
     here."""
     from eqr_kernels.cli.tolerance import parse_tolerance
-    from eqr_kernels.precision import NAMED
     from eqr_kernels.solver import card_in
     from eqr_kernels.tolerance import card_tolerance
 
     tol = parse_tolerance(text)
     if not isinstance(tol, str):
-        return {precision.name: tol for precision in NAMED}
-    known = {precision.name: card_tolerance(card_in(model, precision.name), tol) for precision in NAMED}
-    if None in known.values():
-        raise ValueError(
-            f"--tol {tol} needs a calibrated tolerance, and this model's card has none; see `eqr calibrate`"
-        )
-    return {name: tolerance.value for name, tolerance in known.items() if tolerance is not None}
+        return dict.fromkeys(precisions, tol)
+    tols = {}
+    for name in sorted(precisions):
+        known = card_tolerance(card_in(model, name), tol)
+        if known is None:
+            raise ValueError(
+                f"--tol {tol} needs a calibrated tolerance, and this model's card has none for {name}; "
+                f"`eqr calibrate --precision {name} --write` finds one"
+            )
+        tols[name] = known.value
+    return tols
 
 
 app = typer.Typer(add_completion=False)

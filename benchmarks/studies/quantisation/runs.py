@@ -126,7 +126,7 @@ def alone(run: Run) -> dict[str, Any]:
 
 
 def against(base: Run, other: Run) -> dict[str, Any]:
-    """How a run differs from the baseline's on the same puzzles, starts and noise.
+    """How a run differs from the baseline's on the same puzzles, starts and noise; each settles at its own tolerance.
 
     A trajectory has changed basin if it settled in both with different answers, or in one only. Trajectories of one
     puzzle are alike, so that intervals over trajectories are too narrow; how many puzzles are touched stands beside.

@@ -29,7 +29,6 @@ from benchmarks.studies.quantisation.variants import (
     sort_out,
     weight_bytes,
 )
-from eqr_kernels.precision import NAMED
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.studies.types import Progress
 
@@ -48,8 +47,7 @@ def study(
     *,
     depth: int,
     breadth: int,
-    tol: float,
-    tol_by_precision: Mapping[str, float] = {},
+    tol: float | Mapping[str, float],
     seed: int = 0,
     progress: Progress | None = None,
     variants: Sequence[Variant] | None = None,
@@ -67,7 +65,7 @@ def study(
         model: any precision; it is copied, and its weights are taken as float32.
         inputs, labels: integers [N, S]; each puzzle with some label, and a label of 0 is not scored.
         depth, breadth: outer steps of each trajectory, all spent, and trajectories of each puzzle.
-        tol: residual that counts as settled. tol_by_precision: of those that have their own.
+        tol: residual that counts as settled; or that of each precision, by its name.
         seed: of starts and noise, the same for all.
         progress: called with (outer steps spent, outer steps in all); displacement and timing are not counted.
         variants: to compare with fp32, by default `default_variants()`. Controls are told apart, and the reseeded one,
@@ -82,8 +80,7 @@ def study(
     Raises:
         ValueError: shapes, labels or numbers do not fit; as `solve`. RuntimeError: fp32 cannot run on this backend.
     """
-    questions, answers = _checked(inputs, labels, tol)
-    tols = {precision.name: tol_by_precision.get(precision.name, tol) for precision in NAMED}
+    questions, answers = _checked(inputs, labels)
     if noise_scale is None:
         noise_scale = model.inference_noise_scale
     limits = dict(max_loss=max_loss, max_attractors_lost=max_attractors_lost)
@@ -92,6 +89,7 @@ def study(
     requested = list(default_variants() if variants is None else variants)
     if RESEEDED not in requested:
         requested.insert(0, RESEEDED)
+    tols = _tolerances(tol, {BASELINE.precision, *(variant.precision for variant in requested)})
     wanted, missing = sort_out(base_model, requested, backend)
     each, total = len(questions) * depth * breadth, (1 + len(wanted)) * len(questions) * depth * breadth
 
@@ -166,9 +164,7 @@ def study(
     }
 
 
-def _checked(
-    inputs: npt.ArrayLike, labels: npt.ArrayLike, tol: float
-) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]:
+def _checked(inputs: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]:
     questions, answers = np.asarray(inputs), np.asarray(labels)
     if questions.ndim != 2 or not len(questions) or questions.shape != answers.shape:
         raise ValueError(
@@ -179,9 +175,17 @@ def _checked(
         raise ValueError(
             f"every puzzle must have labels, got none in {len(bare)} rows, first {bare[0]}; leave them out"
         )
-    if not 0 < tol < math.inf:
-        raise ValueError(f"tol must be positive and finite, got {tol}")
     return questions, answers
+
+
+def _tolerances(tol: float | Mapping[str, float], precisions: set[str]) -> dict[str, float]:
+    given = tol if isinstance(tol, Mapping) else dict.fromkeys(precisions, tol)
+    if missing := sorted(precisions - given.keys()):
+        raise ValueError(f"tol must have one of each precision, got none of {', '.join(missing)}")
+    for name in precisions:
+        if not 0 < given[name] < math.inf:
+            raise ValueError(f"tol must be positive and finite, got {given[name]} of {name}")
+    return {name: given[name] for name in precisions}
 
 
 def _spread(rows: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.intp]:

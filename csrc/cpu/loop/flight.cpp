@@ -6,16 +6,26 @@
 namespace eqr::cpu {
 namespace {
 
-int64_t kept_floats(const FixedPoint& p) { return p.z_H ? p.state_size : 0; }
+int64_t kept_floats(const FixedPoint& p) { return p.z_H || p.turn_cells ? p.state_size : 0; }
+int64_t moved_floats(const FixedPoint& p) { return p.turn_cells ? p.state_size : 0; }
+int64_t moved_cells(const FixedPoint& p) { return p.turn_cells ? p.engine.tokens : 0; }
 
 }  // namespace
 
 Flight::Flight(const FixedPoint& p, Race* race)
-    : trajectory(p), p_(p), race_(race), z_H_(kept_floats(p)), z_L_(kept_floats(p)) {}
+    : trajectory(p),
+      p_(p),
+      race_(race),
+      z_H_(kept_floats(p)),
+      z_L_(kept_floats(p)),
+      tokens_(moved_cells(p)),
+      places_(moved_cells(p)),
+      moved_(moved_floats(p)) {}
 
 int64_t Flight::bytes(const FixedPoint& p) {
-  const int64_t states = 2 * int64_t(sizeof(float)) * kept_floats(p);
-  return int64_t(sizeof(Flight)) - int64_t(sizeof(Trajectory)) + Trajectory::bytes(p) + states;
+  const int64_t states = int64_t(sizeof(float)) * (2 * kept_floats(p) + moved_floats(p));
+  const int64_t cells = 2 * int64_t(sizeof(int64_t)) * moved_cells(p);
+  return int64_t(sizeof(Flight)) - int64_t(sizeof(Trajectory)) + Trajectory::bytes(p) + states + cells;
 }
 
 void Flight::begin(int64_t number) {
@@ -57,7 +67,30 @@ void Flight::step(OpenTeam& team, void* workspace) {
   t.advance(*static_cast<const StepOutput*>(workspace));
   if (race_ && settled(t.status())) race_->settled(t.puzzle(), t.restart(), t.steps());
   if (t.going() && hopeless()) t.lose();
-  if (t.going()) t.record();
+  if (!t.going()) return;
+  t.record();
+  if (p_.turn_cells && t.steps() % p_.turn_every == 0) turn(workspace);
+}
+
+void Flight::turn(void* workspace) {
+  Trajectory& t = trajectory;
+  const int64_t S = p_.engine.tokens, features = p_.state_size / S, last = t.steps() / p_.turn_every - 1;
+  const auto cells = [&](int64_t turn) {
+    return p_.turn_cells + (t.puzzle() * p_.turn_count + turn % p_.turn_count) * S;
+  };
+  const int64_t *before = cells(last), *after = cells(last + 1), *puzzle = p_.tokens + t.puzzle() * S;
+  // Before the first turn a puzzle's cells are its own.
+  for (int64_t s = 0; s < S; ++s) places_[last ? before[s] : s] = s;
+  for (int64_t s = 0; s < S; ++s) tokens_[s] = puzzle[after[s]];
+  input_.tokens = tokens_.data();
+  p_.engine.get_state(p_.engine.packed, workspace, z_H_.data(), z_L_.data());
+  for (std::vector<float>* z : {&z_H_, &z_L_}) {
+    for (int64_t s = 0; s < S; ++s)
+      std::copy_n(z->data() + places_[after[s]] * features, features, moved_.data() + s * features);
+    z->swap(moved_);
+  }
+  p_.engine.put_state(p_.engine.packed, workspace, z_H_.data(), z_L_.data());
+  t.turn(after);
 }
 
 Ended Flight::end(const void* workspace) {

@@ -38,6 +38,7 @@ class Flight {
   Trajectory trajectory;
 
  private:
+  void turn(void* workspace);
   void count(int what) const;
 
   const FixedPoint& p_;
@@ -45,7 +46,10 @@ class Flight {
   StepInput input_{};
   int64_t before_ = 0;  // outer steps that its start has behind it
   bool parked_ = false;
-  std::vector<float> z_H_, z_L_;  // [S, d], while parked, and at its end where states are kept
+  std::vector<float> z_H_, z_L_;  // [S, d], while parked or turning, and at its end where states are kept
+  // While turning, and the tokens since then: [S], [S], [S, d].
+  std::vector<int64_t> tokens_, places_;
+  std::vector<float> moved_;
 };
 
 }  // namespace eqr::cpu

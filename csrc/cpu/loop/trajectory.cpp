@@ -22,35 +22,48 @@ int64_t Trajectory::bytes(const FixedPoint& p) {
 
 void Trajectory::begin(int64_t number) {
   number_ = number;
-  steps_ = streak_ = checkpoint_ = 0;
+  steps_ = streak_ = checkpoint_ = turned_ = 0;
+  cells_ = nullptr;
   status_ = kGoing;
   residual_ = q_halt_ = kNaN;
   std::fill(logits_.begin(), logits_.end(), 0.0f);
   std::fill(changes_.begin(), changes_.end(), kNaN);
 }
 
+void Trajectory::turn(const int64_t* cells) {
+  cells_ = cells;
+  turned_ = steps_;
+  streak_ = 0;
+}
+
 void Trajectory::advance(const StepOutput& out) {
   const int64_t S = p_.engine.tokens, V = p_.engine.vocabulary;
+  const auto before = [&](int64_t s) { return logits_.data() + (cells_ ? cells_[s] : s) * V; };
   residual_ = std::sqrt(residual_sq(out.change_sq, out.size_sq));
   q_halt_ = out.q_halt;
   bool finite = std::isfinite(residual_) && std::isfinite(q_halt_);
   double change = 0;
   for (int64_t s = 0; s < S; ++s) {
+    const float *now = out.logits + s * V, *last = before(s);
     double sum = 0;
-    for (int64_t i = s * V; i < (s + 1) * V; ++i) {
-      const double difference = double(out.logits[i]) - double(logits_[i]);
+    for (int64_t i = 0; i < V; ++i) {
+      const double difference = double(now[i]) - double(last[i]);
       sum += difference * difference;
-      finite &= std::isfinite(out.logits[i]);
+      finite &= std::isfinite(now[i]);
     }
     change += std::sqrt(sum);
   }
-  if (finite) std::copy_n(out.logits, S * V, logits_.begin());
+  if (finite)
+    for (int64_t s = 0; s < S; ++s) std::copy_n(out.logits + s * V, V, before(s));
   if (p_.residuals) p_.residuals[number_ * p_.depth + steps_] = residual_;
-  // At depth 1 there is no difference yet: the residual stands in, and the first difference takes its place.
+  // At depth 1 there is no difference yet: the residual stands in, and the first difference takes its place. So does
+  // the difference over a turn for those after it.
+  const int64_t since = steps_ - turned_;
+  if (since == 0) std::fill(changes_.begin(), changes_.end(), kNaN);
   if (steps_ == 0)
     changes_[0] = residual_;
   else
-    changes_[(steps_ - 1) % changes_.size()] = float(change / double(S));
+    changes_[std::max<int64_t>(since - 1, 0) % changes_.size()] = float(change / double(S));
   ++steps_;
   streak_ = residual_ <= p_.tol ? streak_ + 1 : 0;
   status_ = status_after(p_, finite, q_halt_, streak_, steps_);

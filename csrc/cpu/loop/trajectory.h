@@ -17,6 +17,8 @@ class Trajectory {
   static int64_t bytes(const FixedPoint&);
 
   void begin(int64_t number);
+  // From now on cell s is the puzzle's cells[s], int64 [S]. Streak and score begin anew.
+  void turn(const int64_t* cells);
   // Takes in an outer step, and decides whether it was the last. Records the step in `residuals`.
   void advance(const StepOutput&);
   // A sibling has won the race.
@@ -42,10 +44,12 @@ class Trajectory {
 
   const FixedPoint& p_;
   int64_t number_ = 0, steps_ = 0, streak_ = 0;
-  int64_t checkpoint_ = 0;  // the next one
+  int64_t turned_ = 0;              // outer steps before the last turn
+  const int64_t* cells_ = nullptr;  // [S], since then; null: as the puzzle has them
+  int64_t checkpoint_ = 0;          // the next one
   Status status_ = kGoing;
   float residual_ = 0, q_halt_ = 0;
-  std::vector<float> logits_;   // [S, V], the last finite ones; zero before
+  std::vector<float> logits_;   // [S, V] of the puzzle's cells, the last finite ones; zero before
   std::vector<float> changes_;  // [window], a ring of the last changes of the logits
 };
 

@@ -28,6 +28,7 @@ class TritonBackend:
     precisions = (Precision.fp32, Precision.bf16)
     max_checkpoints: int | None = None
     keeps_states = False
+    turns_cells = False
     runs_modules = False
 
     def why_not(self, model: EqROperator, precision: Precision) -> str | None:

@@ -41,7 +41,11 @@ def _front(report: CurveReport) -> Table:
     columns = ["setting", "accuracy", "95 %", "NFE", "p50 ms", "p95 ms", "puzzles/s", f"{report.unit_costs.unit}-s"]
     if report.settings.price:
         columns.append(f"{report.settings.price.currency} per 1,000")
-    table = _table(f"{report.model}, {report.puzzles.count} puzzles: the Pareto front{cut}", *columns, "")
+    table = _table(
+        f"{report.model}{wording.symmetries(report)}, {report.puzzles.count} puzzles: the Pareto front{cut}",
+        *columns,
+        "",
+    )
     for i in shown:
         p = report.points[i]
         low, high = p.accuracy.interval

@@ -114,7 +114,8 @@ def explanations(report: CurveReport) -> list[tuple[str, str]]:
         (
             "Latency",
             "One query at a time takes an overhead and a time for each NFE; both are measured for each breadth, and a "
-            "point's latency is computed from them and each puzzle's NFE. The percentiles are therefore over puzzles.",
+            "point's latency is computed from them and each puzzle's NFE. The percentiles are therefore over puzzles."
+            + (" A race runs one view after the other, each a query of breadth 1." if report.settings.views else ""),
         ),
         ("Throughput and cost", _cost(report)),
         ("Energy", _energy(report)),

@@ -74,6 +74,8 @@ def _front(report: CurveReport) -> Table:
 
 
 def _point(report: CurveReport, p: Point, names: list[str]) -> list[str]:
+    # A race of views holds one at a time.
+    held = 1 if report.settings.views and p.policy.select == "first" else p.policy.breadth
     measured = (p.nfe, p.nfe * report.layers_per_step, *p.latency_ms, p.throughput, p.unit_seconds, p.cost_per_1000)
     return [
         ", ".join(names),
@@ -84,7 +86,7 @@ def _point(report: CurveReport, p: Point, names: list[str]) -> list[str]:
         wording.percent(p.accuracy.share),
         wording.interval(p.accuracy.interval),
         *(wording.significant(value) for value in (*measured, p.joules)),
-        wording.mebibytes(report.unit_costs.peak_bytes(p.policy.depth, p.policy.breadth)),
+        wording.mebibytes(report.unit_costs.peak_bytes(p.policy.depth, held)),
     ]
 
 

@@ -57,22 +57,24 @@ def sizes(policy: Policy) -> str:
 def call(report: CurveReport, policy: Policy, arguments: str | None = None) -> str:
     """What to type in Python for a policy, with these arguments if they are known."""
     settings = report.settings
-    seed = f", seed={settings.seed}" if settings.seed else ""
-    arguments = arguments or policy.call(views=settings.views)
-    turns = ""
+    seed, seeded = ("", {}) if not settings.seed else (f", seed={settings.seed}", {"seed": settings.seed})
+    arguments = arguments or policy.call(views=settings.views, **seeded)
+    turned = ""
     if settings.turns is not None:
-        views = f"partial(task.views{seed})" if seed else "task.views"
-        turns = f"ek.Turns({settings.turns.every}, {views}, {settings.turns.cycle})"
+        views = f"lambda x, n: task.views(x, n{seed})" if seed else "task.views"
+        turned = f"turns=ek.Turns({settings.turns.every}, {views}, {settings.turns.cycle}), "
     if settings.views:
-        turned = f"turns={turns}, " if turns else ""
         return f"ek.solve_views(model, task.views(inputs, {policy.breadth}{seed}), {turned}{arguments})"
-    return f"ek.solve_turned(model, inputs, {turns}, {arguments})" if turns else f"model.solve(tokens, {arguments})"
+    return f"model.solve(tokens, {turned}{arguments})"
 
 
 def symmetries(report: CurveReport) -> str:
-    """For example " by views, a turn every 4 outer steps"; "" where there are none."""
+    """For example " by views, a turn after every 4 outer steps"; "" where there are none."""
     settings = report.settings
-    turns = "" if settings.turns is None else f", a turn every {settings.turns.every} outer steps"
+    turns = ""
+    if settings.turns is not None:
+        every = settings.turns.every
+        turns = f", a turn after every {f'{every} outer steps' if every > 1 else 'outer step'}"
     return f"{' by views' if settings.views else ''}{turns}"
 
 
