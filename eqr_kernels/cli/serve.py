@@ -37,6 +37,8 @@ def serve(
     ),
     tol: opt.Tol = "auto",
     select: opt.Select = _DEFAULTS.select,
+    halt: opt.Halt = _DEFAULTS.halt,
+    turn_every: opt.TurnEvery = None,
     max_in_flight: Annotated[int, typer.Option(help="Trajectories that have a state at a time.")] = 256,
     max_queued: Annotated[int, typer.Option(help="Puzzles that wait; beyond, a request gets 429.")] = 1000,
     max_puzzles: Annotated[int, typer.Option(help="Puzzles of a request.")] = _LIMITS.puzzles,
@@ -88,7 +90,8 @@ def serve(
         steps=max_steps,
         seconds=max_seconds,
     )
-    defaults = Defaults(depth=depth, breadth=breadth, tol=parse_tolerance(tol), select=select)
+    starts: dict[str, Any] = dict(depth=depth, breadth=breadth, tol=parse_tolerance(tol), select=select)
+    defaults = Defaults(**starts, halt=halt, turn_every=turn_every)
     check_ray_options(engine, address=address, replicas=replicas, cpus_per_worker=cpus_per_worker, port=port)
     listener = listening_socket(host, port)
     with listener:
@@ -99,6 +102,7 @@ def serve(
             )
         reasoner = puz.load_model(model, device)
         its_task = puz.task_for(task, reasoner)
+        puz.turns_for(its_task, turn_every, depth, seed=0)
         open_cells = np.full(reasoner.config.seq_len, its_task.open_token, np.uint8)
         of_engine: dict[str, Any] = dict(
             max_in_flight=max_in_flight, max_queued=max_queued, backend=backend, precision=precision

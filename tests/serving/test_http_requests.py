@@ -15,6 +15,7 @@ import eqr_kernels.serving.http as package
 from eqr_kernels.serving.http.schema import Defaults, Limits
 from eqr_kernels.tasks import sudoku
 from eqr_kernels.tasks.registry import SUDOKU
+from eqr_kernels.tasks.task import turns_of
 from eqr_kernels.trajectory import Status
 from tests.support.http_server import BROKEN, PUZZLE, SOLUTION, Served, post, serving
 from tests.support.serving import PATIENCE, until
@@ -39,6 +40,8 @@ def served():
         {"depth": 9, "breadth": 2, "select": "q", "halt": "none"},
         {"tol": 0.3, "patience": 2, "noise_scale": 0.05},
         {"breadth": 2, "select": "first", "tol": "fast", "ids": [-(1 << 63), (1 << 63) - 1]},
+        {"turn_every": 2, "seed": 7, "halt": "none", "depth": 6},
+        {"turn_every": None},
     ],
 )
 def test_answers_are_those_of_solve(served: Served, options):
@@ -49,6 +52,8 @@ def test_answers_are_those_of_solve(served: Served, options):
         solved = {"depth": 16, "backend": "reference", **options}
         if "ids" in options:
             solved["ids"] = torch.tensor([options["ids"][place]])
+        if "turn_every" in options and (every := solved.pop("turn_every")) is not None:
+            solved["turns"] = turns_of(SUDOKU, every, options["seed"])
         tokens = torch.from_numpy(sudoku.encode(text).astype("int64"))[None]
         want = served.model.solve(tokens, **solved)
         restart = int(want.restart)
@@ -118,6 +123,9 @@ REFUSED = [
     ({**ONE, "depth": 33}, "depth must be at most 32 on this server, got 33", "depth"),
     ({**ONE, "breadth": "2"}, "breadth must be an int, got '2' (str)", "breadth"),
     ({**ONE, "depth": 32, "breadth": 3}, "depth x breadth must be at most 64 on this server, got 32 x 3", "depth"),
+    ({**ONE, "turn_every": 0}, "turn_every must be at least 1, got 0", "turn_every"),
+    ({**ONE, "turn_every": 16}, "turn_every must be less than the depth, 16, or nothing turns, got 16", "turn_every"),
+    ({**ONE, "turn_every": 2, "patience": 3}, "patience must be at most turns.every=2", "patience"),
     ({**ONE, "patience": 0}, "patience must be at least 1, got 0", "patience"),
     ({**ONE, "tol": -1}, "tol must be finite and not negative, got -1", "tol"),
     ({**ONE, "tol": "slow"}, 'tol must be "auto", "fast" or a number of at least 0, got \'slow\'', "tol"),

@@ -51,6 +51,8 @@ class Defaults:
     breadth: int = 1
     tol: float | str = "auto"
     select: str = "residual"
+    halt: str = "residual"
+    turn_every: int | None = None
 
     def fit(self, limits: Limits) -> None:
         """Raises ValueError where a request that says nothing would already ask for too much."""
@@ -65,6 +67,9 @@ class Defaults:
             )
         check_tolerance(self.tol)
         check_choice("select", self.select, SELECTION_RULES)
+        check_choice("halt", self.halt, tuple(HALTING_RULES))
+        if self.turn_every is not None:
+            check_count("turn_every", self.turn_every)
 
 
 def _in_our_words(check: Callable[[Any], Any]) -> BeforeValidator:
@@ -109,6 +114,7 @@ class SolveRequest(BaseModel):
     select: str
     halt: str
     patience: int
+    turn_every: int | None
     noise_scale: float | None
     seed: int
     ids: list[int] | None
@@ -116,7 +122,7 @@ class SolveRequest(BaseModel):
     stream: bool
 
     def options(self) -> dict[str, Any]:
-        """Of `Engine.submit`, all but the ids."""
+        """Of `Engine.submit`, all but ids and turns."""
         names = ("depth", "breadth", "tol", "select", "halt", "patience", "noise_scale", "seed", "deadline")
         return {name: getattr(self, name) for name in names}
 
@@ -163,7 +169,18 @@ def request_model(limits: Limits, defaults: Defaults, example: str) -> type[Solv
         ),
         "halt": (
             _choice("halt", tuple(HALTING_RULES)),
-            Field("residual", description="When a trajectory stops."),
+            Field(defaults.halt, description="When a trajectory stops."),
+        ),
+        "turn_every": (
+            Annotated[
+                Annotated[int, Field(ge=1, le=limits.depth)] | None,
+                _in_our_words(_optional(partial(check_count, "turn_every"))),
+            ],
+            Field(
+                defaults.turn_every,
+                description="After so many outer steps the puzzle's cells move by a symmetry that its task knows, and "
+                "the latent states with them; null: never.",
+            ),
         ),
         "patience": (
             Annotated[int, Field(ge=1, le=limits.depth), count["patience"]],
@@ -226,6 +243,13 @@ def parse_request(body: bytes, model: type[SolveRequest], limits: Limits) -> Sol
             f"depth x breadth must be at most {limits.steps} on this server, got {request.depth} x {request.breadth}; "
             "lower one of them",
             "depth",
+        )
+    if request.turn_every is not None and request.turn_every >= request.depth:
+        raise Refused(
+            400,
+            f"turn_every must be less than the depth, {request.depth}, or nothing turns, got {request.turn_every}; leave "
+            "it out",
+            "turn_every",
         )
     if request.ids is not None and len(request.ids) != len(request.puzzles):
         wanted = f"one for each of the {len(request.puzzles)} puzzles"

@@ -22,7 +22,7 @@ from eqr_kernels.serving.http.metrics import Metrics, Throughput
 from eqr_kernels.serving.http.puzzles import answer, as_row, finite, read_puzzle
 from eqr_kernels.serving.http.schema import SolveRequest
 from eqr_kernels.tasks.common import Tokens
-from eqr_kernels.tasks.task import Task
+from eqr_kernels.tasks.task import Task, turns_of
 
 _STEPS_KEPT = 4096
 """Lines of a stream that wait for a slow reader, about a kilobyte each; older ones are left out."""
@@ -128,6 +128,8 @@ class Solving:
 
     def _submit_one(self, place: int, tokens: Tokens) -> None:
         options = self.request.options()
+        if self.request.turn_every is not None:
+            options["turns"] = turns_of(self.task, self.request.turn_every, self.request.seed)
         if self.request.ids is not None:
             options["ids"] = torch.tensor([self.request.ids[place]])
         if self.request.stream:
