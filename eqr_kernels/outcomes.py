@@ -1,4 +1,4 @@
-"""Trajectories that were solved one by one, or part by part, as a `SolveResult` of their puzzles."""
+"""Trajectories that were solved one by one, as a `SolveResult` of their puzzles."""
 
 from __future__ import annotations
 
@@ -40,12 +40,8 @@ class Outcomes(NamedTuple):
         numbers = (ran.all_status, ran.all_score, ran.all_q_halt, ran.all_steps, ran.all_residual)
         return cls(preds, *(column[:, 0] for column in numbers))
 
-    def at(self, puzzle: Tensor, trajectory: int | Tensor) -> Outcomes:
-        """Of some trajectories, [n, ...]; puzzle: int64 [n]; trajectory: the same of all, or int64 [n]."""
-        return Outcomes(*(field[puzzle, trajectory] for field in self))
-
-    def put(self, puzzle: Tensor, trajectory: int | Tensor, these: Outcomes) -> None:
-        """Replaces what `at` gives."""
+    def put(self, puzzle: Tensor, trajectory: int, these: Outcomes) -> None:
+        """Replaces those of one trajectory of some puzzles, int64 [n]; these: [n, ...]."""
         for field, values in zip(self, these, strict=True):
             field[puzzle, trajectory] = values
 

@@ -20,13 +20,13 @@ from eqr_kernels.forking import check_threads
 from eqr_kernels.modifications import overrides
 from eqr_kernels.modules import EqROperator, LatentState, check_fields, check_ids, check_tokens, has_values
 from eqr_kernels.not_compiled import not_compiled
-from eqr_kernels.ops import StartStates, TurnCells
+from eqr_kernels.ops import StartStates
 from eqr_kernels.precision import NAMED, Precision, names
 from eqr_kernels.results import Collector, OnFinished, SolveResult
 from eqr_kernels.run_rules import HALTING_RULES, RULES_WITH_TOLERANCE
 from eqr_kernels.tasks.views import Turns
 from eqr_kernels.tolerance import FIRST_ROWS, HaltingTolerance, check_tolerance, halting_tolerance
-from eqr_kernels.turns import turn_cells
+from eqr_kernels.turns import check_turns, turn_cells
 
 DEFAULT_DEPTH = 64
 """Outer steps at most, of `solve` and of the commands."""
@@ -72,7 +72,7 @@ def solve(
     Args:
         model: the reasoner; no gradient is taken. Where its user overrode a method, registered a hook or replaced a
             layer it is called as it is, in its mode (train or eval) and dtype; `SolveResult.backend_reason` says so.
-        tokens: integers [N, S] in 0..V-1. N may be 0: the result is empty then, and nothing is called.
+        tokens: integers [N, S] in 0..V-1. N may be 0: the result is empty then, and the model is not called.
         depth: outer steps at most, for each trajectory.
         breadth: trajectories B a row, from different random starts.
         halt: one of `run_rules.HALTING_RULES`: "residual" (r <= tol for `patience` steps in a row: CONVERGED), "q"
@@ -109,8 +109,10 @@ def solve(
             stuck, at rest on a wrong answer or moving about it, is seldom stuck once it has moved, and goes on from all
             that it has found. That a puzzle stays the same when its cells move is knowledge of its task: what turns
             gain is to be told apart, as with `solve_views`. `patience` and `window` count anew at each turn, so that
-            patience is at most `turns.every`; the score one step after a turn is the change of the logits over it. Not
-            with return_state. Backends that move no cells (cuda, triton) cannot turn: "auto" takes another.
+            patience is at most `turns.every`; the score one step after a turn is the change of the logits over it. The
+            card's tolerances were calibrated without turns; halt="residual+q" asks for more than they do. Memory grows
+            with the arrangements of a puzzle, at most `turns.cycle`. Not with return_state. Backends that move no cells
+            (cuda, triton) cannot turn: "auto" takes another.
         on_finished: called with each trajectory as it ends (by the cuda and triton backends: when all have ended), in
             the calling thread. What it raises cancels what is left, and comes out of here.
         progress: called with (trajectories finished, of how many, outer steps spent) at the beginning, now and then (by
@@ -247,6 +249,8 @@ def prepare(
     if noise_scale is None:
         noise_scale = model.inference_noise_scale
     check_number("noise_scale", noise_scale)
+    if turns is not None:
+        check_turns(turns, streak=patience if halt in RULES_WITH_TOLERANCE else 1, states=return_state)
     run: dict[str, Any] = dict(depth=depth, seed=seed, slots=slots, backend=backend, precision=precision)
     tolerance = _tolerance(model, halt, tokens, tol, noise_scale, run, warn)
     if isinstance(checkpoints, (str, Tensor)) or not isinstance(checkpoints, Iterable):
@@ -256,7 +260,6 @@ def prepare(
     if checkpoints and checkpoints[-1] > depth:
         raise ValueError(f"checkpoints must be at most depth={depth}, got {checkpoints[-1]}; raise depth")
     computed_in = precision_of(model, precision)
-    moves = None if turns is None else _turns(model, turns, tokens, depth, halt, patience, return_state)
     if not choices:
         _check_finite(model)
     start = None if initial_state is None else _start(model, initial_state, n, breadth, depth, seed, ids, computed_in)
@@ -268,9 +271,9 @@ def prepare(
         start = _start(model, own, n, breadth, depth, 0, None, computed_in)
     states = start is not None or return_state
     choices = {} if choices is None else choices
-    kind = computed_in, states, moves is not None, torch.get_num_threads()
+    kind = computed_in, states, turns is not None, torch.get_num_threads()
     if kind not in choices:
-        choices[kind] = backends.choose(backend, model, computed_in, states=states, turns=moves is not None)
+        choices[kind] = backends.choose(backend, model, computed_in, states=states, turns=turns is not None)
     chosen, reason = choices[kind]
     problem = FixedPointProblem(
         tokens=tokens,
@@ -291,7 +294,7 @@ def prepare(
         slots_asked=slots is not None,
         start=start,
         keep_states=return_state,
-        turns=moves,
+        turns=None if turns is None else turn_cells(turns, tokens, depth, model.config.vocab_size),
         report_ends=on_finished is not None,
         report_steps=report_steps,
     )
@@ -303,20 +306,6 @@ def prepare(
         collector=Collector(problem, model.config, on_finished),
         return_all=return_all,
     )
-
-
-def _turns(
-    model: EqROperator, turns: Turns, tokens: Tensor, depth: int, halt: str, patience: int, return_state: bool
-) -> TurnCells:
-    moves = turn_cells(turns, tokens, depth, model.config.vocab_size)
-    if halt in RULES_WITH_TOLERANCE and patience > turns.every:
-        raise ValueError(
-            f"patience must be at most turns.every={turns.every} (--turn-every), as it counts anew at each turn, got "
-            f"{patience}; lower it, or turn less often"
-        )
-    if return_state:
-        raise ValueError("return_state and turns do not go together: a state would be of cells that have moved")
-    return moves
 
 
 def _check_has_values(model: EqROperator, tokens: object, state: object) -> None:

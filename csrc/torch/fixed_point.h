@@ -89,7 +89,7 @@ struct RunArguments {
         fail("turn_cells must be a contiguous int64 tensor [N, V >= 1, S], got shape ", eqr::shape(turns->cells));
       check_tensor("turn_cells", turns->cells, ScalarType::Long, {puzzles(), count, S}, place);
       check_range("turn_every", turns->every, 1, kMost);
-      if (keep_states) fail("turn_cells and keep_states do not go together: a state would be of cells that have moved");
+      if (keep_states) fail("keep_states must be False with turn_cells, as a state would be of cells that have moved");
     }
     if (is_race(rules) && halt == Halt::none)
       fail("select='first' needs a halting rule, got halt='none'; use halt='residual' or halt='q'");
@@ -114,7 +114,8 @@ inline RunArguments run_arguments(const Tensor& packed, const Tensor& tokens, co
                                   bool trace, const std::optional<Tensor>& start_H,
                                   const std::optional<Tensor>& start_L, const std::optional<Tensor>& start_rng,
                                   bool keep_states, const std::optional<Tensor>& turn_cells, int64_t turn_every) {
-  if (turn_cells.has_value() != (turn_every != 0)) fail("turn_cells and turn_every must both be given or neither");
+  if (turn_cells.has_value() != (turn_every != 0))
+    fail("turn_every must be at least 1 with turn_cells, and 0 without, got ", turn_every);
   if (start_H.has_value() != start_L.has_value() || start_H.has_value() != start_rng.has_value())
     fail("start_H, start_L and start_rng must all be given or all be None");
   return {.packed = packed,

@@ -73,7 +73,7 @@ def to_table(
     metadata = {
         "shapes": {name: list(array.shape[1:]) for name, array in arrays.items()},
         "depths": list(recording.depths),
-        "run": recording.metadata(),
+        "recording": recording.metadata(),
     }
     columns = {"line": pa.array(line, pa.int64()), "source": pa.array(source.tolist(), pa.string())}
     for name, array in arrays.items():
@@ -91,7 +91,7 @@ def from_table(table: Any) -> tuple[Recording, Bools | None]:
         flat = flat.chunk(0) if hasattr(flat, "chunk") else flat
         return flat.flatten().to_numpy(zero_copy_only=False).reshape(len(table), *metadata["shapes"][name])
 
-    recording = Recording(tuple(metadata["depths"]), **{name: array(name) for name in ARRAYS}, **metadata["run"])
+    recording = Recording(tuple(metadata["depths"]), **{name: array(name) for name in ARRAYS}, **metadata["recording"])
     return recording, array(_OTHER) if _OTHER in metadata["shapes"] else None
 
 

@@ -49,11 +49,11 @@ class StartStates(NamedTuple):
 
 
 class TurnCells(NamedTuple):
-    """After every so many outer steps the cells of each of N puzzles move to the next of V arrangements, and to the
-    first again after the last; the states of its trajectories move with them."""
+    """Where the cells of N puzzles are: before the first turn as the puzzle has them, after the v-th as number v % V of
+    V arrangements has them. The states of its trajectories move with them."""
 
     cells: Tensor  # int64 [N, V, S], the puzzle's cell that each cell shows
-    every: int  # at least 1
+    every: int  # outer steps between turns, at least 1
 
 
 Ended = Callable[[int, int, int, int, float, float, float, list[int]], object]

@@ -74,11 +74,11 @@ class Engine:
         quantum: outer steps of a turn.
         backend, precision: as for `solve`.
         options: defaults for `submit`, those of `solve`: depth, breadth, halt, tol, patience, select, window,
-            noise_scale, seed, checkpoints, return_all, trace, return_state.
+            noise_scale, seed, checkpoints, return_all, trace, return_state, turns.
 
     Attributes:
         backend, backend_reason: what it chose when it was made, and why. Each request has its own in its result: it
-            differs where the model was modified meanwhile, or where states are wanted that a backend does not keep.
+            differs where the model was modified meanwhile, or where states or turns are wanted that a backend has not.
         precision: as it was given.
 
     Raises:
@@ -106,9 +106,7 @@ class Engine:
         self._options = {**_SOLVE, **options, "backend": backend, "precision": precision}
         del self._options["progress"]
         self._meter, self._weights = Meter(), FrozenWeights()
-        # Of no puzzles: checks the options, and is silent since every request will tell.
-        none = torch.zeros(0, model.config.seq_len, dtype=torch.int64, device=model.device)
-        chosen = self._prepare(none, {}, warn=lambda _: None)
+        chosen = self._of_none({})
         self.backend, self.backend_reason, self.precision = chosen.backend.name, chosen.reason, precision
         self._requests = Requests(self.max_queued)
         lifetime.watch(self, self._requests)
@@ -247,6 +245,15 @@ class Engine:
             for future in waiting.values():
                 future.cancel()
 
+    def check(self, **options: Any) -> str:
+        """The backend that requests with these options would get.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as `submit`.
+        """
+        _check_names("check", options, OPTIONS)
+        return self._of_none(options).backend.name
+
     def stats(self) -> EngineStats:
         """The load now; see `EngineStats`."""
         runners = [runner.stats() for runner in list(self._requests.runners.values())]
@@ -301,6 +308,11 @@ class Engine:
         number = next(self._requests.numbers)
         job = Job(number, prepared, until, on_step is not None)
         return Request(job, self._requests.answer(number), self._runner(prepared.backend), on_step)
+
+    def _of_none(self, options: dict[str, Any]) -> PreparedSolve:
+        """Of no puzzles: checks the options, and is silent since every request will tell."""
+        none = torch.zeros(0, self.model.config.seq_len, dtype=torch.int64, device=self.model.device)
+        return self._prepare(none, options, warn=lambda _: None)
 
     def _prepare(
         self, tokens: Tensor, options: dict[str, Any], warn: Callable[[str], object], report_steps: bool = False

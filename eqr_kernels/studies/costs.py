@@ -161,6 +161,7 @@ def measure_costs(
     done, of = 0, rounds * (len(breadths) + 1)
     for number in range(rounds):
         for b in breadths:
+            alone(b, 1, number)  # or the first one would find the caches and the threads as the crowd left them
             pairs[b].append((alone(b, 1, number), alone(b, deeper[b], number)))
             done += 1
             if progress is not None:

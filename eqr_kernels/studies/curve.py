@@ -133,7 +133,7 @@ class CurveMap:
         self.recorded = recordable_depths(model, request.depth, self.depths, **run_by)
         self.decides = what_decides(model, options, turns=request.turns is not None)
         sizes = self.recorded, request.breadth, model.device.type
-        held = held_numbers(model, request.views)
+        held = held_numbers(model, request.views, request.turns, request.depth)
         self.chunk = chunk_size(len(puzzles), model.config.seq_len, *sizes, resumable=True, held=held)
         identity = {
             "weights": weights,

@@ -19,6 +19,7 @@ from eqr_kernels.studies.scoring import answer_codes, exact_match, token_accurac
 from eqr_kernels.studies.types import Bools, Codes, Floats, Ints, Progress
 from eqr_kernels.tasks.views import MakeViews, Turns
 from eqr_kernels.trajectory import Status
+from eqr_kernels.turns import turn_count
 from eqr_kernels.views import solve_puzzles
 
 _CHUNK_BYTES = 128 << 20
@@ -257,7 +258,9 @@ def record(
     _check_limit(depths, _depth_limit(model, turns, **ran_by))
     if chunk is None:
         size = questions.shape[1], depths, breadth, model.device.type
-        chunk = chunk_size(len(questions), *size, resumable=parts is not None, held=held_numbers(model, views))
+        chunk = chunk_size(
+            len(questions), *size, resumable=parts is not None, held=held_numbers(model, views, turns, depths[-1])
+        )
     symmetries = dict(views=views, turns=turns)
     each = depths[-1] * breadth
     total = len(questions) * each
@@ -300,9 +303,11 @@ def check_counts(name: str, values: Iterable[int]) -> tuple[int, ...]:
     return counts
 
 
-def held_numbers(model: EquilibriumReasoner, views: MakeViews | None) -> int:
-    """How many float32 numbers of a token are held of every trajectory: logits, by `solve_views`."""
-    return 0 if views is None else model.config.vocab_size
+def held_numbers(model: EquilibriumReasoner, views: MakeViews | None, turns: Turns | None, depth: int) -> int:
+    """What is held of a token of every trajectory, counted in float32 numbers: logits by `solve_views`, and the
+    arrangements of what turns, in some three tables of int64."""
+    logits = 0 if views is None else model.config.vocab_size
+    return logits + (0 if turns is None else 3 * turn_count(turns, depth))
 
 
 def chunk_size(

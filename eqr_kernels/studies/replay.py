@@ -126,12 +126,14 @@ def ends_when_halted(
 
     Raises:
         ValueError: the recording was halted itself, or has no such depth or breadth; there is no such rule; tol is
-            missing.
+            missing; its trajectories turned, and patience is above 1.
     """
     if halt not in HALTING_RULES:
         raise ValueError(f"halt must be one of {', '.join(HALTING_RULES)}, got {halt!r}")
     if halt in RULES_WITH_TOLERANCE and tol is None:
         raise ValueError(f'halt="{halt}" looks at the residual and needs tol, got None')
+    if patience > 1 and recording.turn_every is not None:
+        raise ValueError(f"patience must be 1 for a recording with turns, at which it counts anew, got {patience}")
     depth, breadth = depth or recording.depth, breadth or recording.breadth
     if recording.halt != "none":
         raise ValueError(f'only a recording without halting can be replayed, and this one has halt="{recording.halt}"')

@@ -244,16 +244,25 @@ TEST(turns_that_move_nothing_change_streaks_and_scores_alone) {
     CHECK(every < 40 || same(result, still), every);
   }
   turned.p.patience = 3;
+  CHECK(count(solve(turned.p, 1).end, eqr::kConverged) > 0);
   const Result broken_off = turned.solve(1, 2);
   CHECK(count(broken_off.end, eqr::kConverged) == 0);  // no streak outlives a turn
 }
 
-TEST(turned_trajectories_do_not_depend_on_threads) {
+TEST(turned_trajectories_do_not_depend_on_threads_nor_on_one_that_diverges) {
   Turned turned(true);
   turned.p.checkpoints = every_depth(17);
+  // Of the second puzzle's second trajectory, the first step after a turn.
+  turned.p.mock.fault = [](int64_t id, int64_t restart, int64_t step) {
+    return id == Problem(5).ids[1] && restart == 1 && step == 3 ? Fault::nan_logits : Fault::none;
+  };
   const Result alone = turned.solve(1, 3);
   CHECK(!same(alone, solve(turned.p, 1)));
   for (int threads : {2, 5}) CHECK(same(turned.solve(threads, 3), alone), threads);
+  const int64_t lost = turned.p.breadth + 1;
+  CHECK(alone.end.status[lost] == eqr::kDiverged && alone.end.steps[lost] == 4);
+  CHECK(count(alone.end, eqr::kDiverged) == 1);
+  for (int64_t s = 0; s < 8; ++s) CHECK(alone.end.preds[lost * 8 + s] == alone.at[2].preds[lost * 8 + s], s);
 }
 
 TEST(the_state_kept_is_that_of_the_winner) {

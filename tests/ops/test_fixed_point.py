@@ -110,9 +110,9 @@ def test_opcheck_of_turns() -> None:
         (dict(cells=torch.zeros(4, 2, S)), False, "turn_cells must be .*int64"),
         (dict(cells=torch.zeros(4, 2, S, dtype=torch.int64)), False, "each of 0..5 once in every row, got 0 in row 0"),
         (dict(cells=torch.arange(1, S + 1).repeat(4, 2, 1)), False, "once in every row, got 6 in row 0"),
-        (dict(every=0), False, "turn_cells and turn_every must both be given or neither"),
+        (dict(every=0), False, "turn_every must be at least 1 with turn_cells, and 0 without, got 0"),
         (dict(every=-1), False, "turn_every"),
-        (dict(), True, "turn_cells and keep_states do not go together"),
+        (dict(), True, "keep_states must be False with turn_cells"),
     ],
 )
 def test_turns_that_make_no_sense_are_named(changes: dict[str, Any], keep_states: bool, message: str) -> None:

@@ -125,7 +125,7 @@ REFUSED = [
     ({**ONE, "depth": 32, "breadth": 3}, "depth x breadth must be at most 64 on this server, got 32 x 3", "depth"),
     ({**ONE, "turn_every": 0}, "turn_every must be at least 1, got 0", "turn_every"),
     ({**ONE, "turn_every": 16}, "turn_every must be less than the depth, 16, or nothing turns, got 16", "turn_every"),
-    ({**ONE, "turn_every": 2, "patience": 3}, "patience must be at most turns.every=2", "patience"),
+    ({**ONE, "turn_every": 2, "patience": 3}, "patience must be at most turn_every, 2, got 3; lower it", "patience"),
     ({**ONE, "patience": 0}, "patience must be at least 1, got 0", "patience"),
     ({**ONE, "tol": -1}, "tol must be finite and not negative, got -1", "tol"),
     ({**ONE, "tol": "slow"}, 'tol must be "auto", "fast" or a number of at least 0, got \'slow\'', "tol"),
@@ -284,6 +284,10 @@ def test_a_bad_first_line_hurts_nobody(served: Served):
         (dict(steps=100), dict(depth=64, breadth=2), "depth x breadth is 64 x 2 by default"),
         ({}, dict(select="best"), "select must be one of"),
         ({}, dict(tol=-1.0), "tol must be finite"),
+        ({}, dict(halt="ever"), "halt must be one of"),
+        ({}, dict(halt="none", select="first"), 'select is "first" by default, which needs a halting rule'),
+        ({}, dict(turn_every=0), "turn_every must be at least 1"),
+        ({}, dict(depth=8, turn_every=8), "turn_every is 8 by default and depth 8, so that nothing turns; lower it"),
     ],
 )
 def test_defaults_must_fit_the_limits(limits, defaults, message):

@@ -165,6 +165,8 @@ def test_a_row_that_diverges_at_a_turn_keeps_its_answer_and_hurts_no_other(model
     broken.load_state_dict(model.state_dict())
     options = dict(turns=TURNS, halt="none", ids=torch.arange(5))
     first, whole = (broken.solve(TOKENS, depth=depth, **options) for depth in (EVERY, DEPTH))
+    plain = model.solve(TOKENS, depth=DEPTH, backend="reference", **options)
+    torch.testing.assert_close(whole.logits, plain.logits, rtol=1e-4, atol=1e-4)
     broken.broken = True
     got = broken.solve(TOKENS, depth=DEPTH, **options)
     others = [0, 1, 3, 4]
@@ -189,6 +191,18 @@ def test_the_backends_agree_as_well_as_without_turns(model):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_an_engine_races_with_turns_of_its_own(model, backend):
+    options = between(model, TURNS, dict(halt="residual", depth=DEPTH, breadth=3, backend=backend))
+    want = model.solve(TOKENS, turns=TURNS, select="first", **options)
+    options.pop("backend")
+    with Engine(model, backend=backend, quantum=1, turns=TURNS, select="first", **options) as engine:
+        assert engine.check() == backend
+        answers = [future.result() for future in [engine.submit(puzzle) for puzzle in TOKENS]]
+    assert torch.equal(torch.cat([answer.preds for answer in answers]), want.preds)
+    assert torch.equal(torch.cat([answer.steps for answer in answers]), want.steps)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_an_engine_answers_as_solve_does(model, backend):
     options = between(model, TURNS, dict(halt="residual", depth=DEPTH, breadth=2, backend=backend))
     engine_options = {name: value for name, value in options.items() if name != "backend"}
@@ -203,16 +217,59 @@ def test_an_engine_answers_as_solve_does(model, backend):
     assert not torch.equal(still.all_residual, want[0].all_residual)
 
 
+def by_hand(model, turns, depth, tol, patience, **options):
+    """Scores [5, depth] and the step at which each halts [5], from logits at each depth and residuals of a run."""
+    whole = model.solve(TOKENS, turns=turns, depth=depth, halt="none", trace=True, **options)
+    at = [model.solve(TOKENS, turns=turns, depth=k, halt="none", **options).logits for k in range(1, depth + 1)]
+    residuals = whole.residuals[:, 0]
+    scores, halts = torch.full((5, depth), torch.nan), torch.full((5,), depth)
+    for row in range(5):
+        changes, streak = [], 0
+        for step in range(1, depth + 1):
+            since = (step - 1) % turns.every
+            change = residuals[row, 0] if step == 1 else (at[step - 1][row] - at[step - 2][row]).norm(dim=1).mean()
+            # What stands in for a difference leaves with the first one; a turn drops those before it.
+            changes = [change] if since <= 1 else [*changes, change][-options["window"] :]
+            scores[row, step - 1] = torch.stack(changes).mean()
+            streak = (streak if since else 0) + 1 if residuals[row, step - 1] <= tol else 0
+            if streak >= patience:
+                halts[row] = min(int(halts[row]), step)
+    return scores, halts
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_score_one_step_after_a_turn_is_the_change_of_the_logits_over_it(model, backend):
-    before, after, whole = (
-        model.solve(TOKENS, turns=TURNS, depth=depth, halt="none", checkpoints=marks, backend=backend)
-        for depth, marks in ((EVERY, ()), (EVERY + 1, (EVERY + 1,)), (DEPTH, (EVERY + 1,)))
-    )
-    change = (after.logits - before.logits).norm(dim=2).mean(1)
-    torch.testing.assert_close(after.score, change, rtol=1e-6, atol=0)
-    for ran in (after, whole):
-        torch.testing.assert_close(ran.at[EVERY + 1].all_score[:, 0], change, rtol=1e-6, atol=0)
+@pytest.mark.parametrize(("every", "share"), [(1, 0.5), (2, 0.7), (5, 0.5)])
+def test_scores_and_streaks_begin_anew_at_each_turn(model, backend, every, share):
+    turns, depth, patience = Turns(every, sudoku.views), 12, min(2, every)
+    options = dict(backend=backend, window=2, seed=3)
+    trace = model.solve(TOKENS, turns=turns, depth=depth, halt="none", trace=True, **options).residuals
+    tol = float(trace[:, :, 2:].flatten().quantile(share))
+    scores, halts = by_hand(model, turns, depth, tol, patience, **options)
+    marks = tuple(range(1, depth + 1))
+    got = model.solve(TOKENS, turns=turns, depth=depth, halt="none", checkpoints=marks, **options)
+    recorded = torch.stack([got.at[k].all_score[:, 0] for k in marks], 1)
+    torch.testing.assert_close(recorded, scores, rtol=1e-5, atol=0)
+    ran = model.solve(TOKENS, turns=turns, depth=depth, tol=tol, patience=patience, **options)
+    assert ran.steps.tolist() == halts.tolist() and len(set(halts.tolist())) > 1
+
+
+def test_rows_that_turn_at_different_times_do_so_by_their_own_steps(model):
+    options = between(model, TURNS, dict(halt="residual", depth=DEPTH, breadth=2, backend="reference"))
+    few, many = (model.solve(TOKENS, turns=TURNS, slots=slots, return_all=True, **options) for slots in (3, 64))
+    assert few.all_steps.unique().numel() > 2, "all turn together: the test shows little"
+    for name in ("preds", "status", "steps"):
+        assert torch.equal(getattr(few, f"all_{name}"), getattr(many, f"all_{name}")), name
+    torch.testing.assert_close(few.all_residual, many.all_residual, rtol=1e-4, atol=1e-6)
+
+
+@needs_extension
+def test_a_backend_that_moves_no_cells_is_passed_over_and_named(model, monkeypatch):
+    monkeypatch.setattr("eqr_kernels.backends.cpu.CpuBackend.turns_cells", False)
+    assert model.solve(TOKENS, depth=2, halt="none").backend == "cpu"
+    result = model.solve(TOKENS, turns=TURNS, depth=2, halt="none")
+    assert result.backend == "reference" and "cpu: it moves no cells between outer steps" in result.backend_reason
+    with pytest.raises(RuntimeError, match="moves no cells between outer steps .turns.; use backend='reference'"):
+        model.solve(TOKENS, turns=TURNS, depth=2, halt="none", backend="cpu")
 
 
 def test_what_is_recorded_of_turns_is_what_solve_gives(model):
@@ -229,7 +286,10 @@ def test_a_maze_turns_through_its_eight_symmetries_again_and_again():
     mazes = torch.from_numpy(maze.generate(2, size=9, seed=1).inputs.astype(np.int64))
     turns = turns_of(MAZE, 1, seed=0)
     assert turns.cycle == 8
-    with pytest.raises(ValueError, match="take 20 views of each puzzle, .* at most 8.*; give Turns a cycle"):
+    with pytest.raises(
+        ValueError,
+        match="cannot make the 20 views .*: .* at most 8.*; where there are fewer",
+    ):
         model.solve(mazes, turns=Turns(1, maze.views), depth=20, halt="none")
     result = model.solve(mazes, turns=turns, depth=20, halt="none", trace=True)
     assert result.residuals.isfinite().all() and int(result.nfe.sum()) == 40
@@ -255,8 +315,7 @@ def test_turns_do_not_depend_on_the_default_dtype(model, dtype):
     [
         (dict(turns=3), TypeError, "turns must be Turns, as in Turns.4, sudoku.views., got int"),
         (dict(patience=4, halt="residual", tol=0.1), ValueError, "patience must be at most turns.every=3"),
-        (dict(return_state=True), ValueError, "return_state and turns do not go together"),
-        (dict(backend="triton"), RuntimeError, "triton"),
+        (dict(return_state=True), ValueError, "return_state must be False with turns"),
         (dict(progress=3), TypeError, "progress must be a function or None, got 3"),
         (dict(depth=0), ValueError, "depth must be"),
         (dict(checkpoints=(9,)), ValueError, "checkpoints must be at most depth=8"),

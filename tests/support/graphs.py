@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from torch import Tensor
 from eqr_kernels import EquilibriumReasoner, SolveResult, backends
 from eqr_kernels.backends.graphed import StepInputs, StepOutputs
 from eqr_kernels.backends.reference import ReferenceBackend
+from eqr_kernels.tasks.common import Tokens
+from eqr_kernels.tasks.views import Turns, Views
 
 TOL = 0.02
 
@@ -23,6 +26,13 @@ def install(monkeypatch: pytest.MonkeyPatch, graphs: Callable[[torch.device], An
 
 def solve(model: EquilibriumReasoner, tokens: Tensor, **options: Any) -> SolveResult:
     return model.solve(tokens, **{"tol": TOL, "depth": 30, "backend": "reference", "return_all": True, **options})
+
+
+def mirrored(inputs: Tokens, count: int) -> Views:
+    """Puzzles, uint8 [N, 6], and their cells the other way round, by turns."""
+    cells = np.stack([np.arange(6)[:: 1 if view % 2 == 0 else -1] for view in range(count)])
+    names = np.broadcast_to(np.arange(7, dtype=np.uint8), (len(inputs), count, 7))
+    return Views.of(inputs, np.broadcast_to(cells, (len(inputs), count, 6)), names)
 
 
 CASES = {
@@ -37,6 +47,7 @@ CASES = {
     "race": dict(select="first", breadth=6, slots=8, checkpoints=(3, 30)),
     "bf16": dict(precision="bf16", depth=5),
     "patience": dict(patience=3, select="vote", breadth=2),
+    "turns": dict(turns=Turns(3, mirrored, cycle=2), slots=5, breadth=2, checkpoints=(1, 7, 30)),
 }
 
 

@@ -31,9 +31,9 @@ struct FixedPoint : RunRules {
   // Where trajectories start: states [T, S, d], and rng [T, 4] as in StepInput; or null, and each draws its own.
   const float *start_H = nullptr, *start_L = nullptr;
   const int64_t* start_rng = nullptr;
-  // Turns: after every `turn_every` outer steps a trajectory's cells move to the next of its puzzle's V arrangements,
-  // [N, V, S]: the puzzle's cell that each cell shows. Its state moves with them, and what is recorded is of the
-  // puzzle's own cells. Null: they stay. Not with z_H and z_L.
+  // Turns: after every `turn_every` outer steps a trajectory's cells move, at the v-th turn to number v % V of its
+  // puzzle's [N, V, S]: the puzzle's cell that each cell shows. Its state moves with them, and what is recorded is of
+  // the puzzle's own cells. Null: they stay. Not with z_H and z_L.
   const int64_t* turn_cells = nullptr;
   int64_t turn_every = 0, turn_count = 0;
   int64_t state_size = 0;  // S * d, where any of these is not null and in an open run

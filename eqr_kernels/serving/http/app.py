@@ -39,7 +39,7 @@ from eqr_kernels.serving.http.schema import (
     parse_request,
     request_model,
 )
-from eqr_kernels.serving.http.solving import Solving
+from eqr_kernels.serving.http.solving import Solving, why_no_turns
 from eqr_kernels.solver import card_in
 from eqr_kernels.tasks.task import Task
 from eqr_kernels.tolerance import card_tolerance
@@ -83,6 +83,9 @@ def create_app(
     # More than may wait would never be taken.
     limits = dataclasses.replace(limits, puzzles=min(limits.puzzles, engine.max_queued))
     defaults.fit(limits)
+    no_turns = why_no_turns(engine, task)
+    if defaults.turn_every is not None and no_turns is not None:
+        raise ValueError(f"turn_every is {defaults.turn_every} by default, and must be None here: {no_turns}")
     if token is not None and not token.strip():
         raise ValueError("the token is empty; leave it out, or give one that is hard to guess")
     accepted = request_model(limits, defaults, example)
@@ -157,7 +160,7 @@ def create_app(
         whole fails only where none has an answer.
         """
         parsed = parse_request(await _body(request, limits.body), accepted, limits)
-        work = Solving(engine, task, model.config, parsed, metrics, throughput, request.scope["state"])
+        work = Solving(engine, task, no_turns, model.config, parsed, metrics, throughput, request.scope["state"])
         await work.submit()
         if parsed.stream:
             return _Stream(work)

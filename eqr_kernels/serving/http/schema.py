@@ -68,8 +68,12 @@ class Defaults:
         check_tolerance(self.tol)
         check_choice("select", self.select, SELECTION_RULES)
         check_choice("halt", self.halt, tuple(HALTING_RULES))
-        if self.turn_every is not None:
-            check_count("turn_every", self.turn_every)
+        if self.halt == "none" and self.select == "first":
+            raise ValueError('select is "first" by default, which needs a halting rule, and halt "none"; change one')
+        if self.turn_every is not None and check_count("turn_every", self.turn_every) >= self.depth:
+            raise ValueError(
+                f"turn_every is {self.turn_every} by default and depth {self.depth}, so that nothing turns; lower it"
+            )
 
 
 def _in_our_words(check: Callable[[Any], Any]) -> BeforeValidator:
@@ -244,12 +248,16 @@ def parse_request(body: bytes, model: type[SolveRequest], limits: Limits) -> Sol
             "lower one of them",
             "depth",
         )
-    if request.turn_every is not None and request.turn_every >= request.depth:
+    every = request.turn_every
+    if every is not None and every >= request.depth:
+        if "turn_every" in request.model_fields_set:
+            bound = f"less than the depth, {request.depth}, or nothing turns"
+            raise Refused(400, f"turn_every must be {bound}, got {every}; leave it out", "turn_every")
+        request.turn_every = None  # the default of deeper requests
+    elif every is not None and request.patience > every:
+        remedy = "lower it, or set turn_every to null"
         raise Refused(
-            400,
-            f"turn_every must be less than the depth, {request.depth}, or nothing turns, got {request.turn_every}; leave "
-            "it out",
-            "turn_every",
+            400, f"patience must be at most turn_every, {every}, got {request.patience}; {remedy}", "patience"
         )
     if request.ids is not None and len(request.ids) != len(request.puzzles):
         wanted = f"one for each of the {len(request.puzzles)} puzzles"

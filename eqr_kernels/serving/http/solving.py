@@ -65,11 +65,22 @@ class Steps:
         return taken
 
 
+def why_no_turns(engine: Engine, task: Task) -> str | None:
+    """Why the engine cannot turn puzzles of the task; None: it can."""
+    try:
+        # Deep enough for one turn; what a request leaves out is for the request.
+        engine.check(turns=turns_of(task, 1, seed=0), depth=2, patience=1, checkpoints=(), return_state=False)
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    return None
+
+
 @dataclass
 class Solving:
     """The puzzles of one request, in the Engine.
 
     Attributes:
+        no_turns: why none of them can turn; None: they can.
         entries: what is known of each puzzle's result.
         outcomes: the same in a word, for the metrics.
         tokens, futures: of the puzzles that could be read, by place.
@@ -77,6 +88,7 @@ class Solving:
 
     engine: Engine
     task: Task
+    no_turns: str | None
     config: EqRConfig
     request: SolveRequest
     metrics: Metrics
@@ -97,6 +109,8 @@ class Solving:
             Refused: none could be read (400), the engine refuses the options (400), is full (429) or closed (503).
         """
         self.state["puzzles"] = len(self.request.puzzles)
+        if self.request.turn_every is not None and self.no_turns is not None:
+            raise Refused(400, f"turn_every must be null on this server: {self.no_turns}", "turn_every")
         # Reading and the engine's checks take milliseconds, which the other requests need not wait for.
         work = asyncio.ensure_future(asyncio.to_thread(self._submit))
         try:
