@@ -40,6 +40,8 @@ def turn_cells(turns: Turns, tokens: Tensor, depth: int, vocab_size: int) -> Tur
         TypeError, ValueError: its task makes no such views.
     """
     count = turn_count(turns, depth)
+    if not len(tokens):
+        return TurnCells(tokens.new_zeros(0, count, tokens.shape[1]), turns.every)
     puzzles = as_tokens("tokens", tokens.cpu().numpy(), vocab_size)
     try:
         views = turns.views(puzzles, count)

@@ -174,8 +174,8 @@ def _curve(file: str, report: CurveReport) -> Run:
     errors = [abs(row.run.latency_error) for row in report.checked]
     # How far computed latencies lie from measured ones is the only noise that a curve tells of.
     noise = statistics.median(errors) if errors else CURVE_DEVIATION
-    turns = None if settings.turns is None else settings.turns.every
-    context = {"model": report.model, "precision": settings.precision, "turn_every": turns}
+    turns = None if settings.turns is None else (settings.turns.every, settings.turns.cycle)
+    context = {"model": report.model, "precision": settings.precision, "turns": turns}
     # Outer steps, and which puzzles a query's percentiles are over, depend on these.
     settings_of_run = {name: getattr(settings, name) for name in ("seed", "noise_scale", "window", "depth", "views")}
     settings_of_run["data"] = again.get("data_sha256")

@@ -25,9 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
-from eqr_kernels import EquilibriumReasoner, SolveResult, Turns, ops, solve_views
+from eqr_kernels import EquilibriumReasoner, SolveResult, ops, solve_views
 from eqr_kernels.atomic import atomic_write
-from eqr_kernels.cli.puzzles import report_errors, stratified, with_answers
+from eqr_kernels.cli.puzzles import report_errors, stratified, turns_for, with_answers
 from eqr_kernels.studies.identity import weights_digest
 from eqr_kernels.studies.scoring import Accuracy
 from eqr_kernels.studies.subset import digest
@@ -42,6 +42,9 @@ outer steps of all its trajectories."""
 Rows = npt.NDArray[np.intp]
 Solve = Callable[[Rows, int], SolveResult]
 """Of rows [n] and a number from 1 on: runs that trajectory of these puzzles; the result's answers are the puzzles'."""
+
+
+SUBSET = 100
 
 
 def by_views(model: EquilibriumReasoner, inputs: Tokens, breadth: int, **options: Any) -> Solve:
@@ -110,7 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("benchmarks.studies.breadth_needed", description="Trajectories until an answer.")
     parser.add_argument("puzzles", type=Path, help="Sudokus with answers and sources")
     parser.add_argument("--model", default="sudoku-paper")
-    parser.add_argument("--subset", type=int, default=100, help="puzzles, stratified by source and rating")
+    parser.add_argument("--subset", type=int, default=SUBSET, help="puzzles, stratified by source and rating")
     parser.add_argument("--by", choices=BY, default="views", help="symmetries of the puzzle, or random starts")
     parser.add_argument(
         "--until",
@@ -122,10 +125,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--depth", type=int, default=16, help="outer steps of a trajectory")
     parser.add_argument("--turn-every", type=int, help="outer steps between turns; else there are none")
     parser.add_argument(
-        "--state", type=Path, help="answers so far; else in breadth_needed-MODEL-BY-DEPTH-UNTIL[-turn-STEPS].json"
+        "--state",
+        type=Path,
+        help="answers so far; else in breadth_needed-MODEL-BY-DEPTH-UNTIL[-turn-STEPS][-SUBSET].json",
     )
     parser.add_argument("--results", type=Path, help="folder of <device>/breadth_needed-*.json, named alike")
     options = parser.parse_args(arguments)
+    try:
+        turns = turns_for(SUDOKU, options.turn_every, options.depth, seed=0)
+    except ValueError as error:
+        parser.error(str(error))
     model = EquilibriumReasoner.from_pretrained(options.model)
     known, errors = with_answers(*sudoku.load(options.puzzles), SUDOKU)
     report_errors(errors)
@@ -143,6 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     name = f"breadth_needed-{Path(options.model).stem}-{options.by}-{options.depth}-{options.until}"
     name += "" if options.turn_every is None else f"-turn-{options.turn_every}"
+    name += "" if len(puzzles) == SUBSET else f"-{len(puzzles)}"
     kept = options.state or Path(f"{name}.json")
     done, answers = 0, [{"trajectory": None, "right": False, "steps": 0} for _ in range(len(puzzles))]
     if kept.exists():
@@ -150,7 +160,6 @@ def main(arguments: list[str] | None = None) -> None:
         if state["run"] != run:
             raise SystemExit(f"--state {kept} is of {state['run']}, and this run is of {run}; name another file")
         done, answers = state["breadth"], state["answers"]
-    turns = None if options.turn_every is None else Turns(options.turn_every, sudoku.views)
     solve = BY[options.by](
         model, puzzles.inputs, options.breadth, halt=HALT[options.until], depth=options.depth, turns=turns
     )

@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--halt", choices=("residual", "residual+q", "none"), default="residual", help="at the card's tolerance"
     )
     parser.add_argument("--turn-every", type=int, metavar="STEPS", help="as of `eqr eval`: outer steps between turns")
-    parser.add_argument("--results", type=Path, help="folder of <device>/extreme_mix-MODEL[-turn-STEPS].json")
+    parser.add_argument("--results", type=Path, help="folder of <device>/extreme_mix-MODEL[-turn-STEPS][-HALT].json")
     options = parser.parse_args(arguments)
     if (options.dev is None) == (options.known is None):
         parser.error("give DEV, to run some of it, or --known, where its accuracies are: one of the two")
@@ -167,8 +167,10 @@ def main(arguments: list[str] | None = None) -> None:
     cells = [f"{100 * w['share']:.1f} % [{100 * w['low']:.1f}-{100 * w['high']:.1f}]" for w in report["weighted"]]
     table.add_row("the mix", "", "", *cells)
     Console(width=160).print(table)
-    turned = "" if turns is None else f"-turn-{turns.every}"
-    machine.write_report(options.results, f"extreme_mix-{Path(options.model).stem}{turned}", report)
+    name = f"extreme_mix-{Path(options.model).stem}"
+    name += "" if turns is None else f"-turn-{turns.every}"
+    name += "" if options.halt == "residual" else f"-{options.halt}"
+    machine.write_report(options.results, name, report)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def serve(
             )
         reasoner = puz.load_model(model, device)
         its_task = puz.task_for(task, reasoner)
-        puz.turns_for(its_task, turn_every, depth, seed=0)
+        puz.turns_for(its_task, turn_every, depth, seed=0)  # before an engine or a replica starts for nothing
         open_cells = np.full(reasoner.config.seq_len, its_task.open_token, np.uint8)
         of_engine: dict[str, Any] = dict(
             max_in_flight=max_in_flight, max_queued=max_queued, backend=backend, precision=precision

@@ -106,7 +106,7 @@ class Engine:
         self._options = {**_SOLVE, **options, "backend": backend, "precision": precision}
         del self._options["progress"]
         self._meter, self._weights = Meter(), FrozenWeights()
-        chosen = self._of_none({})
+        chosen = self._prepare_no_puzzles({})
         self.backend, self.backend_reason, self.precision = chosen.backend.name, chosen.reason, precision
         self._requests = Requests(self.max_queued)
         lifetime.watch(self, self._requests)
@@ -252,7 +252,7 @@ class Engine:
             TypeError, ValueError, RuntimeError: as `submit`.
         """
         _check_names("check", options, OPTIONS)
-        return self._of_none(options).backend.name
+        return self._prepare_no_puzzles(options).backend.name
 
     def stats(self) -> EngineStats:
         """The load now; see `EngineStats`."""
@@ -309,8 +309,8 @@ class Engine:
         job = Job(number, prepared, until, on_step is not None)
         return Request(job, self._requests.answer(number), self._runner(prepared.backend), on_step)
 
-    def _of_none(self, options: dict[str, Any]) -> PreparedSolve:
-        """Of no puzzles: checks the options, and is silent since every request will tell."""
+    def _prepare_no_puzzles(self, options: dict[str, Any]) -> PreparedSolve:
+        """Checks the options, and is silent since every request will tell."""
         none = torch.zeros(0, self.model.config.seq_len, dtype=torch.int64, device=self.model.device)
         return self._prepare(none, options, warn=lambda _: None)
 

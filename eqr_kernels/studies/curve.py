@@ -29,7 +29,7 @@ from eqr_kernels.studies.curve_report import (
 from eqr_kernels.studies.front import recommend
 from eqr_kernels.studies.identity import what_decides
 from eqr_kernels.studies.points import Point, bend, map_points, savings, steps_to_settle
-from eqr_kernels.studies.recording import FORMAT, Recording, chunk_size, held_numbers, record, recordable_depths
+from eqr_kernels.studies.recording import FORMAT, Recording, chunk_size, held_bytes, record, recordable_depths
 from eqr_kernels.studies.replay import outcome, policies
 from eqr_kernels.studies.statistics import auroc
 from eqr_kernels.studies.store import Store
@@ -133,7 +133,7 @@ class CurveMap:
         self.recorded = recordable_depths(model, request.depth, self.depths, **run_by)
         self.decides = what_decides(model, options, turns=request.turns is not None)
         sizes = self.recorded, request.breadth, model.device.type
-        held = held_numbers(model, request.views, request.turns, request.depth)
+        held = held_bytes(model, request.views, request.turns, request.depth, request.breadth)
         self.chunk = chunk_size(len(puzzles), model.config.seq_len, *sizes, resumable=True, held=held)
         identity = {
             "weights": weights,

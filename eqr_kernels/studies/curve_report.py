@@ -148,7 +148,7 @@ class Residuals:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The point that was asked for; index and arguments (of `solve` and its like) are None where none will do."""
+    """The point that was asked for; index and arguments (of `solve` or `solve_views`) are None where none will do."""
 
     target: float | None
     budget: str | None

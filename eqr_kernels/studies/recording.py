@@ -258,9 +258,8 @@ def record(
     _check_limit(depths, _depth_limit(model, turns, **ran_by))
     if chunk is None:
         size = questions.shape[1], depths, breadth, model.device.type
-        chunk = chunk_size(
-            len(questions), *size, resumable=parts is not None, held=held_numbers(model, views, turns, depths[-1])
-        )
+        held = held_bytes(model, views, turns, depths[-1], breadth)
+        chunk = chunk_size(len(questions), *size, resumable=parts is not None, held=held)
     symmetries = dict(views=views, turns=turns)
     each = depths[-1] * breadth
     total = len(questions) * each
@@ -303,11 +302,14 @@ def check_counts(name: str, values: Iterable[int]) -> tuple[int, ...]:
     return counts
 
 
-def held_numbers(model: EquilibriumReasoner, views: MakeViews | None, turns: Turns | None, depth: int) -> int:
-    """What is held of a token of every trajectory, counted in float32 numbers: logits by `solve_views`, and the
-    arrangements of what turns, in some three tables of int64."""
-    logits = 0 if views is None else model.config.vocab_size
-    return logits + (0 if turns is None else 3 * turn_count(turns, depth))
+def held_bytes(
+    model: EquilibriumReasoner, views: MakeViews | None, turns: Turns | None, depth: int, breadth: int
+) -> int:
+    """Bytes that are held of a token of every trajectory beside what is recorded: logits by `solve_views`, twice, and
+    of what turns (a view, or a puzzle) some three tables of arrangements in int64."""
+    logits = 0 if views is None else 2 * 4 * model.config.vocab_size
+    arrangements = 0 if turns is None else 3 * 8 * turn_count(turns, depth)
+    return logits + (arrangements if views is not None else -(-arrangements // breadth))
 
 
 def chunk_size(
@@ -326,11 +328,11 @@ def chunk_size(
     to keep the device busy.
 
     Args:
-        held: see `held_numbers`.
+        held: see `held_bytes`.
     """
     # Answers in int64 and six more numbers at each depth, and a residual at each step; twice, as an op's output is
     # copied.
-    row = 2 * (len(depths) * (8 * tokens + 36) + 4 * depths[-1] + 4 * tokens * held)
+    row = 2 * (len(depths) * (8 * tokens + 36) + 4 * depths[-1]) + tokens * held
     fits = _CHUNK_BYTES // (breadth * row)
     if resumable:
         busy = -(-_FULL.get(device, _FULL["cuda"]) // breadth)

@@ -224,7 +224,7 @@ def test_the_mix_of_sudoku_extreme_is_weighted_as_it_says(tmp_path, monkeypatch)
     kept = ["--minimal", tmp_path / "minimal.csv", "--results", tmp_path]
     for _ in range(2):  # the second takes what the first has made
         extreme_mix.main([str(a) for a in [*arguments, *kept]])
-        report = json.loads((tmp_path / machine.folder() / "extreme_mix-m.json").read_text())
+        report = json.loads((tmp_path / machine.folder() / "extreme_mix-m-none.json").read_text())
         assert report["depths"] == [1, 2] and report["mean_steps"] == {"unbiased": 2.0, "kaggle": 2.0}
         assert [part["correct"] for part in report["parts"]["17 clues"]] == [1, 5]
         assert [part["total"] for part in report["parts"]["unbiased"]] == [2, 2]  # of --most 2
@@ -239,7 +239,7 @@ def test_the_mix_of_sudoku_extreme_is_weighted_as_it_says(tmp_path, monkeypatch)
     (tmp_path / "dev.csv").write_text("\n".join(dev) + "\n")
     turned = [tmp_path / "dev.csv", *arguments[2:], "--turn-every", 1, *kept]
     extreme_mix.main([str(a) for a in turned])
-    report = json.loads((tmp_path / machine.folder() / "extreme_mix-m-turn-1.json").read_text())
+    report = json.loads((tmp_path / machine.folder() / "extreme_mix-m-turn-1-none.json").read_text())
     assert report["turn_every"] == 1 and [part["total"] for part in report["parts"]["forum"]] == [1, 1]
 
 
@@ -285,7 +285,7 @@ def test_trajectories_are_run_until_an_answer_is_called_right_and_go_on_where_th
     for breadth in (2, 4):
         breadth_needed.main([str(a) for a in [*arguments, "--breadth", breadth, "--results", tmp_path]])
     assert ran == [4, 3, 2, 1]
-    report = json.loads((tmp_path / machine.folder() / f"breadth_needed-m-{by}-5-called.json").read_text())
+    report = json.loads((tmp_path / machine.folder() / f"breadth_needed-m-{by}-5-called-4.json").read_text())
     assert report["command"].startswith("python -m benchmarks.studies.breadth_needed")
     assert report["mean_steps"] == (1 + 2 + 3 + 4) * 5 / 4
     rows = [(row["breadth"], row["right"]["correct"], row["taken_and_wrong"]) for row in report["at_most"]]
@@ -298,5 +298,5 @@ def test_trajectories_are_run_until_an_answer_is_called_right_and_go_on_where_th
     checked = ["--until", "valid", "--state", tmp_path / "valid.json", "--breadth", 4, "--results", tmp_path]
     breadth_needed.main([str(a) for a in [*arguments, *checked]])
     assert ran == [4, 1, 1, 1]
-    report = json.loads((tmp_path / machine.folder() / f"breadth_needed-m-{by}-5-valid.json").read_text())
+    report = json.loads((tmp_path / machine.folder() / f"breadth_needed-m-{by}-5-valid-4.json").read_text())
     assert [(row["right"]["correct"], row["taken_and_wrong"]) for row in report["at_most"]] == [(3, 0)] * 3

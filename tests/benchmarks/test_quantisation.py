@@ -263,6 +263,18 @@ def test_each_precision_settles_at_its_own_tolerance(shipped: EquilibriumReasone
     assert bf16["settled"]["count"] == 0 and bf16["displacement"]["same_basin"] == 0
 
 
+@pytest.mark.parametrize(
+    ("tol", "message"),
+    [
+        ({"fp32": 0.03}, "tol must have one of each precision, got none of bf16"),
+        ({"fp32": 0.03, "bf16": 0.0}, "tol must be positive and finite, got 0.0 of bf16"),
+    ],
+)
+def test_tolerances_that_make_no_sense(shipped: EquilibriumReasoner, easy, tol, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(shipped, easy, SAME, BF16, tol=tol)
+
+
 def test_fp32_against_itself_moves_nothing(shipped: EquilibriumReasoner, easy) -> None:
     spent: list[tuple[int, int]] = []
     result = small(shipped, easy, SAME, progress=lambda done, of: spent.append((done, of)))

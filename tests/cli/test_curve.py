@@ -181,10 +181,11 @@ def test_an_interruption_keeps_what_was_run_and_says_so(data, tmp_path, monkeypa
     assert ran == [2, 3, 4, 5] and (out / "curve.json").exists()
 
 
-def test_another_engine_records_what_is_not_there_yet(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("turning", [[], ["--turn-every", 1]], ids=["still", "turned"])
+def test_another_engine_records_what_is_not_there_yet(data, tmp_path, monkeypatch, turning):
     """Ray itself is in tests/distributed."""
     pytest.importorskip("pyarrow")
-    sizes = ["--depth", 2, "--breadth", 1, "--quick"]
+    sizes = ["--depth", 2, "--breadth", 1, "--quick", *turning]
     eqr("curve", data, "--out", tmp_path / "here", *sizes)
     monkeypatch.setattr("eqr_kernels.cli.engines.OnRay", lambda *_: Local())
     eqr("curve", data, "--out", tmp_path / "there", *sizes, "--engine", "ray")
@@ -318,7 +319,7 @@ def test_puzzles_of_our_own_where_no_file_is_named(tmp_path):
         (("--budget", "1e999 ms"), "--budget must be a positive amount"),
         (("--tols", "small"), "--tols must be auto or numbers"),
         (("--tols", "0.1,-0.2"), "--tols must be positive"),
-        (("--select", "first"), "is the race, which is mapped anyway"),
+        (("--select", "first"), "is that of the races, which are mapped anyway"),
         (("--select", "best"), "--select must be residual, vote or q"),
         (("--out", "/nowhere/at/all"), "there is no folder"),
         (("--out", "/etc/hosts"), "is a file; name a folder"),

@@ -40,7 +40,7 @@ def served():
         {"depth": 9, "breadth": 2, "select": "q", "halt": "none"},
         {"tol": 0.3, "patience": 2, "noise_scale": 0.05},
         {"breadth": 2, "select": "first", "tol": "fast", "ids": [-(1 << 63), (1 << 63) - 1]},
-        {"turn_every": 2, "seed": 7, "halt": "none", "depth": 6},
+        {"turn_every": 2, "seed": 7, "halt": "none", "depth": 6, "patience": 3},
         {"turn_every": None},
     ],
 )
@@ -125,7 +125,7 @@ REFUSED = [
     ({**ONE, "depth": 32, "breadth": 3}, "depth x breadth must be at most 64 on this server, got 32 x 3", "depth"),
     ({**ONE, "turn_every": 0}, "turn_every must be at least 1, got 0", "turn_every"),
     ({**ONE, "turn_every": 16}, "turn_every must be less than the depth, 16, or nothing turns, got 16", "turn_every"),
-    ({**ONE, "turn_every": 2, "patience": 3}, "patience must be at most turn_every, 2, got 3; lower it", "patience"),
+    ({**ONE, "turn_every": 2, "patience": 3}, "patience must be at most turns.every=2", "patience"),
     ({**ONE, "patience": 0}, "patience must be at least 1, got 0", "patience"),
     ({**ONE, "tol": -1}, "tol must be finite and not negative, got -1", "tol"),
     ({**ONE, "tol": "slow"}, 'tol must be "auto", "fast" or a number of at least 0, got \'slow\'', "tol"),
@@ -294,6 +294,38 @@ def test_defaults_must_fit_the_limits(limits, defaults, message):
     with (
         pytest.raises(ValueError, match=re.escape(message)),
         serving(limits=Limits(**limits), defaults=Defaults(**defaults)),
+    ):
+        pass
+
+
+def test_a_server_turns_by_default_where_a_request_is_deep_enough_and_does_not_refuse():
+    with serving(limits=LIMITS, defaults=Defaults(depth=8, turn_every=4, halt="none")) as turning:
+        tokens = torch.from_numpy(sudoku.encode(PUZZLE).astype("int64"))[None]
+        facts = turning.client.get("/v1/model").json()["defaults"]
+        assert (facts["turn_every"], facts["halt"]) == (4, "none")
+        for options, turned in (({}, True), ({"turn_every": None}, False), ({"depth": 4}, False)):
+            (got,) = turning.solve(PUZZLE, **options).json()["results"]
+            turns = turns_of(SUDOKU, 4, 0) if turned else None
+            depth = options.get("depth", 8)
+            want = turning.model.solve(tokens, depth=depth, halt="none", backend="reference", turns=turns)
+            assert got["residual"] == want.residual.item(), options
+
+
+class Still(type(SUDOKU)):
+    """A task that knows no symmetries."""
+
+    views = None
+
+
+def test_a_task_without_symmetries_says_so_where_turns_are_wanted():
+    with serving(task=Still()) as still:
+        response = still.solve(PUZZLE, turn_every=2)
+        assert response.status_code == 400 and response.json()["error"]["argument"] == "turn_every"
+        assert "turn_every must be null on this server: the sudoku task has no `views`" in response.text
+        assert still.solve(PUZZLE).status_code == 200
+    with (
+        pytest.raises(ValueError, match="turn_every is 2 by default, and must be None here: the sudoku task has no"),
+        serving(task=Still(), defaults=Defaults(turn_every=2)),
     ):
         pass
 

@@ -166,6 +166,11 @@ def test_rules_that_cannot_be_replayed(halt, message):
         ends_when_halted(made([[[1]]], [[[0.1]]]), halt)
 
 
+def test_patience_is_not_replayed_over_turns():
+    with pytest.raises(ValueError, match="patience must be 1 for a recording with turns, .* got 2"):
+        ends_when_halted(made([[[1]]], [[[0.1]]], turn_every=2), "residual", tol=0.1, patience=2)
+
+
 def test_a_trajectory_that_diverged_spends_nothing_more_and_never_answers():
     by_hand = made(
         correct=[[[1, 0, 0], [0, 1, 1]]],

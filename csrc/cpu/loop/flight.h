@@ -47,9 +47,9 @@ class Flight {
   int64_t before_ = 0;  // outer steps that its start has behind it
   bool parked_ = false;
   std::vector<float> z_H_, z_L_;  // [S, d], while parked or turning, and at its end where states are kept
-  // While turning, and the tokens since then: [S], [S], [S, d].
-  std::vector<int64_t> tokens_, places_;
-  std::vector<float> moved_;
+  std::vector<int64_t> tokens_;   // [S], since the last turn
+  std::vector<int64_t> places_;   // [S], while turning: where each cell of the puzzle was
+  std::vector<float> moved_;      // [S, d], while turning
 };
 
 }  // namespace eqr::cpu

@@ -103,7 +103,7 @@ def explanations(report: CurveReport) -> list[tuple[str, str]]:
             "Accuracy",
             "A puzzle counts as right when every token of its answer is. One run of all trajectories to the greatest "
             "depth and breadth records what each shallower and narrower point answers, so that all points see the same "
-            "puzzles and the same random starts. Intervals are Wilson's at 95 %.",
+            "puzzles and the same starts. Intervals are Wilson's at 95 %.",
         ),
         (
             "Outer steps and layers",

@@ -254,11 +254,6 @@ def parse_request(body: bytes, model: type[SolveRequest], limits: Limits) -> Sol
             bound = f"less than the depth, {request.depth}, or nothing turns"
             raise Refused(400, f"turn_every must be {bound}, got {every}; leave it out", "turn_every")
         request.turn_every = None  # the default of deeper requests
-    elif every is not None and request.patience > every:
-        remedy = "lower it, or set turn_every to null"
-        raise Refused(
-            400, f"patience must be at most turn_every, {every}, got {request.patience}; {remedy}", "patience"
-        )
     if request.ids is not None and len(request.ids) != len(request.puzzles):
         wanted = f"one for each of the {len(request.puzzles)} puzzles"
         raise Refused(400, f"ids must be {wanted}, got {len(request.ids)}", "ids")
