@@ -401,19 +401,6 @@ def tolerance_of(
     return halting_tolerance(card_in(model, run.get("precision", "auto")), tol, scale, at_rest)
 
 
-def tolerance_once(model: EqROperator, tokens: Tensor, tol: float | str, options: dict[str, Any]) -> float:
-    """The number that `tol` stands for, for all calls of `solve` that these tokens, int64 [N, S], are solved in.
-
-    Args:
-        options: of those calls.
-    """
-    run = {name: options[name] for name in ("depth", "seed", "slots", "backend", "precision") if name in options}
-    chosen = tolerance_of(model, tokens, tol, noise_scale=options.get("noise_scale"), **run)
-    if chosen.caveat:
-        warnings.warn(chosen.caveat, stacklevel=3)
-    return chosen.value
-
-
 def card_in(model: EqROperator, precision: str) -> ModelCard | None:
     """The model's card with the tolerances of a precision, named as for `solve`."""
     return None if model.card is None else model.card.in_precision(precision_of(model, precision).name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from eqr_kernels.outcomes import Outcomes, of_winners
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.results import Recorded, SolveResult
 from eqr_kernels.run_rules import RULES_WITH_TOLERANCE
-from eqr_kernels.solver import Progress, tolerance_once
+from eqr_kernels.solver import Progress, tolerance_of
 from eqr_kernels.tasks.common import as_tokens
 from eqr_kernels.tasks.views import MakeViews, Views
 
@@ -72,7 +73,7 @@ def solve_views(
         if name in options:
             raise TypeError(f"solve_views takes no {name}: {why}; leave it out")
     if options.get("halt", "residual") in RULES_WITH_TOLERANCE:
-        options["tol"] = tolerance_once(model, int64(views.inputs[:, 0]), options.get("tol", "auto"), options)
+        options["tol"] = _tolerance_once(model, int64(views.inputs[:, 0]), options.get("tol", "auto"), options)
     if select == "first":
         if checkpoints or trace:
             raise ValueError(
@@ -122,6 +123,19 @@ def solve_puzzles(
         return model.solve(int64(inputs), breadth=breadth, **options)
     puzzles = as_tokens("tokens", inputs, model.config.vocab_size)
     return solve_views(model, views(puzzles, breadth), **options)
+
+
+def _tolerance_once(model: EquilibriumReasoner, tokens: Tensor, tol: float | str, options: dict[str, Any]) -> float:
+    """The number that `tol` stands for, for all calls of `solve` that these tokens, int64 [N, S], are solved in.
+
+    Args:
+        options: of those calls.
+    """
+    run = {name: options[name] for name in ("depth", "seed", "slots", "backend", "precision") if name in options}
+    chosen = tolerance_of(model, tokens, tol, noise_scale=options.get("noise_scale"), **run)
+    if chosen.caveat:
+        warnings.warn(chosen.caveat, stacklevel=3)
+    return chosen.value
 
 
 def int64(values: npt.NDArray[np.integer]) -> Tensor:

@@ -15,7 +15,7 @@ from eqr_kernels.studies import meters
 from eqr_kernels.studies.points import Point
 from eqr_kernels.studies.replay import Outcome
 from eqr_kernels.studies.scoring import exact_match
-from eqr_kernels.tasks.views import MakeViews, Turns
+from eqr_kernels.tasks.views import MakeViews
 from eqr_kernels.views import solve_puzzles
 
 
@@ -58,7 +58,6 @@ def check(
     least: int = 8,
     progress: Callable[[int, int], object] | None = None,
     views: MakeViews | None = None,
-    turns: Turns | None = None,
     **options: Any,
 ) -> Checked:
     """Runs a point's policy on all puzzles at once, then puzzle by puzzle.
@@ -71,11 +70,11 @@ def check(
         seconds: that either should take, about.
         least: puzzles in either, however long they take (fewer where there are fewer).
         progress: called with (queries done, at most).
-        views, turns: as for `record`.
+        views: as for `record`.
         options: further arguments of `solve`.
     """
     questions, answers = np.asarray(inputs), np.asarray(labels)
-    arguments: dict[str, Any] = {**point.policy.arguments(), "views": views, "turns": turns, **options}
+    arguments: dict[str, Any] = {**point.policy.arguments(), "views": views, **options}
     # Spread over the file, whose puzzles may be sorted; the same ones whenever it is run.
     order = np.random.default_rng(0).permutation(len(questions))
     solve_puzzles(model, questions[order[:1]], **arguments)

@@ -17,7 +17,6 @@ import torch
 from eqr_kernels.reasoner import EquilibriumReasoner
 from eqr_kernels.studies import meters
 from eqr_kernels.studies.types import Doubles
-from eqr_kernels.tasks.views import Turns
 from eqr_kernels.views import int64
 
 
@@ -117,7 +116,6 @@ def measure_costs(
     inputs: npt.NDArray[np.integer],
     breadths: Sequence[int],
     *,
-    turns: Turns | None = None,
     depths: Sequence[int] = (16,),
     seconds: float = 0.25,
     rounds: int = 5,
@@ -130,13 +128,12 @@ def measure_costs(
     Args:
         inputs: tokens, integers [N, S], of puzzles to run; single queries take one after the other.
         breadths: to time single queries of.
-        turns: of each trajectory, whose cost is part of a step's; None: none.
         depths: to measure the peak memory at, with the least and the greatest breadth.
         seconds: that the longer of the two solves behind a median should take.
         rounds: behind a median.
         trajectories: at saturation; by default 64 a thread, or 16 a multiprocessor.
         progress: called with (measurements done, in all).
-        options: further arguments of `solve` (window, noise_scale, slots, backend, precision).
+        options: further arguments of `solve` (turns, window, noise_scale, slots, backend, precision).
     """
     cuda = model.device.type == "cuda"
     if trajectories is None:
@@ -144,7 +141,7 @@ def measure_costs(
         trajectories = 16 * per_unit if cuda else 64 * torch.get_num_threads()
     many = inputs[np.arange(trajectories) % len(inputs)]
     ids = torch.arange(trajectories, device="cpu")
-    run: dict[str, Any] = dict(turns=turns, halt="none", **options)
+    run: dict[str, Any] = dict(halt="none", **options)
     ran = model.solve(int64(inputs[:1]), depth=1, breadth=1, **run).backend
 
     def alone(breadth: int, depth: int, number: int = 0) -> float:
